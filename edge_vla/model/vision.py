@@ -19,7 +19,8 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, spec.width, kernel_size=spec.patch, stride=spec.patch)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.proj(pixels).flatten(2).transpose(1, 2)  # (B, patches, width)
+        features: Tensor = self.proj(pixels)
+        return features.flatten(2).transpose(1, 2)  # (B, patches, width)
 
 
 class TowerAttention(nn.Module):
@@ -117,7 +118,7 @@ class VisionBackbone(nn.Module):
         if not self.fused:
             features: Tensor = self.featurizer(pixels)
             return features
-        first, second = pixels.split(3, dim=1)
+        first, second = pixels[:, :3], pixels[:, 3:]
         return torch.cat([self.featurizer(first), self.fused_featurizer(second)], dim=2)
 
 
@@ -135,4 +136,6 @@ class Projector(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         x: Tensor = self.fc2(F.gelu(self.fc1(features)))
-        return self.fc3(F.gelu(x)) if self.fused else x
+        if self.fused:
+            x = self.fc3(F.gelu(x))
+        return x

@@ -1,0 +1,239 @@
+"""LoRA adapters, read without peft and merged one tensor at a time.
+
+Implements LoRA, rank-stabilised LoRA and DoRA on linears, convolutions and embeddings, rank and alpha patterns,
+fan-in-fan-out, trained biases and `modules_to_save`. An adapter that carries anything else is refused by name.
+
+Two arithmetics. "fp32" adds in float32 and rounds once (what peft computes for a float32 base). "upstream" is
+peft 0.11.1 on the base's own type, which is how OpenVLA's fine-tuning script merged the checkpoints people run.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import KeysView, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edge_vla.checkpoint.tensors import TensorSource, finite, open_safetensors
+from edge_vla.errors import CheckpointError, UsageError
+from edge_vla.openvla.config import read_json
+
+Arithmetic = Literal["fp32", "upstream"]
+PREFIX = "base_model.model."
+WEIGHTS = "adapter_model.safetensors"
+FACTORS = {
+    ".lora_A.weight": "a",
+    ".lora_B.weight": "b",
+    ".lora_embedding_A": "a",
+    ".lora_embedding_B": "b",
+    ".lora_magnitude_vector.weight": "magnitude",
+    ".lora_magnitude_vector": "magnitude",
+}
+# Options that change the merged weights in a way not implemented here.
+REFUSED = (
+    "alora_invocation_tokens",
+    "lora_bias",
+    "layer_replication",
+    "kasa_config",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+    "velora_config",
+)
+
+
+@dataclass(frozen=True)
+class Update:
+    """The adapter tensors of one module, by file key."""
+
+    module: str
+    scale: float
+    keys: Mapping[str, str]
+    embedding: bool
+
+    @property
+    def target(self) -> str:
+        return self.module + ".weight"
+
+
+class Adapter:
+    """One adapter directory: its updates by target tensor, and plain replacements."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.config = read_json(directory / "adapter_config.json")
+        self.path = directory / WEIGHTS
+        if not self.path.is_file():
+            raise CheckpointError(f"{self.path} is missing: expected a peft adapter saved as safetensors")
+        self._refuse()
+        self.transposed = bool(self.config.get("fan_in_fan_out"))
+        with open_safetensors(self.path) as file:
+            self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        modules: dict[str, dict[str, str]] = {}
+        self.replacements: dict[str, str] = {}
+        self.base_copies: dict[str, str] = {}
+        for key in self.shapes:
+            self._sort(key, modules)
+        self.updates = {update.target: update for update in (self._update(*item) for item in modules.items())}
+
+    def __str__(self) -> str:
+        return str(self.directory)
+
+    def load(self, key: str) -> Tensor:
+        with open_safetensors(self.path) as file:
+            return finite(file.get_tensor(key).clone(), f"{self.path}: {key}")
+
+    def check(self, base: TensorSource) -> None:
+        """Raise CheckpointError unless every tensor of the adapter belongs to `base`."""
+        for target in [*self.updates, *self.replacements, *self.base_copies]:
+            if target not in base.names():
+                raise CheckpointError(
+                    f"{self} adapts {target}, which {base} does not have: an adapter for another base"
+                )
+        for target, update in self.updates.items():
+            shape, (outer, inner) = base.shape(target), self._span(update)
+            if shape[:2] != ((inner, outer) if self.transposed or update.embedding else (outer, inner)):
+                raise CheckpointError(
+                    f"{self}: {update.module} is {outer} x {inner}, the base's is {shape}: another base"
+                )
+        for target, key in self.replacements.items():
+            if self.shapes[key] != base.shape(target):
+                raise CheckpointError(
+                    f"{self}: {key} is {self.shapes[key]}, the base's {target} is {base.shape(target)}"
+                )
+        for target, key in self.base_copies.items():
+            if self.shapes[key] != base.shape(target) or not torch.equal(self.load(key), base.load(target)):
+                raise CheckpointError(
+                    f"{self} carries a copy of {target} that differs from {base}'s: it was trained on another base"
+                )
+
+    def merge(self, name: str, weight: Tensor, arithmetic: Arithmetic) -> Tensor:
+        """`weight`, the tensor called `name`, with this adapter in it, in the type it came in."""
+        if name in self.replacements:
+            return self.load(self.replacements[name]).to(weight.dtype)
+        update = self.updates.get(name)
+        if update is None:
+            return weight
+        factors = {part: self.load(key) for part, key in update.keys.items()}
+        merge = _merge_fp32 if arithmetic == "fp32" else _merge_upstream
+        merged = merge(weight, factors, update.scale, self.transposed or update.embedding)
+        return finite(merged, f"{name} merged with {self}")
+
+    def _refuse(self) -> None:
+        if self.config.get("peft_type") != "LORA":
+            raise CheckpointError(f"{self}: peft_type {self.config.get('peft_type')!r}; only LORA adapters are merged")
+        carried = [option for option in REFUSED if self.config.get(option)]
+        if carried:
+            raise CheckpointError(
+                f"{self} uses {', '.join(carried)}, which is not implemented: merge it with peft first"
+            )
+
+    def _sort(self, key: str, modules: dict[str, dict[str, str]]) -> None:
+        if not key.startswith(PREFIX):
+            raise CheckpointError(f"{self.path}: unexpected key {key!r}: adapter keys start with {PREFIX!r}")
+        path = key.removeprefix(PREFIX)
+        for suffix, part in FACTORS.items():
+            if path.endswith(suffix):
+                modules.setdefault(path.removesuffix(suffix), {})[part] = key
+                return
+        if path.endswith(".base_layer.weight"):
+            self.base_copies[path.replace(".base_layer.", ".")] = key
+        elif path.endswith((".weight", ".bias")) and ".lora_" not in path:
+            self.replacements[path] = key
+        else:
+            raise CheckpointError(f"{self.path}: {key!r} is not a LoRA or DoRA tensor that is implemented")
+
+    def _update(self, module: str, keys: Mapping[str, str]) -> Update:
+        if not {"a", "b"} <= set(keys):
+            raise CheckpointError(f"{self.path}: {module} has {sorted(keys)}, expected both lora_A and lora_B")
+        if bool(self.config.get("use_dora")) != ("magnitude" in keys):
+            raise CheckpointError(
+                f"{self.path}: {module}: use_dora is {self.config.get('use_dora')}, tensors {sorted(keys)}"
+            )
+        rank = self.shapes[keys["a"]][0]
+        alpha = float(_pattern(self.config.get("alpha_pattern") or {}, module, self.config.get("lora_alpha", rank)))
+        declared = _pattern(self.config.get("rank_pattern") or {}, module, self.config.get("r", rank))
+        if rank != declared or self.shapes[keys["b"]][1] != rank or not math.isfinite(alpha):
+            raise CheckpointError(f"{self.path}: {module} has rank {rank}, adapter_config.json says {declared}")
+        scale = alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
+        return Update(module, scale, keys, embedding="lora_embedding" in keys["a"])
+
+    def _span(self, update: Update) -> tuple[int, int]:
+        return self.shapes[update.keys["b"]][0], self.shapes[update.keys["a"]][1]
+
+
+class MergedTensors:
+    """A source with adapters merged in order, each tensor when it is read."""
+
+    def __init__(self, base: TensorSource, adapters: Sequence[Adapter], arithmetic: Arithmetic = "fp32") -> None:
+        if arithmetic not in get_args(Arithmetic):
+            raise UsageError(f"merge arithmetic {arithmetic!r}: choose one of {get_args(Arithmetic)}")
+        self.base, self.adapters, self.arithmetic = base, adapters, arithmetic
+        stage: TensorSource = base
+        for i, adapter in enumerate(adapters):
+            adapter.check(stage)
+            stage = MergedTensors.__new__(MergedTensors)
+            stage.base, stage.adapters, stage.arithmetic = base, adapters[: i + 1], arithmetic
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, [self.base, *self.adapters]))
+
+    def names(self) -> KeysView[str]:
+        return self.base.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.base.shape(name)
+
+    def load(self, name: str) -> Tensor:
+        weight = self.base.load(name)
+        for adapter in self.adapters:
+            weight = adapter.merge(name, weight, self.arithmetic)
+        return weight
+
+
+def _pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+    """peft's rule: the first pattern that matches the end of the module's path."""
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
+
+
+def _delta(a: Tensor, b: Tensor, scale: float, transposed: bool) -> Tensor:
+    """B A times the scale, in the factors' type. Convolutions: a (r, in, h, w), b (out, r, 1, 1)."""
+    if a.dim() == 4 and a.shape[2:] == (1, 1):
+        return (b[:, :, 0, 0] @ a[:, :, 0, 0])[:, :, None, None] * scale
+    if a.dim() == 4:
+        return F.conv2d(a.transpose(0, 1), b).transpose(0, 1) * scale
+    product = b @ a
+    return (product.T if transposed else product) * scale
+
+
+def _with_magnitude(summed: Tensor, magnitude: Tensor, transposed: bool) -> Tensor:
+    """DoRA: each output's direction from the summed weight, its length from the magnitude."""
+    rows = summed.T if transposed else summed
+    norm = torch.linalg.norm(rows.flatten(1), dim=1).to(rows.dtype)
+    factor = (magnitude.flatten() / norm).view(-1, *[1] * (rows.dim() - 1))
+    scaled: Tensor = (factor.T if transposed else factor) * summed
+    return scaled
+
+
+def _merge_fp32(weight: Tensor, factors: Mapping[str, Tensor], scale: float, transposed: bool) -> Tensor:
+    summed = weight.float() + _delta(factors["a"].float(), factors["b"].float(), scale, transposed)
+    if "magnitude" in factors:
+        summed = _with_magnitude(summed, factors["magnitude"].float(), transposed)
+    return summed.to(weight.dtype)
+
+
+def _merge_upstream(weight: Tensor, factors: Mapping[str, Tensor], scale: float, transposed: bool) -> Tensor:
+    # peft 0.11.1 gives the adapter the base's type when it loads it, then works in that type throughout.
+    a, b = factors["a"].to(weight.dtype), factors["b"].to(weight.dtype)
+    summed = weight + _delta(a, b, scale, transposed).to(weight.dtype)
+    if "magnitude" in factors:
+        summed = _with_magnitude(summed, factors["magnitude"].to(weight.dtype), transposed)
+    return summed

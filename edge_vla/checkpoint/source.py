@@ -1,0 +1,110 @@
+"""One checkpoint as the rest of the code sees it: tensors, config and tokenizer, from wherever they come.
+
+`SRC` is a local Hugging Face directory, a Hub id (`org/name[@revision]`), or `random:openvla-7b`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edge_vla.checkpoint.keys import check_tensors
+from edge_vla.checkpoint.lora import Adapter, Arithmetic, MergedTensors
+from edge_vla.checkpoint.random import open_random
+from edge_vla.checkpoint.tensors import SafetensorsDirectory, TensorSource
+from edge_vla.errors import BackendError, CheckpointError, UsageError
+from edge_vla.openvla.config import PolicyConfig, read_statistics
+
+RANDOM = "random:"
+HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?")
+HUB_FILES = ["*.json", "*.safetensors"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`origin` names the source as the user did; `files` are what its identity is hashed from."""
+
+    origin: str
+    tensors: TensorSource
+    config: PolicyConfig
+    tokenizer_json: str
+    files: tuple[Path, ...]
+    adapters: tuple[str, ...] = ()
+    arithmetic: Arithmetic = "fp32"
+
+    def identity(self) -> dict[str, str]:
+        """sha256 of every file that the weights came from, by directory and file name; empty for a random source."""
+        return {f"{path.parent.name}/{path.name}": sha256_of(path) for path in self.files}
+
+
+def open_checkpoint(source: str | Path, adapters: Sequence[Path] = (), arithmetic: Arithmetic = "fp32") -> Checkpoint:
+    """Open, check every key and shape, and put the adapters' merge in front. No weight is read yet."""
+    base = _open_base(str(source))
+    check_tensors(base.tensors, base.config.spec)
+    if not adapters:
+        return base
+    loaded = [Adapter(_directory(path)) for path in adapters]
+    config = base.config
+    for adapter in loaded:
+        if (adapter.directory / "dataset_statistics.json").exists():
+            config = replace(config, statistics=read_statistics(adapter.directory, {}))
+    return replace(
+        base,
+        tensors=MergedTensors(base.tensors, loaded, arithmetic),
+        config=config,
+        files=(
+            *base.files,
+            *(file for adapter in loaded for file in (adapter.directory / "adapter_config.json", adapter.path)),
+        ),
+        adapters=tuple(map(str, loaded)),
+        arithmetic=arithmetic,
+    )
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _open_base(source: str) -> Checkpoint:
+    if source.startswith(RANDOM):
+        return Checkpoint(source, *open_random(source.removeprefix(RANDOM)), files=())
+    directory = Path(source)
+    if not directory.is_dir():
+        directory = _download(source)
+    if (directory / "adapter_config.json").exists() and not (directory / "config.json").exists():
+        raise UsageError(f"{directory} is an adapter: give its base checkpoint, and this directory with --adapter")
+    tokenizer = directory / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise CheckpointError(f"{tokenizer} is missing: copy it from the base model (tokenizer.model is not read)")
+    tensors = SafetensorsDirectory(directory)
+    config = PolicyConfig.read(directory)
+    return Checkpoint(source, tensors, config, tokenizer.read_text(encoding="utf-8"), tuple(tensors.files))
+
+
+def _directory(path: Path) -> Path:
+    if not path.is_dir():
+        raise UsageError(f"--adapter {path}: no such directory")
+    return path
+
+
+def _download(source: str) -> Path:
+    match = HUB_ID.fullmatch(source)
+    if not match:
+        raise UsageError(f"{source}: no such directory, and not a Hub id (org/name) nor {RANDOM}NAME")
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise BackendError(f"{source} is not a local directory; to fetch it: pip install 'edge-vla[hub]'") from error
+    try:
+        return Path(snapshot_download(match["id"], revision=match["revision"], allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{source} is no local directory and could not be fetched ({reason})") from error

@@ -1,0 +1,121 @@
+"""Tensors of a Hugging Face directory, one at a time: never the model, never a file held open.
+
+Checks what can be checked without a reference: that index, shards and headers agree, that each tensor stands
+in exactly one shard, and that its numbers are finite.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, KeysView
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from edge_vla.errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class TensorSource(Protocol):
+    """Named tensors, read one at a time. `str()` of it says where they come from."""
+
+    def names(self) -> KeysView[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def load(self, name: str) -> Tensor:
+        """The tensor on the CPU in its stored type; CheckpointError if it holds a non-finite number."""
+        ...
+
+
+class SafetensorsDirectory:
+    """The shards of one directory behind their index, or its single `model.safetensors`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._file: dict[str, Path] = {}
+        self._shape: dict[str, tuple[int, ...]] = {}
+        expected = _read_index(directory)
+        for path in sorted(set(expected.values())) if expected else [directory / SINGLE]:
+            self._read_header(path, {name for name, file in expected.items() if file == path} if expected else None)
+
+    def __str__(self) -> str:
+        return str(self.directory)
+
+    @property
+    def files(self) -> list[Path]:
+        return sorted(set(self._file.values()))
+
+    def names(self) -> KeysView[str]:
+        return self._file.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shape[name]
+
+    def load(self, name: str) -> Tensor:
+        with open_safetensors(self._file[name]) as file:
+            tensor: Tensor = file.get_tensor(name).clone()
+        return finite(tensor, f"{self._file[name]}: {name}")
+
+    def _read_header(self, path: Path, expected: set[str] | None) -> None:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing: expected {INDEX} with its shards, or {SINGLE}; download again")
+        with open_safetensors(path) as file:
+            names = set(file.keys())
+            if expected is not None and names != expected:
+                odd = sorted(names ^ expected)
+                raise CheckpointError(
+                    f"{path} and {INDEX} disagree on {len(odd)} tensors, first {odd[0]!r}: download the directory again"
+                )
+            for name in names:
+                view = file.get_slice(name)
+                if view.get_dtype() not in FLOATS:
+                    raise CheckpointError(f"{path}: {name} is {view.get_dtype()}, expected one of {sorted(FLOATS)}")
+                self._file[name] = path
+                self._shape[name] = tuple(view.get_shape())
+
+
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """`safe_open` with its errors turned into ours."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as safetensors ({error}): truncated? download it again"
+        ) from error
+
+
+def finite(tensor: Tensor, what: str) -> Tensor:
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise CheckpointError(f"{what} holds {bad} non-finite numbers (NaN or infinity): the file is damaged")
+    return tensor
+
+
+def _read_index(directory: Path) -> dict[str, Path]:
+    path = directory / INDEX
+    if not path.exists():
+        return {}
+    try:
+        pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)["weight_map"]
+        files = {str(name): directory / Path(str(file)).name for name, file in pairs.items()}
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not a safetensors index: {error!r}") from error
+    return files
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise CheckpointError(f"{INDEX} lists {twice[0]!r} more than once")
+    return dict(pairs)

@@ -1,0 +1,100 @@
+"""Camera image -> pixel values, bit-equal to OpenVLA's own processor, with Pillow and numpy only.
+
+The normalisation constants are the checkpoint's serialised ones, which are rounded to bfloat16: the exact
+ImageNet numbers would be wrong by up to 0.008.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edge_vla.errors import CheckpointError, FrameError
+
+Resize = Literal["resize-naive", "letterbox"]
+BICUBIC = 3  # Pillow's number, as preprocessor_config.json stores it
+
+
+@dataclass(frozen=True)
+class ImageContract:
+    """How an image becomes pixel values: one mean and deviation a tower, in the towers' order."""
+
+    size: int
+    resize: Resize
+    means: tuple[tuple[float, ...], ...]
+    deviations: tuple[tuple[float, ...], ...]
+    fill: tuple[int, ...] | None = None
+
+    @staticmethod
+    def from_preprocessor(raw: Mapping[str, Any], *, size: int, towers: int) -> ImageContract:
+        """From preprocessor_config.json; anything but bicubic resizing to the towers' size is refused."""
+        try:
+            normalise, sizes = raw["tvf_normalize_params"], raw["tvf_resize_params"]
+            means = tuple(tuple(map(float, params["mean"])) for params in normalise)
+            deviations = tuple(tuple(map(float, params["std"])) for params in normalise)
+            interpolations = {int(params["interpolation"]) for params in sizes}
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"preprocessor_config.json: {error!r} is missing or malformed") from error
+        strategy = raw.get("image_resize_strategy")
+        if strategy not in get_args(Resize):
+            raise CheckpointError(f"preprocessor_config.json: resize strategy {strategy!r}; known: {get_args(Resize)}")
+        if interpolations != {BICUBIC} or len(means) != towers:
+            raise CheckpointError(
+                f"preprocessor_config.json: expected {towers} bicubic transforms (interpolation {BICUBIC}), "
+                f"got {len(means)} with {interpolations}"
+            )
+        if strategy == "resize-naive":
+            return ImageContract(size, "resize-naive", means, deviations)
+        fill = tuple(int(value * 255) for value in raw["means"][0])
+        return ImageContract(size, "letterbox", means, deviations, fill)
+
+
+def as_rgb(image: Image.Image | NDArray[Any]) -> Image.Image:
+    """A Pillow image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4), as RGB; anything else raises FrameError."""
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if not isinstance(image, np.ndarray):
+        raise FrameError(f"an image must be a Pillow image or a numpy array, got {type(image).__name__}")
+    if image.dtype != np.uint8:
+        raise FrameError(f"an image array must be uint8 in 0..255, got {image.dtype}: multiply by 255 and convert")
+    if image.ndim == 3 and image.shape[2] not in (3, 4) and image.shape[0] in (3, 4):
+        raise FrameError(f"an image array must be height x width x channels, got {image.shape}: transpose it (1, 2, 0)")
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)) or 0 in image.shape:
+        raise FrameError(f"an image array must be (H, W), (H, W, 3) or (H, W, 4), got {image.shape}")
+    return Image.fromarray(image).convert("RGB")
+
+
+def preprocess(image: Image.Image, contract: ImageContract) -> NDArray[np.float32]:
+    """RGB image -> (3 x towers, size, size) float32, the towers' versions one after the other."""
+    shaped = _letterbox(image, contract) if contract.resize == "letterbox" else _stretch(image, contract.size)
+    unit = np.asarray(shaped, dtype=np.float32) / np.float32(255)
+    versions = [
+        (unit - np.asarray(mean, dtype=np.float32)) / np.asarray(deviation, dtype=np.float32)
+        for mean, deviation in zip(contract.means, contract.deviations, strict=True)
+    ]
+    return np.ascontiguousarray(np.concatenate(versions, axis=2).transpose(2, 0, 1))
+
+
+def _stretch(image: Image.Image, size: int) -> Image.Image:
+    return image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _letterbox(image: Image.Image, contract: ImageContract) -> Image.Image:
+    """Pad to a square, resize the shorter side, crop the centre: the original's steps, with its truncations."""
+    width, height = image.size
+    side = max(width, height)
+    left, top = int((side - width) / 2), int((side - height) / 2)
+    padded = Image.new("RGB", (width + 2 * left, height + 2 * top), contract.fill)
+    padded.paste(image, (left, top))
+    width, height = padded.size
+    size = contract.size
+    short, long = min(width, height), int(size * max(width, height) / min(width, height))
+    target = (size, long) if width == short else (long, size)
+    resized = padded if padded.size == target else padded.resize(target, Image.Resampling.BICUBIC)
+    left, top = round((resized.width - size) / 2.0), round((resized.height - size) / 2.0)
+    return resized.crop((left, top, left + size, top + size))
