@@ -1,0 +1,1 @@
+"""Reference data that other programs computed, cut small, and the scripts that made it."""
