@@ -5,6 +5,7 @@ any other text falls apart into characters, and a character outside the table be
 """
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -77,8 +78,18 @@ def write(path: Path) -> None:
     path.write_text(json.dumps(document(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
+@cache
+def _ids() -> dict[str, int]:
+    return {piece: index for index, (piece, _) in enumerate(pieces())}
+
+
+def word_ids() -> dict[str, int]:
+    """Word -> id, for every word of the vocabulary."""
+    return {piece[1:]: index for piece, index in _ids().items() if piece.startswith(SPACE) and piece[1:]}
+
+
 def encode(instruction: str) -> list[int]:
     """Prompt ids for training, beginning token and empty token included. Only for words of the vocabulary."""
-    ids = {piece: index for index, (piece, _) in enumerate(pieces())}
+    ids = _ids()
     words = [ids[SPACE + word] for word in instruction.lower().split()]
     return [1, ids[SPACE + PROMPT_HEAD.replace(" ", SPACE)], *words, ids[PROMPT_TAIL], ids[SPACE]]

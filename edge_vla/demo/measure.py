@@ -1,0 +1,73 @@
+"""How good a policy is: free-running answers on fresh frames, and closed-loop episodes.
+
+Every figure is free-running: the policy reads its own tokens. Knows nothing of how a policy was made.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from edge_vla.demo import expert, samples, statistics
+from edge_vla.demo.instructions import Wording, phrase
+from edge_vla.demo.render import World, render
+from edge_vla.demo.rollout import Answers, Episode, Trick, rollout
+from edge_vla.demo.world import EVALUATION_SEEDS, Task
+
+NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
+CLOSE_BINS = 4
+FRAME_SEEDS = EVALUATION_SEEDS[500_000:]  # episodes count from the other end
+
+
+def frames(policy: Answers, look: World, count: int, puts: bool = True, wording: Wording = "trained") -> dict[str, float]:
+    """Fresh frames, one instruction each: accuracy per dimension, sign of dx, and whether the named thing is meant."""
+    images: list[Image.Image] = []
+    texts: list[str] = []
+    wanted, rivals = [], []
+    for seed in FRAME_SEEDS[:count]:
+        rng = np.random.default_rng(seed)
+        state, first = samples.moment(rng)
+        task = samples.tasks(rng, state, first, 2, puts)[int(rng.integers(2))]
+        images.append(render(state, look))
+        texts.append(phrase(task, seed, wording))
+        wanted.append(expert.act(state, task))
+        blocks = [body.colour for body in state.bodies if body.kind == "block" and body.colour != task.block]
+        rivals.append([expert.act(state, Task(colour)) for colour in blocks])
+    answers = statistics.normalise(policy.answer(images, texts))
+    truth = statistics.normalise(np.stack(wanted))
+    result: dict[str, float] = {}
+    bins = np.abs(samples.TOKENS.bins(samples.TOKENS.encode(answers)) - samples.TOKENS.bins(samples.TOKENS.encode(truth)))
+    for i, name in enumerate(NAMES):
+        result[f"exact {name}"] = float((bins[:, i] == 0).mean())
+        result[f"close {name}"] = float((bins[:, i] <= CLOSE_BINS).mean())
+        result[f"error {name}"] = float(np.abs(answers[:, i] - truth[:, i]).mean())
+    moving = np.abs(truth[:, 0]) > 0.05
+    result["dx sign"] = float((np.sign(answers[moving, 0]) == np.sign(truth[moving, 0])).mean())
+    named = []
+    for answer, right, others in zip(answers, truth, rivals, strict=True):
+        distances = [float(np.abs(answer - statistics.normalise(other))[:6].sum()) for other in others]
+        named.append(float(np.abs(answer - right)[:6].sum()) < min(distances))
+    result["named target"] = float(np.mean(named))
+    result["grip decided"] = float(((answers[:, 6] < 0.3) == (truth[:, 6] < 0.3)).mean())
+    return result
+
+
+def closed_loop(
+    policy: Answers,
+    look: World,
+    count: int,
+    kind: Literal["pick", "put"],
+    wording: Wording = "trained",
+    trick: Trick = "none",
+) -> list[Episode]:
+    return rollout(policy, look, EVALUATION_SEEDS[:count], kind, wording, trick)
+
+
+def rates(episodes: Sequence[Episode]) -> dict[str, float]:
+    return {
+        "episodes": len(episodes),
+        "success": float(np.mean([episode.success for episode in episodes])),
+        "wrong object": float(np.mean([episode.wrong_object for episode in episodes])),
+        "steps of successes": float(np.mean([e.steps for e in episodes if e.success] or [0])),
+    }

@@ -1,0 +1,71 @@
+"""A training run on disk: what it was configured with, where it stands, and its log.
+
+A save is written beside, synced and renamed, so an interrupted one leaves the last good state. A state that
+belongs to another configuration or version is refused. Knows nothing of what is being trained.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from edge_vla.errors import CheckpointError, ResourceError, UsageError
+
+VERSION: Final = 1
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Atomically. A full disk leaves the previous file in place and raises ResourceError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".writing")
+    try:
+        with beside.open("wb") as file:
+            torch.save({**state, "version": VERSION}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except (OSError, RuntimeError) as error:
+        beside.unlink(missing_ok=True)
+        raise ResourceError(f"{path}: could not save ({error}); the last good state stands") from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing: expected a training run's state there") from error
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable training state: {error}") from error
+    if not isinstance(state, dict) or state.get("version") != VERSION:
+        found = state.get("version") if isinstance(state, dict) else None
+        raise CheckpointError(f"{path}: version {found!r}, expected {VERSION}: start the run again with this code")
+    return state
+
+
+def resume(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The state of a run to continue, or None if there is none yet."""
+    if not path.exists():
+        return None
+    state = load(path)
+    if state["config"] != dict(config):
+        changed = sorted(key for key in {*config, *state["config"]} if config.get(key) != state["config"].get(key))
+        was, now = ({key: source.get(key) for key in changed} for source in (state["config"], config))
+        raise UsageError(f"{path.parent} was started with {was}, not {now}: continue with the same, or use another --run")
+    return state
+
+
+def log(path: Path, row: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(dict(row)) + "\n")
+
+
+def trim(path: Path, step: int) -> None:
+    """Drop log rows of steps that a resumed run will do again."""
+    if not path.exists():
+        return
+    rows = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+    path.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
