@@ -1,3 +1,18 @@
 """edge-vla: put OpenVLA on a robot. `edge_vla.load(path)` opens an artifact or a checkpoint as a policy."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edge_vla.runtime import Action, Policy, load
+
+__all__ = ["Action", "Policy", "__version__", "load"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # Importing the package must not import torch: the command line answers --help without it.
+    if name in __all__:
+        from edge_vla import runtime
+
+        return getattr(runtime, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

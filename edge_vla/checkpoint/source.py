@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from edge_vla.checkpoint.lora import Adapter, Arithmetic, MergedTensors
 from edge_vla.checkpoint.random import open_random
 from edge_vla.checkpoint.tensors import SafetensorsDirectory, TensorSource
 from edge_vla.errors import BackendError, CheckpointError, UsageError
+from edge_vla.files import sha256_of
 from edge_vla.openvla.config import PolicyConfig, read_statistics
 
 RANDOM = "random:"
@@ -62,14 +62,6 @@ def open_checkpoint(source: str | Path, adapters: Sequence[Path] = (), arithmeti
         adapters=tuple(map(str, loaded)),
         arithmetic=arithmetic,
     )
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _open_base(source: str) -> Checkpoint:

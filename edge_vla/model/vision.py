@@ -101,7 +101,8 @@ class Tower(nn.Module):
         x = torch.cat([*prefix, x], dim=1) if prefix else x
         for block in self.blocks:
             x = block(x)
-        return x[:, self.spec.prefix :]
+        features: Tensor = x[:, self.spec.prefix :]
+        return features
 
 
 class VisionBackbone(nn.Module):
@@ -135,7 +136,8 @@ class Projector(nn.Module):
         self.fused = spec.fused
 
     def forward(self, features: Tensor) -> Tensor:
-        x: Tensor = self.fc2(F.gelu(self.fc1(features)))
-        if self.fused:
-            x = self.fc3(F.gelu(x))
-        return x
+        x = self.fc2(F.gelu(self.fc1(features)))
+        for linear in [self.fc3] if self.fused else []:
+            x = linear(F.gelu(x))
+        out: Tensor = x
+        return out

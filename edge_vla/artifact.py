@@ -1,0 +1,315 @@
+"""The contract between the two islands: an artifact directory and its manifest.
+
+Knows the layout, hashes and versions, how to publish a directory whole or not at all, and how to read one back
+without trusting it. Knows nothing of how weights are made or run. The format is written down in export/FORMAT.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from edge_vla.errors import ArtifactError, ResourceError, UsageError
+from edge_vla.files import sha256_of, sync, write_whole
+from edge_vla.openvla import ImageContract, PolicyConfig, PromptStyle, Statistics
+from edge_vla.quant import PackedWeight, Scheme
+from edge_vla.spec import ActionSpec, DecoderSpec, PolicySpec, TowerSpec
+
+FORMAT: Final = "edge-vla"
+VERSION: Final = 1
+MANIFEST: Final = "manifest.json"
+EVIDENCE: Final = "evidence"
+VISION: Final = "vision.safetensors"
+GRAPH: Final = "vision.onnx"
+EMBEDDINGS: Final = "embeddings.safetensors"
+HEAD: Final = "head.safetensors"
+TOKENIZER: Final = "tokenizer.json"
+NORMS: Final = ("input_layernorm.weight", "post_attention_layernorm.weight")
+
+
+def layer_file(index: int) -> str:
+    return f"decoder/layer-{index:03d}.safetensors"
+
+
+@dataclass(frozen=True)
+class Linear:
+    """How one linear layer is stored, and the relative error that rounding it made."""
+
+    scheme: Scheme
+    shape: tuple[int, int]
+    group: int | None
+    error: float
+
+
+@dataclass(frozen=True)
+class GoldenFrame:
+    """A frame whose tokens this artifact gave when it was made.
+
+    `margins` are the leads of the best token over the second; `noise` is how far a rounding-sized change of the
+    image embeddings moved one of them, at most.
+    """
+
+    image: str
+    instruction: str
+    unnorm_key: str
+    tokens: tuple[int, ...]
+    margins: tuple[float, ...]
+    noise: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about an artifact that is not a weight. `layers[i][name]` describes one linear."""
+
+    config: PolicyConfig
+    source: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    layers: tuple[Mapping[str, Linear], ...]
+    vision_check: Mapping[str, float]
+    golden: tuple[GoldenFrame, ...]
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "source": dict(self.source),
+            "recipe": dict(self.recipe),
+            "network": dataclasses.asdict(self.config.spec),
+            "prompt": self.config.prompt.value,
+            "preprocessing": dataclasses.asdict(self.config.image),
+            "statistics": self.config.statistics.raw,
+            "layers": [{name: _linear_json(linear) for name, linear in layer.items()} for layer in self.layers],
+            "vision_check": dict(self.vision_check),
+            "golden": [dataclasses.asdict(frame) for frame in self.golden],
+            "files": {path: dict(entry) for path, entry in sorted(self.files.items())},
+        }
+
+    @staticmethod
+    def from_json(raw: Mapping[str, Any]) -> Manifest:
+        if raw.get("format") != FORMAT:
+            raise ArtifactError(f"{MANIFEST}: format is {raw.get('format')!r}, expected {FORMAT!r}")
+        if raw.get("version") != VERSION:
+            raise ArtifactError(
+                f"{MANIFEST}: format version {raw.get('version')!r}, this edge-vla reads {VERSION}: export again, "
+                "or install the edge-vla that made it"
+            )
+        try:
+            network = raw["network"]
+            spec = PolicySpec(
+                towers=tuple(TowerSpec(**tower) for tower in network["towers"]),
+                decoder=DecoderSpec(**network["decoder"]),
+                action=ActionSpec(**network["action"]),
+            )
+            config = PolicyConfig(
+                spec=spec,
+                prompt=PromptStyle(raw["prompt"]),
+                image=ImageContract(**_tuples(raw["preprocessing"])),
+                statistics=Statistics(raw["statistics"], MANIFEST),
+            )
+            return Manifest(
+                config=config,
+                source=raw["source"],
+                recipe=raw["recipe"],
+                layers=tuple({name: _linear(entry) for name, entry in layer.items()} for layer in raw["layers"]),
+                vision_check=raw["vision_check"],
+                golden=tuple(GoldenFrame(**_tuples(frame)) for frame in raw["golden"]),
+                files={str(path): dict(entry) for path, entry in raw["files"].items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArtifactError(f"{MANIFEST} is malformed ({error!r}): export again") from error
+
+
+class Artifact:
+    """An artifact opened for reading. Opening checks the manifest and every file's size; `verify` hashes all."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        path = directory / MANIFEST
+        if not path.is_file():
+            raise ArtifactError(f"{directory} is not an artifact: it has no {MANIFEST}")
+        self.bytes = path.read_bytes()
+        try:
+            raw = json.loads(self.bytes)
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ArtifactError(f"{path} is not valid JSON ({error}): the artifact is damaged, export again") from error
+        if not isinstance(raw, dict):
+            raise ArtifactError(f"{path}: expected a JSON object, got {type(raw).__name__}")
+        self.manifest = Manifest.from_json(raw)
+        self._check_sizes()
+
+    @property
+    def identity(self) -> str:
+        """sha256 of the manifest, which holds the sha256 of everything else."""
+        return hashlib.sha256(self.bytes).hexdigest()
+
+    def verify(self) -> None:
+        """Hash every file; raise ArtifactError at the first that differs from the manifest."""
+        for name, entry in self.manifest.files.items():
+            got = sha256_of(self.directory / name)
+            if got != entry["sha256"]:
+                raise ArtifactError(
+                    f"{self.directory / name}: sha256 {got[:12]}…, the manifest says {entry['sha256'][:12]}…: "
+                    "the file was changed or damaged, copy or export the artifact again"
+                )
+
+    @property
+    def graph(self) -> Path:
+        return self.directory / GRAPH
+
+    def text(self, name: str) -> str:
+        return (self.directory / name).read_text(encoding="utf-8")
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """All tensors of one safetensors file."""
+        try:
+            tensors: dict[str, Tensor] = load_file(self.directory / name)
+            return tensors
+        except (SafetensorError, OSError) as error:
+            raise ArtifactError(f"{self.directory / name} cannot be read ({error}): export again") from error
+
+    def layers(self) -> Iterator[tuple[dict[str, PackedWeight], dict[str, Tensor]]]:
+        """Linears and norms of each decoder layer, read one layer at a time."""
+        for index, linears in enumerate(self.manifest.layers):
+            tensors = self.tensors(layer_file(index))
+            try:
+                packed = {name: unpack_linear(name, linear, tensors) for name, linear in linears.items()}
+                yield packed, {name: tensors[name] for name in NORMS}
+            except KeyError as error:
+                raise ArtifactError(f"{self.directory / layer_file(index)} lacks {error}: export again") from error
+
+    def _check_sizes(self) -> None:
+        for name, entry in self.manifest.files.items():
+            path = self.directory / name
+            if Path(name).is_absolute() or ".." in Path(name).parts or path.is_symlink():
+                raise ArtifactError(f"{MANIFEST} names {name!r}, which is outside the artifact or a link")
+            if not path.is_file():
+                raise ArtifactError(f"{path} is missing: copy or export the artifact again")
+            if path.stat().st_size != entry["size"]:
+                raise ArtifactError(
+                    f"{path} has {path.stat().st_size} bytes, the manifest says {entry['size']}: truncated, copy it again"
+                )
+
+
+class ArtifactWriter:
+    """Builds an artifact in `OUT.partial` and gives it its name only when it is complete."""
+
+    def __init__(self, out: Path) -> None:
+        if out.exists():
+            raise UsageError(f"--out {out} exists already: remove it or choose another name")
+        self.out = out
+        self.partial = out.with_name(out.name + ".partial")
+        self.files: dict[str, dict[str, Any]] = {}
+        try:
+            if self.partial.exists():
+                shutil.rmtree(self.partial)  # left behind by an export that was killed
+            (self.partial / "decoder").mkdir(parents=True)
+        except OSError as error:
+            raise ResourceError(f"cannot write {self.partial}: {error.strerror}") from error
+
+    def save(self, name: str, tensors: Mapping[str, Tensor]) -> Path:
+        """Write one safetensors file, synced and hashed."""
+        path = self.partial / name
+        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        try:
+            save_file(contiguous, path)
+        except (SafetensorError, OSError) as error:
+            raise ResourceError(f"cannot write {path} ({error}): is the disk full?") from error
+        self.adopt(name)
+        return path
+
+    def write(self, name: str, content: bytes) -> Path:
+        path = self.partial / name
+        try:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+        except OSError as error:
+            raise ResourceError(f"cannot write {path}: {error.strerror}") from error
+        self.adopt(name)
+        return path
+
+    def adopt(self, name: str) -> None:
+        """Sync and hash a file that stands in the partial directory already."""
+        path = self.partial / name
+        sync(path)
+        self.files[name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Read back a file that was saved."""
+        tensors: dict[str, Tensor] = load_file(self.partial / name)
+        return tensors
+
+    def draft(self, manifest: Manifest) -> Artifact:
+        """The artifact as far as it is, under its partial name, so that it can be run before it is published."""
+        final = dataclasses.replace(manifest, files=self.files)
+        text = json.dumps(final.to_json(), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+        write_whole(self.partial / MANIFEST, text)
+        return Artifact(self.partial)
+
+    def publish(self, manifest: Manifest) -> Artifact:
+        """Write the manifest last, then rename."""
+        self.draft(manifest)
+        try:
+            sync(self.partial)
+            self.partial.rename(self.out)
+            sync(self.out.absolute().parent)
+        except OSError as error:
+            raise ResourceError(f"cannot publish {self.out}: {error.strerror}") from error
+        return Artifact(self.out)
+
+    def abandon(self) -> None:
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+
+def pack_linear(name: str, packed: PackedWeight) -> dict[str, Tensor]:
+    """The tensors under which a linear is stored: `NAME.weight` and, when quantised, `NAME.scales`."""
+    stored = {f"{name}.weight": packed.codes}
+    return stored if packed.scales is None else {**stored, f"{name}.scales": packed.scales}
+
+
+def unpack_linear(name: str, linear: Linear, tensors: Mapping[str, Tensor]) -> PackedWeight:
+    scales = None if linear.scheme is Scheme.BF16 else tensors[f"{name}.scales"]
+    return PackedWeight(linear.scheme, linear.shape, linear.group, tensors[f"{name}.weight"], scales).check(name)
+
+
+def map_matrix(path: Path, name: str) -> Tensor:
+    """A tensor of a safetensors file as a memory map: rows are read from disk when they are used."""
+    types = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            entry = json.loads(file.read(length))[name]
+        begin, end = entry["data_offsets"]
+        whole = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+        return whole[8 + length + begin : 8 + length + end].view(types[entry["dtype"]]).view(entry["shape"])
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise ArtifactError(f"{path} cannot be mapped ({error}): export again") from error
+
+
+def _tuples(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON lists as the tuples that frozen dataclasses hold."""
+
+    def convert(value: Any) -> Any:
+        return tuple(map(convert, value)) if isinstance(value, list) else value
+
+    return {key: convert(value) for key, value in raw.items()}
+
+
+def _linear_json(linear: Linear) -> dict[str, Any]:
+    return {"scheme": linear.scheme.value, "shape": linear.shape, "group": linear.group, "error": linear.error}
+
+
+def _linear(raw: Mapping[str, Any]) -> Linear:
+    outer, inner = raw["shape"]
+    return Linear(Scheme(raw["scheme"]), (int(outer), int(inner)), raw["group"], float(raw["error"]))

@@ -1,0 +1,153 @@
+"""Towers and projector: one 16-bit weight file, and one ONNX graph whose external data is that same file.
+
+The graph is traced without weights (on the meta device); every parameter then becomes a pointer into
+`vision.safetensors` and one Cast to the arithmetic type. So the export costs no memory, and torch, ONNX Runtime
+and TensorRT read the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edge_vla.artifact import GRAPH, VISION, ArtifactWriter
+from edge_vla.checkpoint import TensorSource
+from edge_vla.checkpoint.keys import vision_keys
+from edge_vla.errors import BackendError
+from edge_vla.runtime.vision import OnnxVision, TorchVision, torch_vision
+from edge_vla.spec import PolicySpec
+
+OPSET = 20
+MAX_BATCH = 8
+
+
+def export_vision(source: TensorSource, spec: PolicySpec, writer: ArtifactWriter) -> None:
+    """Write `vision.safetensors` and `vision.onnx`."""
+    weights = {}
+    for name in vision_keys(spec):
+        tensor = source.load(name)
+        weights[name] = tensor if tensor.dtype in (torch.bfloat16, torch.float16) else tensor.bfloat16()
+    path = writer.save(VISION, weights)
+    weights.clear()
+    write_graph(spec, path, writer.partial / GRAPH)
+    writer.adopt(GRAPH)
+
+
+def write_graph(spec: PolicySpec, weights: Path, graph: Path) -> None:
+    """Trace the network and point its parameters at `weights`, which must lie beside `graph`."""
+    try:
+        import onnx_ir as ir
+    except ImportError as error:
+        raise BackendError("exporting the vision graph needs: pip install 'edge-vla[onnx]'") from error
+    with torch.device("meta"):
+        network = TorchVision(spec).eval()
+        pixels = torch.empty(2, 3 * len(spec.towers), spec.image_size, spec.image_size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns about its own internals
+        _quiet_exporter()
+        program = torch.onnx.export(
+            network,
+            (pixels,),
+            dynamo=True,
+            optimize=False,
+            opset_version=OPSET,
+            input_names=["pixel_values"],
+            output_names=["image_embeddings"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},),
+            verbose=False,
+        )
+    assert program is not None, "the dynamo exporter returns a program"
+    model = program.model
+    _point_at(model, weights)
+    _forget_provenance(model)
+    ir.save(model, graph)
+
+
+def check_graph(
+    graph: Path, weights: Mapping[str, Tensor], spec: PolicySpec, pixels: NDArray[np.float32]
+) -> dict[str, float]:
+    """Run the graph in ONNX Runtime and the network in torch, both in float32, on the same pixel values.
+
+    `pixels` is (B, 3 x towers, H, W). Returns the largest difference and the largest magnitude.
+    """
+    network = torch_vision(spec, weights, torch.bfloat16, torch.device("cpu"))
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm):
+            # Widened for the moment of its use: the values are the same, and memory stays that of 16 bits.
+            module.register_forward_pre_hook(_widen)
+            module.register_forward_hook(_narrow)
+    with torch.inference_mode():
+        expected = network.projector(network.vision_backbone(torch.from_numpy(pixels)))
+    got = OnnxVision(graph, torch.device("cpu"), fold=False)(torch.from_numpy(pixels))
+    # Two digits: the last bits depend on how many threads summed.
+    return {
+        "max_difference": float(f"{float((got - expected).abs().max()):.1e}"),
+        "max_magnitude": float(f"{float(expected.abs().max()):.1e}"),
+    }
+
+
+def _widen(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:  # noqa: ARG001
+    module.float()
+
+
+def _narrow(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
+    module.bfloat16()
+
+
+def _point_at(model: object, weights: Path) -> None:
+    """Replace each parameter by a 16-bit initializer whose data lies in `weights`, and a Cast to float32."""
+    import onnx_ir as ir
+
+    assert isinstance(model, ir.Model), "an onnx_ir model"
+    kinds = {"BF16": ir.DataType.BFLOAT16, "F16": ir.DataType.FLOAT16}
+    with weights.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    casts = []
+    for name, value in list(model.graph.initializers.items()):
+        if name not in header:
+            continue
+        begin, end = header[name]["data_offsets"]
+        kind, shape = kinds[header[name]["dtype"]], ir.Shape(header[name]["shape"])
+        tensor = ir.ExternalTensor(
+            weights.name, 8 + length + begin, end - begin, kind, shape=shape, name=name, base_dir=weights.parent
+        )
+        stored = ir.Value(name=name, shape=shape, type=ir.TensorType(kind), const_value=tensor)
+        cast = ir.node("Cast", [stored], attributes={"to": ir.DataType.FLOAT}, name=f"cast/{name}")
+        cast.outputs[0].name = f"{name}/float32"
+        cast.outputs[0].shape, cast.outputs[0].type = shape, ir.TensorType(ir.DataType.FLOAT)
+        value.replace_all_uses_with(cast.outputs[0])
+        del model.graph.initializers[name]
+        model.graph.initializers[name] = stored
+        casts.append(cast)
+    model.graph.insert_before(model.graph[0], casts)
+
+
+def _forget_provenance(model: object) -> None:
+    """Drop stack traces and versions: they name this machine's files, and hashed files carry no such thing."""
+    import onnx_ir as ir
+
+    assert isinstance(model, ir.Model), "an onnx_ir model"
+    model.producer_name, model.producer_version = "edge-vla", None
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in [*model.graph.inputs, *model.graph.initializers.values()]:
+        value.metadata_props.clear()
+
+
+def _quiet_exporter() -> None:
+    # It reports each torchvision operator it cannot find; torchvision is absent on purpose.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)

@@ -1,0 +1,99 @@
+"""Frames on disk: a folder of images and a `frames.jsonl` that says what was asked and done at each.
+
+One JSON object a line: `image` (file name), `instruction`, and where known `unnorm_key`, `episode`, `step`,
+`action` (recorded, robot units). Knows nothing of policies.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from edge_vla.errors import FrameError
+from edge_vla.files import write_whole
+
+INDEX = "frames.jsonl"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One question to a policy, and what was done when it was recorded."""
+
+    image: Path
+    instruction: str
+    unnorm_key: str | None = None
+    episode: str | None = None
+    step: int | None = None
+    action: tuple[float, ...] | None = None
+
+    def open(self) -> Image.Image:
+        return open_image(self.image)
+
+
+def open_image(path: Path) -> Image.Image:
+    """An image file as RGB. Raises FrameError for a missing file or one that is no image."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise FrameError(f"{path}: no such file") from error
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise FrameError(f"{path} is not an image that Pillow can read: {error}") from error
+
+
+def read_frames(directory: Path) -> list[Frame]:
+    """All frames of a folder, in the order of its index."""
+    path = directory / INDEX
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise FrameError(f"{path} is missing: expected a folder of images with a {INDEX}") from error
+    except UnicodeDecodeError as error:
+        raise FrameError(f"{path} is not UTF-8 text: {error}") from error
+    frames = [_frame(directory, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not frames:
+        raise FrameError(f"{path} lists no frames")
+    return frames
+
+
+def write_frames(directory: Path, frames: Iterable[tuple[Frame, Image.Image]]) -> None:
+    """Write images and index; a frame's `image` names its file in `directory`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for frame, image in frames:
+        image.save(directory / frame.image.name)
+        entry = {
+            "image": frame.image.name,
+            "instruction": frame.instruction,
+            "unnorm_key": frame.unnorm_key,
+            "episode": frame.episode,
+            "step": frame.step,
+            "action": frame.action,
+        }
+        lines.append(json.dumps({key: value for key, value in entry.items() if value is not None}))
+    write_whole(directory / INDEX, "\n".join(lines) + "\n")
+
+
+def episodes(frames: Sequence[Frame]) -> list[str]:
+    """The episode of each frame; a frame that names none is an episode of its own."""
+    return [frame.episode if frame.episode is not None else frame.image.name for frame in frames]
+
+
+def _frame(directory: Path, number: int, line: str) -> Frame:
+    where = f"{directory / INDEX}, line {number}"
+    try:
+        entry: dict[str, Any] = json.loads(line)
+        image, instruction = entry["image"], entry["instruction"]
+        action = tuple(float(value) for value in entry["action"]) if "action" in entry else None
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise FrameError(f"{where}: expected an object with 'image' and 'instruction', got {error!r}") from error
+    if not isinstance(image, str) or not isinstance(instruction, str) or Path(image).name != image:
+        raise FrameError(f"{where}: image must be a file name in the folder and instruction a text")
+    return Frame(
+        directory / image, instruction, entry.get("unnorm_key"), entry.get("episode"), entry.get("step"), action
+    )

@@ -1,0 +1,6 @@
+"""RUN: artifact -> actions. Imports nothing from the build side."""
+
+from edge_vla.runtime.loop import Stopwatch
+from edge_vla.runtime.policy import Action, Policy, load, replay
+
+__all__ = ["Action", "Policy", "Stopwatch", "load", "replay"]

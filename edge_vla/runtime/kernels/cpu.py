@@ -1,0 +1,85 @@
+"""torch's own packed products on the CPU, which stream int4 or int8 weights at memory speed.
+
+They are private operators: each is probed once against the reference before it is trusted, and only bf16 has a
+fast path in them.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from edge_vla.quant import PackedWeight, Scheme, dequantise, quantise, unpack_nibbles
+
+GROUPS = (32, 64, 128, 256)  # the groups that the operator accepts
+ROWS = 16  # its rows come in blocks of this many
+
+
+class CpuInt4(nn.Module):
+    name = "torch-int4pack"
+
+    @classmethod
+    def runs(cls, packed: PackedWeight, dtype: torch.dtype, device: torch.device) -> bool:
+        fits = packed.group in GROUPS and packed.shape[0] % ROWS == 0
+        return fits and dtype == torch.bfloat16 and device.type == "cpu" and _int4_works()
+
+    def __init__(self, packed: PackedWeight, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        assert packed.group is not None, "int4 has a group"
+        assert packed.scales is not None, "int4 has scales"
+        self.group = packed.group
+        self.outer = packed.shape[0]
+        codes = unpack_nibbles(packed.codes).to(torch.int32)
+        self.codes = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
+        scales = packed.scales.to(dtype).T.contiguous()
+        # The operator computes (code - 8) * scale + zero, so our symmetric grid has zero 0.
+        self.scales_and_zeros = torch.stack([scales, torch.zeros_like(scales)], dim=-1).to(device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        out = torch._weight_int4pack_mm_for_cpu(flat, self.codes, self.group, self.scales_and_zeros)
+        return out.view(*x.shape[:-1], self.outer)
+
+
+class CpuInt8(nn.Module):
+    name = "torch-int8pack"
+
+    @classmethod
+    def runs(cls, packed: PackedWeight, dtype: torch.dtype, device: torch.device) -> bool:
+        fits = packed.scheme is Scheme.INT8 and packed.shape[0] % ROWS == 0 and packed.shape[1] % ROWS == 0
+        return fits and dtype == torch.bfloat16 and device.type == "cpu" and _int8_works()
+
+    def __init__(self, packed: PackedWeight, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        assert packed.scales is not None, "int8 has scales"
+        self.codes = packed.codes.to(device)
+        self.scales = packed.scales.to(device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        return torch._weight_int8pack_mm(flat, self.codes, self.scales).view(*x.shape[:-1], self.codes.shape[0])
+
+
+@cache
+def _int4_works() -> bool:
+    return hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu") and _agrees(CpuInt4, Scheme.INT4, 32)
+
+
+@cache
+def _int8_works() -> bool:
+    return hasattr(torch.ops.aten, "_weight_int8pack_mm") and _agrees(CpuInt8, Scheme.INT8, None)
+
+
+def _agrees(kernel: type[CpuInt4] | type[CpuInt8], scheme: Scheme, group: int | None) -> bool:
+    """One small product equals the dequantised one to bf16 rounding."""
+    generator = torch.Generator().manual_seed(0)
+    packed = quantise(torch.randn(64, 128, generator=generator), scheme, group)
+    x = torch.randn(3, 128, generator=generator).to(torch.bfloat16)
+    expected = x.float() @ dequantise(packed).T
+    try:
+        got = kernel(packed, torch.bfloat16, torch.device("cpu"))(x).float()
+    except (RuntimeError, NotImplementedError):
+        return False
+    return bool((got - expected).abs().max() <= 2**-6 * expected.abs().max())

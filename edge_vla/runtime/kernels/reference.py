@@ -1,0 +1,47 @@
+"""The oracle: dequantise, then multiply in the working type. Slow, exact about what the codes mean, runs anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edge_vla.quant import PackedWeight, Scheme, dequantise
+
+
+class Dense(nn.Module):
+    """An unquantised weight: torch's own product."""
+
+    name = "torch"
+
+    @classmethod
+    def runs(cls, packed: PackedWeight, dtype: torch.dtype, device: torch.device) -> bool:  # noqa: ARG003
+        return packed.scheme is Scheme.BF16
+
+    def __init__(self, packed: PackedWeight, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.weight = packed.codes.to(device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+class Reference(nn.Module):
+    """Codes stay packed; each product dequantises the whole weight first."""
+
+    name = "reference"
+
+    @classmethod
+    def runs(cls, packed: PackedWeight, dtype: torch.dtype, device: torch.device) -> bool:  # noqa: ARG003
+        return True
+
+    def __init__(self, packed: PackedWeight, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        scales = None if packed.scales is None else packed.scales.to(device)
+        self.packed = dataclasses.replace(packed, codes=packed.codes.to(device), scales=scales)
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, dequantise(self.packed, self.dtype))

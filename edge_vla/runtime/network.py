@@ -1,0 +1,174 @@
+"""A policy's network made ready to run, from an artifact or from a checkpoint: the same face for both.
+
+Knows weights, kernels and devices. Knows nothing of prompts, statistics or robots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edge_vla.artifact import EMBEDDINGS, HEAD, VISION, Artifact, map_matrix
+from edge_vla.checkpoint import Checkpoint
+from edge_vla.checkpoint.keys import DECODER_PREFIX, vision_keys
+from edge_vla.checkpoint.keys import EMBEDDINGS as EMBEDDINGS_KEY
+from edge_vla.checkpoint.keys import HEAD as HEAD_KEY
+from edge_vla.model import Decoder
+from edge_vla.quant import PackedWeight
+from edge_vla.runtime.kernels import AUTO, pick
+from edge_vla.runtime.vision import OnnxVision, Vision, torch_vision
+from edge_vla.spec import ActionSpec, PolicySpec
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Text rows stay on the host, memory-mapped where they come from a file; action rows live on the device."""
+
+    table: Tensor  # (vocabulary rows, width), host
+    actions: Tensor  # (bins, width), device
+
+    def text(self, ids: tuple[int, ...]) -> Tensor:
+        """(1, T, width) on the device."""
+        return self.table[list(ids)].to(self.actions.device, self.actions.dtype)[None]
+
+    def action(self, bins: Tensor) -> Tensor:
+        """Indices into the action rows (B,) -> (B, 1, width)."""
+        return self.actions[bins][:, None]
+
+
+@dataclass(frozen=True)
+class Head:
+    """`actions` are the head's rows of the action ids, lowest id first; `full` is the whole head, if there is one."""
+
+    actions: Tensor  # (bins, width)
+    full: Tensor | None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(…, width) -> (…, bins) float32, rounded to the working type first, as upstream does."""
+        return F.linear(hidden, self.actions).float()
+
+    def full_logits(self, hidden: Tensor) -> Tensor:
+        assert self.full is not None, "an artifact has no full head"
+        return F.linear(hidden, self.full).float()
+
+
+@dataclass(frozen=True)
+class Network:
+    spec: PolicySpec
+    dtype: torch.dtype
+    device: torch.device
+    vision: Vision
+    embeddings: Embeddings
+    decoder: Decoder
+    head: Head
+    kernels: Mapping[str, str]
+    weight_bytes: Mapping[str, int]
+
+    @property
+    def action(self) -> ActionSpec:
+        return self.spec.action
+
+
+def from_artifact(
+    artifact: Artifact, dtype: torch.dtype, device: torch.device, vision: str, kernel: str = AUTO
+) -> Network:
+    """Read the artifact layer by layer straight into device layouts."""
+    spec = artifact.manifest.config.spec
+    decoder, chosen, decoder_bytes = _empty_decoder(spec), dict[str, str](), 0
+    for index, (linears, norms) in enumerate(artifact.layers()):
+        decoder_bytes += sum(packed.bytes for packed in linears.values()) + _bytes(norms)
+        _place_layer(decoder, index, linears, norms, dtype, device, kernel, chosen)
+    head = artifact.tensors(HEAD)
+    decoder.norm.weight = _parameter(head["norm.weight"], dtype, device)
+    actions = head["actions"].to(device, dtype)
+    table = map_matrix(artifact.directory / EMBEDDINGS, "embed_tokens.weight")
+    if vision == "onnx":
+        see: Vision = OnnxVision(artifact.graph, device)
+    else:
+        see = torch_vision(spec, artifact.tensors(VISION), dtype, device)
+    chosen["vision"] = vision
+    return Network(
+        spec=spec,
+        dtype=dtype,
+        device=device,
+        vision=see,
+        embeddings=_embeddings(table, spec.action, dtype, device),
+        decoder=decoder.eval(),
+        head=Head(actions, None),
+        kernels=chosen,
+        weight_bytes={
+            "vision": artifact.manifest.files[VISION]["size"],
+            "decoder": decoder_bytes,
+            "head": _bytes(head),
+            "embeddings (host)": table.nbytes,
+        },
+    )
+
+
+def from_checkpoint(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Network:
+    """The reference: every weight in `dtype`, adapters merged on the way, torch's own products."""
+    spec, source = checkpoint.config.spec, checkpoint.tensors
+    see = torch_vision(spec, {name: source.load(name) for name in vision_keys(spec)}, dtype, device)
+    decoder = _empty_decoder(spec)
+    decoder.load_state_dict(
+        {name: source.load(DECODER_PREFIX + name).to(device, dtype) for name in decoder.state_dict()}, assign=True
+    )
+    full = source.load(HEAD_KEY).to(device, dtype)
+    table = source.load(EMBEDDINGS_KEY)
+    return Network(
+        spec=spec,
+        dtype=dtype,
+        device=device,
+        vision=see,
+        embeddings=_embeddings(table, spec.action, dtype, device),
+        decoder=decoder.eval().requires_grad_(False),
+        head=Head(full[spec.action.first : spec.action.end], full),
+        kernels={"bf16": "torch", "vision": "torch"},
+        weight_bytes={
+            "vision": _bytes(see.state_dict()),
+            "decoder": _bytes(decoder.state_dict()),
+            "head": full.nbytes,
+            "embeddings (host)": table.nbytes,
+        },
+    )
+
+
+def _empty_decoder(spec: PolicySpec) -> Decoder:
+    with torch.device("meta"):
+        return Decoder(spec.decoder, embeddings=False)
+
+
+def _place_layer(
+    decoder: Decoder,
+    index: int,
+    linears: Mapping[str, PackedWeight],
+    norms: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
+    want: str,
+    chosen: dict[str, str],
+) -> None:
+    layer = decoder.layers[index]
+    for name, packed in linears.items():
+        kernel = pick(packed, dtype, device, want)
+        chosen[packed.scheme.value] = kernel.name
+        parent, _, attribute = name.rpartition(".")
+        setattr(layer.get_submodule(parent), attribute, kernel(packed, dtype, device))
+    for name, weight in norms.items():
+        layer.get_submodule(name.removesuffix(".weight")).weight = _parameter(weight, dtype, device)
+
+
+def _embeddings(table: Tensor, action: ActionSpec, dtype: torch.dtype, device: torch.device) -> Embeddings:
+    return Embeddings(table, table[action.first : action.end].to(device, dtype, copy=True))
+
+
+def _parameter(weight: Tensor, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+    return nn.Parameter(weight.to(device, dtype), requires_grad=False)
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())

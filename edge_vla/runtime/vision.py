@@ -1,0 +1,73 @@
+"""Vision backends: the network in torch, or the artifact's ONNX graph in ONNX Runtime.
+
+Both map pixel values (B, 3 x towers, H, W) float32 to image embeddings (B, patches, decoder width).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edge_vla.errors import ArtifactError, BackendError
+from edge_vla.model import Projector, VisionBackbone
+from edge_vla.spec import PolicySpec
+
+Vision = Callable[[Tensor], Tensor]
+
+
+class TorchVision(nn.Module):
+    def __init__(self, spec: PolicySpec) -> None:
+        super().__init__()
+        self.vision_backbone = VisionBackbone(spec)
+        self.projector = Projector(spec)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        weight = self.projector.fc1.weight
+        out: Tensor = self.projector(self.vision_backbone(pixels.to(weight.device, weight.dtype)))
+        return out
+
+
+def torch_vision(
+    spec: PolicySpec, weights: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
+) -> TorchVision:
+    """The network with `weights`, keyed as in the checkpoint, in `dtype` on `device`."""
+    with torch.device("meta"):
+        network = TorchVision(spec)
+    placed = {name: weights[name].to(device, dtype) for name in network.state_dict()}
+    network.load_state_dict(placed, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+class OnnxVision:
+    """The graph in ONNX Runtime, in float32, on the CPU or on CUDA where that provider is installed.
+
+    With `fold`, weights are widened once at load: faster, and twice the memory.
+    """
+
+    def __init__(self, graph: Path, device: torch.device, *, fold: bool = True) -> None:
+        try:
+            import onnxruntime as ort
+        except ImportError as error:
+            raise BackendError("--vision onnx needs: pip install onnxruntime (or onnxruntime-gpu)") from error
+        provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
+        if provider not in ort.get_available_providers():
+            raise BackendError(f"--vision onnx on {device.type} needs {provider}: pip install onnxruntime-gpu")
+        options = ort.SessionOptions()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        if not fold:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            self.session = ort.InferenceSession(str(graph), options, providers=[provider])
+        except Exception as error:
+            raise ArtifactError(f"{graph} does not load in ONNX Runtime: {str(error).splitlines()[0]}") from error
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        values = np.ascontiguousarray(pixels.float().cpu().numpy())
+        (embeddings,) = self.session.run(None, {"pixel_values": values})
+        return torch.from_numpy(embeddings)
