@@ -25,8 +25,9 @@ ACTION_DIMS: Final = 7
 POINTER_LAYER: Final = 1
 POINTER_HEADS: Final = 2
 GOAL_SCALES: Final = ((0.3, 0.3, 1.2), (0.03, 0.03, 0.3))  # each of dx, dy, dyaw is learnt coarse and fine
-SCENE_CENTRE: Final = (0.0, 0.0, 0.08, 0.0, 0.0, 0.0, 0.5)
-SCENE_SCALE: Final = (0.18, 0.18, 0.07, 0.4, 0.4, 0.6, 0.5)
+LOCAL_SCALE: Final = (1.0, 1.0, 0.55)
+SCENE_CENTRE: Final = (0.0, 0.0, 0.08, 0.0, 0.0, 0.0, 0.5) + (0.0,) * 8
+SCENE_SCALE: Final = (0.18, 0.18, 0.07, 0.4, 0.4, 0.6, 0.5) + (0.25,) * 8
 
 
 def demo_spec() -> PolicySpec:
@@ -103,6 +104,7 @@ class Learner(nn.Module):
         width = spec.decoder.width
         self.class_head = nn.Linear(width, len(CLASSES))
         self.goal_head = nn.Linear(width, 3 * len(GOAL_SCALES))
+        self.local_head = nn.Linear(width, len(LOCAL_SCALE))
         self.scene_head = nn.Linear(width, len(SCENE_SCALE))
         self.held_head = nn.Linear(width, len(CLASSES))
         prefix = 1 + PATCHES
@@ -143,6 +145,8 @@ class Learner(nn.Module):
         goals = batch["patch_goal"]
         wanted = torch.cat([goals / goals.new_tensor(scale) for scale in GOAL_SCALES], dim=-1).clamp(-1.3, 1.3)
         missed = F.smooth_l1_loss(self.goal_head(x).float(), wanted, beta=0.1, reduction="none").mean(-1)
+        nearby = batch["patch_local"] / goals.new_tensor(LOCAL_SCALE)
+        off = F.smooth_l1_loss(self.local_head(x).float(), nearby, beta=0.1, reduction="none").mean(-1)
         scene = (batch["scene"] - goals.new_tensor(SCENE_CENTRE)) / goals.new_tensor(SCENE_SCALE)
         posed = F.smooth_l1_loss(self.scene_head(x).float(), scene[:, None].expand(-1, PATCHES, -1), beta=0.1)
         held = F.cross_entropy(
@@ -151,8 +155,10 @@ class Learner(nn.Module):
         return {
             "class": (kinds * weight).sum() / weight.sum(),
             "goal": (missed * covered).sum() / covered.sum().clamp_min(1.0),
+            "local": (off * covered).sum() / covered.sum().clamp_min(1.0),
             "scene": posed,
             "held": held,
+            "size": 0.1 * patches.float().square().mean().log().square(),
         }
 
     def language_losses(self, patches: Tensor, batch: Mapping[str, Tensor], softness: Tensor) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ state has a right answer, also those that only a clumsy policy reaches. Knows no
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from functools import cache
 from typing import Final
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edge_vla.demo import expert, statistics
 from edge_vla.demo.instructions import phrase
-from edge_vla.demo.render import IMAGE_SIDE, World, project, render
+from edge_vla.demo.render import IMAGE_SIDE, World, gripper_points, project, render
 from edge_vla.demo.tokenizer import ACTION_END, BINS, encode, word_ids
 from edge_vla.demo.world import (
     BLOCK_COLOURS,
@@ -51,7 +51,8 @@ class Batch:
     images: NDArray[np.uint8]  # (n, 112, 112, 3)
     patch_class: NDArray[np.int64]  # (n, 64): what covers the patch, an index into CLASSES
     patch_goal: NDArray[np.float32]  # (n, 64, 3): dx, dy, dyaw from gripper to what covers the patch
-    scene: NDArray[np.float32]  # (n, 7): the gripper's pose and opening
+    patch_local: NDArray[np.float32]  # (n, 64, 3): from patch centre to its centre in patches; its own yaw
+    scene: NDArray[np.float32]  # (n, 15): the gripper's pose and opening, then where its parts are in the picture
     held: NDArray[np.int64]  # (n,): class of what is carried
     tokens: NDArray[np.int64]  # (n, k, BRANCH): prompt after its first token, then given action tokens
     answers: NDArray[np.int64]  # (n, k): index in the branch of the token that precedes the first action token
@@ -138,8 +139,11 @@ def _centres() -> NDArray[np.float64]:
 _PATCH_CENTRES: Final = _centres()
 
 
-def patch_owner(state: State, look: World) -> NDArray[np.int64]:
-    """(64,) index of the body that a patch belongs to, or -1: the nearest centre within its cover, blocks first."""
+def patch_owner(state: State, look: World) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(64,) index of the body that a patch belongs to, or -1: the nearest centre within its cover, blocks first.
+
+    And (bodies, 2): the bodies' centres in pixels.
+    """
     heights = [
         max(0.0, state.gripper.z - BLOCK_SIDE / 2) + BLOCK_SIDE / 2 if i == state.held else BLOCK_SIDE / 2
         for i in range(len(state.bodies))
@@ -155,7 +159,15 @@ def patch_owner(state: State, look: World) -> NDArray[np.int64]:
         column, row = (int(np.clip(v // PATCH, 0, GRID - 1)) for v in seen[i])
         if state.bodies[i].kind == "block" or owner[row * GRID + column] < 0:
             owner[row * GRID + column] = i
-    return owner
+    return owner, seen
+
+
+def _gripper_in_picture(gripper: Gripper, look: World) -> list[float]:
+    """Palm ends, mast top and the palm's shadow: (u, v) each, in picture widths from the middle."""
+    points = gripper_points(gripper)
+    foot = points[6] * (1, 1, 0)
+    seen = project(look, np.stack([points[4], points[5], points[7], foot]))
+    return [float(v) for v in (seen / IMAGE_SIDE - 0.5).ravel()]
 
 
 @cache
@@ -185,12 +197,15 @@ def batch(look: World, first_seed: int, size: int, prompts: int, puts: bool = Tr
 def _frame(look: World, seed: int, prompts: int, puts: bool, wordings: int) -> Batch:
     rng = np.random.default_rng(seed)
     state, first = moment(rng)
-    owner = patch_owner(state, look)
+    owner, seen = patch_owner(state, look)
     gripper = state.gripper
     names = np.array([CLASSES.index(f"{b.colour} {b.kind}") for b in state.bodies] + [0])
     goals = np.array(
         [(b.x - gripper.x, b.y - gripper.y, b.yaw - gripper.yaw) for b in state.bodies] + [(0.0, 0.0, 0.0)]
     )
+    centres = np.concatenate([seen, np.zeros((1, 2))])[owner]
+    yaws = np.array([body.yaw for body in state.bodies] + [0.0])[owner]
+    local = np.concatenate([(centres - _PATCH_CENTRES) / PATCH, yaws[:, None]], axis=1)
     tokens = np.zeros((prompts, BRANCH), dtype=np.int64)
     answers = np.zeros(prompts, dtype=np.int64)
     pointer_rows = np.zeros((prompts, 2), dtype=np.int64)
@@ -213,9 +228,8 @@ def _frame(look: World, seed: int, prompts: int, puts: bool, wordings: int) -> B
         images=np.asarray(render(state, look)),
         patch_class=names[owner],
         patch_goal=goals[owner].astype(np.float32),
-        scene=np.array(
-            [gripper.x, gripper.y, gripper.z, gripper.roll, gripper.pitch, gripper.yaw, gripper.opening], np.float32
-        ),
+        patch_local=local.astype(np.float32),
+        scene=np.array([*astuple(gripper), *_gripper_in_picture(gripper, look)], np.float32),
         held=np.asarray(0 if state.held is None else names[state.held]),
         tokens=tokens,
         answers=answers,

@@ -9,7 +9,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -18,11 +18,11 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from edge_vla.demo import learner as learning
-from edge_vla.demo import measure, runs, samples
+from edge_vla.demo import measure, package, runs, samples
 from edge_vla.demo.actor import Actor
 from edge_vla.demo.muon import Muon
 from edge_vla.demo.render import world
@@ -47,8 +47,8 @@ class Stage:
     puts: bool = True
     wordings: int = 64
     frames: int = 0  # 0: fresh frames for ever; else so many, again and again
-    matrix_rate: float = 0.02
-    rate: float = 2e-3
+    matrix_rate: float = 0.006
+    rate: float = 1e-3
     warmup: int = 60
     decay: float = 0.0
     softness: tuple[float, float] = (2.0, 2.0)  # of the labels in bins, at the start and at the end
@@ -61,10 +61,11 @@ STAGES: Final[Mapping[str, Stage]] = {
     stage.name: stage
     for stage in (
         Stage("overfit", steps=300, first_seed=0, prompts=2, frames=192, average=0.98),
-        Stage("see", steps=2500, first_seed=100_000_000, batch=64, language=False, prompts=1, decay=0.3),
+        Stage("see", steps=1600, first_seed=100_000_000, batch=64, language=False, prompts=1, decay=0.3),
         Stage("act", steps=6000, first_seed=200_000_000, decay=0.0),
         Stage("finish", steps=2000, first_seed=300_000_000, warmup=20, decay=1.0, softness=(2.0, 1.0), vision=0.1,
               pointer=0.1),
+        Stage("adapt", steps=1000, first_seed=400_000_000, look=2, rate=3e-3, decay=0.7, average=0.98),
     )
 }  # fmt: skip
 
@@ -123,7 +124,7 @@ def losses(learner: learning.Learner, batch: Mapping[str, Tensor], softness: Ten
 def evaluate(learner: learning.Learner, stage: Stage, episodes: int) -> dict[str, float]:
     """Free-running, in bf16, with the averaged weights that the learner holds at the moment."""
     policy = OpenVLA(learner.policy.spec).to(torch.bfloat16)
-    policy.load_state_dict(learner.policy.state_dict())
+    policy.load_state_dict(package.plain(learner.policy.state_dict()))
     actor, look = Actor(policy), world(stage.look)
     found = measure.frames(actor, look, 256, stage.puts)
     for kind in ("pick", "put") if stage.puts else ("pick",):
@@ -134,21 +135,21 @@ def evaluate(learner: learning.Learner, stage: Stage, episodes: int) -> dict[str
 
 
 class Averaged:
-    """An exponential average of all weights, swapped in for evaluation."""
+    """An exponential average of what is trained, swapped in for evaluation."""
 
-    def __init__(self, learner: learning.Learner, rate: float) -> None:
-        self.learner, self.rate = learner, rate
-        self.weights = {name: p.detach().clone() for name, p in learner.named_parameters()}
+    def __init__(self, named: Sequence[tuple[str, nn.Parameter]], rate: float) -> None:
+        self.named, self.rate = named, rate
+        self.weights = {name: p.detach().clone() for name, p in named}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         rate = min(self.rate, (1 + step) / (10 + step))
-        names, current = zip(*self.learner.named_parameters(), strict=True)
-        torch._foreach_lerp_([self.weights[name] for name in names], [p.detach() for p in current], 1 - rate)
+        current = [parameter.detach() for _, parameter in self.named]
+        torch._foreach_lerp_([self.weights[name] for name, _ in self.named], current, 1 - rate)
 
     @torch.no_grad()
     def swap(self) -> None:
-        for name, parameter in self.learner.named_parameters():
+        for name, parameter in self.named:
             kept = parameter.detach().clone()
             parameter.copy_(self.weights[name])
             self.weights[name].copy_(kept)
@@ -171,7 +172,8 @@ def train(
     episodes: int = 40,
 ) -> None:
     """Trains in place; on return the learner holds the averaged weights. Continues what `run` holds."""
-    optimiser, averaged = Muon(learner.named_parameters(), weight_decay=0.01), Averaged(learner, stage.average)
+    optimiser = Muon(learner.named_parameters(), weight_decay=0.1)
+    averaged = Averaged(optimiser.named, stage.average)
     config = {**asdict(stage), "softness": list(stage.softness), "trained": sorted(n for n, _ in optimiser.named)}
     state_path, log_path = run / "state.pt", run / "log.jsonl"
     done = 0
@@ -238,10 +240,18 @@ def fresh(prompts: int, seed: int = 0) -> learning.Learner:
 
 
 def begin(stage: Stage, source: Path | None) -> learning.Learner:
-    """A new network, or the averaged weights of an earlier run."""
+    """A new network, or the averaged weights of an earlier run; for an adapter, those rounded as they ship."""
     learner = fresh(stage.prompts)
     if source is not None:
         learner.load_state_dict(runs.load(source / "state.pt")["averaged"])
+    if stage.name == "adapt":
+        if source is None:
+            raise UsageError("--stage adapt: name the finished run with --from; an adapter needs a trained base")
+        from edge_vla.demo import adapter  # peft is a build tool, needed for this stage alone
+
+        rounded = {key: value.bfloat16().float() for key, value in learner.policy.state_dict().items()}
+        learner.policy.load_state_dict(rounded)
+        adapter.wrap(learner)
     return learner
 
 
