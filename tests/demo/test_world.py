@@ -1,0 +1,169 @@
+"""Laws of the tabletop, its expert and its pictures."""
+
+import hashlib
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_vla.demo import expert, samples, statistics
+from edge_vla.demo.render import WORLDS, render, world
+from edge_vla.demo.rollout import rollout
+from edge_vla.demo.train import STAGES
+from edge_vla.demo.world import (
+    CLOSE_BELOW,
+    EVALUATION_SEEDS,
+    HEIGHTS,
+    TRAINING_SEEDS,
+    State,
+    Task,
+    random_gripper,
+    start,
+    step,
+    verdict,
+)
+from edge_vla.errors import UsageError
+
+SEEDS = st.integers(0, 2**30)
+KINDS = st.sampled_from(["pick", "put"])
+
+
+@given(SEEDS, KINDS)
+def test_an_episode_is_its_seed(seed, kind):
+    assert start(seed, kind) == start(seed, kind)
+    state, task = start(seed, kind)
+    assert len(state.bodies) >= 4
+    assert verdict(state, task) == "running"
+    state.find("block", task.block)
+
+
+@given(SEEDS, KINDS)
+def test_nothing_touches_at_the_start(seed, kind):
+    state, _ = start(seed, kind)
+    for i, a in enumerate(state.bodies):
+        for b in state.bodies[:i]:
+            assert math.hypot(a.x - b.x, a.y - b.y) > 0.065
+
+
+@given(SEEDS, st.lists(st.floats(-2, 2), min_size=7, max_size=7))
+def test_the_gripper_stays_in_its_box_whatever_it_is_told(seed, action):
+    state, _ = start(seed, "pick")
+    gripper = step(state, np.array(action)).gripper
+    assert HEIGHTS[0] <= gripper.z <= HEIGHTS[1]
+    assert 0.0 <= gripper.opening <= 1.0
+    assert max(abs(gripper.x), abs(gripper.y)) <= 0.18
+
+
+@given(SEEDS)
+def test_a_still_action_moves_nothing(seed):
+    state, _ = start(seed, "pick")
+    after = step(state, np.array([0, 0, 0, 0, 0, 0, state.gripper.opening]))
+    assert after == state
+
+
+@given(SEEDS)
+def test_what_is_carried_follows_the_gripper_until_it_opens(seed):
+    rng = np.random.default_rng(seed)
+    state, first = samples.moment(rng)
+    while state.held is None:
+        state, first = samples.moment(rng)
+    moved = step(state, np.array([0.01, -0.01, 0.02, 0, 0, 0.1, 0.0]))
+    body = moved.bodies[state.held]
+    assert (body.x, body.y, body.yaw) == (moved.gripper.x, moved.gripper.y, moved.gripper.yaw)
+    assert body.colour in first
+    opened = step(moved, np.array([0, 0, 0, 0, 0, 0, 1.0]))
+    assert opened.held is None
+
+
+class Oracle:
+    """The expert behind the interface of a policy: it is told states, since it cannot see."""
+
+    @staticmethod
+    def run(seed: int, kind: str) -> tuple[str, int]:
+        state, task = start(seed, kind)
+        for count in range(1, 41):
+            state = step(state, expert.act(state, task))
+            if (outcome := verdict(state, task)) != "running":
+                return outcome, count
+        return "running", 40
+
+
+@pytest.mark.parametrize("kind", ["pick", "put"])
+def test_the_expert_succeeds_in_ninety_nine_of_a_hundred(kind):
+    outcomes = [Oracle.run(seed, kind) for seed in EVALUATION_SEEDS[:400]]
+    assert sum(outcome == "success" for outcome, _ in outcomes) >= 396
+    assert max(count for _, count in outcomes) <= 30
+
+
+def test_every_dimension_moves_in_many_bins():
+    actions = statistics.normalise(statistics.demonstrations())
+    tokens = samples.TOKENS.encode(actions)
+    assert min(len(np.unique(tokens[:, i])) for i in range(7)) >= 20
+
+
+def test_statistics_are_written_as_openvla_writes_them():
+    written = statistics.statistics()
+    assert set(written) == {"action", "proprio", "num_transitions", "num_trajectories"}
+    assert set(written["action"]) == {"mean", "std", "max", "min", "q01", "q99", "mask"}
+    assert written["action"]["mask"] == [True] * 6 + [False]
+    assert 0.0 <= written["action"]["min"][6] <= CLOSE_BELOW < written["action"]["max"][6] <= 1.0
+
+
+def test_evaluation_seeds_are_never_trained_on():
+    assert TRAINING_SEEDS.stop <= EVALUATION_SEEDS.start
+    for stage in STAGES.values():
+        assert stage.first_seed in TRAINING_SEEDS
+        assert stage.first_seed + stage.steps * stage.batch in TRAINING_SEEDS
+    assert statistics.EPISODES <= len(TRAINING_SEEDS)
+
+
+def test_stages_do_not_share_frames():
+    spans = sorted((s.first_seed, s.first_seed + s.steps * s.batch) for s in STAGES.values())
+    assert all(end <= begin for (_, end), (begin, _) in zip(spans, spans[1:], strict=False))
+
+
+def test_the_same_state_is_the_same_picture():
+    state, _ = start(EVALUATION_SEEDS[0], "put")
+    for look in WORLDS.values():
+        first, second = (render(state, look).tobytes() for _ in range(2))
+        assert hashlib.sha256(first).digest() == hashlib.sha256(second).digest()
+
+
+@settings(max_examples=25)
+@given(SEEDS)
+def test_a_picture_shows_every_part_of_the_grippers_pose(seed):
+    state, _ = start(seed, "pick")
+    look = world(1)
+    before = np.asarray(render(state, look)).astype(int)
+    for field, change in (("x", 0.02), ("y", 0.02), ("z", -0.02), ("roll", 0.2), ("pitch", 0.2), ("yaw", 0.3)):
+        gripper = replace(state.gripper, **{field: getattr(state.gripper, field) + change})
+        after = np.asarray(render(State(state.bodies, gripper), look)).astype(int)
+        assert np.abs(after - before).sum() > 200, field
+
+
+def test_an_unknown_world_is_refused_by_number():
+    with pytest.raises(UsageError, match="world 3: choose one of"):
+        world(3)
+
+
+@given(SEEDS)
+def test_the_wrong_block_or_plate_is_final(seed):
+    state, task = start(seed, "put")
+    other = next(b.colour for b in state.bodies if b.kind == "block" and b.colour != task.block)
+    held = State(state.bodies, random_gripper(np.random.default_rng(seed)), state.find("block", other))
+    assert verdict(held, task) == "wrong object"
+    assert verdict(held, Task(task.block)) == "wrong object"
+
+
+class Frozen:
+    def answer(self, images, instructions):
+        return np.zeros((len(images), 7))
+
+
+def test_a_policy_that_does_nothing_fails_and_harms_nothing():
+    rows = rollout(Frozen(), world(1), EVALUATION_SEEDS[:8], "pick", max_steps=5)
+    assert [row.success or row.wrong_object for row in rows] == [False] * 8
+    assert {row.steps for row in rows} == {5}
