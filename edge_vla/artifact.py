@@ -198,7 +198,7 @@ class Artifact:
                 raise ArtifactError(f"{path} is missing: copy or export the artifact again")
             if path.stat().st_size != entry["size"]:
                 raise ArtifactError(
-                    f"{path} has {path.stat().st_size} bytes, the manifest says {entry['size']}: truncated, copy it again"
+                    f"{path} has {path.stat().st_size} bytes, the manifest says {entry['size']}: copy it again"
                 )
 
 

@@ -1,0 +1,311 @@
+"""The command line: `edge-vla COMMAND`. The only file that prints; a room is imported when its command runs.
+
+Results go to standard output, everything else to standard error. Exit codes are those of `edge_vla.errors`;
+130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from edge_vla import __version__
+from edge_vla.errors import EdgeVLAError, EdgeVLAWarning, UsageError
+
+if TYPE_CHECKING:
+    from edge_vla.export import Progress
+
+app = typer.Typer(
+    help="Put OpenVLA on a robot: merge adapters, quantise, export, run, and prove that it is still the same policy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console(highlight=False, soft_wrap=True, markup=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+INTERRUPTED = 130
+
+Adapters = Annotated[
+    list[Path] | None,
+    typer.Option("--adapter", help="A peft adapter directory, merged in; repeat to merge several in order."),
+]
+MergeArithmetic = Annotated[
+    str,
+    typer.Option(help="fp32: add in float32, round once. upstream: as OpenVLA's script merged, bit for bit."),
+]
+UnnormKey = Annotated[str | None, typer.Option(help="Whose statistics turn tokens into robot units.")]
+Vision = Annotated[str, typer.Option(help="torch or onnx.")]
+Kernel = Annotated[str, typer.Option(help="auto, or a kernel by name, which then runs or raises.")]
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        out.print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Checkpoint directory, Hub id, or random:openvla-7b.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="The artifact to make; must not exist.")],
+    bits: Annotated[int | None, typer.Option(help="16, 8 or 4 (default 4).")] = None,
+    group: Annotated[int | None, typer.Option(help="int4 group; default the largest of 128, 64, 32.")] = None,
+    adapter: Adapters = None,
+    merge_arithmetic: Annotated[str | None, typer.Option(help="fp32 (default) or upstream.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A TOML recipe; options given here override it.")] = None,
+    frames: Annotated[Path | None, typer.Option(help="Frames to choose the golden frame from.")] = None,
+) -> None:
+    """Merge, quantise and export SRC to an artifact directory."""
+    from edge_vla.export import Recipe
+    from edge_vla.export import export as run_export
+    from edge_vla.frames import read_frames
+
+    base = Recipe.read(recipe) if recipe else Recipe()
+    arithmetic = merge_arithmetic or base.merge_arithmetic
+    chosen = Recipe(
+        bits=base.bits if bits is None else bits,
+        group=base.group if group is None else group,
+        merge_arithmetic=choice("--merge-arithmetic", arithmetic, ("fp32", "upstream")),
+    )
+    with export_progress() as progress:
+        artifact = run_export(
+            source, out_dir, chosen, adapter or (), read_frames(frames) if frames else (), progress=progress
+        )
+    size = sum(entry["size"] for entry in artifact.manifest.files.values())
+    err.print(f"{out_dir}: {size / 1e9:.3f} GB, artifact {artifact.identity[:12]}")
+
+
+@app.command()
+def run(
+    path: Annotated[str, typer.Argument(help="An artifact, or a checkpoint as the reference.")],
+    image: Annotated[Path, typer.Option(help="An image file.")],
+    instruction: Annotated[str, typer.Option(help="What the robot should do.")],
+    unnorm_key: UnnormKey = None,
+    dtype: Annotated[str, typer.Option(help="Arithmetic: bf16 or fp32.")] = "bf16",
+    head: Annotated[
+        str, typer.Option(help="actions, or full (checkpoints): upstream's unconstrained decoding.")
+    ] = "actions",
+    adapter: Adapters = None,
+    merge_arithmetic: MergeArithmetic = "fp32",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    vision: Vision = "torch",
+    kernel: Kernel = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the action as one JSON object.")] = False,
+) -> None:
+    """One action from one image and one instruction."""
+    from edge_vla.frames import open_image
+    from edge_vla.runtime import load
+
+    picture = open_image(image)
+    policy = load(
+        path,
+        device,
+        vision,
+        dtype=dtype,
+        head=choice("--head", head, ("actions", "full")),
+        kernel=kernel,
+        adapters=adapter or (),
+        merge_arithmetic=choice("--merge-arithmetic", merge_arithmetic, ("fp32", "upstream")),
+    )
+    action = policy.act(picture, instruction, unnorm_key)
+    if as_json:
+        print(json.dumps(action.to_json()))
+        return
+    table = Table("dimension", "token", "action", "lead")
+    for i, token in enumerate(action.tokens):
+        mark = " clipped: no action token" if action.clipped[i] else ""
+        lead = f"{action.margins[i]:.2f}" if i < len(action.margins) else ""
+        table.add_row(str(i), f"{token}{mark}", f"{action.values[i]:+.6f}", lead)
+    out.print(table)
+    total = action.timing_ms["total"]
+    kernels = ", ".join(f"{scheme}: {name}" for scheme, name in action.kernels.items())
+    err.print(f"{action.unnorm_key}, {total:.1f} ms ({kernels})")
+
+
+@app.command()
+def bench(
+    artifact: Annotated[Path, typer.Argument(help="The artifact to judge.")],
+    reference: Annotated[str, typer.Option(help="The checkpoint it was made from.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Where result.json and report.md go.")],
+    frames: Annotated[Path | None, typer.Option(help="Frames (images, frames.jsonl); default synthetic.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use only the first N frames.", min=1)] = None,
+    unnorm_key: UnnormKey = None,
+    adapter: Adapters = None,
+    merge_arithmetic: MergeArithmetic = "fp32",
+    vision: Vision = "torch",
+    kernel: Kernel = "auto",
+) -> None:
+    """Agreement, latency and memory of an artifact against its reference."""
+    from edge_vla.benchmarks import bench as run_bench
+    from edge_vla.benchmarks import markdown
+    from edge_vla.benchmarks.bench import Question
+
+    question = Question(
+        artifact=artifact,
+        reference=reference,
+        adapters=tuple(map(str, adapter or ())),
+        merge_arithmetic=choice("--merge-arithmetic", merge_arithmetic, ("fp32", "upstream")),
+        frames=frames,
+        limit=limit,
+        unnorm_key=unnorm_key,
+        vision=vision,
+        kernel=kernel,
+    )
+    with err.status("measuring") as status:
+        result = run_bench(question, out_dir, lambda stage: status.update(f"measuring: {stage}"))
+    print(markdown(result))
+
+
+@app.command()
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="An artifact directory.")],
+    fast: Annotated[bool, typer.Option("--fast", help="Sizes and structure only: no hashing, no action.")] = False,
+    kernel: Kernel = "auto",
+) -> None:
+    """Check an artifact: every file's hash, then that its golden frames still give their tokens here."""
+    from edge_vla.artifact import Artifact
+    from edge_vla.runtime import load, replay
+
+    opened = Artifact(artifact)
+    frames = opened.manifest.golden
+    err.print(f"structure: {len(opened.manifest.files)} files of the right size")
+    if not fast:
+        with err.status("hashing"):
+            opened.verify()
+        err.print("hashes: all as in the manifest")
+        with err.status("replaying golden frames"):
+            notes = replay(load(artifact, kernel=kernel, check=False), artifact, frames)
+        for note in notes:
+            say("note", "yellow", note)
+        err.print(f"golden frames: {len(frames) - len(notes)} of {len(frames)} give the recorded tokens")
+    print(f"ok {opened.identity}")
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="An artifact, or a checkpoint.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What is in an artifact or a checkpoint: parts, formats, bytes, data sets."""
+    from edge_vla.inspection import describe
+
+    description = describe(path)
+    if as_json:
+        print(json.dumps(description))
+        return
+    table = Table("part", "format", "tensors", "parameters", "bytes")
+    for part in description["parts"]:
+        cells = [part["part"], part["format"], str(part["tensors"]), f"{part['parameters']:,}", f"{part['bytes']:,}"]
+        table.add_row(*cells)
+    out.print(table)
+    for name, value in description["facts"].items():
+        out.print(f"{name}: {value}")
+
+
+@app.command()
+def demo(
+    out_dir: Annotated[Path, typer.Option("--out", help="Where everything goes; must not exist.")] = Path("demo-out"),
+    episodes: Annotated[int, typer.Option(help="Closed-loop episodes of each policy.", min=1)] = 10,
+    frames: Annotated[int, typer.Option(help="Frames compared with the reference.", min=1)] = 96,
+) -> None:
+    """The whole path on the embedded policy: merge, int4, ONNX, verify, bench, episodes, a picture, a report."""
+    from edge_vla.demo.tour import tour
+
+    with export_progress() as progress:
+        report = tour(out_dir, episodes, frames, progress, err.print)
+    print(report)
+
+
+class Bar:
+    """A progress bar with rate and time left on a terminal, a line a step elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+        self.bar = RichProgress(
+            *columns,
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=err,
+            disable=not err.is_terminal,
+        )
+        self.name, self.steps, self.done, self.started = "", 0, 0, time.monotonic()
+
+    def stage(self, name: str, steps: int) -> None:
+        self.name, self.steps, self.done, self.started = name, steps, 0, time.monotonic()
+        self.task = self.bar.add_task(name, total=steps, detail="")
+
+    def step(self, detail: str) -> None:
+        self.done += 1
+        self.bar.update(self.task, advance=1, detail=detail)
+        if not err.is_terminal:
+            rate = (time.monotonic() - self.started) / self.done
+            left = rate * (self.steps - self.done)
+            err.print(f"{self.name} {self.done}/{self.steps}, {rate:.1f} s each, {left:.0f} s left: {detail}")
+
+
+@contextmanager
+def export_progress() -> Iterator[Progress]:
+    bar = Bar()
+    with bar.bar:
+        yield bar
+
+
+def choice(option: str, value: str, allowed: Sequence[str]) -> Any:
+    if value not in allowed:
+        raise UsageError(f"{option} {value}: choose one of {list(allowed)}")
+    return value
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    if issubclass(category, EdgeVLAWarning):
+        say("warning", "yellow", str(message))
+
+
+def say(kind: str, colour: str, text: str) -> None:
+    err.print(Text.assemble((kind, colour), f": {text}"))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: turns typed errors into one line and an exit code."""
+    logging.basicConfig(level=os.environ.get("EDGE_VLA_LOG", "WARNING"), format="%(name)s: %(message)s")
+    warnings.showwarning = show_warning
+    call: Callable[..., Any] = app
+    settings: Mapping[str, Any] = {} if arguments is None else {"args": list(arguments)}
+    try:
+        call(**settings)
+    except EdgeVLAError as error:
+        if os.environ.get("EDGE_VLA_DEBUG"):
+            raise
+        say("error", "red", str(error))
+        raise SystemExit(error.exit_code) from None
+
+
+if __name__ == "__main__":
+    main()
