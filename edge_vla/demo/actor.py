@@ -48,9 +48,7 @@ class Actor:
         """(n, 7) action token ids."""
         pixels = torch.from_numpy(np.stack([preprocess(image, self.contract) for image in images]))
         prompts = [tokenizer.encode(text) for text in instructions]
-        parts = [
-            self._generate(pixels[i : i + CHUNK], prompts[i : i + CHUNK]) for i in range(0, len(prompts), CHUNK)
-        ]
+        parts = [self._generate(pixels[i : i + CHUNK], prompts[i : i + CHUNK]) for i in range(0, len(prompts), CHUNK)]
         return torch.cat(parts).numpy()
 
     @torch.no_grad()

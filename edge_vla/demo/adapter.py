@@ -31,7 +31,9 @@ def adapted_modules(policy: OpenVLA) -> list[str]:
 def wrap(learner: Learner) -> PeftModel:
     """Put LoRA into the learner's policy in place; only the adapter's factors train from here on."""
     targets = adapted_modules(learner.policy)
-    settings = LoraConfig(r=package.LORA_RANK, lora_alpha=package.LORA_ALPHA, target_modules=targets, lora_dropout=0.0, bias="none")
+    settings = LoraConfig(
+        r=package.LORA_RANK, lora_alpha=package.LORA_ALPHA, target_modules=targets, lora_dropout=0.0, bias="none"
+    )
     for parameter in learner.parameters():
         parameter.requires_grad_(False)
     wrapped: PeftModel = get_peft_model(learner.policy, settings)  # type: ignore[arg-type]

@@ -20,7 +20,9 @@ CLOSE_BINS = 4
 FRAME_SEEDS = EVALUATION_SEEDS[500_000:]  # episodes count from the other end
 
 
-def frames(policy: Answers, look: World, count: int, puts: bool = True, wording: Wording = "trained") -> dict[str, float]:
+def frames(
+    policy: Answers, look: World, count: int, puts: bool = True, wording: Wording = "trained"
+) -> dict[str, float]:
     """Fresh frames, one instruction each: accuracy per dimension, sign of dx, and whether the named thing is meant."""
     images: list[Image.Image] = []
     texts: list[str] = []
@@ -37,7 +39,9 @@ def frames(policy: Answers, look: World, count: int, puts: bool = True, wording:
     answers = statistics.normalise(policy.answer(images, texts))
     truth = statistics.normalise(np.stack(wanted))
     result: dict[str, float] = {}
-    bins = np.abs(samples.TOKENS.bins(samples.TOKENS.encode(answers)) - samples.TOKENS.bins(samples.TOKENS.encode(truth)))
+    bins = np.abs(
+        samples.TOKENS.bins(samples.TOKENS.encode(answers)) - samples.TOKENS.bins(samples.TOKENS.encode(truth))
+    )
     for i, name in enumerate(NAMES):
         result[f"exact {name}"] = float((bins[:, i] == 0).mean())
         result[f"close {name}"] = float((bins[:, i] <= CLOSE_BINS).mean())

@@ -49,7 +49,9 @@ class Muon:
         return {"momentum": self.momentum, "first": self.first, "second": self.second, "steps": self.steps}
 
     @torch.no_grad()
-    def restore(self, momentum: dict[str, Tensor], first: dict[str, Tensor], second: dict[str, Tensor], steps: int) -> None:
+    def restore(
+        self, momentum: dict[str, Tensor], first: dict[str, Tensor], second: dict[str, Tensor], steps: int
+    ) -> None:
         for mine, saved in ((self.momentum, momentum), (self.first, first), (self.second, second)):
             for name, tensor in mine.items():
                 tensor.copy_(saved[name])

@@ -61,7 +61,9 @@ def _attention_pool(key: str, tower: TowerSpec) -> dict[str, tuple[int, ...]]:
     shapes = {f"{key}.latent": (1, 1, width), f"{key}.norm.weight": (width,), f"{key}.norm.bias": (width,)}
     shapes |= _linear(f"{key}.q", width, width) | _linear(f"{key}.kv", 2 * width, width)
     shapes |= _linear(f"{key}.proj", width, width)
-    return shapes | _linear(f"{key}.mlp.fc1", tower.mlp_width, width) | _linear(f"{key}.mlp.fc2", width, tower.mlp_width)
+    return (
+        shapes | _linear(f"{key}.mlp.fc1", tower.mlp_width, width) | _linear(f"{key}.mlp.fc2", width, tower.mlp_width)
+    )
 
 
 def config(spec: PolicySpec) -> dict[str, object]:

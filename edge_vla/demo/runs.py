@@ -53,7 +53,9 @@ def resume(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     if state["config"] != dict(config):
         changed = sorted(key for key in {*config, *state["config"]} if config.get(key) != state["config"].get(key))
         was, now = ({key: source.get(key) for key in changed} for source in (state["config"], config))
-        raise UsageError(f"{path.parent} was started with {was}, not {now}: continue with the same, or use another --run")
+        raise UsageError(
+            f"{path.parent} was started with {was}, not {now}: continue with the same, or use another --run"
+        )
     return state
 
 

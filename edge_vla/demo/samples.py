@@ -104,7 +104,13 @@ def moment(rng: np.random.Generator) -> tuple[State, list[str]]:
     else:
         gripper = random_gripper(rng)
     gripper = Gripper(
-        gripper.x, gripper.y, gripper.z, gripper.roll * 0.4, gripper.pitch * 0.4, gripper.yaw, float(rng.uniform(0, 0.1))
+        gripper.x,
+        gripper.y,
+        gripper.z,
+        gripper.roll * 0.4,
+        gripper.pitch * 0.4,
+        gripper.yaw,
+        float(rng.uniform(0, 0.1)),
     )
     carried = Body("block", body.colour, gripper.x, gripper.y, gripper.yaw)
     return State((*bodies[:focus], carried, *bodies[focus + 1 :]), gripper, focus), [body.colour]

@@ -61,10 +61,9 @@ STAGES: Final[Mapping[str, Stage]] = {
     stage.name: stage
     for stage in (
         Stage("overfit", steps=300, first_seed=0, prompts=2, frames=192, average=0.98),
-        Stage("see", steps=1600, first_seed=100_000_000, batch=64, language=False, prompts=1, decay=0.3),
+        Stage("see", steps=1200, first_seed=100_000_000, batch=64, language=False, prompts=1, decay=0.3),
         Stage("act", steps=6000, first_seed=200_000_000, decay=0.0),
-        Stage("finish", steps=2000, first_seed=300_000_000, warmup=20, decay=1.0, softness=(2.0, 1.0), vision=0.1,
-              pointer=0.1),
+        Stage("finish", steps=2000, first_seed=300_000_000, warmup=20, decay=1.0, softness=(2.0, 1.0)),
         Stage("adapt", steps=1000, first_seed=400_000_000, look=2, rate=3e-3, decay=0.7, average=0.98),
     )
 }  # fmt: skip
@@ -171,7 +170,10 @@ def train(
     evaluate_every: int = 600,
     episodes: int = 40,
 ) -> None:
-    """Trains in place; on return the learner holds the averaged weights. Continues what `run` holds."""
+    """Trains in place; on return the learner holds the averaged weights. Continues what `run` holds.
+
+    Evaluates every `evaluate_every` steps and at the end; 0 is never.
+    """
     optimiser = Muon(learner.named_parameters(), weight_decay=0.1)
     averaged = Averaged(optimiser.named, stage.average)
     config = {**asdict(stage), "softness": list(stage.softness), "trained": sorted(n for n, _ in optimiser.named)}
@@ -219,7 +221,7 @@ def train(
             sums, began, counted = {}, time.perf_counter(), 0
         if now % save_every == 0 or last or _stop:
             save(now)
-        if stage.language and (now % evaluate_every == 0 or last):
+        if stage.language and evaluate_every and (now % evaluate_every == 0 or last):
             averaged.swap()
             found = {name: round(value, 4) for name, value in evaluate(learner, stage, episodes).items()}
             averaged.swap()

@@ -1,0 +1,153 @@
+"""The demo policy's figures: `python -m edge_vla.demo.evaluate --out benchmarks/results/demo-policy.json`.
+
+Closed-loop success on seeds that were never trained on, what a black picture or a swapped instruction does,
+wordings kept aside, and the second world without and with the adapter. Writes one JSON with command, commit
+and device. Measures in bf16 with plain torch; quantised policies are measured by the benchmark room.
+"""
+
+import argparse
+import json
+import logging
+import math
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from safetensors.torch import load_file
+
+from edge_vla.demo import measure, package
+from edge_vla.demo.actor import Actor
+from edge_vla.demo.instructions import Wording
+from edge_vla.demo.render import world
+from edge_vla.demo.rollout import Episode, Trick
+from edge_vla.errors import EdgeVLAError, ResourceError
+from edge_vla.model import OpenVLA
+
+LOG: Final = logging.getLogger("edge_vla.demo.evaluate")
+HERE: Final = Path(__file__).parent / "policy"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One row of the table: which weights, which world, what is asked and shown."""
+
+    name: str
+    kind: Literal["pick", "put"]
+    look: int = 1
+    adapter: bool = False
+    wording: Wording = "trained"
+    trick: Trick = "none"
+
+
+TRIALS: Final = (
+    Trial("pick", "pick"),
+    Trial("put", "put"),
+    Trial("pick, wording kept aside", "pick", wording="kept aside"),
+    Trial("put, wording kept aside", "put", wording="kept aside"),
+    Trial("pick, swapped instruction", "pick", trick="swapped instruction"),
+    Trial("pick, black image", "pick", trick="black image"),
+    Trial("world 2 pick, base", "pick", look=2),
+    Trial("world 2 pick, adapter", "pick", look=2, adapter=True),
+    Trial("world 2 put, adapter", "put", look=2, adapter=True),
+)
+
+
+def wilson(successes: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share."""
+    z = 1.96
+    share = successes / count
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return round(middle - half, 4), round(middle + half, 4)
+
+
+def load(base: Path, adapter: Path | None) -> Actor:
+    """The shipped weights in bf16, the adapter merged in float32 and rounded once."""
+    weights = package.read(base).state_dict()
+    if adapter is not None:
+        factors = load_file(adapter / "adapter_model.safetensors")
+        for key in list(weights):
+            name = f"base_model.model.{key.removesuffix('.weight')}.lora_{{}}.weight"
+            if name.format("A") in factors:
+                weights[key] = weights[key] + package.LORA_SCALE * (
+                    factors[name.format("B")].float() @ factors[name.format("A")].float()
+                )
+    policy = OpenVLA(package.demo_spec()).to(torch.bfloat16)
+    policy.load_state_dict(weights)
+    return Actor(policy)
+
+
+def summary(rows: Sequence[Episode]) -> dict[str, Any]:
+    found: dict[str, Any] = {name: round(value, 4) for name, value in measure.rates(rows).items()}
+    for name, count in (
+        ("success", sum(row.success for row in rows)),
+        ("wrong object", sum(row.wrong_object for row in rows)),
+    ):
+        found[f"{name} 95%"] = wilson(count, len(rows))
+    return found
+
+
+def _commit() -> str:
+    try:
+        shown = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return shown.stdout.strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m edge_vla.demo.evaluate", description=__doc__)
+    parser.add_argument("--base", type=Path, default=HERE / "base")
+    parser.add_argument("--adapter", type=Path, default=HERE / "adapter")
+    parser.add_argument("--episodes", type=int, default=400)
+    parser.add_argument("--frames", type=int, default=1000)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(arguments.threads)
+    adapted = (arguments.adapter / "adapter_model.safetensors").exists()
+    actors = {False: load(arguments.base, None)}
+    if adapted:
+        actors[True] = load(arguments.base, arguments.adapter)
+    result: dict[str, Any] = {
+        "what": "demo policy, plain torch bf16, greedy decoding, evaluation seeds from the first",
+        "command": " ".join(["python", "-m", "edge_vla.demo.evaluate", *sys.argv[1:]]),
+        "commit": _commit(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "device": f"CPU, {arguments.threads} threads, {platform.machine()}, torch {torch.__version__}",
+        "free running": {
+            "world 1": measure.frames(actors[False], world(1), arguments.frames),
+            "world 1, wording kept aside": measure.frames(
+                actors[False], world(1), arguments.frames, wording="kept aside"
+            ),
+        },
+        "closed loop": {},
+    }
+    for trial in TRIALS:
+        if trial.adapter and not adapted:
+            continue
+        began = time.perf_counter()
+        rows = measure.closed_loop(
+            actors[trial.adapter], world(trial.look), arguments.episodes, trial.kind, trial.wording, trial.trick
+        )
+        result["closed loop"][trial.name] = {**summary(rows), "seconds": round(time.perf_counter() - began, 1)}
+        LOG.info("%s: %s", trial.name, result["closed loop"][trial.name])
+    try:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ResourceError(f"{arguments.out}: could not write ({error})") from error
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except EdgeVLAError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
