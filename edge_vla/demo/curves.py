@@ -47,7 +47,7 @@ def _panel(title: str, series: Mapping[str, Sequence[tuple[int, float]]], end: i
         draw.line((left, y, right, y), fill="#dddddd")
         draw.text((6, y - 6), f"{top * i / 4:.2f}", fill="#555555")
     draw.text((right - 60, low + 8), f"step {end}", fill="#555555")
-    for (name, points), colour in zip(series.items(), COLOURS, strict=False):
+    for points, colour in zip(series.values(), COLOURS, strict=False):
         line = [
             (left + (right - left) * step / end, low - (low - high) * min(max(value / top, 0.0), 1.0))
             for step, value in points

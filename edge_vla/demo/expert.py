@@ -59,8 +59,6 @@ def act(state: State, task: Task) -> Action:
     away = math.hypot(target.x - g.x, target.y - g.y)
     rise = g.z - GRASP_HEIGHT
     straight = max(abs(g.roll), abs(g.pitch)) < 0.13 and abs(target.yaw - g.yaw) < 0.20
-    if away < 0.010 and rise < 0.011 and straight:
-        opening = 0.0
-    else:
-        opening = min(1.0, 0.55 + 2.5 * math.hypot(away, rise))
+    there = away < 0.010 and rise < 0.011 and straight
+    opening = 0.0 if there else min(1.0, 0.55 + 2.5 * math.hypot(away, rise))
     return _move(state, target.x, target.y, _funnel(away, GRASP_HEIGHT - 0.002, 0.006), target.yaw, opening)

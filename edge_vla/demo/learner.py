@@ -198,6 +198,16 @@ class Learner(nn.Module):
         return missed.sum() / (some.sum() * POINTER_HEADS).clamp_min(1.0)
 
 
+_ZERO_AT_FIRST: Final = (
+    "o_proj.weight",
+    "down_proj.weight",
+    "attn.proj.weight",
+    "mlp.fc2.weight",
+    "bias",
+    "lm_head.weight",
+)
+
+
 def initialise(policy: OpenVLA, seed: int) -> None:
     """Scaled Gaussians; branches start at zero; positions start as a two-dimensional wave pattern."""
     generator = torch.Generator().manual_seed(seed)
@@ -205,9 +215,7 @@ def initialise(policy: OpenVLA, seed: int) -> None:
         for name, parameter in policy.named_parameters():
             if name.endswith(("scale_factor", "norm.weight", "norm1.weight", "norm2.weight", "layernorm.weight")):
                 parameter.fill_(1.0)
-            elif name.endswith(("o_proj.weight", "down_proj.weight", "attn.proj.weight", "mlp.fc2.weight")):
-                parameter.zero_()
-            elif name.endswith("bias") or name.endswith("lm_head.weight"):
+            elif name.endswith(_ZERO_AT_FIRST):
                 parameter.zero_()
             elif name.endswith("pos_embed"):
                 parameter.copy_(_waves(parameter.shape[1], parameter.shape[2])[None])

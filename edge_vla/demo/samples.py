@@ -70,16 +70,19 @@ def _near(rng: np.random.Generator, x: float, y: float, yaw: float, floor: float
     angle = rng.uniform(-math.pi, math.pi)
     lean = math.exp(rng.uniform(math.log(0.005), math.log(0.25)))
     height = floor + min(0.105, 2.0 * spread) * rng.uniform(0.5, 1.3) + abs(rng.normal(0.0, 0.006))
+    roll, pitch = rng.normal(0, lean), rng.normal(0, lean)
+    turn = rng.normal(0, math.exp(rng.uniform(math.log(0.02), math.log(0.4))))
+    usual = min(1.0, 0.55 + 2.5 * math.hypot(spread, height - floor))
+    opening = rng.choice([0.0, rng.uniform(0.0, 1.0), usual], p=[0.08, 0.12, 0.8])
     return Gripper(
         x=float(np.clip(x + spread * math.cos(angle), -0.18, 0.18)),
         y=float(np.clip(y + spread * math.sin(angle), -0.18, 0.18)),
         z=float(np.clip(height, *HEIGHTS)),
-        roll=float(np.clip(rng.normal(0, lean), -0.45, 0.45)),
-        pitch=float(np.clip(rng.normal(0, lean), -0.45, 0.45)),
-        yaw=float(np.clip(yaw + rng.normal(0, math.exp(rng.uniform(math.log(0.02), math.log(0.4)))), -0.8, 0.8)),
-        opening=float(rng.choice([0.0, rng.uniform(0.0, 1.0), min(1.0, 0.55 + 2.5 * math.hypot(spread, height - floor))],
-                                 p=[0.08, 0.12, 0.8])),
-    )  # fmt: skip
+        roll=float(np.clip(roll, -0.45, 0.45)),
+        pitch=float(np.clip(pitch, -0.45, 0.45)),
+        yaw=float(np.clip(yaw + turn, -0.8, 0.8)),
+        opening=float(opening),
+    )
 
 
 def moment(rng: np.random.Generator) -> tuple[State, list[str]]:

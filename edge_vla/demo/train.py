@@ -155,7 +155,7 @@ class Averaged:
 
 
 def _ask_to_stop(_signal: int, _frame: FrameType | None) -> None:
-    global _stop  # noqa: PLW0603  a signal handler has nowhere else to put it
+    global _stop  # a signal handler has nowhere else to put it
     _stop = True
 
 
