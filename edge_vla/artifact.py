@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from edge_vla.errors import ArtifactError, ResourceError, UsageError
+from edge_vla.errors import ArtifactError, CheckpointError, ResourceError, UsageError
 from edge_vla.files import sha256_of, sync, write_whole
 from edge_vla.openvla import ImageContract, PolicyConfig, PromptStyle, Statistics
 from edge_vla.quant import PackedWeight, Scheme
@@ -100,7 +102,7 @@ class Manifest:
     def from_json(raw: Mapping[str, Any]) -> Manifest:
         if raw.get("format") != FORMAT:
             raise ArtifactError(f"{MANIFEST}: format is {raw.get('format')!r}, expected {FORMAT!r}")
-        if raw.get("version") != VERSION:
+        if type(raw.get("version")) is not int or raw["version"] != VERSION:
             raise ArtifactError(
                 f"{MANIFEST}: format version {raw.get('version')!r}, this edge-vla reads {VERSION}: export again, "
                 "or install the edge-vla that made it"
@@ -118,17 +120,35 @@ class Manifest:
                 image=ImageContract(**_tuples(raw["preprocessing"])),
                 statistics=Statistics(raw["statistics"], MANIFEST),
             )
-            return Manifest(
+            manifest = Manifest(
                 config=config,
-                source=raw["source"],
-                recipe=raw["recipe"],
+                source=dict(raw["source"]),
+                recipe=dict(raw["recipe"]),
                 layers=tuple({name: _linear(entry) for name, entry in layer.items()} for layer in raw["layers"]),
-                vision_check=raw["vision_check"],
+                vision_check=dict(raw["vision_check"]),
                 golden=tuple(GoldenFrame(**_tuples(frame)) for frame in raw["golden"]),
-                files={str(path): dict(entry) for path, entry in raw["files"].items()},
+                files={path: _file(path, entry) for path, entry in raw["files"].items()},
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, CheckpointError) as error:
             raise ArtifactError(f"{MANIFEST} is malformed ({error!r}): export again") from error
+        return manifest._check()
+
+    def _check(self) -> Manifest:
+        """Itself, or ArtifactError if its parts do not fit each other."""
+        linears = self.config.spec.decoder.linears()
+        if len(self.layers) != self.config.spec.decoder.layers or any(
+            {name: linear.shape for name, linear in layer.items()} != linears for layer in self.layers
+        ):
+            raise ArtifactError(f"{MANIFEST}: the layers are not those of its network: export again")
+        needed = {EMBEDDINGS, HEAD, TOKENIZER, VISION, GRAPH, *map(layer_file, range(len(self.layers)))}
+        unlisted = sorted((needed | {frame.image for frame in self.golden}) - set(self.files))
+        if unlisted:
+            raise ArtifactError(f"{MANIFEST} has no hash of {unlisted[0]}, which the policy needs: export again")
+        for frame in self.golden:
+            key, lengths = frame.unnorm_key, {len(frame.tokens), len(frame.margins)}
+            if key not in self.config.statistics or lengths != {self.config.statistics[key].dims}:
+                raise ArtifactError(f"{MANIFEST}: golden frame {frame.image} does not fit the statistics: export again")
+        return self
 
 
 class Artifact:
@@ -142,7 +162,7 @@ class Artifact:
         self.bytes = path.read_bytes()
         try:
             raw = json.loads(self.bytes)
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise ArtifactError(f"{path} is not valid JSON ({error}): the artifact is damaged, export again") from error
         if not isinstance(raw, dict):
             raise ArtifactError(f"{path}: expected a JSON object, got {type(raw).__name__}")
@@ -169,15 +189,24 @@ class Artifact:
         return self.directory / GRAPH
 
     def text(self, name: str) -> str:
-        return (self.directory / name).read_text(encoding="utf-8")
+        try:
+            return (self.directory / name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArtifactError(f"{self.directory / name} cannot be read ({error}): export again") from error
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """All tensors of one safetensors file."""
+    def tensors(self, name: str, shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Tensor]:
+        """All tensors of one safetensors file; ArtifactError unless they have just the given names and shapes."""
         try:
             tensors: dict[str, Tensor] = load_file(self.directory / name)
-            return tensors
         except (SafetensorError, OSError) as error:
             raise ArtifactError(f"{self.directory / name} cannot be read ({error}): export again") from error
+        got = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        if shapes is not None and got != shapes:
+            odd = next(key for key in {**shapes, **got} if got.get(key) != shapes.get(key))
+            raise ArtifactError(
+                f"{self.directory / name}: {odd} is {got.get(odd)}, expected {shapes.get(odd)}: export again"
+            )
+        return tensors
 
     def layers(self) -> Iterator[tuple[dict[str, PackedWeight], dict[str, Tensor]]]:
         """Linears and norms of each decoder layer, read one layer at a time."""
@@ -188,11 +217,15 @@ class Artifact:
                 yield packed, {name: tensors[name] for name in NORMS}
             except KeyError as error:
                 raise ArtifactError(f"{self.directory / layer_file(index)} lacks {error}: export again") from error
+            except CheckpointError as error:
+                raise ArtifactError(f"{self.directory / layer_file(index)}: {error}: export again") from error
 
     def _check_sizes(self) -> None:
+        root = self.directory.resolve()
         for name, entry in self.manifest.files.items():
             path = self.directory / name
-            if Path(name).is_absolute() or ".." in Path(name).parts or path.is_symlink():
+            # Equal as text too, so that "./x" is not a second name of x.
+            if "\0" in name or str(path.resolve()) != f"{root}/{name}":
                 raise ArtifactError(f"{MANIFEST} names {name!r}, which is outside the artifact or a link")
             if not path.is_file():
                 raise ArtifactError(f"{path} is missing: copy or export the artifact again")
@@ -206,7 +239,7 @@ class ArtifactWriter:
     """Builds an artifact in `OUT.partial` and gives it its name only when it is complete."""
 
     def __init__(self, out: Path) -> None:
-        if out.exists():
+        if os.path.lexists(out):
             raise UsageError(f"--out {out} exists already: remove it or choose another name")
         self.out = out
         self.partial = out.with_name(out.name + ".partial")
@@ -242,8 +275,11 @@ class ArtifactWriter:
     def adopt(self, name: str) -> None:
         """Sync and hash a file that stands in the partial directory already."""
         path = self.partial / name
-        sync(path)
-        self.files[name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+        try:
+            sync(path)
+            self.files[name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+        except OSError as error:
+            raise ResourceError(f"cannot write {path}: {error.strerror}") from error
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Read back a file that was saved."""
@@ -311,5 +347,13 @@ def _linear_json(linear: Linear) -> dict[str, Any]:
 
 
 def _linear(raw: Mapping[str, Any]) -> Linear:
-    outer, inner = raw["shape"]
-    return Linear(Scheme(raw["scheme"]), (int(outer), int(inner)), raw["group"], float(raw["error"]))
+    (outer, inner), group = raw["shape"], raw["group"]
+    if not (group is None or (type(group) is int and group > 0)):
+        raise ValueError(f"group must be a positive number or null, got {group!r}")
+    return Linear(Scheme(raw["scheme"]), (int(outer), int(inner)), group, float(raw["error"]))
+
+
+def _file(path: str, raw: Mapping[str, Any]) -> dict[str, Any]:
+    if type(raw["size"]) is not int or not re.fullmatch("[0-9a-f]{64}", raw["sha256"]):
+        raise ValueError(f"{path}: size must be a number of bytes and sha256 64 hexadecimal digits, got {raw}")
+    return {"size": raw["size"], "sha256": raw["sha256"]}

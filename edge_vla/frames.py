@@ -7,17 +7,21 @@ One JSON object a line: `image` (file name), `instruction`, and where known `unn
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from edge_vla.errors import FrameError
 from edge_vla.files import write_whole
+from edge_vla.openvla.image import as_rgb
 
 INDEX = "frames.jsonl"
+# What Pillow's readers raise on a damaged file, beside their own errors.
+BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, struct.error)
 
 
 @dataclass(frozen=True)
@@ -36,14 +40,17 @@ class Frame:
 
 
 def open_image(path: Path) -> Image.Image:
-    """An image file as RGB. Raises FrameError for a missing file or one that is no image."""
+    """An image file as RGB. Raises FrameError for a missing file or one that is no image of 8 bits a channel."""
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            image.load()
+            return as_rgb(image)
     except FileNotFoundError as error:
         raise FrameError(f"{path}: no such file") from error
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise FrameError(f"{path} is not an image that Pillow can read: {error}") from error
+    except FrameError as error:
+        raise FrameError(f"{path}: {error}") from error
+    except (*BROKEN, Image.DecompressionBombError) as error:
+        raise FrameError(f"{path} is not an image that Pillow can read: {error}; save it as PNG again") from error
 
 
 def read_frames(directory: Path) -> list[Frame]:
@@ -53,11 +60,13 @@ def read_frames(directory: Path) -> list[Frame]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
         raise FrameError(f"{path} is missing: expected a folder of images with a {INDEX}") from error
+    except OSError as error:
+        raise FrameError(f"{path} cannot be read ({error.strerror}): expected a folder with a {INDEX}") from error
     except UnicodeDecodeError as error:
         raise FrameError(f"{path} is not UTF-8 text: {error}") from error
     frames = [_frame(directory, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if not frames:
-        raise FrameError(f"{path} lists no frames")
+        raise FrameError(f"{path} lists no frames: expected one JSON object a line")
     return frames
 
 
@@ -90,10 +99,12 @@ def _frame(directory: Path, number: int, line: str) -> Frame:
         entry: dict[str, Any] = json.loads(line)
         image, instruction = entry["image"], entry["instruction"]
         action = tuple(float(value) for value in entry["action"]) if "action" in entry else None
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise FrameError(f"{where}: expected an object with 'image' and 'instruction', got {error!r}") from error
     if not isinstance(image, str) or not isinstance(instruction, str) or Path(image).name != image:
         raise FrameError(f"{where}: image must be a file name in the folder and instruction a text")
+    if not isinstance(entry.get("unnorm_key"), str | None):
+        raise FrameError(f"{where}: unnorm_key must be a text, got {entry['unnorm_key']!r}")
     return Frame(
         directory / image, instruction, entry.get("unnorm_key"), entry.get("episode"), entry.get("step"), action
     )

@@ -7,8 +7,24 @@ Knows shapes and the architectures that OpenVLA's authors used by name. Knows no
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final
+
+
+def check_fields(spec: Any, *dividers: tuple[str, str]) -> None:
+    """Raise ValueError for a field that is not of its type, a negative one, or a divider that does not divide.
+
+    Specs are filled from config.json and manifest.json, which may hold anything.
+    """
+    for name, kind in ((field.name, field.type) for field in fields(spec)):
+        value = getattr(spec, name)
+        if type(value).__name__ not in (("float", "int") if kind == "float" else (kind,)):
+            raise ValueError(f"{name} must be {kind}, got {value!r}")
+        if kind == "int" and value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
+    for part, whole in dividers:
+        if getattr(spec, part) < 1 or getattr(spec, whole) % getattr(spec, part):
+            raise ValueError(f"{part} {getattr(spec, part)} must divide {whole} {getattr(spec, whole)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +43,11 @@ class TowerSpec:
     layer_scale: bool
     attention_pool: bool
     norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_fields(self, ("heads", "width"))
+        if not 1 <= self.patch <= self.image_size:
+            raise ValueError(f"patch {self.patch} must fit image_size {self.image_size}")
 
     @property
     def prefix(self) -> int:
@@ -62,6 +83,9 @@ class DecoderSpec:
     bos: int = 1
     eos: int = 2
 
+    def __post_init__(self) -> None:
+        check_fields(self, ("heads", "width"), ("kv_heads", "heads"))
+
     @property
     def head_width(self) -> int:
         return self.width // self.heads
@@ -91,6 +115,11 @@ class ActionSpec:
     end: int
     low: float = -1.0
     high: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not 2 <= self.bins <= self.end or not self.low < self.high:
+            raise ValueError(f"{self.bins} bins must lie below id {self.end}, and {self.low} below {self.high}")
 
     @property
     def first(self) -> int:

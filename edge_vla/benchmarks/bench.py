@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from edge_vla import errors
 from edge_vla.artifact import Artifact
 from edge_vla.benchmarks.agreement import Side, compare, margin_floor
 from edge_vla.benchmarks.environment import environment
@@ -149,7 +150,9 @@ def _run(name: str, job: Job, scratch: Path, tell: Callable[[str], None]) -> Run
     done = subprocess.run(worker, capture_output=True, text=True, env=os.environ, check=False)
     if done.returncode:
         reason = (done.stderr.strip() or f"exit {done.returncode}").splitlines()[-1]
-        raise BackendError(f"the {name} run stopped: {reason}")
+        kind, _, message = reason.partition(": ")
+        error = getattr(errors, kind, None) if kind in errors.__all__ else None
+        raise (error or BackendError)(f"the {name} run stopped: {message if error else reason}")
     return Run(out / "answers.npz", json.loads((out / "measured.json").read_text(encoding="utf-8")))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from edge_vla.benchmarks.environment import peak_memory_bytes, resident_bytes
 from edge_vla.checkpoint import Arithmetic
+from edge_vla.errors import EdgeVLAError
 from edge_vla.files import write_whole
 from edge_vla.frames import Frame, read_frames
 from edge_vla.runtime import Policy, load
@@ -126,4 +127,8 @@ def shake(policy: Policy) -> None:
 
 
 if __name__ == "__main__":
-    run(Job.read(Path(sys.argv[1])))
+    try:
+        run(Job.read(Path(sys.argv[1])))
+    except EdgeVLAError as problem:
+        # The parent raises the same kind again, by its name.
+        sys.exit(f"{type(problem).__name__}: {problem}")

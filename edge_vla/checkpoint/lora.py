@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import KeysView, Mapping, Sequence
+from collections.abc import Iterable, KeysView, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +55,7 @@ class Update:
     """The adapter tensors of one module, by file key."""
 
     module: str
-    scale: float
+    scale: Mapping[Arithmetic, float]
     keys: Mapping[str, str]
     embedding: bool
 
@@ -124,7 +124,7 @@ class Adapter:
             return weight
         factors = {part: self.load(key) for part, key in update.keys.items()}
         merge = _merge_fp32 if arithmetic == "fp32" else _merge_upstream
-        merged = merge(weight, factors, update.scale, self.transposed or update.embedding)
+        merged = merge(weight, factors, update.scale[arithmetic], self.transposed or update.embedding)
         return finite(merged, f"{name} merged with {self}")
 
     def _refuse(self) -> None:
@@ -146,6 +146,8 @@ class Adapter:
                 return
         if path.endswith(".base_layer.weight"):
             self.base_copies[path.replace(".base_layer.", ".")] = key
+        elif path.endswith(".base_layer.bias"):
+            self.replacements[path.replace(".base_layer.", ".")] = key
         elif path.endswith((".weight", ".bias")) and ".lora_" not in path:
             self.replacements[path] = key
         else:
@@ -159,12 +161,29 @@ class Adapter:
                 f"{self.path}: {module}: use_dora is {self.config.get('use_dora')}, tensors {sorted(keys)}"
             )
         rank = self.shapes[keys["a"]][0]
-        alpha = float(_pattern(self.config.get("alpha_pattern") or {}, module, self.config.get("lora_alpha", rank)))
-        declared = _pattern(self.config.get("rank_pattern") or {}, module, self.config.get("r", rank))
-        if rank != declared or self.shapes[keys["b"]][1] != rank or not math.isfinite(alpha):
-            raise CheckpointError(f"{self.path}: {module} has rank {rank}, adapter_config.json says {declared}")
-        scale = alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
+        if self.shapes[keys["b"]][1] != rank:
+            raise CheckpointError(f"{self.path}: {module} has lora_A of rank {rank}, lora_B {self.shapes[keys['b']]}")
+        divisor = math.sqrt(rank) if self.config.get("use_rslora") else rank
+        scale: dict[Arithmetic, float] = {
+            "fp32": self._alpha(_search(self._alphas, module)) / divisor,
+            "upstream": self._alpha(_search([*self._ranks, *self._alphas], module)) / divisor,
+        }
         return Update(module, scale, keys, embedding="lora_embedding" in keys["a"])
+
+    @property
+    def _alphas(self) -> Mapping[str, float]:
+        return self.config.get("alpha_pattern") or {}
+
+    @property
+    def _ranks(self) -> Mapping[str, int]:
+        return self.config.get("rank_pattern") or {}
+
+    def _alpha(self, pattern: str) -> float:
+        """The alpha of a module whose name matched `pattern`."""
+        alpha = self._alphas.get(pattern, self.config.get("lora_alpha"))
+        if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+            raise CheckpointError(f"{self}: lora_alpha is {alpha!r}, expected a number")
+        return float(alpha)
 
     def _span(self, update: Update) -> tuple[int, int]:
         return self.shapes[update.keys["b"]][0], self.shapes[update.keys["a"]][1]
@@ -199,9 +218,13 @@ class MergedTensors:
         return weight
 
 
-def _pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """peft's rule: the first pattern that matches the end of the module's path."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
+def _search(patterns: Iterable[str], module: str) -> str:
+    """The first pattern that matches the end of the module's path, else the path itself.
+
+    Today's peft searches the alpha patterns alone. peft 0.11.1 made one search through rank and alpha patterns
+    and looked the same key up in both, so a rank pattern can hide an alpha pattern there.
+    """
+    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), module)
 
 
 def _delta(a: Tensor, b: Tensor, scale: float, transposed: bool) -> Tensor:

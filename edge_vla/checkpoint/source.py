@@ -77,7 +77,11 @@ def _open_base(source: str) -> Checkpoint:
         raise CheckpointError(f"{tokenizer} is missing: copy it from the base model (tokenizer.model is not read)")
     tensors = SafetensorsDirectory(directory)
     config = PolicyConfig.read(directory)
-    return Checkpoint(source, tensors, config, tokenizer.read_text(encoding="utf-8"), tuple(tensors.files))
+    try:
+        text = tokenizer.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{tokenizer} is not UTF-8 text ({error}): download it again") from error
+    return Checkpoint(source, tensors, config, text, tuple(tensors.files))
 
 
 def _directory(path: Path) -> Path:

@@ -108,8 +108,10 @@ def _read_index(directory: Path) -> dict[str, Path]:
     try:
         pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)["weight_map"]
         files = {str(name): directory / Path(str(file)).name for name, file in pairs.items()}
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not a safetensors index: {error!r}") from error
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not a safetensors index ({error!r}): download it again") from error
+    if not files:
+        raise CheckpointError(f"{path} lists no tensors: download it again")
     return files
 
 
@@ -117,5 +119,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
-        raise CheckpointError(f"{INDEX} lists {twice[0]!r} more than once")
+        raise CheckpointError(f"{INDEX} lists {twice[0]!r} more than once: download it again")
     return dict(pairs)

@@ -39,6 +39,8 @@ class Recipe:
             raw = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise UsageError(f"--recipe {path}: no such file") from error
+        except OSError as error:
+            raise UsageError(f"--recipe {path} cannot be read: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"--recipe {path} is not valid TOML: {error}") from error
         return Recipe(**_known(raw, path))

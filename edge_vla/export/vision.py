@@ -78,14 +78,7 @@ def check_graph(
 
     `pixels` is (B, 3 x towers, H, W). Returns the largest difference and the largest magnitude.
     """
-    network = torch_vision(spec, weights, torch.bfloat16, torch.device("cpu"))
-    for module in network.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm):
-            # Widened for the moment of its use: the values are the same, and memory stays that of 16 bits.
-            module.register_forward_pre_hook(_widen)
-            module.register_forward_hook(_narrow)
-    with torch.inference_mode():
-        expected = network.projector(network.vision_backbone(torch.from_numpy(pixels)))
+    expected = _run_wide(spec, weights, torch.from_numpy(pixels))
     got = OnnxVision(graph, torch.device("cpu"), fold=False)(torch.from_numpy(pixels))
     # Two digits: the last bits depend on how many threads summed.
     return {
@@ -94,12 +87,27 @@ def check_graph(
     }
 
 
-def _widen(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:  # noqa: ARG001
-    module.float()
+def _run_wide(spec: PolicySpec, weights: Mapping[str, Tensor], pixels: Tensor) -> Tensor:
+    """The network in float32 arithmetic on its 16-bit weights, each widened only for the moment of its use."""
+    network = torch_vision(spec, weights, next(iter(weights.values())).dtype, torch.device("cpu"))
+    narrow: dict[nn.Module, dict[str, Tensor]] = {}
 
+    def widen(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:  # noqa: ARG001
+        narrow[module] = dict(module.named_parameters())
+        for name, weight in narrow[module].items():
+            setattr(module, name, nn.Parameter(weight.float(), requires_grad=False))
 
-def _narrow(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
-    module.bfloat16()
+    def restore(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
+        for name, weight in narrow.pop(module).items():
+            setattr(module, name, weight)
+
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm):
+            module.register_forward_pre_hook(widen)
+            module.register_forward_hook(restore)
+    with torch.inference_mode():
+        out: Tensor = network.projector(network.vision_backbone(pixels))
+    return out
 
 
 def _point_at(model: object, weights: Path) -> None:

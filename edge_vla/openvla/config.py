@@ -46,7 +46,10 @@ class PolicyConfig:
     def read(directory: Path) -> PolicyConfig:
         """From a Hugging Face directory. `dataset_statistics.json` replaces config.json's statistics."""
         config = read_json(directory / "config.json")
-        spec = _spec(config)
+        try:
+            spec = _spec(config)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{directory / 'config.json'} is malformed ({error}): download it again") from error
         preprocessor = directory / "preprocessor_config.json"
         if preprocessor.exists():
             image = ImageContract.from_preprocessor(
@@ -69,8 +72,10 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing: expected a Hugging Face checkpoint directory there") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}): download it again") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value

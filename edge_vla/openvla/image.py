@@ -30,6 +30,17 @@ class ImageContract:
     deviations: tuple[tuple[float, ...], ...]
     fill: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        rows = [*self.means, *self.deviations, *([self.fill] if self.fill is not None else [])]
+        if self.resize not in get_args(Resize) or (self.resize == "letterbox") != (self.fill is not None):
+            raise CheckpointError(
+                f"preprocessing: resize {self.resize!r} with fill {self.fill}; known: {get_args(Resize)}"
+            )
+        if any(len(row) != 3 for row in rows) or len(self.means) != len(self.deviations):
+            raise CheckpointError(f"preprocessing: expected three channels for each mean and deviation, got {rows}")
+        if not all(value > 0 for row in self.deviations for value in row):
+            raise CheckpointError(f"preprocessing: deviations must be positive, got {self.deviations}")
+
     @staticmethod
     def from_preprocessor(raw: Mapping[str, Any], *, size: int, towers: int) -> ImageContract:
         """From preprocessor_config.json; anything but bicubic resizing to the towers' size is refused."""
@@ -57,6 +68,11 @@ class ImageContract:
 def as_rgb(image: Image.Image | NDArray[Any]) -> Image.Image:
     """A Pillow image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4), as RGB; anything else raises FrameError."""
     if isinstance(image, Image.Image):
+        if image.mode in ("I", "F") or image.mode.startswith("I;") or 0 in image.size:
+            raise FrameError(
+                f"an image must have 8 bits a channel and some pixels, got mode {image.mode}, {image.size}: "
+                "scale it to 0..255 and convert"  # Pillow itself would clip it
+            )
         return image.convert("RGB")
     if not isinstance(image, np.ndarray):
         raise FrameError(f"an image must be a Pillow image or a numpy array, got {type(image).__name__}")

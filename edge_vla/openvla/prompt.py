@@ -13,7 +13,7 @@ from functools import cached_property
 
 from tokenizers import Tokenizer
 
-from edge_vla.errors import CheckpointError, EdgeVLAWarning
+from edge_vla.errors import CheckpointError, EdgeVLAWarning, UsageError
 from edge_vla.spec import DecoderSpec
 
 SPACE_PIECE = "▁"
@@ -42,6 +42,11 @@ class Prompter:
             self.tokenizer = Tokenizer.from_str(tokenizer_json)
         except Exception as error:
             raise CheckpointError(f"tokenizer.json cannot be read: {error}") from error
+        if self.tokenizer.get_vocab_size() > decoder.vocab_rows:
+            raise CheckpointError(
+                f"tokenizer.json has {self.tokenizer.get_vocab_size()} pieces, the network {decoder.vocab_rows} rows: "
+                "it belongs to another model"
+            )
         self.style = style
         self.bos = decoder.bos
 
@@ -59,7 +64,12 @@ class Prompter:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Prompt text -> ids as the tokenizer gives them, beginning-of-sequence first."""
-        ids: list[int] = self.tokenizer.encode(text).ids
+        try:
+            ids: list[int] = self.tokenizer.encode(text).ids
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"the instruction is not valid Unicode text ({error.reason}): write it in UTF-8"
+            ) from error
         if not ids or ids[0] != self.bos:
             raise CheckpointError(f"tokenizer.json does not begin a prompt with token {self.bos}: got {ids[:3]}")
         return tuple(ids)

@@ -45,6 +45,8 @@ class Statistics(Mapping[str, ActionStatistics]):
     """All data sets that a checkpoint was trained on, by `unnorm_key`."""
 
     def __init__(self, raw: Mapping[str, Any], origin: str) -> None:
+        if not isinstance(raw, Mapping):
+            raise CheckpointError(f"{origin}: action statistics must be an object by data set, got {raw!r:.60}")
         if not raw:
             raise CheckpointError(
                 f"{origin} has no action statistics: expected at least one data set; "
@@ -87,9 +89,11 @@ def _parse(action: Mapping[str, Any], where: str) -> ActionStatistics:
     try:
         q01 = np.asarray(action["q01"], dtype=np.float64)
         q99 = np.asarray(action["q99"], dtype=np.float64)
-        mask = np.asarray(action.get("mask", np.ones(q01.shape)), dtype=bool)
-    except (KeyError, TypeError, ValueError) as error:
+        mask = np.asarray(action.get("mask", np.ones(q01.shape, dtype=bool)))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{where}: expected lists of numbers q01 and q99, got {error!r}") from error
+    if mask.dtype != np.bool_:
+        raise CheckpointError(f"{where}: mask must be a list of true and false, got {action['mask']!r:.60}")
     if q01.ndim != 1 or q01.shape != q99.shape or q01.shape != mask.shape or not len(q01):
         raise CheckpointError(
             f"{where}: q01, q99 and mask must be as long as each other, got {q01.shape}, {q99.shape}, {mask.shape}"

@@ -5,6 +5,8 @@ Knows weights, kernels and devices. Knows nothing of prompts, statistics or robo
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_vla.artifact import EMBEDDINGS, HEAD, VISION, Artifact, map_matrix
-from edge_vla.checkpoint import Checkpoint
+from edge_vla.checkpoint import Checkpoint, key_table
 from edge_vla.checkpoint.keys import DECODER_PREFIX, vision_keys
 from edge_vla.checkpoint.keys import EMBEDDINGS as EMBEDDINGS_KEY
 from edge_vla.checkpoint.keys import HEAD as HEAD_KEY
+from edge_vla.errors import ArtifactError
 from edge_vla.model import Decoder
 from edge_vla.quant import PackedWeight
 from edge_vla.runtime.kernels import AUTO, pick
@@ -82,14 +85,20 @@ def from_artifact(
     for index, (linears, norms) in enumerate(artifact.layers()):
         decoder_bytes += sum(packed.bytes for packed in linears.values()) + _bytes(norms)
         _place_layer(decoder, index, linears, norms, dtype, device, kernel, chosen)
-    head = artifact.tensors(HEAD)
+    head = artifact.tensors(
+        HEAD, {"actions": (spec.action.bins, spec.decoder.width), "norm.weight": (spec.decoder.width,)}
+    )
     decoder.norm.weight = _parameter(head["norm.weight"], dtype, device)
     actions = head["actions"].to(device, dtype)
     table = map_matrix(artifact.directory / EMBEDDINGS, "embed_tokens.weight")
+    if table.shape != (spec.decoder.vocab_rows, spec.decoder.width):
+        raise ArtifactError(f"{EMBEDDINGS} is {tuple(table.shape)}, which is not the network's: export again")
     if vision == "onnx":
         see: Vision = OnnxVision(artifact.graph, device)
     else:
-        see = torch_vision(spec, artifact.tensors(VISION), dtype, device)
+        keys = key_table(spec)
+        weights = artifact.tensors(VISION, {name: keys[name].shape for name in vision_keys(spec)})
+        see = torch_vision(spec, weights, dtype, device)
     chosen["vision"] = vision
     return Network(
         spec=spec,
@@ -137,6 +146,14 @@ def from_checkpoint(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.de
     )
 
 
+def return_freed_memory() -> None:
+    """Give freed heap pages back to the system: repacking weights leaves gigabytes of holes in glibc's heap."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
 def _empty_decoder(spec: PolicySpec) -> Decoder:
     with torch.device("meta"):
         return Decoder(spec.decoder, embeddings=False)
@@ -159,7 +176,9 @@ def _place_layer(
         parent, _, attribute = name.rpartition(".")
         setattr(layer.get_submodule(parent), attribute, kernel(packed, dtype, device))
     for name, weight in norms.items():
-        layer.get_submodule(name.removesuffix(".weight")).weight = _parameter(weight, dtype, device)
+        # A copy: the tensor read from a file keeps the whole file mapped.
+        layer.get_submodule(name.removesuffix(".weight")).weight = _parameter(weight.clone(), dtype, device)
+    return_freed_memory()
 
 
 def _embeddings(table: Tensor, action: ActionSpec, dtype: torch.dtype, device: torch.device) -> Embeddings:

@@ -1,0 +1,33 @@
+"""Fixtures that several rooms' tests share. Everything is made here, from seeds and small goldens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from edge_vla.export import Recipe, export
+from tests.golden.openvla_tiny import write_checkpoint
+
+TINY = "random:openvla-tiny"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    # The shapes are tiny: a second thread costs more in waiting than it computes.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden OpenVLA in the Hub's layout. Read-only: copy it before changing anything."""
+    return write_checkpoint(tmp_path_factory.mktemp("golden") / "openvla-tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Mapping[int, Path]:
+    """`random:openvla-tiny` as an artifact in each number of bits. Read-only: copy before changing anything."""
+    root = tmp_path_factory.mktemp("artifacts")
+    return {bits: export(TINY, root / f"int{bits}", Recipe(bits=bits)).directory for bits in (4, 8, 16)}
