@@ -36,7 +36,7 @@ def wrap(learner: Learner) -> PeftModel:
     )
     for parameter in learner.parameters():
         parameter.requires_grad_(False)
-    wrapped: PeftModel = get_peft_model(learner.policy, settings)  # type: ignore[arg-type]
+    wrapped: PeftModel = get_peft_model(learner.policy, settings)
     return wrapped
 
 

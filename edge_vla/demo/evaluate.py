@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from edge_vla.demo import measure, package
 from edge_vla.demo.actor import Actor
 from edge_vla.demo.instructions import Wording
+from edge_vla.demo.learner import demo_spec
 from edge_vla.demo.render import world
 from edge_vla.demo.rollout import Episode, Trick
 from edge_vla.errors import EdgeVLAError, ResourceError
@@ -78,7 +79,7 @@ def load(base: Path, adapter: Path | None) -> Actor:
                 weights[key] = weights[key] + package.LORA_SCALE * (
                     factors[name.format("B")].float() @ factors[name.format("A")].float()
                 )
-    policy = OpenVLA(package.demo_spec()).to(torch.bfloat16)
+    policy = OpenVLA(demo_spec()).to(torch.bfloat16)
     policy.load_state_dict(weights)
     return Actor(policy)
 

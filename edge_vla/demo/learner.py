@@ -75,7 +75,8 @@ def _tower(tower: Tower, pixels: Tensor) -> Tensor:
     for block in tower.blocks:
         assert isinstance(block, Block)
         x = _block(block, x)
-    return x[:, tower.spec.prefix :]
+    out: Tensor = x[:, tower.spec.prefix :]
+    return out
 
 
 def _layer(layer: DecoderLayer, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

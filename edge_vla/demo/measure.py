@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from edge_vla.demo import expert, samples, statistics
@@ -18,6 +19,11 @@ from edge_vla.demo.world import EVALUATION_SEEDS, Task
 NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
 CLOSE_BINS = 4
 FRAME_SEEDS = EVALUATION_SEEDS[500_000:]  # episodes count from the other end
+
+
+def _bins(normalised: NDArray[np.float64]) -> NDArray[np.int64]:
+    tokens = samples.TOKENS.encode(normalised)
+    return samples.TOKENS.spec.end - 1 - tokens
 
 
 def frames(
@@ -39,9 +45,7 @@ def frames(
     answers = statistics.normalise(policy.answer(images, texts))
     truth = statistics.normalise(np.stack(wanted))
     result: dict[str, float] = {}
-    bins = np.abs(
-        samples.TOKENS.bins(samples.TOKENS.encode(answers)) - samples.TOKENS.bins(samples.TOKENS.encode(truth))
-    )
+    bins = np.abs(_bins(answers) - _bins(truth))
     for i, name in enumerate(NAMES):
         result[f"exact {name}"] = float((bins[:, i] == 0).mean())
         result[f"close {name}"] = float((bins[:, i] <= CLOSE_BINS).mean())

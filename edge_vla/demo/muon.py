@@ -25,7 +25,8 @@ def orthogonal(matrices: Tensor) -> Tensor:
     for _ in range(5):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.float()
+    out: Tensor = x.float()
+    return out
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:

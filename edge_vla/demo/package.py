@@ -48,7 +48,9 @@ def _linear(key: str, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
 
 def _last_block(key: str, tower: TowerSpec) -> dict[str, tuple[int, ...]]:
     width = tower.width
-    shapes = {f"{key}.{norm}.{part}": (width,) for norm in ("norm1", "norm2") for part in ("weight", "bias")}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for norm in ("norm1", "norm2"):
+        shapes |= {f"{key}.{norm}.weight": (width,), f"{key}.{norm}.bias": (width,)}
     shapes |= _linear(f"{key}.attn.qkv", 3 * width, width) | _linear(f"{key}.attn.proj", width, width)
     shapes |= _linear(f"{key}.mlp.fc1", tower.mlp_width, width) | _linear(f"{key}.mlp.fc2", width, tower.mlp_width)
     if tower.layer_scale:

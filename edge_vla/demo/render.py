@@ -38,7 +38,9 @@ class World:
     shadow: Rgb
     light: tuple[float, float, float]  # brightness of a block's top, x sides, y sides
     mast: Rgb
-    palm: Rgb
+    knob: Rgb  # the ball on the mast, which shows how the gripper leans
+    fingers: tuple[Rgb, Rgb]  # left and right differ, which shows how it is turned
+    stripe: Rgb  # along one edge of every block's top, which shows how the block is turned
     colours: Mapping[str, Rgb]
 
 
@@ -51,10 +53,12 @@ WORLDS: Final[Mapping[int, World]] = {
         zoom=1.52,
         table=(196, 176, 148),
         floor=(92, 98, 108),
-        shadow=(140, 124, 102),
+        shadow=(104, 90, 72),
         light=(1.0, 0.62, 0.78),
-        mast=(70, 74, 84),
-        palm=(30, 32, 38),
+        mast=(84, 88, 98),
+        knob=(10, 10, 14),
+        fingers=((255, 0, 170), (0, 245, 130)),
+        stripe=(250, 250, 250),
         colours={
             "red": (214, 40, 40),
             "green": (44, 160, 60),
@@ -76,10 +80,12 @@ WORLDS: Final[Mapping[int, World]] = {
         zoom=1.38,
         table=(58, 82, 78),
         floor=(150, 146, 138),
-        shadow=(36, 54, 52),
+        shadow=(20, 32, 30),
         light=(0.88, 1.0, 0.55),
         mast=(208, 204, 190),
-        palm=(236, 232, 224),
+        knob=(250, 246, 236),
+        fingers=((255, 120, 60), (90, 150, 255)),
+        stripe=(20, 20, 24),
         colours={
             "red": (150, 24, 52),
             "green": (150, 196, 60),
@@ -166,7 +172,8 @@ def gripper_points(gripper: Gripper) -> Points:
             (0, 0, 0.125),
         ]
     )
-    return local @ (lean_y @ lean_x @ turn).T + (gripper.x, gripper.y, gripper.z)
+    placed: Points = local @ (lean_y @ lean_x @ turn).T + (gripper.x, gripper.y, gripper.z)
+    return placed
 
 
 Line: TypeAlias = list[tuple[float, float]]
@@ -218,13 +225,16 @@ def _draw_block(canvas: _Canvas, body: Body, height: float) -> None:
             light = along_x * weight + along_y * (1 - weight)
             canvas.polygon([seen[i], seen[j], seen[j + 4], seen[i + 4]], _shade(colour, light))
     canvas.polygon(seen[4:], _shade(colour, top), outline=_shade(colour, 0.45))
+    near = corners[6] - corners[5]  # along the top, from the edge that the stripe lies on
+    edge = [corners[4], corners[5], corners[5] + 0.32 * near, corners[4] + 0.32 * near]
+    canvas.polygon(canvas.points(np.stack(edge)), look.stripe)
 
 
 def _draw_shadow(canvas: _Canvas, gripper: Gripper) -> None:
     flat = gripper_points(gripper)
     flat[:, 2] = 0.001
     seen = canvas.points(flat)
-    canvas.line([seen[4], seen[5]], canvas.look.shadow, 6)
+    canvas.line([seen[4], seen[5]], canvas.look.shadow, 8)
     canvas.line([seen[6], seen[7]], canvas.look.shadow, 4)
 
 
@@ -232,10 +242,10 @@ def _draw_gripper(canvas: _Canvas, gripper: Gripper) -> None:
     look = canvas.look
     seen = canvas.points(gripper_points(gripper))
     canvas.line([seen[6], seen[7]], look.mast, 6)
-    canvas.dot(seen[7], 6, look.palm)
-    canvas.line([seen[4], seen[5]], look.palm, 6)
-    canvas.line([seen[0], seen[2]], look.palm, 4)
-    canvas.line([seen[1], seen[3]], look.palm, 4)
+    canvas.dot(seen[7], 8, look.knob)
+    for side, colour in enumerate(look.fingers):
+        canvas.line([seen[4 + side], seen[6]], colour, 8)
+        canvas.line([seen[side], seen[2 + side]], colour, 6)
 
 
 def render(state: State, look: World) -> Image.Image:

@@ -21,6 +21,7 @@ from edge_vla.demo.tokenizer import ACTION_END, BINS, encode, word_ids
 from edge_vla.demo.world import (
     BLOCK_COLOURS,
     BLOCK_SIDE,
+    GRASP_HEIGHT,
     HEIGHTS,
     PLATE_COLOURS,
     Body,
@@ -97,13 +98,13 @@ def moment(rng: np.random.Generator) -> tuple[State, list[str]]:
         gripper = random_gripper(rng)
         return State(bodies, gripper), [body.colour]
     if mode < 0.72:
-        return State(bodies, _near(rng, body.x, body.y, body.yaw, expert.GRASP_HEIGHT - 0.002)), [body.colour]
+        return State(bodies, _near(rng, body.x, body.y, body.yaw, GRASP_HEIGHT - 0.002)), [body.colour]
     place = rng.random()
     if place < 0.45:
         plate = plates[int(rng.integers(len(plates)))]
         gripper = _near(rng, plate.x, plate.y, 0.0, expert.PLACE_HEIGHT - 0.006)
     elif place < 0.7:
-        gripper = _near(rng, body.x, body.y, body.yaw, expert.GRASP_HEIGHT - 0.002)
+        gripper = _near(rng, body.x, body.y, body.yaw, GRASP_HEIGHT - 0.002)
     else:
         gripper = random_gripper(rng)
     gripper = Gripper(

@@ -26,6 +26,7 @@ from edge_vla.demo import measure, package, runs, samples
 from edge_vla.demo.actor import Actor
 from edge_vla.demo.muon import Muon
 from edge_vla.demo.render import world
+from edge_vla.demo.tokenizer import BINS
 from edge_vla.errors import EdgeVLAError, UsageError
 from edge_vla.model import OpenVLA
 
@@ -61,7 +62,7 @@ STAGES: Final[Mapping[str, Stage]] = {
     stage.name: stage
     for stage in (
         Stage("overfit", steps=300, first_seed=0, prompts=2, frames=192, average=0.98),
-        Stage("see", steps=1200, first_seed=100_000_000, batch=64, language=False, prompts=1, decay=0.3),
+        Stage("see", steps=900, first_seed=100_000_000, batch=64, language=False, prompts=1, decay=0.3),
         Stage("act", steps=6000, first_seed=200_000_000, decay=0.0),
         Stage("finish", steps=2000, first_seed=300_000_000, warmup=20, decay=1.0, softness=(2.0, 1.0)),
         Stage("adapt", steps=1000, first_seed=400_000_000, look=2, rate=3e-3, decay=0.7, average=0.98),
@@ -203,10 +204,10 @@ def train(
         factor = progress(stage, step)
         start_bins, end_bins = stage.softness
         bins = start_bins + (end_bins - start_bins) * step / stage.steps
-        softness = torch.tensor(bins * 2.0 / samples.BINS)
+        softness = torch.tensor(bins * 2.0 / BINS)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             parts = compute(learner, batch, softness, stage)
-        parts["total"].backward()
+        torch.autograd.backward(parts["total"])
         optimiser.step(stage.matrix_rate * factor, stage.rate * factor)
         averaged.update(step)
         counted += 1

@@ -114,7 +114,7 @@ def random_bodies(rng: np.random.Generator) -> tuple[Body, ...]:
     """Three to five blocks and one or two plates, colours distinct within a kind."""
     plates = [str(c) for c in rng.permutation(PLATE_COLOURS)[: rng.integers(1, 3)]]
     blocks = [str(c) for c in rng.permutation(BLOCK_COLOURS)[: rng.integers(3, 6)]]
-    kinds: list[Literal["block", "plate"]] = ["plate"] * len(plates) + ["block"] * len(blocks)
+    kinds: list[Literal["block", "plate"]] = [*("plate" for _ in plates), *("block" for _ in blocks)]
     return tuple(
         Body(kind, colour, x, y, float(rng.uniform(-0.55, 0.55)) if kind == "block" else 0.0)
         for kind, colour, (x, y) in zip(kinds, plates + blocks, _place(rng, kinds), strict=True)
