@@ -135,7 +135,9 @@ class Manifest:
 
     def _check(self) -> Manifest:
         """Itself, or ArtifactError if its parts do not fit each other."""
-        linears = self.config.spec.decoder.linears()
+        image, linears = self.config.image, self.config.spec.decoder.linears()
+        if image.size != self.config.spec.image_size or len(image.means) != len(self.config.spec.towers):
+            raise ArtifactError(f"{MANIFEST}: the preprocessing is not that of its network: export again")
         if len(self.layers) != self.config.spec.decoder.layers or any(
             {name: linear.shape for name, linear in layer.items()} != linears for layer in self.layers
         ):

@@ -35,8 +35,11 @@ FACTORS = {
     ".lora_magnitude_vector.weight": "magnitude",
     ".lora_magnitude_vector": "magnitude",
 }
-# Options that change the merged weights in a way not implemented here.
+# Options that change the merged weights in a way not implemented here. (Of the other initialisations a trained
+# adapter keeps no trace; these also changed the base's weights, which the adapter does not carry.)
+REFUSED_INITIALISATIONS = ("pissa", "corda", "olora", "loftq", "lora_ga")
 REFUSED = (
+    "arrow_config",
     "alora_invocation_tokens",
     "lora_bias",
     "layer_replication",
@@ -83,6 +86,8 @@ class Adapter:
         for key in self.shapes:
             self._sort(key, modules)
         self.updates = {update.target: update for update in (self._update(*item) for item in modules.items())}
+        if not self.updates and not self.replacements:
+            raise CheckpointError(f"{self.path} holds no adapter tensors: expected lora_A and lora_B; save it again")
 
     def __str__(self) -> str:
         return str(self.directory)
@@ -100,10 +105,14 @@ class Adapter:
                 )
         for target, update in self.updates.items():
             shape, (outer, inner) = base.shape(target), self._span(update)
-            if shape[:2] != ((inner, outer) if self.transposed or update.embedding else (outer, inner)):
+            kernel = self.shapes[update.keys["a"]][2:]
+            if shape != (*((inner, outer) if self.transposed or update.embedding else (outer, inner)), *kernel):
                 raise CheckpointError(
                     f"{self}: {update.module} is {outer} x {inner}, the base's is {shape}: another base"
                 )
+            magnitude = self.shapes[update.keys["magnitude"]] if "magnitude" in update.keys else (outer,)
+            if math.prod(magnitude) != outer:
+                raise CheckpointError(f"{self}: {update.module} has {outer} outputs, its magnitude {magnitude}")
         for target, key in self.replacements.items():
             if self.shapes[key] != base.shape(target):
                 raise CheckpointError(
@@ -131,10 +140,21 @@ class Adapter:
         if self.config.get("peft_type") != "LORA":
             raise CheckpointError(f"{self}: peft_type {self.config.get('peft_type')!r}; only LORA adapters are merged")
         carried = [option for option in REFUSED if self.config.get(option)]
+        start = self.config.get("init_lora_weights")
+        if isinstance(start, str) and start.lower().startswith(REFUSED_INITIALISATIONS):
+            carried.append(f"init_lora_weights {start!r}")
         if carried:
             raise CheckpointError(
                 f"{self} uses {', '.join(carried)}, which is not implemented: merge it with peft first"
             )
+
+        for name in ("rank_pattern", "alpha_pattern"):
+            try:
+                {re.compile(pattern) for pattern in dict(self.config.get(name) or {})}
+            except (TypeError, ValueError, re.error) as error:
+                raise CheckpointError(
+                    f"{self}: {name} must be numbers by module pattern ({error}): save the adapter again"
+                ) from error
 
     def _sort(self, key: str, modules: dict[str, dict[str, str]]) -> None:
         if not key.startswith(PREFIX):
@@ -160,9 +180,10 @@ class Adapter:
             raise CheckpointError(
                 f"{self.path}: {module}: use_dora is {self.config.get('use_dora')}, tensors {sorted(keys)}"
             )
-        rank = self.shapes[keys["a"]][0]
-        if self.shapes[keys["b"]][1] != rank:
-            raise CheckpointError(f"{self.path}: {module} has lora_A of rank {rank}, lora_B {self.shapes[keys['b']]}")
+        a, b = self.shapes[keys["a"]], self.shapes[keys["b"]]
+        rank = a[0] if a else 0
+        if len(a) < 2 or b[1:] != (rank, *[1] * (len(a) - 2)) or not rank:
+            raise CheckpointError(f"{self.path}: {module} has lora_A {a} and lora_B {b}: expected (r, in) and (out, r)")
         divisor = math.sqrt(rank) if self.config.get("use_rslora") else rank
         scale: dict[Arithmetic, float] = {
             "fp32": self._alpha(_search(self._alphas, module)) / divisor,

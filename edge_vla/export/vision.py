@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from edge_vla.artifact import GRAPH, VISION, ArtifactWriter
 from edge_vla.checkpoint import TensorSource
 from edge_vla.checkpoint.keys import vision_keys
-from edge_vla.errors import BackendError
+from edge_vla.errors import BackendError, ResourceError
 from edge_vla.runtime.vision import OnnxVision, TorchVision, torch_vision
 from edge_vla.spec import PolicySpec
 
@@ -68,7 +68,10 @@ def write_graph(spec: PolicySpec, weights: Path, graph: Path) -> None:
     model = program.model
     _point_at(model, weights)
     _forget_provenance(model)
-    ir.save(model, graph)
+    try:
+        ir.save(model, graph)
+    except OSError as error:
+        raise ResourceError(f"cannot write {graph}: {error.strerror}") from error
 
 
 def check_graph(

@@ -32,7 +32,7 @@ class ImageContract:
 
     def __post_init__(self) -> None:
         rows = [*self.means, *self.deviations, *([self.fill] if self.fill is not None else [])]
-        if self.resize not in get_args(Resize) or (self.resize == "letterbox") != (self.fill is not None):
+        if self.resize not in get_args(Resize) or (self.resize == "letterbox" and self.fill is None):
             raise CheckpointError(
                 f"preprocessing: resize {self.resize!r} with fill {self.fill}; known: {get_args(Resize)}"
             )
@@ -49,7 +49,8 @@ class ImageContract:
             means = tuple(tuple(map(float, params["mean"])) for params in normalise)
             deviations = tuple(tuple(map(float, params["std"])) for params in normalise)
             interpolations = {int(params["interpolation"]) for params in sizes}
-        except (KeyError, TypeError, ValueError) as error:
+            fill = tuple(int(float(value) * 255) for value in raw.get("means", means)[0])
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise CheckpointError(f"preprocessor_config.json: {error!r} is missing or malformed") from error
         strategy = raw.get("image_resize_strategy")
         if strategy not in get_args(Resize):
@@ -61,7 +62,6 @@ class ImageContract:
             )
         if strategy == "resize-naive":
             return ImageContract(size, "resize-naive", means, deviations)
-        fill = tuple(int(value * 255) for value in raw["means"][0])
         return ImageContract(size, "letterbox", means, deviations, fill)
 
 
