@@ -21,7 +21,7 @@ from typing import Any, Final, Literal
 import torch
 from safetensors.torch import load_file
 
-from edge_vla.demo import measure, package
+from edge_vla.demo import ADAPTER, BASE, measure, package
 from edge_vla.demo.actor import Actor
 from edge_vla.demo.instructions import Wording
 from edge_vla.demo.learner import demo_spec
@@ -31,7 +31,6 @@ from edge_vla.errors import EdgeVLAError, ResourceError
 from edge_vla.model import OpenVLA
 
 LOG: Final = logging.getLogger("edge_vla.demo.evaluate")
-HERE: Final = Path(__file__).parent / "policy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +103,8 @@ def _commit() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m edge_vla.demo.evaluate", description=__doc__)
-    parser.add_argument("--base", type=Path, default=HERE / "base")
-    parser.add_argument("--adapter", type=Path, default=HERE / "adapter")
+    parser.add_argument("--base", type=Path, default=BASE)
+    parser.add_argument("--adapter", type=Path, default=ADAPTER)
     parser.add_argument("--episodes", type=int, default=400)
     parser.add_argument("--frames", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2)

@@ -34,6 +34,7 @@ GRASP_TILT: Final = math.radians(14)
 GRASP_YAW: Final = math.radians(22)
 PLACE_REACH: Final = 0.036
 
+Kind = Literal["block", "plate"]
 Verdict = Literal["running", "success", "wrong object"]
 
 
@@ -41,7 +42,7 @@ Verdict = Literal["running", "success", "wrong object"]
 class Body:
     """A block or a plate, standing on the table or carried."""
 
-    kind: Literal["block", "plate"]
+    kind: Kind
     colour: str
     x: float
     y: float
@@ -69,7 +70,7 @@ class State:
     gripper: Gripper
     held: int | None = None
 
-    def find(self, kind: Literal["block", "plate"], colour: str) -> int:
+    def find(self, kind: Kind, colour: str) -> int:
         """The index of a body; colours are unique within a kind."""
         for index, body in enumerate(self.bodies):
             if body.kind == kind and body.colour == colour:
@@ -89,7 +90,7 @@ class Task:
         return "pick" if self.plate is None else "put"
 
 
-def _place(rng: np.random.Generator, kinds: list[Literal["block", "plate"]]) -> list[tuple[float, float]]:
+def _place(rng: np.random.Generator, kinds: list[Kind]) -> list[tuple[float, float]]:
     """Uniform positions, drawn again until nothing touches."""
     while True:
         spots: list[tuple[float, float]] = []
@@ -114,7 +115,9 @@ def random_bodies(rng: np.random.Generator) -> tuple[Body, ...]:
     """Three to five blocks and one or two plates, colours distinct within a kind."""
     plates = [str(c) for c in rng.permutation(PLATE_COLOURS)[: rng.integers(1, 3)]]
     blocks = [str(c) for c in rng.permutation(BLOCK_COLOURS)[: rng.integers(3, 6)]]
-    kinds: list[Literal["block", "plate"]] = [*("plate" for _ in plates), *("block" for _ in blocks)]
+    plate: Kind = "plate"
+    block: Kind = "block"
+    kinds = [plate] * len(plates) + [block] * len(blocks)
     return tuple(
         Body(kind, colour, x, y, float(rng.uniform(-0.55, 0.55)) if kind == "block" else 0.0)
         for kind, colour, (x, y) in zip(kinds, plates + blocks, _place(rng, kinds), strict=True)
