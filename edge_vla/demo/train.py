@@ -63,7 +63,7 @@ STAGES: Final[Mapping[str, Stage]] = {
     for stage in (
         Stage("overfit", steps=300, first_seed=0, prompts=2, frames=192, average=0.98),
         Stage("see", steps=900, first_seed=100_000_000, batch=64, language=False, prompts=1, decay=0.3),
-        Stage("act", steps=6000, first_seed=200_000_000, decay=0.0),
+        Stage("act", steps=1800, first_seed=200_000_000, decay=0.8, softness=(2.0, 1.5)),
         Stage("finish", steps=2000, first_seed=300_000_000, warmup=20, decay=1.0, softness=(2.0, 1.0)),
         Stage("adapt", steps=1000, first_seed=400_000_000, look=2, rate=3e-3, decay=0.7, average=0.98),
     )
@@ -168,8 +168,8 @@ def train(
     compiled: bool = True,
     workers: int = 1,
     save_every: int = 300,
-    evaluate_every: int = 600,
-    episodes: int = 40,
+    evaluate_every: int = 400,
+    episodes: int = 24,
 ) -> None:
     """Trains in place; on return the learner holds the averaged weights. Continues what `run` holds.
 
