@@ -17,6 +17,7 @@ from edge_vla.checkpoint.tensors import SafetensorsDirectory, TensorSource
 from edge_vla.errors import BackendError, CheckpointError, UsageError
 from edge_vla.files import sha256_of
 from edge_vla.openvla.config import PolicyConfig, read_statistics
+from edge_vla.openvla.prompt import Prompter
 
 RANDOM = "random:"
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?")
@@ -81,6 +82,7 @@ def _open_base(source: str) -> Checkpoint:
         text = tokenizer.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{tokenizer} is not UTF-8 text ({error}): download it again") from error
+    Prompter(text, config.prompt, config.spec.decoder)("go")  # a tokenizer that fails must fail now, not after hours
     return Checkpoint(source, tensors, config, text, tuple(tensors.files))
 
 
