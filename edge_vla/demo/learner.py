@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edge_vla.demo.samples import BRANCH, CLASSES, PATCH, PATCHES
+from edge_vla.demo.samples import BRANCH, CLASSES, GRID, PATCH, PATCHES
 from edge_vla.demo.tokenizer import ACTION_END, BINS, ROWS
 from edge_vla.model import OpenVLA
 from edge_vla.model.decoder import DecoderLayer, rotary_tables, rotate
@@ -22,6 +22,8 @@ from edge_vla.openvla.config import CONSTANTS
 from edge_vla.spec import TOWERS, ActionSpec, DecoderSpec, PolicySpec, TowerSpec
 
 ACTION_DIMS: Final = 7
+PARTS: Final = 4  # of the gripper, whose places in the picture follow its seven numbers in `scene`
+PART_NEAR: Final = 1.2  # patches; a patch this close to a part has to say where exactly it is
 POINTER_LAYER: Final = 1
 POINTER_HEADS: Final = 2
 GOAL_SCALES: Final = ((0.3, 0.3, 1.2), (0.03, 0.03, 0.3))  # each of dx, dy, dyaw is learnt coarse and fine
@@ -106,6 +108,7 @@ class Learner(nn.Module):
         self.class_head = nn.Linear(width, len(CLASSES))
         self.goal_head = nn.Linear(width, 3 * len(GOAL_SCALES))
         self.local_head = nn.Linear(width, len(LOCAL_SCALE))
+        self.part_head = nn.Linear(width, 2 * PARTS)
         self.scene_head = nn.Linear(width, len(SCENE_SCALE))
         self.held_head = nn.Linear(width, len(CLASSES))
         prefix = 1 + PATCHES
@@ -118,6 +121,9 @@ class Learner(nn.Module):
         constants = [CONSTANTS[tower.layer_scale] for tower in spec.towers]
         self.register_buffer("means", torch.tensor([mean for mean, _ in constants]), persistent=False)
         self.register_buffer("deviations", torch.tensor([deviation for _, deviation in constants]), persistent=False)
+        along = (torch.arange(GRID) + 0.5) / GRID - 0.5
+        row, column = torch.meshgrid(along, along, indexing="ij")
+        self.register_buffer("patch_centres", torch.stack([column, row], -1).flatten(0, 1), persistent=False)
         centres = (torch.linspace(-1, 1, BINS)[:-1] + torch.linspace(-1, 1, BINS)[1:]) / 2
         self.register_buffer("centres", centres, persistent=False)
 
@@ -148,6 +154,11 @@ class Learner(nn.Module):
         missed = F.smooth_l1_loss(self.goal_head(x).float(), wanted, beta=0.1, reduction="none").mean(-1)
         nearby = batch["patch_local"] / goals.new_tensor(LOCAL_SCALE)
         off = F.smooth_l1_loss(self.local_head(x).float(), nearby, beta=0.1, reduction="none").mean(-1)
+        parts = batch["scene"][:, None, ACTION_DIMS:].unflatten(-1, (PARTS, 2))  # (B, 1, parts, 2)
+        beside = (parts - self.get_buffer("patch_centres")[:, None]) * GRID
+        close = (beside.abs().amax(-1) < PART_NEAR).float()
+        guess = self.part_head(x).float().unflatten(-1, (PARTS, 2))
+        astray = F.smooth_l1_loss(guess, beside.clamp(-PART_NEAR, PART_NEAR), beta=0.1, reduction="none").mean(-1)
         scene = (batch["scene"] - goals.new_tensor(SCENE_CENTRE)) / goals.new_tensor(SCENE_SCALE)
         posed = F.smooth_l1_loss(self.scene_head(x).float(), scene[:, None].expand(-1, PATCHES, -1), beta=0.1)
         held = F.cross_entropy(
@@ -157,6 +168,7 @@ class Learner(nn.Module):
             "class": (kinds * weight).sum() / weight.sum(),
             "goal": (missed * covered).sum() / covered.sum().clamp_min(1.0),
             "local": (off * covered).sum() / covered.sum().clamp_min(1.0),
+            "part": (astray * close).sum() / close.sum().clamp_min(1.0),
             "scene": posed,
             "held": held,
             "size": 0.1 * patches.float().square().mean().log().square(),

@@ -48,7 +48,7 @@ WORLDS: Final[Mapping[int, World]] = {
     1: World(
         number=1,
         azimuth=0.0,
-        elevation=62.0,
+        elevation=52.0,
         distance=0.84,
         zoom=1.52,
         table=(196, 176, 148),

@@ -63,6 +63,7 @@ STAGES: Final[Mapping[str, Stage]] = {
     for stage in (
         Stage("overfit", steps=300, first_seed=0, prompts=2, frames=192, average=0.98),
         Stage("see", steps=900, first_seed=100_000_000, batch=64, language=False, prompts=1, decay=0.3),
+        Stage("look", steps=500, first_seed=150_000_000, language=False, prompts=1, decay=0.6),
         Stage("act", steps=1800, first_seed=200_000_000, decay=0.8, softness=(2.0, 1.5)),
         Stage("finish", steps=2000, first_seed=300_000_000, warmup=20, decay=1.0, softness=(2.0, 1.0)),
         Stage("adapt", steps=1000, first_seed=400_000_000, look=2, rate=3e-3, decay=0.7, average=0.98),
@@ -246,7 +247,7 @@ def begin(stage: Stage, source: Path | None) -> learning.Learner:
     """A new network, or the averaged weights of an earlier run; for an adapter, those rounded as they ship."""
     learner = fresh(stage.prompts)
     if source is not None:
-        learner.load_state_dict(runs.load(source / "state.pt")["averaged"])
+        learner.load_state_dict({**learner.state_dict(), **runs.load(source / "state.pt")["averaged"]})
     if stage.name == "adapt":
         if source is None:
             raise UsageError("--stage adapt: name the finished run with --from; an adapter needs a trained base")

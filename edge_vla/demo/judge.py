@@ -1,0 +1,96 @@
+"""The demo policy in every number format, through the real runtime, as one committed result.
+
+    python -m edge_vla.demo.judge --out benchmarks/results/demo-formats.json --episodes 100
+
+For the base in its own world, the base in the second, and the base with its adapter in the second: bf16, int8 and
+int4 by rounding to nearest, in closed loop; agreement with bf16 and accuracy against the expert on recorded frames.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+from edge_vla.benchmarks import bench, environment
+from edge_vla.benchmarks.bench import Question
+from edge_vla.benchmarks.statistics import wilson
+from edge_vla.demo import ADAPTER, BASE
+from edge_vla.demo.measure import FRAME_SEEDS
+from edge_vla.demo.record import record
+from edge_vla.demo.render import world
+from edge_vla.demo.rollout import Episode
+from edge_vla.demo.statistics import name as statistics_name
+from edge_vla.demo.tour import closed_loop
+from edge_vla.errors import EdgeVLAError
+from edge_vla.export import Recipe, export
+from edge_vla.files import write_whole
+from edge_vla.runtime import load
+
+log = logging.getLogger("edge_vla.demo.judge")
+
+ARMS: Final = (("base, world 1", 1, False), ("base, world 2", 2, False), ("base + adapter, world 2", 2, True))
+BITS: Final = (16, 8, 4)
+
+
+def judge(episodes: int, recorded: int, scratch: Path) -> dict[str, Any]:
+    """`recorded` episodes give the frames that agreement is measured on; `episodes` are acted by each policy."""
+    arms: dict[str, Any] = {}
+    for arm, look, adapted in ARMS:
+        adapters = [ADAPTER] if adapted else []
+        key = statistics_name(look) if adapted else statistics_name(1)
+        frames = scratch / f"frames-{look}"
+        if not frames.exists():
+            record(frames, None, world(look), FRAME_SEEDS[:recorded])
+        reference = load(BASE, "cpu", adapters=adapters)
+        rows: dict[str, Any] = {"bf16 reference": {"closed_loop": _rates(closed_loop(reference, look, episodes, key))}}
+        for bits in BITS:
+            out = scratch / f"{arm}-{bits}"
+            export(BASE, out, Recipe(bits=bits), adapters)
+            policy = load(out, "cpu", check=False)
+            question = Question(out, str(BASE), tuple(map(str, adapters)), frames=frames, unnorm_key=key)
+            measured = bench(question, scratch / f"bench-{arm}-{bits}")
+            rows[f"{bits} bits"] = {
+                "closed_loop": _rates(closed_loop(policy, look, episodes, key)),
+                "agreement": measured["agreement"],
+                "noise_floor": measured["noise_floor"],
+                "measured": measured["measured"],
+            }
+            log.info("%s, %d bits: %s", arm, bits, rows[f"{bits} bits"]["closed_loop"])
+        arms[arm] = rows
+    return {"version": 1, "kind": "demo formats", "environment": environment(), "episodes": episodes, "arms": arms}
+
+
+def _rates(rows: list[Episode]) -> dict[str, Any]:
+    rates: dict[str, Any] = {}
+    for kind in ("pick", "put"):
+        these = [row for row in rows if row.task == kind]
+        done, wrong = sum(row.success for row in these), sum(row.wrong_object for row in these)
+        rates[kind] = {
+            "episodes": len(these),
+            "success": done,
+            "wrong_object": wrong,
+            "interval": wilson(done, len(these)),
+        }
+    return rates
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m edge_vla.demo.judge", description=__doc__)
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--recorded", type=int, default=60)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    with tempfile.TemporaryDirectory(prefix="edge-vla-judge-") as scratch:
+        result = judge(arguments.episodes, arguments.recorded, Path(scratch))
+    write_whole(arguments.out, json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except EdgeVLAError as error:
+        sys.exit(f"error: {error}")
