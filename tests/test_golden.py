@@ -58,7 +58,7 @@ def test_stages(reference: edge_vla.Policy, case: Case) -> None:
     pixels = torch.from_numpy(preprocess(as_rgb(case.image), reference.config.image))[None]
     with torch.inference_mode():
         projected = network.vision(pixels)
-    assert np.abs(projected[0].numpy()[case.patch_rows] - case.projected).max() < 5e-5
+    assert np.abs(projected[0].numpy()[list(case.patch_rows)] - case.projected).max() < 5e-5
     hidden = reference.forced(case.image, case.instruction, case.token_ids)
     logits = network.head.logits(hidden).numpy()
     assert np.abs(logits - case.logits).max() < 1e-3

@@ -38,8 +38,13 @@ def compare(
     episodes: Sequence[str],
     tokens: ActionTokens,
     floor: float | None = None,
+    recorded: Ints | None = None,
 ) -> dict[str, Any]:
-    """Everything the report says about agreement. `floor`: leads below it may flip by rounding alone."""
+    """Everything the report says about agreement.
+
+    `floor`: leads below it may flip by rounding alone. `recorded`: tokens of the actions that were recorded, where
+    every frame has one.
+    """
     same_forced = (candidate.forced == reference.forced).astype(float)
     same_free = (candidate.free == reference.free).astype(float)
     ours, theirs = tokens.bins(candidate.free.ravel().tolist()), tokens.bins(reference.free.ravel().tolist())
@@ -66,6 +71,9 @@ def compare(
         "would_be_invalid": invalid_rate(candidate, tokens),
         "reference_would_be_invalid": invalid_rate(reference, tokens),
     }
+    if recorded is not None:
+        for name, side in (("candidate", candidate), ("reference", reference)):
+            result[f"{name}_against_recorded"] = _accuracy(side.free, recorded, tokens)
     if floor is not None:
         wide = reference.forced_margins > floor
         result["floor_margin"] = floor
@@ -96,6 +104,16 @@ def interval(values: Floats, episodes: Sequence[str]) -> dict[str, float]:
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.percentile(means, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+
+
+def _accuracy(free: Ints, recorded: Ints, tokens: ActionTokens) -> dict[str, Any]:
+    """Free-running tokens against recorded ones, by dimension: equal, and within two bins."""
+    apart = np.abs(tokens.bins(free.ravel().tolist()) - tokens.bins(recorded.ravel().tolist())).reshape(free.shape)
+    return {
+        "equal_by_dimension": (apart == 0).mean(axis=0).tolist(),
+        "within_2_by_dimension": (apart <= 2).mean(axis=0).tolist(),
+        "mean_bins_apart_by_dimension": apart.mean(axis=0).tolist(),
+    }
 
 
 def _first_divergence(same: Floats) -> list[int]:

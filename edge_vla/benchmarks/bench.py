@@ -13,13 +13,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from edge_vla import errors
 from edge_vla.artifact import Artifact
@@ -110,7 +111,7 @@ def bench(question: Question, out: Path, tell: Callable[[str], None] = log.info)
         },
         "reference": {"name": Path(question.reference).name, "adapters": [Path(a).name for a in question.adapters]},
         "frames": {"source": "given" if question.frames else "synthetic", "count": len(frames)},
-        "agreement": compare(sides["r"], sides["c"], names, tokens, floor),
+        "agreement": compare(sides["r"], sides["c"], names, tokens, floor, _recorded(frames, config, key)),
         "noise_floor": compare(sides["r"], sides["s"], names, tokens, floor),
         "measured": {"reference": reference.summary(), "candidate": candidate.summary()},
     }
@@ -161,6 +162,17 @@ def _side(run: Run, head: torch.Tensor) -> Side:
         hidden = torch.from_numpy(answers["free_hidden"]).to(head.dtype)
         would_be = torch.stack([(row @ head.T).float().argmax(-1) for row in hidden])
         return Side(answers["free"], answers["forced"], answers["forced_margins"], would_be.numpy())
+
+
+def _recorded(frames: Sequence[Frame], config: PolicyConfig, key: str | None) -> NDArray[np.int64] | None:
+    """The recorded actions as tokens, if every frame has one in its statistics' dimensions."""
+    tokens, rows = ActionTokens(config.spec.action), []
+    for frame in frames:
+        name = frame.unnorm_key if frame.unnorm_key in config.statistics else key
+        if frame.action is None or name is None or len(frame.action) != config.statistics[name].dims:
+            return None
+        rows.append(tokens.encode(config.statistics[name].normalise(np.array(frame.action))))
+    return np.stack(rows)
 
 
 def _synthetic_frames(directory: Path, config: PolicyConfig, limit: int | None, key: str | None) -> Path:

@@ -66,8 +66,8 @@ def run(job: Job) -> None:
     if job.shake:
         shake(policy)
     for frame in frames[:WARM_UP]:
-        policy.act(frame.open(), frame.instruction, frame.unnorm_key or job.unnorm_key)
-    actions = [policy.act(frame.open(), frame.instruction, frame.unnorm_key or job.unnorm_key) for frame in frames]
+        policy.act(frame.open(), frame.instruction, job.unnorm_key or frame.unnorm_key)
+    actions = [policy.act(frame.open(), frame.instruction, job.unnorm_key or frame.unnorm_key) for frame in frames]
     timings = [dict(action.timing_ms) for action in actions]
     free = np.array([action.tokens for action in actions], dtype=np.int64)
     forced = np.load(job.forced)["free"] if job.forced else free

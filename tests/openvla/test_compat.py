@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ def test_predict_action_equals_act(golden_checkpoint: Path) -> None:
     model, processor = compat.load(golden_checkpoint, "cpu", dtype="fp32")
     for case in cases():
         prompt = f"In: What action should the robot take to {case.instruction.lower()}?\nOut:"
-        inputs = processor(prompt, Image.fromarray(case.image)).to("cpu", dtype=torch.float32)
+        inputs: Any = processor(prompt, Image.fromarray(case.image)).to("cpu", dtype=torch.float32)
         action = model.predict_action(**inputs, unnorm_key=case.unnorm_key, do_sample=False)
         assert np.array_equal(action, case.action)
         action[-1] = 0.0  # LIBERO's script edits the gripper in place
@@ -31,10 +32,11 @@ def test_bf16_inputs_as_the_scripts_cast_them(golden_checkpoint: Path) -> None:
     policy = edge_vla.load(golden_checkpoint, "cpu")
     case = cases()[0]
     prompt = f"In: What action should the robot take to {case.instruction}?\nOut:"
-    inputs = processor(prompt, Image.fromarray(case.image)).to("cpu", dtype=torch.bfloat16)
+    inputs: Any = processor(prompt, Image.fromarray(case.image)).to("cpu", dtype=torch.bfloat16)
     assert inputs["input_ids"].dtype == torch.int64
     expected = policy.act(case.image, case.instruction, case.unnorm_key).values
-    assert np.array_equal(model.predict_action(**inputs, unnorm_key=case.unnorm_key), expected)
+    got = model.predict_action(**inputs, unnorm_key=case.unnorm_key)
+    assert np.array_equal(got, expected)
 
 
 def test_statistics_can_be_replaced_as_deploy_does(golden_checkpoint: Path) -> None:
@@ -45,6 +47,6 @@ def test_statistics_can_be_replaced_as_deploy_does(golden_checkpoint: Path) -> N
 
 def test_sampling_is_refused(golden_checkpoint: Path) -> None:
     model, processor = compat.load(golden_checkpoint, "cpu")
-    inputs = processor("In: What action should the robot take to x?\nOut:", Image.new("RGB", (8, 8)))
+    inputs: Any = processor("In: What action should the robot take to x?\nOut:", Image.new("RGB", (8, 8)))
     with pytest.raises(UsageError, match="do_sample"):
         model.predict_action(**inputs, do_sample=True)

@@ -1,0 +1,92 @@
+"""What `edge-vla` commands cost as a user runs them: wall time and peak memory, each in its own process.
+
+    python -m edge_vla.benchmarks.commands --out RESULT.json -- --help --then export random:openvla-7b --out DIR
+
+Each command is repeated `--repeat` times and must succeed; its last line of output is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from edge_vla.benchmarks.environment import environment
+from edge_vla.errors import BackendError, EdgeVLAError
+from edge_vla.files import write_whole
+
+THEN = "--then"
+
+
+def measure(arguments: Sequence[str], repeat: int = 1) -> dict[str, Any]:
+    """Run `edge-vla ARGUMENTS`; raises BackendError with its last words if it fails."""
+    seconds, peaks, last = [], [], ""
+    for _ in range(repeat):
+        with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+            started = time.perf_counter()
+            child = subprocess.Popen([sys.executable, "-m", "edge_vla.cli", *arguments], stdout=output, stderr=errors)
+            _, status, usage = os.wait4(child.pid, 0)
+            seconds.append(time.perf_counter() - started)
+            child.returncode = os.waitstatus_to_exitcode(status)
+            if child.returncode:
+                errors.seek(0)
+                raise BackendError(f"edge-vla {' '.join(arguments)}: {errors.read().strip().splitlines()[-1]}")
+            peaks.append(usage.ru_maxrss * 1024)
+            output.seek(0)
+            last = (output.read().strip().splitlines() or [""])[-1]
+    return {
+        "arguments": list(arguments),
+        "runs": repeat,
+        "seconds": round(statistics.median(seconds), 3),
+        "fastest_seconds": round(min(seconds), 3),
+        "peak_bytes": max(peaks),
+        "last_line": last,
+    }
+
+
+def split(arguments: Sequence[str]) -> Iterator[list[str]]:
+    command: list[str] = []
+    for argument in [*arguments, THEN]:
+        if argument == THEN:
+            yield command
+            command = []
+        else:
+            command.append(argument)
+
+
+def sizes(commands: Sequence[Sequence[str]]) -> dict[str, int]:
+    """Bytes of each artifact that a command was told to make."""
+    made = [Path(command[command.index("--out") + 1]) for command in commands if "--out" in command]
+    return {path.name: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in made}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m edge_vla.benchmarks.commands", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("commands", nargs=argparse.REMAINDER)
+    given = parser.parse_args()
+    commands = list(split(given.commands[1:] if given.commands[:1] == ["--"] else given.commands))
+    result = {
+        "version": 1,
+        "kind": "commands",
+        "environment": environment(),
+        "commands": [measure(command, given.repeat) for command in commands],
+        "disk_bytes": sizes(commands),
+    }
+    write_whole(given.out, json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except EdgeVLAError as error:
+        sys.exit(f"error: {error}")

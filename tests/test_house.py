@@ -1,0 +1,114 @@
+"""The rules of the house that a machine can hold."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import edge_vla
+from edge_vla.cli import main
+
+PACKAGE = Path(edge_vla.__file__).parent
+ROOT = PACKAGE.parent
+BUILD = ("export", "calibration", "demo")
+RUN = ("runtime", "serve", "model", "quant", "openvla", "checkpoint", "artifact", "frames", "spec", "errors", "files")
+HEAVY = ("transformers", "peft", "timm", "torchvision", "onnx", "onnxscript", "onnx_ir", "scipy", "pandas")
+RUN_MAY_IMPORT = {"torch", "numpy", "safetensors", "tokenizers", "PIL", "edge_vla"}
+LAZY = {"onnxruntime", "tensorrt", "triton", "huggingface_hub"}
+
+
+def sources(*rooms: str) -> list[Path]:
+    found = [path for room in rooms for path in [*PACKAGE.glob(f"{room}.py"), *PACKAGE.glob(f"{room}/**/*.py")]]
+    assert found or not rooms
+    return sorted(found)
+
+
+def imports(path: Path) -> set[str]:
+    names = set[str]()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+@pytest.mark.parametrize("path", sources(*RUN), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_run_side_never_imports_the_build_side(path: Path) -> None:
+    wrong = [name for name in imports(path) for room in BUILD if name.startswith(f"edge_vla.{room}")]
+    assert not wrong
+    outside = {name.partition(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
+    assert outside <= RUN_MAY_IMPORT | LAZY, outside
+
+
+def test_importing_the_run_side_loads_no_build_tool() -> None:
+    script = (
+        f"import sys, edge_vla.runtime; print([name for name in {(*HEAVY, 'typer', 'rich')!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["export", "--help"], ["run", "--help"], ["--version"]])
+def test_help_does_not_import_torch(arguments: list[str]) -> None:
+    script = (
+        "import sys\nfrom edge_vla.cli import main\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit as end:\n    assert not end.code\n"
+        "print('torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().splitlines()[-1] == "False False"
+
+
+def test_numbers_of_the_model_live_in_one_place() -> None:
+    """7 stands for too many things to forbid; these do not."""
+    numbers = re.compile(r"(?<![\w.])(4096|11008|29871|31744|32000|32064|31999|1152|4304)(?![\w.])")
+    wrong = []
+    for path in PACKAGE.rglob("*.py"):
+        if path.name == "spec.py":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and type(node.value) is int]
+        wrong += [f"{path.relative_to(PACKAGE)}: {value}" for value in found if numbers.fullmatch(str(value))]
+    assert not wrong
+
+
+def test_only_the_command_line_prints() -> None:
+    printing = []
+    for path in PACKAGE.rglob("*.py"):
+        calls = [
+            node.func for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
+        ]
+        printing += [path.name for call in calls if isinstance(call, ast.Name) and call.id == "print"]
+    assert set(printing) == {"cli.py"}
+
+
+def test_files_stay_short_and_open_with_what_they_are() -> None:
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("test_*.py")]:
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 400, path
+        assert not text.strip() or ast.get_docstring(ast.parse(text)), path
+
+
+def test_no_code_in_the_data_directories() -> None:
+    assert not [path for room in ("export", "calibration", "benchmarks") for path in (ROOT / room).rglob("*.py")]
+
+
+def test_torchvision_is_absent() -> None:
+    assert subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, check=False).returncode
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["run"], 2), (["nonsense"], 2), (["verify", "nowhere"], 6), (["inspect", "nowhere"], 2)],
+)
+def test_exit_codes(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == code
+    assert "Traceback" not in capsys.readouterr().err
