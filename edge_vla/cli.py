@@ -153,9 +153,9 @@ def bench(
     kernel: Kernel = "auto",
 ) -> None:
     """Agreement, latency and memory of an artifact against its reference."""
-    from edge_vla.benchmarks import bench as run_bench
-    from edge_vla.benchmarks import markdown
     from edge_vla.benchmarks.bench import Question
+    from edge_vla.benchmarks.bench import bench as run_bench
+    from edge_vla.benchmarks.report import markdown
 
     question = Question(
         artifact=artifact,

@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_vla.benchmarks.environment import environment
 from edge_vla.errors import BackendError, EdgeVLAError
 from edge_vla.files import write_whole
 
@@ -75,11 +74,15 @@ def main() -> None:
     parser.add_argument("commands", nargs=argparse.REMAINDER)
     given = parser.parse_args()
     commands = list(split(given.commands[1:] if given.commands[:1] == ["--"] else given.commands))
+    measured = [measure(command, given.repeat) for command in commands]
+    # Only now: a child's peak counts what its parent held when it forked, and this import loads torch.
+    from edge_vla.benchmarks.environment import environment
+
     result = {
         "version": 1,
         "kind": "commands",
         "environment": environment(),
-        "commands": [measure(command, given.repeat) for command in commands],
+        "commands": measured,
         "disk_bytes": sizes(commands),
     }
     write_whole(given.out, json.dumps(result, indent=1) + "\n")

@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from edge_vla.benchmarks import bench, environment
-from edge_vla.benchmarks.bench import Question
+from edge_vla.benchmarks.bench import Question, bench
+from edge_vla.benchmarks.environment import environment
 from edge_vla.benchmarks.statistics import wilson
 from edge_vla.demo import ADAPTER, BASE
 from edge_vla.demo.measure import FRAME_SEEDS

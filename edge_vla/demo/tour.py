@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edge_vla.artifact import Artifact
-from edge_vla.benchmarks import bench
-from edge_vla.benchmarks.bench import Question
+from edge_vla.benchmarks.bench import Question, bench
 from edge_vla.demo import ADAPTER, BASE
 from edge_vla.demo.measure import FRAME_SEEDS
 from edge_vla.demo.record import record

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_vla.benchmarks import bench, markdown
-from edge_vla.benchmarks.bench import Question
+from edge_vla.benchmarks.bench import Question, bench
+from edge_vla.benchmarks.report import markdown
 from edge_vla.errors import UsageError
 from tests.conftest import TINY
 
