@@ -122,11 +122,11 @@ class Manifest:
             )
             manifest = Manifest(
                 config=config,
-                source=dict(raw["source"]),
+                source={**raw["source"], "origin": raw["source"]["origin"], "adapters": raw["source"]["adapters"]},
                 recipe=dict(raw["recipe"]),
                 layers=tuple({name: _linear(entry) for name, entry in layer.items()} for layer in raw["layers"]),
                 vision_check=dict(raw["vision_check"]),
-                golden=tuple(GoldenFrame(**_tuples(frame)) for frame in raw["golden"]),
+                golden=tuple(map(_golden, raw["golden"])),
                 files={path: _file(path, entry) for path, entry in raw["files"].items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError, CheckpointError) as error:
@@ -197,37 +197,36 @@ class Artifact:
             raise ArtifactError(f"{self.directory / name} cannot be read ({error}): export again") from error
 
     def tensors(self, name: str, shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Tensor]:
-        """All tensors of one safetensors file; ArtifactError unless they have just the given names and shapes."""
+        """All tensors of one safetensors file. With `shapes`, they must be just those, in 16 bits."""
         try:
             tensors: dict[str, Tensor] = load_file(self.directory / name)
         except (SafetensorError, OSError) as error:
             raise ArtifactError(f"{self.directory / name} cannot be read ({error}): export again") from error
-        got = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-        if shapes is not None and got != shapes:
-            odd = next(key for key in {**shapes, **got} if got.get(key) != shapes.get(key))
-            raise ArtifactError(
-                f"{self.directory / name}: {odd} is {got.get(odd)}, expected {shapes.get(odd)}: export again"
-            )
+        if shapes is not None:
+            _check_shapes(tensors, shapes, self.directory / name)
         return tensors
 
     def layers(self) -> Iterator[tuple[dict[str, PackedWeight], dict[str, Tensor]]]:
         """Linears and norms of each decoder layer, read one layer at a time."""
+        width = self.manifest.config.spec.decoder.width
         for index, linears in enumerate(self.manifest.layers):
             tensors = self.tensors(layer_file(index))
             try:
                 packed = {name: unpack_linear(name, linear, tensors) for name, linear in linears.items()}
-                yield packed, {name: tensors[name] for name in NORMS}
+                norms = {name: tensors[name] for name in NORMS}
+                _check_shapes(norms, dict.fromkeys(NORMS, (width,)), self.directory / layer_file(index))
+                yield packed, norms
             except KeyError as error:
                 raise ArtifactError(f"{self.directory / layer_file(index)} lacks {error}: export again") from error
             except CheckpointError as error:
                 raise ArtifactError(f"{self.directory / layer_file(index)}: {error}: export again") from error
 
     def _check_sizes(self) -> None:
-        root = self.directory.resolve()
+        root = os.path.realpath(self.directory)
         for name, entry in self.manifest.files.items():
             path = self.directory / name
             # Equal as text too, so that "./x" is not a second name of x.
-            if "\0" in name or str(path.resolve()) != f"{root}/{name}":
+            if "\0" in name or os.path.realpath(path) != f"{root}/{name}":
                 raise ArtifactError(f"{MANIFEST} names {name!r}, which is outside the artifact or a link")
             if not path.is_file():
                 raise ArtifactError(f"{path} is missing: copy or export the artifact again")
@@ -259,6 +258,7 @@ class ArtifactWriter:
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
         try:
             save_file(contiguous, path)
+            path.chmod(self.partial.stat().st_mode & 0o666)  # it makes them private; readable is what the umask allows
         except (SafetensorError, OSError) as error:
             raise ResourceError(f"cannot write {path} ({error}): is the disk full?") from error
         self.adopt(name)
@@ -299,7 +299,8 @@ class ArtifactWriter:
         """Write the manifest last, then rename."""
         self.draft(manifest)
         try:
-            sync(self.partial)
+            for folder in sorted({(self.partial / name).parent for name in self.files} | {self.partial}):
+                sync(folder)
             self.partial.rename(self.out)
             sync(self.out.absolute().parent)
         except OSError as error:
@@ -327,12 +328,21 @@ def map_matrix(path: Path, name: str) -> Tensor:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            entry = json.loads(file.read(length))[name]
+            entry = json.loads(file.read(min(length, path.stat().st_size)))[name]
         begin, end = entry["data_offsets"]
         whole = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
         return whole[8 + length + begin : 8 + length + end].view(types[entry["dtype"]]).view(entry["shape"])
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{path} cannot be mapped ({error}): export again") from error
+
+
+def _check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    got = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    for name in {**shapes, **got}:
+        if got.get(name) != shapes.get(name):
+            raise ArtifactError(f"{path}: {name} is {got.get(name)}, expected {shapes.get(name)}: export again")
+        if tensors[name].dtype not in (torch.bfloat16, torch.float16):
+            raise ArtifactError(f"{path}: {name} is {tensors[name].dtype}, expected 16 bits: export again")
 
 
 def _tuples(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -353,6 +363,17 @@ def _linear(raw: Mapping[str, Any]) -> Linear:
     if not (group is None or (type(group) is int and group > 0)):
         raise ValueError(f"group must be a positive number or null, got {group!r}")
     return Linear(Scheme(raw["scheme"]), (int(outer), int(inner)), group, float(raw["error"]))
+
+
+def _golden(raw: Mapping[str, Any]) -> GoldenFrame:
+    frame = GoldenFrame(**_tuples(raw))
+    numbers = [*frame.margins, frame.noise]
+    texts = [frame.image, frame.instruction, frame.unnorm_key]
+    if {type(token) for token in frame.tokens} != {int} or not {type(number) for number in numbers} <= {int, float}:
+        raise ValueError(f"golden frame: tokens, margins and noise must be numbers, got {dict(raw)}")
+    if {type(text) for text in texts} != {str}:
+        raise ValueError(f"golden frame: image, instruction and unnorm_key must be texts, got {texts}")
+    return frame
 
 
 def _file(path: str, raw: Mapping[str, Any]) -> dict[str, Any]:

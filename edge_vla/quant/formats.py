@@ -51,6 +51,11 @@ class PackedWeight:
     def check(self, name: str) -> PackedWeight:
         """Itself, or CheckpointError if shapes and types do not fit the scheme."""
         outer, inner = self.shape
+        if self.scheme is Scheme.INT4 and (self.group is None or self.group % 2 or inner % self.group):
+            raise CheckpointError(f"{name}: group {self.group} must be even and divide {inner} inputs")
+        types = {Scheme.INT4: {torch.uint8}, Scheme.INT8: {torch.int8}, Scheme.BF16: {torch.bfloat16, torch.float16}}
+        if self.codes.dtype not in types[self.scheme] or (self.scales is not None and self.scales.dtype != torch.half):
+            raise CheckpointError(f"{name}: {self.codes.dtype} is no type of {self.scheme.value} codes and its scales")
         codes, scales = _layout(self.scheme, outer, inner, self.group)
         got = (tuple(self.codes.shape), None if self.scales is None else tuple(self.scales.shape))
         if got != (codes, scales):
