@@ -20,11 +20,11 @@ WORLD: Final = 2
 
 
 def adapted_modules(policy: OpenVLA) -> list[str]:
-    """Every linear inside the towers, the projector and the decoder; not the head."""
+    """Every linear and convolution in the towers, the projector and the decoder; not the head."""
     return [
         name
         for name, module in policy.named_modules()
-        if isinstance(module, nn.Linear) and not name.endswith("lm_head")
+        if isinstance(module, nn.Linear | nn.Conv2d) and not name.endswith("lm_head")
     ]
 
 

@@ -75,9 +75,7 @@ def load(base: Path, adapter: Path | None) -> Actor:
         for key in list(weights):
             name = f"base_model.model.{key.removesuffix('.weight')}.lora_{{}}.weight"
             if name.format("A") in factors:
-                weights[key] = weights[key] + package.LORA_SCALE * (
-                    factors[name.format("B")].float() @ factors[name.format("A")].float()
-                )
+                weights[key] = package.adapted(weights[key], factors[name.format("A")], factors[name.format("B")])
     policy = OpenVLA(demo_spec()).to(torch.bfloat16)
     policy.load_state_dict(weights)
     return Actor(policy)

@@ -167,6 +167,12 @@ def write(policy: OpenVLA, directory: Path) -> None:
     _write_json(directory / "generation_config.json", generation)
 
 
+def adapted(weight: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """A linear's or a convolution's weight with LoRA's two factors merged into it, in float32."""
+    update = second.float().flatten(1) @ first.float().flatten(1)
+    return weight.float() + LORA_SCALE * update.view(weight.shape)
+
+
 def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A policy's state dict with its adapter, if it has one, merged in float32 and its names as in the checkpoint."""
     merged: dict[str, Tensor] = {}
@@ -176,8 +182,7 @@ def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name = key.replace(".base_layer.", ".")
         factor = key.removesuffix("base_layer.weight") + "lora_{}.default.weight"
         if key.endswith("base_layer.weight") and factor.format("A") in state:
-            update = state[factor.format("B")].float() @ state[factor.format("A")].float()
-            tensor = tensor.float() + LORA_SCALE * update
+            tensor = adapted(tensor, state[factor.format("A")], state[factor.format("B")])
         merged[name] = tensor
     return merged
 
