@@ -1,0 +1,95 @@
+"""Each command as a user types it: what stands on standard output, what on standard error, and the exit code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from edge_vla.benchmarks.commands import measure, split
+from edge_vla.cli import main
+from edge_vla.errors import BackendError
+from edge_vla.export.golden import synthetic_image
+from tests.conftest import TINY
+
+
+def call(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    return int(end.value.code or 0)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    path = tmp_path / "camera.png"
+    synthetic_image(0, 28).save(path)
+    return str(path)
+
+
+def test_export_verify_inspect_run(tmp_path: Path, picture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "artifact")
+    assert call("export", TINY, "--bits", "8", "--out", out) == 0
+    shown = capsys.readouterr()
+    assert not shown.out
+    assert "decoder 2/2" in shown.err, "a line a layer where there is no terminal"
+    assert "s left" in shown.err
+    assert "worst error" in shown.err
+    assert call("verify", out) == 0
+    verified = capsys.readouterr()
+    assert verified.out.startswith("ok ")
+    assert "golden frames: 1 of 1" in verified.err
+    assert call("inspect", out, "--json") == 0
+    described = json.loads(capsys.readouterr().out)
+    assert {part["format"] for part in described["parts"]} == {"16 bits", "int8"}
+    assert described["facts"]["made from"] == TINY
+    assert call("run", out, "--image", picture, "--instruction", "open the drawer", "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert len(answer["tokens"]) == len(answer["action"]) == 7
+    assert answer["kernels"]["int8"] == "torch-int8pack"
+    assert call("run", out, "--image", picture, "--instruction", "open the drawer", "--vision", "onnx") == 0
+    assert "random" in capsys.readouterr().err
+
+
+def test_inspect_counts_every_parameter_of_the_7b(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("inspect", "random:openvla-7b", "--json") == 0
+    parts = json.loads(capsys.readouterr().out)["parts"]
+    assert sum(part["parameters"] for part in parts) == 7_541_237_184
+    assert sum(part["tensors"] for part in parts) == 982
+
+
+def test_bench_prints_its_report(
+    tiny_artifacts: Mapping[int, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "evidence"
+    assert call("bench", str(tiny_artifacts[8]), "--reference", TINY, "--limit", "4", "--out", str(out)) == 0
+    assert capsys.readouterr().out.strip() == (out / "report.md").read_text().strip()
+    assert json.loads((out / "result.json").read_text())["frames"]["count"] == 4
+
+
+def test_full_head_is_for_checkpoints(
+    picture: str, tiny_artifacts: Mapping[int, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = ("--image", picture, "--instruction", "x", "--head", "full", "--json")
+    assert call("run", str(tiny_artifacts[8]), *ask) == 2
+    assert "no full head" in capsys.readouterr().err
+    assert call("run", TINY, *ask) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert len(answer["clipped"]) == 7
+
+
+def test_a_hub_id_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert call("inspect", "openvla/openvla-7b@0123abc") == 4
+    assert "could not be fetched" in capsys.readouterr().err
+
+
+def test_measured_commands() -> None:
+    assert list(split(["a", "b", "--then", "c"])) == [["a", "b"], ["c"]]
+    measured = measure(["--version"], repeat=2)
+    assert measured["runs"] == 2
+    assert measured["last_line"]
+    assert measured["seconds"] > 0
+    with pytest.raises(BackendError, match="nowhere"):
+        measure(["verify", "nowhere"])
