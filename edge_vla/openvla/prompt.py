@@ -66,10 +66,8 @@ class Prompter:
         """Prompt text -> ids as the tokenizer gives them, beginning-of-sequence first."""
         try:
             ids: list[int] = self.tokenizer.encode(text).ids
-        except UnicodeEncodeError as error:
-            raise UsageError(
-                f"the instruction is not valid Unicode text ({error.reason}): write it in UTF-8"
-            ) from error
+        except (UnicodeEncodeError, TypeError) as error:  # which one depends on the version of tokenizers
+            raise UsageError("the instruction is not valid Unicode text: write it in UTF-8") from error
         if not ids or ids[0] != self.bos:
             raise CheckpointError(f"tokenizer.json does not begin a prompt with token {self.bos}: got {ids[:3]}")
         return tuple(ids)

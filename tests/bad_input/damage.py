@@ -1,7 +1,7 @@
 """Ways to spoil a directory, and what every refusal must look like.
 
-Copies are made of hard links, so that a large checkpoint costs nothing; therefore files are only ever replaced here,
-never written into.
+A checkpoint is copied as hard links, so that its size costs nothing; therefore files are only ever replaced here, never
+written into.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def names(faults: Sequence[Fault]) -> list[str]:
     return found
 
 
-def copy(source: Path, target: Path) -> Path:
+def link(source: Path, target: Path) -> Path:
+    """A copy of a directory that shares its files' contents."""
     return Path(shutil.copytree(source, target, copy_function=os.link))
 
 
@@ -117,12 +118,19 @@ class Ended:
 
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> Ended:
-    """Run `edge-vla ARGUMENTS` in this process."""
+    """Run `edge-vla ARGUMENTS` in this process, with the warnings that a process of its own would show."""
     capsys.readouterr()
-    with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
+    with warnings.catch_warnings():
+        _default_warnings()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
     captured = capsys.readouterr()
     return Ended(ended.value.code or 0, captured.out, captured.err)
+
+
+def _default_warnings() -> None:
+    warnings.resetwarnings()
+    warnings.simplefilter("ignore", DeprecationWarning)
 
 
 @contextmanager

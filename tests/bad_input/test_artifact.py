@@ -20,7 +20,6 @@ from edge_vla.runtime import load
 from tests.bad_input.damage import (
     Fault,
     command,
-    copy,
     cut,
     edit_json,
     edit_tensors,
@@ -38,7 +37,7 @@ MANIFEST_FLIPS = 600
 
 @pytest.fixture
 def artifact(tiny_artifacts: Mapping[int, Path], tmp_path: Path) -> Path:
-    return copy(tiny_artifacts[4], tmp_path / "artifact")
+    return Path(shutil.copytree(tiny_artifacts[4], tmp_path / "artifact"))
 
 
 def entry(raw: Any, *path: str | int) -> Any:
