@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from edge_vla.errors import FrameError
@@ -86,6 +88,12 @@ def write_frames(directory: Path, frames: Iterable[tuple[Frame, Image.Image]]) -
         }
         lines.append(json.dumps({key: value for key, value in entry.items() if value is not None}))
     write_whole(directory / INDEX, "\n".join(lines) + "\n")
+
+
+def synthetic_image(seed: int, size: int) -> Image.Image:
+    """Smooth coloured noise: no camera sees it, every tower answers it."""
+    coarse: NDArray[Any] = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
 
 
 def episodes(frames: Sequence[Frame]) -> list[str]:

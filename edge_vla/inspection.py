@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_vla.artifact import EMBEDDINGS, HEAD, MANIFEST, VISION, Artifact, layer_file
+from edge_vla.artifact import EMBEDDINGS, HEAD, MANIFEST, VISION, Artifact, Linear
 from edge_vla.checkpoint import key_table, open_checkpoint
 from edge_vla.checkpoint.keys import vision_keys
 from edge_vla.openvla import PolicyConfig
-from edge_vla.quant import Scheme
+from edge_vla.quant import stored_bytes
+
+LINEARS = "decoder linears"
 
 
 def describe(path: str) -> dict[str, Any]:
@@ -41,23 +44,19 @@ def describe(path: str) -> dict[str, Any]:
 def _artifact(artifact: Artifact) -> dict[str, Any]:
     manifest = artifact.manifest
     files, table = manifest.files, key_table(manifest.config.spec)
-    rows: dict[Scheme, list[int]] = defaultdict(list)
-    for layer in manifest.layers:
-        for linear in layer.values():
-            rows[linear.scheme].append(math.prod(linear.shape))
-    decoder_bytes = sum(files[layer_file(i)]["size"] for i in range(len(manifest.layers)))
+    linears: dict[str, list[Linear]] = defaultdict(list)
+    for linear in [linear for layer in manifest.layers for linear in layer.values()]:
+        linears[linear.scheme.value].append(linear)
     vision = [math.prod(table[name].shape) for name in vision_keys(manifest.config.spec)]
     spec = manifest.config.spec
     parts = [
         _row("towers, projector", "16 bits", len(vision), sum(vision), files[VISION]["size"]),
-        *(_row("decoder linears", scheme.value, len(sizes), sum(sizes), 0) for scheme, sizes in rows.items()),
+        *(_linears(scheme, members) for scheme, members in linears.items()),
         _row("head (action rows)", "16 bits", 2, (spec.action.bins + 1) * spec.decoder.width, files[HEAD]["size"]),
         _row(
             "embeddings (host)", "16 bits", 1, spec.decoder.vocab_rows * spec.decoder.width, files[EMBEDDINGS]["size"]
         ),
     ]
-    linears = [part for part in parts if part["part"] == "decoder linears"]
-    linears[0]["bytes"] = decoder_bytes
     return {
         "parts": parts,
         "facts": {
@@ -65,11 +64,21 @@ def _artifact(artifact: Artifact) -> dict[str, Any]:
             "made from": manifest.source["origin"],
             "adapters": manifest.source["adapters"],
             "recipe": dict(manifest.recipe),
-            "bits per decoder weight": round(8 * decoder_bytes / sum(map(sum, rows.values())), 3),
+            "bits per decoder weight": _bits_per_weight([part for part in parts if part["part"] == LINEARS]),
             "total bytes": sum(entry["size"] for entry in files.values()),
             **_facts(manifest.config),
         },
     }
+
+
+def _linears(scheme: str, members: Sequence[Linear]) -> dict[str, Any]:
+    size = sum(stored_bytes(linear.scheme, linear.shape, linear.group) for linear in members)
+    return _row(LINEARS, scheme, len(members), sum(math.prod(linear.shape) for linear in members), size)
+
+
+def _bits_per_weight(parts: Sequence[Mapping[str, Any]]) -> float:
+    size, parameters = (sum(int(part[name]) for part in parts) for name in ("bytes", "parameters"))
+    return round(8 * size / parameters, 3)
 
 
 def _row(part: str, form: str, tensors: int, parameters: int, size: int) -> dict[str, Any]:

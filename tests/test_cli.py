@@ -11,7 +11,7 @@ import pytest
 from edge_vla.benchmarks.commands import measure, split
 from edge_vla.cli import main
 from edge_vla.errors import BackendError
-from edge_vla.export.golden import synthetic_image
+from edge_vla.frames import synthetic_image
 from tests.conftest import TINY
 
 

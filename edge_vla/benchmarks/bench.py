@@ -32,7 +32,7 @@ from edge_vla.checkpoint import Arithmetic, open_checkpoint
 from edge_vla.checkpoint.keys import HEAD
 from edge_vla.errors import BackendError, ResourceError, UsageError
 from edge_vla.files import write_whole
-from edge_vla.frames import Frame, episodes, read_frames, write_frames
+from edge_vla.frames import Frame, episodes, read_frames, synthetic_image, write_frames
 from edge_vla.openvla import ActionTokens, PolicyConfig
 
 log = logging.getLogger(__name__)
@@ -176,8 +176,6 @@ def _recorded(frames: Sequence[Frame], config: PolicyConfig, key: str | None) ->
 
 
 def _synthetic_frames(directory: Path, config: PolicyConfig, limit: int | None, key: str | None) -> Path:
-    from edge_vla.export.golden import synthetic_image
-
     size = config.spec.image_size
     key = key or next(iter(config.statistics))
     write_frames(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, KeysView, Mapping, Sequence
+from collections.abc import Iterable, KeysView, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -211,20 +211,14 @@ class Adapter:
 
 
 class MergedTensors:
-    """A source with adapters merged in order, each tensor when it is read."""
+    """A source with one adapter merged into each tensor as it is read."""
 
-    def __init__(self, base: TensorSource, adapters: Sequence[Adapter], arithmetic: Arithmetic = "fp32") -> None:
-        if arithmetic not in get_args(Arithmetic):
-            raise UsageError(f"merge arithmetic {arithmetic!r}: choose one of {get_args(Arithmetic)}")
-        self.base, self.adapters, self.arithmetic = base, adapters, arithmetic
-        stage: TensorSource = base
-        for i, adapter in enumerate(adapters):
-            adapter.check(stage)
-            stage = MergedTensors.__new__(MergedTensors)
-            stage.base, stage.adapters, stage.arithmetic = base, adapters[: i + 1], arithmetic
+    def __init__(self, base: TensorSource, adapter: Adapter, arithmetic: Arithmetic) -> None:
+        adapter.check(base)
+        self.base, self.adapter, self.arithmetic = base, adapter, arithmetic
 
     def __str__(self) -> str:
-        return " + ".join(map(str, [self.base, *self.adapters]))
+        return f"{self.base} + {self.adapter}"
 
     def names(self) -> KeysView[str]:
         return self.base.names()
@@ -233,10 +227,16 @@ class MergedTensors:
         return self.base.shape(name)
 
     def load(self, name: str) -> Tensor:
-        weight = self.base.load(name)
-        for adapter in self.adapters:
-            weight = adapter.merge(name, weight, self.arithmetic)
-        return weight
+        return self.adapter.merge(name, self.base.load(name), self.arithmetic)
+
+
+def merge_adapters(base: TensorSource, adapters: Iterable[Adapter], arithmetic: Arithmetic = "fp32") -> TensorSource:
+    """`base` with the adapters merged in order, each checked against what came before it."""
+    if arithmetic not in get_args(Arithmetic):
+        raise UsageError(f"merge arithmetic {arithmetic!r}: choose one of {get_args(Arithmetic)}")
+    for adapter in adapters:
+        base = MergedTensors(base, adapter, arithmetic)
+    return base
 
 
 def _search(patterns: Iterable[str], module: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_vla.checkpoint.keys import check_tensors
-from edge_vla.checkpoint.lora import Adapter, Arithmetic, MergedTensors
+from edge_vla.checkpoint.lora import Adapter, Arithmetic, merge_adapters
 from edge_vla.checkpoint.random import open_random
 from edge_vla.checkpoint.tensors import SafetensorsDirectory, TensorSource
 from edge_vla.errors import BackendError, CheckpointError, UsageError
@@ -54,7 +54,7 @@ def open_checkpoint(source: str | Path, adapters: Sequence[Path] = (), arithmeti
             config = replace(config, statistics=read_statistics(adapter.directory, {}))
     return replace(
         base,
-        tensors=MergedTensors(base.tensors, loaded, arithmetic),
+        tensors=merge_adapters(base.tensors, loaded, arithmetic),
         config=config,
         files=(
             *base.files,

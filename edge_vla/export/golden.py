@@ -11,14 +11,12 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from edge_vla.artifact import Artifact, ArtifactWriter, GoldenFrame
-from edge_vla.frames import Frame
+from edge_vla.frames import Frame, synthetic_image
 from edge_vla.runtime import Action, Policy, load
 
 INSTRUCTIONS = ("pick up the object", "open the drawer")
@@ -42,12 +40,6 @@ def choose_golden(draft: Artifact, frames: Sequence[Frame], writer: ArtifactWrit
     noise = _noise(policy, image, instruction, used, action)
     margins = tuple(round(margin, 4) for margin in action.margins)
     return GoldenFrame(name, instruction, used, action.tokens, margins, noise)
-
-
-def synthetic_image(seed: int, size: int) -> Image.Image:
-    """Smooth coloured noise: no camera sees it, every tower answers it."""
-    coarse: NDArray[Any] = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
 
 
 def _noise(policy: Policy, image: Image.Image, instruction: str, key: str, action: Action) -> float:

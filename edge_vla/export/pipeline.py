@@ -7,6 +7,7 @@ is written; whatever goes wrong before that leaves nothing under it.
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,18 +30,18 @@ from edge_vla.artifact import (
     layer_file,
     pack_linear,
 )
-from edge_vla.checkpoint import Checkpoint, TensorSource, open_checkpoint
+from edge_vla.checkpoint import Checkpoint, TensorSource, key_table, open_checkpoint
 from edge_vla.checkpoint.keys import DECODER_PREFIX, layer_prefix, vision_keys
 from edge_vla.checkpoint.keys import EMBEDDINGS as EMBEDDINGS_KEY
 from edge_vla.checkpoint.keys import HEAD as HEAD_KEY
 from edge_vla.errors import ResourceError
-from edge_vla.export.golden import choose_golden
+from edge_vla.export.golden import MOST_CANDIDATES, choose_golden
 from edge_vla.export.progress import Progress, Silent
 from edge_vla.export.recipe import Recipe
 from edge_vla.export.vision import check_graph, export_vision
-from edge_vla.frames import Frame
+from edge_vla.frames import Frame, synthetic_image
 from edge_vla.openvla import PolicyConfig, preprocess
-from edge_vla.quant import Scheme, plan, quantise, relative_error
+from edge_vla.quant import Scheme, plan, quantise, relative_error, stored_bytes
 from edge_vla.spec import PolicySpec
 
 SPARE = 1.1  # free disk asked for, over what will be written
@@ -63,6 +64,9 @@ def export(
     checkpoint = open_checkpoint(source, adapters, recipe.merge_arithmetic)
     schemes = _schemes(checkpoint.config.spec, recipe)
     _check_disk(checkpoint.config.spec, schemes, out)
+    for frame in frames[:MOST_CANDIDATES]:  # known now, not after hours
+        frame.open()
+        checkpoint.config.statistics.resolve(frame.unnorm_key or next(iter(checkpoint.config.statistics)))
     writer = ArtifactWriter(out)
     try:
         return _export(checkpoint, recipe, schemes, frames, writer, progress)
@@ -142,8 +146,6 @@ def _write_ends(source: TensorSource, spec: PolicySpec, writer: ArtifactWriter) 
 
 
 def _check_vision(writer: ArtifactWriter, config: PolicyConfig) -> dict[str, float]:
-    from edge_vla.export.golden import synthetic_image
-
     pixels = preprocess(synthetic_image(0, config.spec.image_size), config.image)[None]
     return check_graph(writer.partial / GRAPH, writer.tensors(VISION), config.spec, np.ascontiguousarray(pixels))
 
@@ -159,16 +161,11 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, object]:
 
 def _check_disk(spec: PolicySpec, schemes: dict[str, tuple[Scheme, int | None]], out: Path) -> None:
     """Raise ResourceError before the first byte if the artifact will not fit."""
-    from edge_vla.checkpoint import key_table
-
-    bits = {Scheme.BF16: 16.0, Scheme.INT8: 8.0, Scheme.INT4: 4.0}
     table = key_table(spec)
-    count = {name: int(np.prod(table[name].shape)) for name in (*vision_keys(spec), EMBEDDINGS_KEY)}
-    need = 2.0 * sum(count.values())
-    for name, (outer, inner) in spec.decoder.linears().items():
-        scheme, group = schemes[name]
-        per_weight = bits[scheme] + (16 / group if group else 0)
-        need += spec.decoder.layers * outer * inner * per_weight / 8
+    need = sum(2 * math.prod(table[name].shape) for name in (*vision_keys(spec), EMBEDDINGS_KEY))
+    need += spec.decoder.layers * sum(
+        stored_bytes(schemes[name][0], shape, schemes[name][1]) for name, shape in spec.decoder.linears().items()
+    )
     parent = out.absolute().parent
     while not parent.exists():
         parent = parent.parent

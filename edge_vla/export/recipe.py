@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from edge_vla.checkpoint import Arithmetic
 from edge_vla.errors import UsageError
@@ -29,6 +29,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.bits not in BITS:
             raise UsageError(f"bits {self.bits}: choose one of {sorted(BITS)}")
+        if self.merge_arithmetic not in get_args(Arithmetic):
+            raise UsageError(f"merge_arithmetic {self.merge_arithmetic!r}: choose one of {get_args(Arithmetic)}")
         if self.group is not None and self.bits != 4:
             raise UsageError(f"group {self.group} is for 4 bits; {self.bits} bits have none")
 

@@ -10,6 +10,7 @@ from edge_vla.quant.formats import (
     plan,
     quantise,
     relative_error,
+    stored_bytes,
     unpack_nibbles,
 )
 
@@ -23,5 +24,6 @@ __all__ = [
     "plan",
     "quantise",
     "relative_error",
+    "stored_bytes",
     "unpack_nibbles",
 ]

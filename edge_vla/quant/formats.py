@@ -8,6 +8,7 @@ Knows nothing of layers, files or how good a code is for the policy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -139,6 +140,12 @@ def round_scale(scale: Tensor) -> Tensor:
     if (stepped > torch.finfo(torch.float16).max).any():
         raise CheckpointError(f"a weight of magnitude {float(scale.max()):.3g} per step is too large for fp16 scales")
     return torch.where(scale == 0, torch.ones_like(scale), stepped)
+
+
+def stored_bytes(scheme: Scheme, shape: tuple[int, int], group: int | None) -> int:
+    """Bytes of a weight on disk and on the device: codes and scales."""
+    codes, scales = _layout(scheme, *shape, group)
+    return math.prod(codes) * (2 if scheme is Scheme.BF16 else 1) + (2 * math.prod(scales) if scales else 0)
 
 
 def relative_error(weight: Tensor, packed: PackedWeight) -> float:

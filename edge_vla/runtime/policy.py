@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from edge_vla.artifact import MANIFEST, Artifact, GoldenFrame
+from edge_vla.artifact import MANIFEST, TOKENIZER, Artifact, GoldenFrame
 from edge_vla.checkpoint import Arithmetic, open_checkpoint
 from edge_vla.errors import ArtifactError, BackendError, EdgeVLAWarning, NumericError, UsageError
 from edge_vla.frames import open_image
@@ -190,7 +190,7 @@ def _open_artifact(
     if check:
         artifact.verify()
     network = from_artifact(artifact, dtype, device, vision, kernel)
-    policy = Policy(network, artifact.manifest.config, artifact.text("tokenizer.json"))
+    policy = Policy(network, artifact.manifest.config, artifact.text(TOKENIZER))
     for note in replay(policy, directory, artifact.manifest.golden) if check else ():
         warnings.warn(f"golden frame {note}", EdgeVLAWarning, 3)
     return policy

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edge_vla.checkpoint import Adapter, Arithmetic, MergedTensors, SafetensorsDirectory
+from edge_vla.checkpoint import Adapter, Arithmetic, SafetensorsDirectory, merge_adapters
 from edge_vla.errors import CheckpointError
 from tests.golden.peft_merges import Merge, merges
 
@@ -53,9 +53,9 @@ def test_upstream_is_bit_exact_with_peft_0_11_1(merge: Merge, tmp_path: Path) ->
     base = SafetensorsDirectory(tmp_path)
     if carries_another_base(merge):
         with pytest.raises(CheckpointError, match="another base"):
-            MergedTensors(base, [Adapter(folder) for folder in folders], "upstream")
+            merge_adapters(base, [Adapter(folder) for folder in folders], "upstream")
         return
-    merged = MergedTensors(base, [Adapter(folder) for folder in folders], "upstream")
+    merged = merge_adapters(base, [Adapter(folder) for folder in folders], "upstream")
     assert merge.merged, "the golden changes something"
     for name, expected in merge.merged.items():
         assert torch.equal(merged.load(name), bits(expected)), name
@@ -69,7 +69,7 @@ def test_fp32_equals_peft_on_a_float32_base(merge: Merge, tmp_path: Path) -> Non
         return
     _, folders = merge.write(tmp_path)
     base = Tensors({name: bits(values).float() for name, values in merge.base.items()})
-    merged = MergedTensors(base, [Adapter(folder) for folder in folders], "fp32")
+    merged = merge_adapters(base, [Adapter(folder) for folder in folders], "fp32")
     for name, expected in merge.merged_float32.items():
         difference = (merged.load(name) - torch.from_numpy(expected)).abs().max()
         assert difference <= INEXACT_FLOAT32.get(merge.name, 0.0), (name, difference)
@@ -110,7 +110,7 @@ def test_fp32_equals_todays_peft(kind: str, tmp_path: Path) -> None:
                 parameter.normal_()
     wrapped.save_pretrained(str(tmp_path))
     expected = wrapped.merge_and_unload().state_dict()
-    merged = MergedTensors(base, [Adapter(tmp_path)], "fp32")
+    merged = merge_adapters(base, [Adapter(tmp_path)], "fp32")
     changed = [name for name in base.names() if not torch.equal(merged.load(name), base.load(name))]
     assert changed, "the adapter changes something"
     for name in base.names():
@@ -139,16 +139,17 @@ def test_zero_b_changes_nothing(tmp_path: Path) -> None:
     base = Tensors({"q_proj.weight": torch.randn(6, 4).bfloat16()})
     arithmetics: tuple[Arithmetic, ...] = ("fp32", "upstream")
     for arithmetic in arithmetics:
-        merged = MergedTensors(base, [write_adapter(tmp_path, tensors)], arithmetic)
+        merged = merge_adapters(base, [write_adapter(tmp_path, tensors)], arithmetic)
         assert torch.equal(merged.load("q_proj.weight"), base.load("q_proj.weight"))
 
 
 def test_adapters_merge_in_order(tmp_path: Path) -> None:
     base = Tensors({"q_proj.weight": torch.randn(6, 4).bfloat16()})
     first, second = write_adapter(tmp_path / "a", pair(6, 4)), write_adapter(tmp_path / "b", pair(6, 4, rank=1))
-    once = Tensors({"q_proj.weight": MergedTensors(base, [first]).load("q_proj.weight")})
+    once = Tensors({"q_proj.weight": merge_adapters(base, [first]).load("q_proj.weight")})
     assert torch.equal(
-        MergedTensors(base, [first, second]).load("q_proj.weight"), MergedTensors(once, [second]).load("q_proj.weight")
+        merge_adapters(base, [first, second]).load("q_proj.weight"),
+        merge_adapters(once, [second]).load("q_proj.weight"),
     )
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import edge_vla
 from edge_vla.errors import UsageError
-from edge_vla.export.golden import synthetic_image
+from edge_vla.frames import synthetic_image
 from tests.conftest import TINY
 
 TEXT = "put the red block on the plate"
