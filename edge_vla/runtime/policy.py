@@ -103,7 +103,7 @@ class Policy:
         values = statistics.unnormalise(self.tokens.decode(decision.tokens))
         if not np.isfinite(values).all():
             raise NumericError(f"tokens {decision.tokens} give a non-finite action with {key!r}'s statistics")
-        watch.mark("decode action")
+        watch.mark("detokenise")
         return self._action(values, decision, key, watch)
 
     def forced(self, image: Image.Image | NDArray[Any], instruction: str, tokens: Sequence[int]) -> torch.Tensor:
