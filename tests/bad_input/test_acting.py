@@ -20,6 +20,7 @@ from edge_vla.artifact import Artifact
 from edge_vla.errors import EdgeVLAError, EdgeVLAWarning, FrameError, NumericError, UsageError
 from edge_vla.frames import open_image, read_frames
 from edge_vla.runtime import Policy, load
+from edge_vla.runtime.loop import PAD_TO
 from tests.bad_input.damage import command, put, refused
 
 WORDS = "open the drawer"
@@ -219,7 +220,10 @@ def fresh(policy: Policy, **changes: Any) -> Policy:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("where", ["vision", "one patch", "decode", "head"])
 def test_a_non_finite_number_gives_no_action_and_no_memory_of_it(where: str, value: float, policy: Policy) -> None:
-    """After the failure the same policy must answer as one that never saw it: a cache may not keep a NaN."""
+    """After the failure the same policy must answer as one that never saw it: a cache may not keep a NaN.
+
+    The prompt fills its padding, so that what the decode steps write is not overwritten by the next prefill.
+    """
     broken = [False]
 
     def spoil(tensor: Tensor, place: Any = ...) -> Tensor:
@@ -239,14 +243,18 @@ def test_a_non_finite_number_gives_no_action_and_no_memory_of_it(where: str, val
         "head": lambda: fresh(policy, head=Wrapper(network.head, "logits", wrapped)),
     }
     ours = patches[where]()
-    expected = policy.act(PICTURE, WORDS)
-    assert ours.act(PICTURE, WORDS).tokens == expected.tokens
+    lengths = {
+        text: len(policy.prompter(text)) + policy.config.spec.patches for text in (f"go{' up' * n}" for n in range(99))
+    }
+    words = next(text for text, rows in lengths.items() if rows % PAD_TO == 0)
+    expected = policy.act(PICTURE, words)
+    assert ours.act(PICTURE, words).tokens == expected.tokens
     broken[0] = True
     with pytest.raises(EdgeVLAError) as caught:
-        ours.act(PICTURE, WORDS)
+        ours.act(PICTURE, words)
     refused(caught, NumericError, ("non-finite", "no action"))
     broken[0] = False
-    again = ours.act(PICTURE, WORDS)
+    again = ours.act(PICTURE, words)
     assert again.tokens == expected.tokens
     assert again.margins == expected.margins
     assert np.array_equal(again.values, expected.values)
