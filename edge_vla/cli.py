@@ -294,7 +294,8 @@ def say(kind: str, colour: str, text: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: turns typed errors into one line and an exit code."""
-    logging.basicConfig(level=os.environ.get("EDGE_VLA_LOG", "WARNING"), format="%(name)s: %(message)s")
+    logging.basicConfig(format="%(name)s: %(message)s")
+    logging.getLogger("edge_vla").setLevel(logging.DEBUG if os.environ.get("EDGE_VLA_DEBUG") else logging.WARNING)
     warnings.showwarning = show_warning
     call: Callable[..., Any] = app
     settings: Mapping[str, Any] = {} if arguments is None else {"args": list(arguments)}

@@ -76,8 +76,10 @@ def main() -> None:
     commands = list(split(given.commands[1:] if given.commands[:1] == ["--"] else given.commands))
     measured = [measure(command, given.repeat) for command in commands]
     # Only now: a child's peak counts what its parent held when it forked, and this import loads torch.
-    from edge_vla.benchmarks.environment import environment
+    from edge_vla.benchmarks.environment import environment, without_directory
 
+    for command in measured:
+        command["arguments"] = list(map(without_directory, command["arguments"]))
     result = {
         "version": 1,
         "kind": "commands",

@@ -18,7 +18,7 @@ import edge_vla
 
 def environment() -> dict[str, Any]:
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(map(without_directory, sys.argv)),
         "commit": commit(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": device_name(),
@@ -29,6 +29,11 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "edge_vla": edge_vla.__version__,
     }
+
+
+def without_directory(word: str) -> str:
+    """An absolute path's last name: a committed result does not tell how somebody's disk is laid out."""
+    return Path(word).name if Path(word).is_absolute() else word
 
 
 def device_name() -> str:

@@ -73,6 +73,8 @@ def _open_base(source: str) -> Checkpoint:
         directory = _download(source)
     if (directory / "adapter_config.json").exists() and not (directory / "config.json").exists():
         raise UsageError(f"{directory} is an adapter: give its base checkpoint, and this directory with --adapter")
+    if (directory / "manifest.json").exists() and not (directory / "config.json").exists():
+        raise UsageError(f"{directory} is an artifact: give the checkpoint that it was made from")
     tokenizer = directory / "tokenizer.json"
     if not tokenizer.is_file():
         raise CheckpointError(f"{tokenizer} is missing: copy it from the base model (tokenizer.model is not read)")

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from edge_vla.artifact import Artifact, ArtifactWriter, GoldenFrame
+from edge_vla.artifact import Artifact, GoldenFrame
+from edge_vla.export.writer import ArtifactWriter
 from edge_vla.frames import Frame, synthetic_image
 from edge_vla.runtime import Action, Policy, load
 

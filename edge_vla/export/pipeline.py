@@ -16,29 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edge_vla.artifact import (
-    EMBEDDINGS,
-    GRAPH,
-    HEAD,
-    NORMS,
-    TOKENIZER,
-    VISION,
-    Artifact,
-    ArtifactWriter,
-    Linear,
-    Manifest,
-    layer_file,
-    pack_linear,
-)
+from edge_vla.artifact import EMBEDDINGS, GRAPH, HEAD, NORMS, TOKENIZER, VISION, Artifact, Linear, Manifest, layer_file
 from edge_vla.checkpoint import Checkpoint, TensorSource, key_table, open_checkpoint
 from edge_vla.checkpoint.keys import DECODER_PREFIX, layer_prefix, vision_keys
 from edge_vla.checkpoint.keys import EMBEDDINGS as EMBEDDINGS_KEY
 from edge_vla.checkpoint.keys import HEAD as HEAD_KEY
+from edge_vla.checkpoint.tensors import finite
 from edge_vla.errors import ResourceError
 from edge_vla.export.golden import MOST_CANDIDATES, choose_golden
 from edge_vla.export.progress import Progress, Silent
 from edge_vla.export.recipe import Recipe
 from edge_vla.export.vision import check_graph, export_vision
+from edge_vla.export.writer import ArtifactWriter, pack_linear
 from edge_vla.frames import Frame, synthetic_image
 from edge_vla.openvla import PolicyConfig, preprocess
 from edge_vla.quant import Scheme, plan, quantise, relative_error, stored_bytes
@@ -176,4 +165,4 @@ def _check_disk(spec: PolicySpec, schemes: dict[str, tuple[Scheme, int | None]],
 
 def sixteen(tensor: Tensor) -> Tensor:
     """A 16-bit float tensor as it is, a wider one rounded to bfloat16."""
-    return tensor if tensor.dtype in (torch.bfloat16, torch.float16) else tensor.bfloat16()
+    return tensor if tensor.dtype in (torch.bfloat16, torch.float16) else finite(tensor.bfloat16(), "a weight in bf16")

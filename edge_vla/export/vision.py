@@ -18,10 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge_vla.artifact import GRAPH, VISION, ArtifactWriter
+from edge_vla.artifact import GRAPH, VISION
 from edge_vla.checkpoint import TensorSource
 from edge_vla.checkpoint.keys import vision_keys
 from edge_vla.errors import BackendError, ResourceError
+from edge_vla.export.writer import ArtifactWriter
 from edge_vla.runtime.vision import OnnxVision, TorchVision, torch_vision
 from edge_vla.spec import PolicySpec
 

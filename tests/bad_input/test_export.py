@@ -14,11 +14,12 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-import edge_vla.artifact
 import edge_vla.cli
-from edge_vla.artifact import MANIFEST, Artifact, ArtifactWriter
+import edge_vla.export.writer
+from edge_vla.artifact import MANIFEST, Artifact
 from edge_vla.errors import EdgeVLAError, ResourceError, UsageError
 from edge_vla.export import Recipe, Silent, export
+from edge_vla.export.writer import ArtifactWriter
 from tests.bad_input.damage import command, nothing_left, refused
 
 TINY = "random:openvla-tiny"
@@ -87,6 +88,14 @@ def test_where_nothing_can_be_written(out: str, word: str, place: Path, capsys: 
         command(capsys, "export", TINY, "--out", out).refused_with(ResourceError.exit_code, ["cannot write", word])
 
 
+def test_one_export_at_a_time(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writer = ArtifactWriter(place / "out")
+    command(capsys, "export", TINY, "--out", "out").refused_with(2, ["another export", "out", "wait"])
+    assert (place / "out.partial").is_dir(), "the first one goes on"
+    writer.abandon()
+    assert not (place / "out.partial").exists()
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_parent(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "shut").mkdir(mode=0o555)
@@ -127,7 +136,7 @@ def break_write(monkeypatch: pytest.MonkeyPatch, n: int) -> list[int]:
 
     full, counter = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), [0]
     rust = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-    monkeypatch.setattr(edge_vla.artifact, "save_file", Fails(save_file, counter, n, rust))
+    monkeypatch.setattr(edge_vla.export.writer, "save_file", Fails(save_file, counter, n, rust))
     monkeypatch.setattr(Path, "write_bytes", Fails(Path.write_bytes, counter, n, full))
     monkeypatch.setattr(onnx_ir, "save", Fails(onnx_ir.save, counter, n, full))
     return counter
