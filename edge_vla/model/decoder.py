@@ -31,6 +31,10 @@ class Cache:
     def length(self) -> int:
         return self.keys.shape[3]
 
+    def first(self, length: int) -> Cache:
+        """A view of the first `length` slots."""
+        return Cache(self.keys[:, :, :, :length], self.values[:, :, :, :length])
+
 
 class RMSNorm(nn.Module):
     def __init__(self, width: int, eps: float) -> None:

@@ -31,11 +31,11 @@ class Decision:
 
 
 class Loop:
-    """Runs one network. Buffers are kept per padded prompt length and reused, so one action at a time."""
+    """Runs one network over one cache, as long as the longest prompt so far: one action at a time."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
-        self._caches: dict[int, Cache] = {}
+        self._whole: Cache | None = None
 
     def prefill(self, prompt: tuple[int, ...], image: Tensor, cache: Cache) -> Tensor:
         """Prompt ids and image embeddings (1, patches, width) -> hidden state of the last row (1, 1, width)."""
@@ -103,10 +103,10 @@ class Loop:
 
     def _cache(self, rows: int, dims: int) -> Cache:
         length = _padded(rows) + dims
-        if length not in self._caches:
+        if self._whole is None or self._whole.length < length:
             network = self.network
-            self._caches[length] = Cache.allocate(network.spec.decoder, 1, length, network.dtype, network.device)
-        return self._caches[length]
+            self._whole = Cache.allocate(network.spec.decoder, 1, length, network.dtype, network.device)
+        return self._whole.first(length)
 
     def _best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """logits (1, n) -> index of the largest, the first of equals, and its lead over the second."""
@@ -115,7 +115,7 @@ class Loop:
 
     def _check(self, margins: tuple[float, ...]) -> None:
         if not all(map(math.isfinite, margins)):
-            self._caches.clear()  # what it left in the cache would poison the next action through 0 * NaN
+            self._whole = None  # what it left in the cache would poison the next action through 0 * NaN
             raise NumericError("the network produced a non-finite number: no action; verify the artifact's files")
 
 
