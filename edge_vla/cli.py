@@ -153,23 +153,22 @@ def bench(
     kernel: Kernel = "auto",
 ) -> None:
     """Agreement, latency and memory of an artifact against its reference."""
-    from edge_vla.benchmarks.bench import Question
+    from edge_vla.benchmarks.bench import Reference
     from edge_vla.benchmarks.bench import bench as run_bench
     from edge_vla.benchmarks.report import markdown
 
-    question = Question(
-        artifact=artifact,
-        reference=reference,
+    judged_by = Reference(
+        source=reference,
         adapters=tuple(map(str, adapter or ())),
         merge_arithmetic=choice("--merge-arithmetic", merge_arithmetic, ("fp32", "upstream")),
         frames=frames,
         limit=limit,
         unnorm_key=unnorm_key,
-        vision=vision,
-        kernel=kernel,
     )
     with err.status("measuring") as status:
-        result = run_bench(question, out_dir, lambda stage: status.update(f"measuring: {stage}"))
+        result = run_bench(
+            artifact, judged_by, out_dir, vision, kernel, lambda stage: status.update(f"measuring: {stage}")
+        )
     print(markdown(result))
 
 
@@ -256,11 +255,11 @@ class Bar:
 
     def step(self, detail: str) -> None:
         self.done += 1
-        self.bar.update(self.task, advance=1, detail=detail)
+        each = (time.monotonic() - self.started) / self.done
+        self.bar.update(self.task, advance=1, detail=f"{each:.1f} s each, {detail}")
         if not err.is_terminal:
-            rate = (time.monotonic() - self.started) / self.done
-            left = rate * (self.steps - self.done)
-            err.print(f"{self.name} {self.done}/{self.steps}, {rate:.1f} s each, {left:.0f} s left: {detail}")
+            left = each * (self.steps - self.done)
+            err.print(f"{self.name} {self.done}/{self.steps}, {each:.1f} s each, {left:.0f} s left: {detail}")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""One candidate against its reference: each measured in its own process, then compared.
+"""Candidates against their reference: each measured in its own process, then compared.
 
-Three runs: the reference, the reference with its rounding shaken (the noise floor), the candidate. The reference's
-full head is then applied to both sides' hidden states, to see what unconstrained decoding would have done.
+First the reference, and the reference with its rounding shaken (the noise floor); then each candidate. The
+reference's full head is applied to every side's hidden states, to see what unconstrained decoding would have done.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from edge_vla.benchmarks.agreement import Side, compare, margin_floor
 from edge_vla.benchmarks.environment import environment
 from edge_vla.benchmarks.report import markdown
 from edge_vla.benchmarks.worker import Job
-from edge_vla.checkpoint import Arithmetic, open_checkpoint
+from edge_vla.checkpoint import Arithmetic, Checkpoint, open_checkpoint
 from edge_vla.checkpoint.keys import HEAD
 from edge_vla.errors import BackendError, ResourceError, UsageError
 from edge_vla.files import write_whole
@@ -44,80 +44,120 @@ INSTRUCTIONS = ("pick up the object", "open the drawer", "put the spoon on the t
 
 
 @dataclass(frozen=True)
-class Question:
-    """What to compare on what. Without `frames`, synthetic images are used, and the result says so."""
+class Reference:
+    """The policy to be equal to, and the frames to be asked. Without `frames`, synthetic images are used."""
 
-    artifact: Path
-    reference: str
+    source: str
     adapters: tuple[str, ...] = ()
     merge_arithmetic: Arithmetic = "fp32"
     frames: Path | None = None
     limit: int | None = None
     unnorm_key: str | None = None
-    vision: str = "torch"
-    kernel: str = "auto"
+
+    def checkpoint(self) -> Checkpoint:
+        return open_checkpoint(self.source, [Path(adapter) for adapter in self.adapters], self.merge_arithmetic)
 
 
-def bench(question: Question, out: Path, tell: Callable[[str], None] = log.info) -> dict[str, Any]:
-    """Measure, compare, and write `result.json` and `report.md` to `out`. Returns the result."""
-    artifact = Artifact(question.artifact)
-    config = artifact.manifest.config
-    checkpoint = open_checkpoint(
-        question.reference, [Path(adapter) for adapter in question.adapters], question.merge_arithmetic
-    )
-    if checkpoint.config.spec != config.spec:
-        raise UsageError(f"{question.artifact} and {question.reference} are different networks: compare like with like")
+def bench(
+    artifact: Path,
+    reference: Reference,
+    out: Path,
+    vision: str = "torch",
+    kernel: str = "auto",
+    tell: Callable[[str], None] = log.info,
+) -> dict[str, Any]:
+    """Measure both, compare, and write `result.json` and `report.md` to `out`. Returns the result."""
+    check_alike(Artifact(artifact), reference)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(f"--out {out}: {error.strerror}") from error
-    key = config.statistics.resolve(question.unnorm_key) if question.unnorm_key or len(config.statistics) == 1 else None
     with tempfile.TemporaryDirectory(prefix="edge-vla-bench-") as scratch:
-        frames_dir = question.frames or _synthetic_frames(Path(scratch) / "frames", config, question.limit, key)
-        frames = read_frames(frames_dir)[: question.limit]
-        common = {"frames": str(frames_dir), "limit": question.limit, "unnorm_key": key}
-        reference_job = Job(
-            path=question.reference,
-            out="",
-            adapters=question.adapters,
-            merge_arithmetic=question.merge_arithmetic,
-            **common,  # type: ignore[arg-type]
-        )
-        reference = _run("reference", reference_job, Path(scratch), tell)
-        forced = str(reference.answers)
-        shaken = _run("floor", dataclasses.replace(reference_job, forced=forced, shake=True), Path(scratch), tell)
-        job = Job(
-            path=str(question.artifact),
-            out="",
-            forced=forced,
-            vision=question.vision,
-            kernel=question.kernel,
-            **common,  # type: ignore[arg-type]
-        )
-        candidate = _run("candidate", job, Path(scratch), tell)
-        head = checkpoint.tensors.load(HEAD)
-        sides = {name: _side(run, head) for name, run in [("r", reference), ("s", shaken), ("c", candidate)]}
-    tokens, names = ActionTokens(config.spec.action), episodes(frames)
-    floor = margin_floor(sides["r"], sides["s"])
-    result = {
-        "version": VERSION,
-        "kind": "bench",
-        "environment": environment(),
-        "artifact": {
-            "name": question.artifact.name,
-            "identity": artifact.identity,
-            "recipe": dict(artifact.manifest.recipe),
-            "disk_bytes": sum(entry["size"] for entry in artifact.manifest.files.values()),
-        },
-        "reference": {"name": Path(question.reference).name, "adapters": [Path(a).name for a in question.adapters]},
-        "frames": {"source": "given" if question.frames else "synthetic", "count": len(frames)},
-        "agreement": compare(sides["r"], sides["c"], names, tokens, floor, _recorded(frames, config, key)),
-        "noise_floor": compare(sides["r"], sides["s"], names, tokens, floor),
-        "measured": {"reference": reference.summary(), "candidate": candidate.summary()},
-    }
+        baseline = measure_baseline(reference, Path(scratch), tell)
+        result = baseline.judge(artifact, vision, kernel, tell)
     write_whole(out / "result.json", json.dumps(result, indent=1) + "\n")
     write_whole(out / "report.md", markdown(result))
     return result
+
+
+def check_alike(artifact: Artifact, reference: Reference) -> None:
+    """Raise UsageError if artifact and reference are not the same network."""
+    if reference.checkpoint().config.spec != artifact.manifest.config.spec:
+        raise UsageError(f"{artifact.directory} and {reference.source} are different networks: compare like with like")
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The reference measured on its frames, with its noise floor; any number of candidates can be judged by it."""
+
+    reference: Reference
+    config: PolicyConfig
+    frames: Sequence[Frame]
+    job: Job
+    run: Run
+    plain: Side
+    shaken: Side
+    head: torch.Tensor
+    scratch: Path
+
+    def judge(self, path: Path, vision: str, kernel: str, tell: Callable[[str], None] = log.info) -> dict[str, Any]:
+        """The result of one artifact against this reference."""
+        artifact = Artifact(path)
+        job = dataclasses.replace(
+            self.job,
+            path=str(path),
+            adapters=(),
+            forced=str(self.run.answers),
+            vision=vision,
+            kernel=kernel,
+        )
+        candidate = _run(f"candidate {path.name}", job, self.scratch, tell)
+        side = _side(candidate, self.head)
+        tokens, names = ActionTokens(self.config.spec.action), episodes(self.frames)
+        floor = margin_floor(self.plain, self.shaken)
+        recorded = _recorded(self.frames, self.config, self.job.unnorm_key)
+        return {
+            "version": VERSION,
+            "kind": "bench",
+            "environment": environment(),
+            "artifact": {
+                "name": path.name,
+                "identity": artifact.identity,
+                "recipe": dict(artifact.manifest.recipe),
+                "disk_bytes": sum(entry["size"] for entry in artifact.manifest.files.values()),
+            },
+            "reference": {
+                "name": Path(self.reference.source).name,
+                "adapters": [Path(adapter).name for adapter in self.reference.adapters],
+            },
+            "frames": {"source": "given" if self.reference.frames else "synthetic", "count": len(self.frames)},
+            "agreement": compare(self.plain, side, names, tokens, floor, recorded),
+            "noise_floor": compare(self.plain, self.shaken, names, tokens, floor),
+            "measured": {"reference": self.run.summary(), "candidate": candidate.summary()},
+        }
+
+
+def measure_baseline(reference: Reference, scratch: Path, tell: Callable[[str], None] = log.info) -> Baseline:
+    """Run the reference, and the reference with its rounding shaken, on its frames."""
+    checkpoint = reference.checkpoint()
+    config, key = checkpoint.config, reference.unnorm_key
+    if key is not None or len(config.statistics) == 1:
+        key = config.statistics.resolve(key)
+    directory = reference.frames or _synthetic_frames(scratch / "frames", config, reference.limit, key)
+    frames = read_frames(directory)[: reference.limit]
+    job = Job(
+        path=reference.source,
+        frames=str(directory),
+        out="",
+        limit=reference.limit,
+        adapters=reference.adapters,
+        merge_arithmetic=reference.merge_arithmetic,
+        unnorm_key=key,
+    )
+    run = _run("reference", job, scratch, tell)
+    shaken = _run("noise floor", dataclasses.replace(job, forced=str(run.answers), shake=True), scratch, tell)
+    head = checkpoint.tensors.load(HEAD)
+    return Baseline(reference, config, frames, job, run, _side(run, head), _side(shaken, head), head, scratch)
 
 
 @dataclass(frozen=True)
@@ -143,7 +183,7 @@ class Run:
 
 def _run(name: str, job: Job, scratch: Path, tell: Callable[[str], None]) -> Run:
     tell(name)
-    out = scratch / name
+    out = scratch / name.replace(" ", "-")
     out.mkdir()
     path = out / "job.json"
     path.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(job, out=str(out)))), encoding="utf-8")

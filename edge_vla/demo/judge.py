@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from edge_vla.benchmarks.bench import Question, bench
+from edge_vla.benchmarks.bench import Reference, measure_baseline
 from edge_vla.benchmarks.environment import environment
 from edge_vla.benchmarks.statistics import wilson
 from edge_vla.demo import ADAPTER, BASE
@@ -44,14 +44,16 @@ def judge(episodes: int, recorded: int, scratch: Path) -> dict[str, Any]:
         frames = scratch / f"frames-{look}"
         if not frames.exists():
             record(frames, None, world(look), FRAME_SEEDS[:recorded])
+        judged_by = Reference(str(BASE), tuple(map(str, adapters)), frames=frames, unnorm_key=key)
+        (scratch / arm).mkdir()
+        baseline = measure_baseline(judged_by, scratch / arm)
         reference = load(BASE, "cpu", adapters=adapters)
         rows: dict[str, Any] = {"bf16 reference": {"closed_loop": _rates(closed_loop(reference, look, episodes, key))}}
         for bits in BITS:
-            out = scratch / f"{arm}-{bits}"
+            out = scratch / arm / f"artifact-{bits}"
             export(BASE, out, Recipe(bits=bits), adapters)
             policy = load(out, "cpu", check=False)
-            question = Question(out, str(BASE), tuple(map(str, adapters)), frames=frames, unnorm_key=key)
-            measured = bench(question, scratch / f"bench-{arm}-{bits}")
+            measured = baseline.judge(out, "torch", "auto")
             rows[f"{bits} bits"] = {
                 "closed_loop": _rates(closed_loop(policy, look, episodes, key)),
                 "agreement": measured["agreement"],

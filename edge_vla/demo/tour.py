@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edge_vla.artifact import Artifact
-from edge_vla.benchmarks.bench import Question, bench
+from edge_vla.benchmarks.bench import Reference, bench
 from edge_vla.demo import ADAPTER, BASE
 from edge_vla.demo.measure import FRAME_SEEDS
 from edge_vla.demo.record import record
@@ -50,8 +50,8 @@ def tour(out: Path, episodes: int, frames: int, progress: Progress, tell: Callab
     notes = replay(policies["int4 artifact"], artifact.directory, artifact.manifest.golden)
     tell(f"verified: {len(artifact.manifest.files)} hashes, golden frame {'a near-tie' if notes else 'as recorded'}")
     tell(f"measuring both on {min(frames, len(recorded))} frames")
-    question = Question(artifact.directory, str(BASE), (str(ADAPTER),), frames=out / "frames", limit=frames)
-    result = bench(question, out / "bench")
+    reference = Reference(str(BASE), (str(ADAPTER),), frames=out / "frames", limit=frames)
+    result = bench(artifact.directory, reference, out / "bench", tell=tell)
     tell(f"acting: {episodes} episodes of each")
     rows = {name: closed_loop(policy, LOOK, episodes) for name, policy in policies.items()}
     picture, shown = strip(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_vla.benchmarks.bench import Question, bench
+from edge_vla.benchmarks.bench import Reference, bench
 from edge_vla.benchmarks.report import markdown
 from edge_vla.errors import UsageError
 from tests.conftest import TINY
@@ -18,7 +18,7 @@ from tests.conftest import TINY
 def results(tiny_artifacts: Mapping[int, Path], tmp_path_factory: pytest.TempPathFactory) -> Mapping[int, Path]:
     root = tmp_path_factory.mktemp("bench")
     for bits in (4, 16):
-        bench(Question(tiny_artifacts[bits], TINY, limit=12), root / str(bits))
+        bench(tiny_artifacts[bits], Reference(TINY, limit=12), root / str(bits))
     return {bits: root / str(bits) for bits in (4, 16)}
 
 
@@ -67,5 +67,5 @@ def test_policies_of_different_shapes_are_not_compared(
     tiny_artifacts: Mapping[int, Path], golden_checkpoint: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="different networks"):
-        bench(Question(tiny_artifacts[4], str(golden_checkpoint)), tmp_path / "out")
+        bench(tiny_artifacts[4], Reference(str(golden_checkpoint)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
