@@ -35,7 +35,7 @@ def frames(
     wanted, rivals = [], []
     for seed in FRAME_SEEDS[:count]:
         rng = np.random.default_rng(seed)
-        state, first = samples.moment(rng)
+        state, first = samples.moment(rng, look)
         task = samples.tasks(rng, state, first, 2, puts)[int(rng.integers(2))]
         images.append(render(state, look))
         texts.append(phrase(task, seed, wording))

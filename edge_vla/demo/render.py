@@ -128,6 +128,12 @@ def _camera(number: int) -> tuple[Points, Points]:
     return np.stack([right, down, forward]), centre + look.distance * back
 
 
+def toward_camera(look: World) -> Points:
+    """The unit vector (3,) from the table's middle to the camera."""
+    toward: Points = -_camera(look.number)[0][2]
+    return toward
+
+
 def project(look: World, points: Points) -> Points:
     """World metres (n, 3) to picture pixels (n, 2), x right and y down, at IMAGE_SIDE."""
     rotation, eye = _camera(look.number)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edge_vla.demo import expert, statistics
 from edge_vla.demo.instructions import phrase
-from edge_vla.demo.render import IMAGE_SIDE, World, gripper_points, project, render
+from edge_vla.demo.render import IMAGE_SIDE, World, gripper_points, project, render, toward_camera
 from edge_vla.demo.tokenizer import ACTION_END, BINS, encode, word_ids
 from edge_vla.demo.world import (
     BLOCK_COLOURS,
@@ -65,8 +65,12 @@ class Batch:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def _near(rng: np.random.Generator, x: float, y: float, yaw: float, floor: float) -> Gripper:
-    """Somewhere in the funnel over a goal, more often close than far."""
+def _near(rng: np.random.Generator, look: World, x: float, y: float, yaw: float, floor: float) -> Gripper:
+    """Somewhere in the funnel over a goal, more often close than far.
+
+    Often pulled towards the camera from there: along the line of sight the picture hardly changes, and that is
+    where a policy takes high and short for low and there.
+    """
     spread = math.exp(rng.uniform(math.log(0.002), math.log(0.06)))
     angle = rng.uniform(-math.pi, math.pi)
     lean = math.exp(rng.uniform(math.log(0.005), math.log(0.25)))
@@ -74,11 +78,12 @@ def _near(rng: np.random.Generator, x: float, y: float, yaw: float, floor: float
     roll, pitch = rng.normal(0, lean), rng.normal(0, lean)
     turn = rng.normal(0, math.exp(rng.uniform(math.log(0.02), math.log(0.4))))
     usual = min(1.0, 0.55 + 2.5 * math.hypot(spread, height - floor))
-    opening = rng.choice([0.0, rng.uniform(0.0, 1.0), usual], p=[0.08, 0.12, 0.8])
+    opening = rng.choice([0.0, rng.uniform(0.0, 1.0), usual], p=[0.15, 0.12, 0.73])
+    pulled = float(rng.uniform(-0.02, 0.10)) * toward_camera(look) if rng.random() < 0.5 else np.zeros(3)
     return Gripper(
-        x=float(np.clip(x + spread * math.cos(angle), -0.18, 0.18)),
-        y=float(np.clip(y + spread * math.sin(angle), -0.18, 0.18)),
-        z=float(np.clip(height, *HEIGHTS)),
+        x=float(np.clip(x + spread * math.cos(angle) + pulled[0], -0.18, 0.18)),
+        y=float(np.clip(y + spread * math.sin(angle) + pulled[1], -0.18, 0.18)),
+        z=float(np.clip(height + pulled[2], *HEIGHTS)),
         roll=float(np.clip(roll, -0.45, 0.45)),
         pitch=float(np.clip(pitch, -0.45, 0.45)),
         yaw=float(np.clip(yaw + turn, -0.8, 0.8)),
@@ -86,7 +91,7 @@ def _near(rng: np.random.Generator, x: float, y: float, yaw: float, floor: float
     )
 
 
-def moment(rng: np.random.Generator) -> tuple[State, list[str]]:
+def moment(rng: np.random.Generator, look: World) -> tuple[State, list[str]]:
     """A state, and the block colours that its prompts should name first."""
     bodies = random_bodies(rng)
     blocks = [i for i, body in enumerate(bodies) if body.kind == "block"]
@@ -94,17 +99,17 @@ def moment(rng: np.random.Generator) -> tuple[State, list[str]]:
     focus = int(rng.choice(blocks))
     body = bodies[focus]
     mode = rng.random()
-    if mode < 0.35:
+    if mode < 0.25:
         gripper = random_gripper(rng)
         return State(bodies, gripper), [body.colour]
-    if mode < 0.72:
-        return State(bodies, _near(rng, body.x, body.y, body.yaw, GRASP_HEIGHT - 0.002)), [body.colour]
+    if mode < 0.68:
+        return State(bodies, _near(rng, look, body.x, body.y, body.yaw, GRASP_HEIGHT - 0.002)), [body.colour]
     place = rng.random()
     if place < 0.45:
         plate = plates[int(rng.integers(len(plates)))]
-        gripper = _near(rng, plate.x, plate.y, 0.0, expert.PLACE_HEIGHT - 0.006)
+        gripper = _near(rng, look, plate.x, plate.y, 0.0, expert.PLACE_HEIGHT - 0.006)
     elif place < 0.7:
-        gripper = _near(rng, body.x, body.y, body.yaw, GRASP_HEIGHT - 0.002)
+        gripper = _near(rng, look, body.x, body.y, body.yaw, GRASP_HEIGHT - 0.002)
     else:
         gripper = random_gripper(rng)
     gripper = Gripper(
@@ -206,7 +211,7 @@ def batch(look: World, first_seed: int, size: int, prompts: int, puts: bool = Tr
 
 def _frame(look: World, seed: int, prompts: int, puts: bool, wordings: int) -> Batch:
     rng = np.random.default_rng(seed)
-    state, first = moment(rng)
+    state, first = moment(rng, look)
     owner, seen = patch_owner(state, look)
     gripper = state.gripper
     names = np.array([CLASSES.index(f"{b.colour} {b.kind}") for b in state.bodies] + [0])

@@ -65,7 +65,7 @@ STAGES: Final[Mapping[str, Stage]] = {
         Stage("see", steps=900, first_seed=100_000_000, batch=64, language=False, prompts=1, decay=0.3),
         Stage("look", steps=500, first_seed=150_000_000, language=False, prompts=1, decay=0.6),
         Stage("act", steps=1800, first_seed=200_000_000, decay=0.8, softness=(2.0, 1.5)),
-        Stage("finish", steps=2000, first_seed=300_000_000, warmup=20, decay=1.0, softness=(2.0, 1.0)),
+        Stage("finish", steps=1100, first_seed=300_000_000, matrix_rate=0.0045, warmup=20, decay=0.9, softness=(2.0, 1.0)),
         Stage("adapt", steps=1000, first_seed=400_000_000, look=2, rate=3e-3, decay=0.7, average=0.98),
     )
 }  # fmt: skip
@@ -168,7 +168,7 @@ def train(
     *,
     compiled: bool = True,
     workers: int = 1,
-    save_every: int = 300,
+    save_every: int = 200,
     evaluate_every: int = 400,
     episodes: int = 24,
 ) -> None:

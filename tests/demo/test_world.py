@@ -73,9 +73,9 @@ def test_a_still_action_moves_nothing(seed: int) -> None:
 @given(SEEDS)
 def test_what_is_carried_follows_the_gripper_until_it_opens(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    state, first = samples.moment(rng)
+    state, first = samples.moment(rng, world(1))
     while state.held is None:
-        state, first = samples.moment(rng)
+        state, first = samples.moment(rng, world(1))
     moved = step(state, np.array([0.01, -0.01, 0.02, 0, 0, 0.1, 0.0]))
     body = moved.bodies[state.held]
     assert (body.x, body.y, body.yaw) == (moved.gripper.x, moved.gripper.y, moved.gripper.yaw)
