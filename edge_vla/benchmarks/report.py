@@ -60,6 +60,11 @@ def _agreement(candidate: Mapping[str, Any], floor: Mapping[str, Any]) -> list[s
     lines += ["", "| dimension | " + " | ".join(str(d) for d in dims) + " |", "|---|" + "---|" * len(dims)]
     for name, key in [("teacher-forced", "teacher_forced_by_dimension"), ("free-running", "free_running_by_dimension")]:
         lines.append(f"| {name} | " + " | ".join(f"{value:.1%}" for value in candidate[key]) + " |")
+    for side in ("candidate", "reference"):
+        accuracy = candidate.get(f"{side}_against_recorded")
+        if accuracy is not None:
+            shares = (f"{value:.1%}" for value in accuracy["within_2_by_dimension"])
+            lines.append(f"| {side} within 2 bins of the recorded action | " + " | ".join(shares) + " |")
     return lines
 
 
