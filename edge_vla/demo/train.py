@@ -65,7 +65,8 @@ STAGES: Final[Mapping[str, Stage]] = {
         Stage("see", steps=900, first_seed=100_000_000, batch=64, language=False, prompts=1, decay=0.3),
         Stage("look", steps=500, first_seed=150_000_000, language=False, prompts=1, decay=0.6),
         Stage("act", steps=1800, first_seed=200_000_000, decay=0.8, softness=(2.0, 1.5)),
-        Stage("finish", steps=1100, first_seed=300_000_000, matrix_rate=0.0045, warmup=20, decay=0.9, softness=(2.0, 1.0)),
+        Stage("finish", steps=1100, first_seed=300_000_000, matrix_rate=0.0045, warmup=20, decay=0.9,
+              softness=(2.0, 1.0)),
         Stage("adapt", steps=1000, first_seed=400_000_000, look=2, rate=3e-3, decay=0.7, average=0.98),
     )
 }  # fmt: skip
@@ -171,10 +172,11 @@ def train(
     save_every: int = 200,
     evaluate_every: int = 400,
     episodes: int = 24,
+    until: int | None = None,
 ) -> None:
     """Trains in place; on return the learner holds the averaged weights. Continues what `run` holds.
 
-    Evaluates every `evaluate_every` steps and at the end; 0 is never.
+    Evaluates every `evaluate_every` steps and at the end; 0 is never. At step `until` it saves and exits.
     """
     optimiser = Muon(learner.named_parameters(), weight_decay=0.1)
     averaged = Averaged(optimiser.named, stage.average)
@@ -221,7 +223,7 @@ def train(
             runs.log(log_path, {"step": now, "images a second": round(speed, 1), **row})
             LOG.info("%s step %d of %d, %.0f images/s, %s", stage.name, now, stage.steps, speed, row)
             sums, began, counted = {}, time.perf_counter(), 0
-        if now % save_every == 0 or last or _stop:
+        if now % save_every == 0 or last or _stop or now == until:
             save(now)
         if stage.language and evaluate_every and (now % evaluate_every == 0 or last):
             averaged.swap()
@@ -230,9 +232,9 @@ def train(
             runs.log(log_path, {"step": now, **found})
             LOG.info("%s step %d: %s", stage.name, now, found)
             began = time.perf_counter()
-        if _stop:
+        if _stop or now == until:
             LOG.info("stopped at step %d; the same command continues", now)
-            sys.exit(130)
+            sys.exit(130 if _stop else 0)
     averaged.swap()
 
 
@@ -243,8 +245,11 @@ def fresh(prompts: int, seed: int = 0) -> learning.Learner:
     return learning.Learner(policy, prompts)
 
 
-def begin(stage: Stage, source: Path | None) -> learning.Learner:
-    """A new network, or the averaged weights of an earlier run; for an adapter, those rounded as they ship."""
+def begin(stage: Stage, source: Path | None, warm: Path | None = None) -> learning.Learner:
+    """A new network, or the averaged weights of an earlier run; for an adapter, those rounded as they ship.
+
+    `warm` is an earlier run of the adapter, on this base or one like it, whose factors to begin with.
+    """
     learner = fresh(stage.prompts)
     if source is not None:
         learner.load_state_dict({**learner.state_dict(), **runs.load(source / "state.pt")["averaged"]})
@@ -256,6 +261,8 @@ def begin(stage: Stage, source: Path | None) -> learning.Learner:
         rounded = {key: value.bfloat16().float() for key, value in learner.policy.state_dict().items()}
         learner.policy.load_state_dict(rounded)
         adapter.wrap(learner)
+        if warm is not None:
+            learner.load_state_dict({**learner.state_dict(), **runs.load(warm / "state.pt")["averaged"]})
     return learner
 
 
@@ -264,7 +271,9 @@ def main() -> None:
     parser.add_argument("--stage", required=True, choices=sorted(STAGES))
     parser.add_argument("--run", required=True, type=Path, help="folder of the run; one that exists is continued")
     parser.add_argument("--from", dest="source", type=Path, help="folder of the run whose weights to begin with")
+    parser.add_argument("--warm", type=Path, help="for an adapter: folder of an earlier run of it to begin with")
     parser.add_argument("--steps", type=int, help="instead of the stage's own number")
+    parser.add_argument("--until", type=int, help="stop after this step of the schedule, as Ctrl-C would")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     arguments = parser.parse_args()
@@ -276,7 +285,8 @@ def main() -> None:
         if arguments.steps < 1:
             raise UsageError(f"--steps {arguments.steps}: at least 1")
         stage = replace(stage, steps=arguments.steps)
-    train(begin(stage, arguments.source), stage, arguments.run, compiled=not arguments.eager)
+    learner = begin(stage, arguments.source, arguments.warm)
+    train(learner, stage, arguments.run, compiled=not arguments.eager, until=arguments.until)
 
 
 if __name__ == "__main__":

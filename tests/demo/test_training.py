@@ -20,7 +20,7 @@ from edge_vla.openvla.config import PolicyConfig
 from edge_vla.openvla.image import preprocess
 from edge_vla.openvla.prompt import Prompter
 
-SMALL = replace(train.STAGES["act"], name="small", steps=4, batch=2, prompts=2, warmup=2)
+SMALL = replace(train.STAGES["act"], name="small", steps=3, batch=2, prompts=1, warmup=2)
 
 
 def short(run: Path, stage: train.Stage) -> Learner:
@@ -73,13 +73,12 @@ def test_the_training_forward_is_the_models_own(noisy: OpenVLA) -> None:
 def test_a_resumed_run_is_the_run(tmp_path: Path) -> None:
     whole = short(tmp_path / "whole", SMALL)
     path = tmp_path / "parts" / "state.pt"
-    stopped = replace(SMALL, steps=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "_stop", True)
         with pytest.raises(SystemExit):
-            short(tmp_path / "parts", stopped)
+            short(tmp_path / "parts", SMALL)
     assert runs.load(path)["step"] == 1
-    parts = short(tmp_path / "parts", stopped)
+    parts = short(tmp_path / "parts", SMALL)
     for (name, a), (_, b) in zip(whole.named_parameters(), parts.named_parameters(), strict=True):
         assert torch.equal(a, b), name
 
