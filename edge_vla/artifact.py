@@ -57,8 +57,8 @@ class Linear:
 class GoldenFrame:
     """A frame whose tokens this artifact gave when it was made.
 
-    `margins` are the leads of the best token over the second; `noise` is how far a rounding-sized change of the
-    image embeddings moved one of them, at most.
+    `margins` are the leads of the best token over the second; `noise` is how far rounding alone may move one:
+    twice the most that rounding-sized noise in every block and layer did.
     """
 
     image: str
@@ -162,7 +162,7 @@ class Artifact:
             raise ArtifactError(f"{directory} is not an artifact: it has no {MANIFEST}")
         self.bytes = path.read_bytes()
         try:
-            raw = json.loads(self.bytes)
+            raw = json.loads(self.bytes, object_pairs_hook=_unique, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise ArtifactError(f"{path} is not valid JSON ({error}): the artifact is damaged, export again") from error
         if not isinstance(raw, dict):
@@ -261,6 +261,17 @@ def _check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int,
             raise ArtifactError(f"{path}: {name} is {got.get(name)}, expected {shapes.get(name)}: export again")
         if tensors[name].dtype not in (torch.bfloat16, torch.float16):
             raise ArtifactError(f"{path}: {name} is {tensors[name].dtype}, expected 16 bits: export again")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys differ: of two values for one key, a reader cannot tell which was meant."""
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise ValueError(f"a key appears twice among {sorted(key for key, _ in pairs)}")
+    return dict(pairs)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _tuples(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edge_vla import __version__
-from edge_vla.errors import EdgeVLAError, EdgeVLAWarning, UsageError
+from edge_vla.errors import EdgeVLAError, EdgeVLAWarning, ResourceError, UsageError
 
 if TYPE_CHECKING:
     from edge_vla.export import Progress
@@ -38,6 +38,7 @@ out = Console(highlight=False, soft_wrap=True, markup=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 INTERRUPTED = 130
+ARITHMETICS = ("fp32", "upstream")
 
 Adapters = Annotated[
     list[Path] | None,
@@ -49,6 +50,7 @@ MergeArithmetic = Annotated[
 ]
 UnnormKey = Annotated[str | None, typer.Option(help="Whose statistics turn tokens into robot units.")]
 Vision = Annotated[str, typer.Option(help="torch or onnx.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Kernel = Annotated[str, typer.Option(help="auto, or a kernel by name, which then runs or raises.")]
 
 
@@ -82,7 +84,7 @@ def export(
     chosen = Recipe(
         bits=base.bits if bits is None else bits,
         group=base.group if group is None else group,
-        merge_arithmetic=choice("--merge-arithmetic", arithmetic, ("fp32", "upstream")),
+        merge_arithmetic=choice("--merge-arithmetic", arithmetic, ARITHMETICS),
     )
     with export_progress() as progress:
         artifact = run_export(
@@ -104,7 +106,7 @@ def run(
     ] = "actions",
     adapter: Adapters = None,
     merge_arithmetic: MergeArithmetic = "fp32",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     vision: Vision = "torch",
     kernel: Kernel = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the action as one JSON object.")] = False,
@@ -122,7 +124,7 @@ def run(
         head=choice("--head", head, ("actions", "full")),
         kernel=kernel,
         adapters=adapter or (),
-        merge_arithmetic=choice("--merge-arithmetic", merge_arithmetic, ("fp32", "upstream")),
+        merge_arithmetic=choice("--merge-arithmetic", merge_arithmetic, ARITHMETICS),
     )
     action = policy.act(picture, instruction, unnorm_key)
     if as_json:
@@ -149,6 +151,7 @@ def bench(
     unnorm_key: UnnormKey = None,
     adapter: Adapters = None,
     merge_arithmetic: MergeArithmetic = "fp32",
+    device: Device = "auto",
     vision: Vision = "torch",
     kernel: Kernel = "auto",
 ) -> None:
@@ -160,10 +163,11 @@ def bench(
     judged_by = Reference(
         source=reference,
         adapters=tuple(map(str, adapter or ())),
-        merge_arithmetic=choice("--merge-arithmetic", merge_arithmetic, ("fp32", "upstream")),
+        merge_arithmetic=choice("--merge-arithmetic", merge_arithmetic, ARITHMETICS),
         frames=frames,
         limit=limit,
         unnorm_key=unnorm_key,
+        device=device,
     )
     with err.status("measuring") as status:
         result = run_bench(
@@ -176,6 +180,8 @@ def bench(
 def verify(
     artifact: Annotated[Path, typer.Argument(help="An artifact directory.")],
     fast: Annotated[bool, typer.Option("--fast", help="Sizes and structure only: no hashing, no action.")] = False,
+    device: Device = "auto",
+    vision: Vision = "torch",
     kernel: Kernel = "auto",
 ) -> None:
     """Check an artifact: every file's hash, then that its golden frames still give their tokens here."""
@@ -190,7 +196,7 @@ def verify(
             opened.verify()
         err.print("hashes: all as in the manifest")
         with err.status("replaying golden frames"):
-            notes = replay(load(artifact, kernel=kernel, check=False), artifact, frames)
+            notes = replay(load(artifact, device, vision, kernel=kernel, check=False), artifact, frames)
         for note in notes:
             say("note", "yellow", note)
         err.print(f"golden frames: {len(frames) - len(notes)} of {len(frames)} give the recorded tokens")
@@ -285,6 +291,8 @@ def show_warning(
 ) -> None:
     if issubclass(category, EdgeVLAWarning):
         say("warning", "yellow", str(message))
+    elif os.environ.get("EDGE_VLA_DEBUG"):
+        say(category.__name__, "dim", str(message))
 
 
 def say(kind: str, colour: str, text: str) -> None:
@@ -305,6 +313,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         say("error", "red", str(error))
         raise SystemExit(error.exit_code) from None
+    except (MemoryError, RuntimeError) as error:
+        # torch raises its own kinds of RuntimeError when memory runs out, and importing it here would slow --help.
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        say(
+            "error",
+            "red",
+            f"out of memory ({str(error).strip().splitlines()[0]}): close other programs, or fewer --bits",
+        )
+        raise SystemExit(ResourceError.exit_code) from None
 
 
 if __name__ == "__main__":

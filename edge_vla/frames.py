@@ -59,7 +59,7 @@ def read_frames(directory: Path) -> list[Frame]:
     """All frames of a folder, in the order of its index."""
     path = directory / INDEX
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError as error:
         raise FrameError(f"{path} is missing: expected a folder of images with a {INDEX}") from error
     except OSError as error:

@@ -30,7 +30,7 @@ def describe(path: str) -> dict[str, Any]:
         "parts": [
             {
                 "part": part,
-                "format": "checkpoint",
+                "format": "as 16 bits",
                 "tensors": len(sizes),
                 "parameters": sum(sizes),
                 "bytes": 2 * sum(sizes),

@@ -95,6 +95,11 @@ def test_files_stay_short_and_open_with_what_they_are() -> None:
         assert not text.strip() or ast.get_docstring(ast.parse(text)), path
 
 
+def test_the_run_side_parses_on_python_3_10() -> None:
+    for path in sources(*RUN):
+        ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
+
+
 def test_no_code_in_the_data_directories() -> None:
     assert not [path for room in ("export", "calibration", "benchmarks") for path in (ROOT / room).rglob("*.py")]
 

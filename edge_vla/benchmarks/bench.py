@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -53,6 +54,7 @@ class Reference:
     frames: Path | None = None
     limit: int | None = None
     unnorm_key: str | None = None
+    device: str = "auto"
 
     def checkpoint(self) -> Checkpoint:
         return open_checkpoint(self.source, [Path(adapter) for adapter in self.adapters], self.merge_arithmetic)
@@ -141,8 +143,8 @@ def measure_baseline(reference: Reference, scratch: Path, tell: Callable[[str], 
     """Run the reference, and the reference with its rounding shaken, on its frames."""
     checkpoint = reference.checkpoint()
     config, key = checkpoint.config, reference.unnorm_key
-    if key is not None or len(config.statistics) == 1:
-        key = config.statistics.resolve(key)
+    if key is not None:
+        config.statistics.resolve(key)
     directory = reference.frames or _synthetic_frames(scratch / "frames", config, reference.limit, key)
     frames = read_frames(directory)[: reference.limit]
     job = Job(
@@ -153,6 +155,7 @@ def measure_baseline(reference: Reference, scratch: Path, tell: Callable[[str], 
         adapters=reference.adapters,
         merge_arithmetic=reference.merge_arithmetic,
         unnorm_key=key,
+        device=reference.device,
     )
     run = _run("reference", job, scratch, tell)
     shaken = _run("noise floor", dataclasses.replace(job, forced=str(run.answers), shake=True), scratch, tell)
@@ -183,12 +186,15 @@ class Run:
 
 def _run(name: str, job: Job, scratch: Path, tell: Callable[[str], None]) -> Run:
     tell(name)
-    out = scratch / name.replace(" ", "-")
-    out.mkdir()
+    out = Path(tempfile.mkdtemp(prefix=name.replace(" ", "-"), dir=scratch))
     path = out / "job.json"
     path.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(job, out=str(out)))), encoding="utf-8")
     worker = [sys.executable, "-m", "edge_vla.benchmarks.worker", str(path)]
     done = subprocess.run(worker, capture_output=True, text=True, env=os.environ, check=False)
+    if done.returncode == -signal.SIGKILL:
+        raise ResourceError(
+            f"the {name} run was killed: out of memory? Use fewer --bits, a smaller reference, or more memory"
+        )
     if done.returncode:
         reason = (done.stderr.strip() or f"exit {done.returncode}").splitlines()[-1]
         kind, _, message = reason.partition(": ")
@@ -208,8 +214,8 @@ def _recorded(frames: Sequence[Frame], config: PolicyConfig, key: str | None) ->
     """The recorded actions as tokens, if every frame has one in its statistics' dimensions."""
     tokens, rows = ActionTokens(config.spec.action), []
     for frame in frames:
-        name = frame.unnorm_key if frame.unnorm_key in config.statistics else key
-        if frame.action is None or name is None or len(frame.action) != config.statistics[name].dims:
+        name = config.statistics.resolve(key or frame.unnorm_key)
+        if frame.action is None or len(frame.action) != config.statistics[name].dims:
             return None
         rows.append(tokens.encode(config.statistics[name].normalise(np.array(frame.action))))
     return np.stack(rows)

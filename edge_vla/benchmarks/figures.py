@@ -8,12 +8,13 @@ rewrites what stands between the two marker lines. A test fails when the README 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from edge_vla.errors import CheckpointError, EdgeVLAError
+from edge_vla.errors import EdgeVLAError, UsageError
 from edge_vla.files import write_whole
 
 BEGIN: Final = "<!-- figures: python -m edge_vla.benchmarks.figures README.md benchmarks/results -->"
@@ -38,7 +39,7 @@ def fill(text: str, content: str) -> str:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise CheckpointError(f"the text has no {BEGIN!r} … {END!r} to fill")
+        raise UsageError(f"the text has no {BEGIN!r} … {END!r} to fill")
     return f"{before}{BEGIN}\n\n{content}\n{END}{after}"
 
 
@@ -46,7 +47,7 @@ def _commands(result: Result) -> Iterator[str]:
     yield "| command | time | peak memory |"
     yield "|---|---|---|"
     for command in result["commands"]:
-        shown = " ".join(command["arguments"])
+        shown = shlex.join(command["arguments"])
         yield f"| `edge-vla {shown}` | {_seconds(command['seconds'])} | {command['peak_bytes'] / 2**30:.2f} GiB |"
     for name, size in result["disk_bytes"].items():
         yield f"| size of `{name}` | | {size / 1e9:.2f} GB on disk |"

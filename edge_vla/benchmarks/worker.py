@@ -9,22 +9,21 @@ import dataclasses
 import json
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from edge_vla.benchmarks.environment import peak_memory_bytes, resident_bytes
 from edge_vla.checkpoint import Arithmetic
-from edge_vla.errors import EdgeVLAError
+from edge_vla.errors import EdgeVLAError, UsageError
 from edge_vla.files import write_whole
 from edge_vla.frames import Frame, read_frames
-from edge_vla.runtime import Policy, load
+from edge_vla.runtime import Policy, load, shaken
 
-ROUNDING = 2.0**-8  # one bf16 step, relative
 WARM_UP = 3
 
 
@@ -39,6 +38,7 @@ class Job:
     adapters: tuple[str, ...] = ()
     merge_arithmetic: Arithmetic = "fp32"
     dtype: str = "bf16"
+    device: str = "auto"
     vision: str = "torch"
     kernel: str = "auto"
     unnorm_key: str | None = None
@@ -56,23 +56,27 @@ def run(job: Job) -> None:
     started = time.perf_counter()
     policy = load(
         job.path,
-        vision=job.vision,
+        job.device,
+        job.vision,
         dtype=job.dtype,
         kernel=job.kernel,
         adapters=[Path(adapter) for adapter in job.adapters],
         merge_arithmetic=job.merge_arithmetic,
     )
     load_s, load_peak = time.perf_counter() - started, peak_memory_bytes()
-    if job.shake:
-        shake(policy)
-    for frame in frames[:WARM_UP]:
-        policy.act(frame.open(), frame.instruction, job.unnorm_key or frame.unnorm_key)
-    actions = [policy.act(frame.open(), frame.instruction, job.unnorm_key or frame.unnorm_key) for frame in frames]
-    timings = [dict(action.timing_ms) for action in actions]
-    free = np.array([action.tokens for action in actions], dtype=np.int64)
-    forced = np.load(job.forced)["free"] if job.forced else free
     out = Path(job.out)
-    _save_answers(out / "answers.npz", policy, frames, free, forced)
+    with shaken(policy.network, seed=0) if job.shake else nullcontext():
+        for frame in frames[:WARM_UP]:
+            policy.act(frame.open(), frame.instruction, job.unnorm_key or frame.unnorm_key)
+        actions = [policy.act(frame.open(), frame.instruction, job.unnorm_key or frame.unnorm_key) for frame in frames]
+        if len({len(action.tokens) for action in actions}) > 1:
+            raise UsageError(
+                "the frames' data sets have actions of different lengths: bench one at a time, --unnorm-key"
+            )
+        free = np.array([action.tokens for action in actions], dtype=np.int64)
+        forced = np.load(job.forced)["free"] if job.forced else free
+        _save_answers(out / "answers.npz", policy, frames, free, forced)
+    timings = [dict(action.timing_ms) for action in actions]
     measured = {
         "load_s": round(load_s, 3),
         "load_peak_bytes": load_peak,
@@ -109,21 +113,6 @@ def _save_answers(
         forced_margins=np.stack(rows["forced_margins"]),
         free_hidden=np.stack(rows["free_hidden"]),
     )
-
-
-def shake(policy: Policy) -> None:
-    """Add rounding-sized noise after every block and layer: a change as harmless as another kernel's rounding."""
-    generator = torch.Generator().manual_seed(0)
-
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:  # noqa: ARG001
-        noise = torch.rand(output.shape, generator=generator) * 2 - 1
-        return output * (1 + ROUNDING * noise.to(output.device, output.dtype))
-
-    vision = policy.network.vision
-    assert isinstance(vision, nn.Module), "the reference sees with torch"
-    blocks = [module for name, module in vision.named_modules() if name.rpartition(".")[0].endswith("blocks")]
-    for module in [*blocks, *policy.network.decoder.layers]:
-        module.register_forward_hook(hook)
 
 
 if __name__ == "__main__":

@@ -26,23 +26,31 @@ HUB_FILES = ["*.json", "*.safetensors"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`origin` names the source as the user did; `files` are what its identity is hashed from."""
+    """`origin` names the source as the user did; `files` are what its identity is hashed from, base and adapters."""
 
     origin: str
     tensors: TensorSource
     config: PolicyConfig
     tokenizer_json: str
-    files: tuple[Path, ...]
+    files: tuple[tuple[Path, ...], ...]
     adapters: tuple[str, ...] = ()
     arithmetic: Arithmetic = "fp32"
 
-    def identity(self) -> dict[str, str]:
-        """sha256 of every file that the weights came from, by directory and file name; empty for a random source."""
-        return {f"{path.parent.name}/{path.name}": sha256_of(path) for path in self.files}
+    @property
+    def local(self) -> bool:
+        """Whether the user named a directory of their own, not something public."""
+        return Path(self.origin).is_dir()
+
+    def identity(self) -> list[dict[str, str]]:
+        """sha256 by name of every file that the weights came from: the base's, then each adapter's, in order.
+
+        Without directories: the same weights elsewhere are the same. A random source has no files.
+        """
+        return [{path.name: sha256_of(path) for path in source} for source in self.files]
 
 
 def open_checkpoint(source: str | Path, adapters: Sequence[Path] = (), arithmetic: Arithmetic = "fp32") -> Checkpoint:
-    """Open, check every key and shape, and put the adapters' merge in front. No weight is read yet."""
+    """Open, check every key and shape, and put the adapters' merge in front. Weights are read when they are used."""
     base = _open_base(str(source))
     check_tensors(base.tensors, base.config.spec)
     if not adapters:
@@ -56,10 +64,7 @@ def open_checkpoint(source: str | Path, adapters: Sequence[Path] = (), arithmeti
         base,
         tensors=merge_adapters(base.tensors, loaded, arithmetic),
         config=config,
-        files=(
-            *base.files,
-            *(file for adapter in loaded for file in (adapter.directory / "adapter_config.json", adapter.path)),
-        ),
+        files=(*base.files, *((adapter.directory / "adapter_config.json", adapter.path) for adapter in loaded)),
         adapters=tuple(map(str, loaded)),
         arithmetic=arithmetic,
     )
@@ -85,7 +90,7 @@ def _open_base(source: str) -> Checkpoint:
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{tokenizer} is not UTF-8 text ({error}): download it again") from error
     Prompter(text, config.prompt, config.spec.decoder)("go")  # a tokenizer that fails must fail now, not after hours
-    return Checkpoint(source, tensors, config, text, tuple(tensors.files))
+    return Checkpoint(source, tensors, config, text, (tuple(tensors.files),))
 
 
 def _directory(path: Path) -> Path:

@@ -1,28 +1,25 @@
 """Golden frames: what an artifact answered when it was made, so that a robot can tell that it still does.
 
-Of a few candidates the one whose tokens lead most clearly is kept, with how far a rounding-sized change of the
-image embeddings moves those leads: a device that answers otherwise beyond that is wrong, not merely different.
+Of a few candidates the one whose tokens lead most clearly is kept, with how far rounding-sized noise in every block
+and layer moves those leads: a device that answers otherwise beyond that is wrong, not merely different.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from edge_vla.artifact import Artifact, GoldenFrame
 from edge_vla.export.writer import ArtifactWriter
 from edge_vla.frames import Frame, synthetic_image
-from edge_vla.runtime import Action, Policy, load
+from edge_vla.runtime import Action, Policy, load, shaken
+from edge_vla.runtime.shake import ROUNDING
 
 INSTRUCTIONS = ("pick up the object", "open the drawer")
 MOST_CANDIDATES = 8
-ROUNDING = 2.0**-8  # one bf16 step, relative
+SHAKES = 2
 SAFETY = 2.0
 
 
@@ -44,29 +41,24 @@ def choose_golden(draft: Artifact, frames: Sequence[Frame], writer: ArtifactWrit
 
 
 def _noise(policy: Policy, image: Image.Image, instruction: str, key: str, action: Action) -> float:
-    """How far a rounding-sized change moves a lead while the tokens stay the same, doubled for safety."""
-    shaken = Policy(_shaken(policy), policy.config, policy.prompter.tokenizer.to_str())
-    other = shaken.act(image, instruction, key)
-    pairs = zip(action.tokens, other.tokens, action.margins, other.margins, strict=True)
-    moved = 0.0
-    for ours, theirs, before, after in pairs:
-        if ours != theirs:
-            moved = max(moved, before + after)  # the lead went through zero; what follows answers another prefix
-            break
-        moved = max(moved, abs(after - before))
+    """How far rounding everywhere moves a lead: the most over a few seeds, doubled, and never under two steps of
+    the logits' own rounding."""
+    logits = policy.network.head.logits(policy.forced(image, instruction, action.tokens))
+    moved = 2 * ROUNDING * float(logits.abs().max())
+    for seed in range(SHAKES):
+        with shaken(policy.network, seed):
+            moved = max(moved, _moved(action, policy.act(image, instruction, key)))
     return round(SAFETY * moved, 4)
 
 
-def _shaken(policy: Policy) -> Any:
-    network = policy.network
-
-    def vision(pixels: Tensor) -> Tensor:
-        embeddings = network.vision(pixels)
-        generator = torch.Generator().manual_seed(0)
-        shake = torch.rand(embeddings.shape, generator=generator) * 2 - 1
-        return embeddings * (1 + ROUNDING * shake.to(embeddings.device, embeddings.dtype))
-
-    return dataclasses.replace(network, vision=vision)
+def _moved(before: Action, after: Action) -> float:
+    """The largest change of a lead, up to the first token that differs: what follows answers another prefix."""
+    moved = 0.0
+    for ours, theirs, lead, other in zip(before.tokens, after.tokens, before.margins, after.margins, strict=True):
+        if ours != theirs:
+            return max(moved, lead + other)  # the lead went through zero
+        moved = max(moved, abs(other - lead))
+    return moved
 
 
 def _png(image: Image.Image) -> bytes:

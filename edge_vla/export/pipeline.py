@@ -1,7 +1,8 @@
 """Checkpoint -> artifact, one decoder layer at a time: merge, round to nearest, pack, hash, write.
 
-Peak memory is one layer, or the 16-bit towers, never the model. The directory gets its name only when the manifest
-is written; whatever goes wrong before that leaves nothing under it.
+Memory while weights are written is one layer, or the 16-bit towers; the golden frame then loads the artifact as a
+robot would. The directory gets its name only when the manifest is written; whatever goes wrong before that leaves
+nothing under it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from edge_vla.artifact import EMBEDDINGS, GRAPH, HEAD, NORMS, TOKENIZER, VISION, Artifact, Linear, Manifest, layer_file
@@ -21,16 +21,15 @@ from edge_vla.checkpoint import Checkpoint, TensorSource, key_table, open_checkp
 from edge_vla.checkpoint.keys import DECODER_PREFIX, layer_prefix, vision_keys
 from edge_vla.checkpoint.keys import EMBEDDINGS as EMBEDDINGS_KEY
 from edge_vla.checkpoint.keys import HEAD as HEAD_KEY
-from edge_vla.checkpoint.tensors import finite
 from edge_vla.errors import ResourceError
 from edge_vla.export.golden import MOST_CANDIDATES, choose_golden
 from edge_vla.export.progress import Progress, Silent
 from edge_vla.export.recipe import Recipe
-from edge_vla.export.vision import check_graph, export_vision
+from edge_vla.export.vision import check_graph, export_vision, require_exporter
 from edge_vla.export.writer import ArtifactWriter, pack_linear
 from edge_vla.frames import Frame, synthetic_image
 from edge_vla.openvla import PolicyConfig, preprocess
-from edge_vla.quant import Scheme, plan, quantise, relative_error, stored_bytes
+from edge_vla.quant import Scheme, plan, quantise, relative_error, sixteen, stored_bytes
 from edge_vla.spec import PolicySpec
 
 SPARE = 1.1  # free disk asked for, over what will be written
@@ -50,6 +49,7 @@ def export(
     leaves nothing under `out`, for anything that is wrong with the input, the recipe or the disk.
     """
     recipe, progress = recipe or Recipe(), progress or Silent()
+    require_exporter()
     checkpoint = open_checkpoint(source, adapters, recipe.merge_arithmetic)
     schemes = _schemes(checkpoint.config.spec, recipe)
     _check_disk(checkpoint.config.spec, schemes, out)
@@ -140,10 +140,10 @@ def _check_vision(writer: ArtifactWriter, config: PolicyConfig) -> dict[str, flo
 
 
 def _provenance(checkpoint: Checkpoint) -> dict[str, object]:
-    """Names and hashes, no paths: the same weights in another directory give the same manifest."""
+    """Hashes, and a name only where it is public: the same weights in another directory give the same manifest."""
     return {
-        "origin": Path(checkpoint.origin).name,
-        "adapters": [Path(adapter).name for adapter in checkpoint.adapters],
+        "origin": "a local directory" if checkpoint.local else checkpoint.origin,
+        "adapters": len(checkpoint.adapters),
         "files": checkpoint.identity(),
     }
 
@@ -161,8 +161,3 @@ def _check_disk(spec: PolicySpec, schemes: dict[str, tuple[Scheme, int | None]],
     free = shutil.disk_usage(parent).free
     if free < need * SPARE:
         raise ResourceError(f"{out} needs {need * SPARE / 1e9:.1f} GB, {parent} has {free / 1e9:.1f} GB free")
-
-
-def sixteen(tensor: Tensor) -> Tensor:
-    """A 16-bit float tensor as it is, a wider one rounded to bfloat16."""
-    return tensor if tensor.dtype in (torch.bfloat16, torch.float16) else finite(tensor.bfloat16(), "a weight in bf16")

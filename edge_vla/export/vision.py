@@ -7,6 +7,7 @@ and TensorRT read the same bytes.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import warnings
@@ -21,13 +22,15 @@ from torch import Tensor, nn
 from edge_vla.artifact import GRAPH, VISION
 from edge_vla.checkpoint import TensorSource
 from edge_vla.checkpoint.keys import vision_keys
-from edge_vla.errors import BackendError, ResourceError
+from edge_vla.errors import ArtifactError, BackendError, ResourceError
 from edge_vla.export.writer import ArtifactWriter
+from edge_vla.quant import sixteen
 from edge_vla.runtime.vision import OnnxVision, TorchVision, torch_vision
 from edge_vla.spec import PolicySpec
 
 OPSET = 20
 MAX_BATCH = 8
+TOLERANCE = 1e-3  # of the largest embedding; float32 summation gives about 1e-6
 
 
 def export_vision(source: TensorSource, spec: PolicySpec, writer: ArtifactWriter) -> None:
@@ -35,19 +38,26 @@ def export_vision(source: TensorSource, spec: PolicySpec, writer: ArtifactWriter
     weights = {}
     for name in vision_keys(spec):
         tensor = source.load(name)
-        weights[name] = tensor if tensor.dtype in (torch.bfloat16, torch.float16) else tensor.bfloat16()
+        weights[name] = sixteen(tensor)
     path = writer.save(VISION, weights)
     weights.clear()
     write_graph(spec, path, writer.partial / GRAPH)
     writer.adopt(GRAPH)
 
 
+def require_exporter() -> None:
+    """Raise BackendError before any work if the packages that write and check the graph are missing."""
+    missing = [
+        name for name in ("onnx", "onnx_ir", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        raise BackendError(f"exporting the vision graph needs {', '.join(missing)}: pip install 'edge-vla[onnx]'")
+
+
 def write_graph(spec: PolicySpec, weights: Path, graph: Path) -> None:
     """Trace the network and point its parameters at `weights`, which must lie beside `graph`."""
-    try:
-        import onnx_ir as ir
-    except ImportError as error:
-        raise BackendError("exporting the vision graph needs: pip install 'edge-vla[onnx]'") from error
+    import onnx_ir as ir
+
     with torch.device("meta"):
         network = TorchVision(spec).eval()
         pixels = torch.empty(2, 3 * len(spec.towers), spec.image_size, spec.image_size)
@@ -80,20 +90,24 @@ def check_graph(
 ) -> dict[str, float]:
     """Run the graph in ONNX Runtime and the network in torch, both in float32, on the same pixel values.
 
-    `pixels` is (B, 3 x towers, H, W). Returns the largest difference and the largest magnitude.
+    `pixels` is (B, 3 x towers, H, W). Returns the largest difference and the largest magnitude; a difference that
+    float32 summation cannot explain raises ArtifactError.
     """
     expected = _run_wide(spec, weights, torch.from_numpy(pixels))
     got = OnnxVision(graph, torch.device("cpu"), fold=False)(torch.from_numpy(pixels))
+    difference, magnitude = float((got - expected).abs().max()), float(expected.abs().max())
+    if not difference <= TOLERANCE * magnitude:  # also when either is not a number
+        raise ArtifactError(
+            f"the ONNX graph differs from torch by {difference:.1e} of {magnitude:.1e}: this torch or onnxruntime "
+            "exports it wrongly, try the versions in constraints.txt"
+        )
     # Two digits: the last bits depend on how many threads summed.
-    return {
-        "max_difference": float(f"{float((got - expected).abs().max()):.1e}"),
-        "max_magnitude": float(f"{float(expected.abs().max()):.1e}"),
-    }
+    return {"max_difference": float(f"{difference:.1e}"), "max_magnitude": float(f"{magnitude:.1e}")}
 
 
 def _run_wide(spec: PolicySpec, weights: Mapping[str, Tensor], pixels: Tensor) -> Tensor:
     """The network in float32 arithmetic on its 16-bit weights, each widened only for the moment of its use."""
-    network = torch_vision(spec, weights, next(iter(weights.values())).dtype, torch.device("cpu"))
+    network = torch_vision(spec, weights, None, torch.device("cpu"))
     narrow: dict[nn.Module, dict[str, Tensor]] = {}
 
     def widen(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:  # noqa: ARG001
@@ -140,6 +154,8 @@ def _point_at(model: object, weights: Path) -> None:
         del model.graph.initializers[name]
         model.graph.initializers[name] = stored
         casts.append(cast)
+    pointed = {cast.inputs[0].name for cast in casts if cast.inputs[0] is not None}
+    assert pointed == set(header) - {"__metadata__"}, "every stored weight is used by the graph"
     model.graph.insert_before(model.graph[0], casts)
 
 

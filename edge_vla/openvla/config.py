@@ -88,10 +88,12 @@ def _spec(config: Mapping[str, Any]) -> PolicySpec:
     if backbone not in BACKBONES:
         raise CheckpointError(f"config.json: vision_backbone_id {backbone!r}; supported: {sorted(BACKBONES)}")
     names: Sequence[str] = config.get("timm_model_ids") or BACKBONES[backbone]
-    sizes: Sequence[int] = config.get("image_sizes") or [TOWERS[name].image_size for name in BACKBONES[backbone]]
+    native = max(TOWERS[name].image_size for name in BACKBONES[backbone])
+    sizes: Sequence[int] = config.get("image_sizes") or [native] * len(names)
     changes: Sequence[Mapping[str, Any]] = config.get("timm_model_kwargs") or [{}] * len(names)
     activations = config.get("timm_override_act_layers") or [None] * len(names)
-    fused = config.get("use_fused_vision_backbone", backbone.startswith("dinosiglip"))
+    fused = config.get("use_fused_vision_backbone")
+    fused = backbone.startswith("dinosiglip") if fused is None else fused
     if not len(names) == len(sizes) == len(changes) == (2 if fused else 1):
         raise CheckpointError(
             f"config.json: {len(names)} towers, {len(sizes)} image sizes, {len(changes)} timm_model_kwargs for "
@@ -130,8 +132,13 @@ def _tower(name: str, size: int, changes: Mapping[str, Any]) -> TowerSpec:
 
 
 def _decoder(text: Mapping[str, Any]) -> DecoderSpec:
-    if text.get("model_type") != "llama" or text.get("rope_scaling") or text.get("hidden_act", "silu") != "silu":
+    rope = text.get("rope_parameters") or {}  # where newer transformers keep what was rope_theta and rope_scaling
+    scaled = text.get("rope_scaling") or rope.get("rope_type", "default") != "default"
+    if text.get("model_type") != "llama" or scaled or text.get("hidden_act", "silu") != "silu":
         raise CheckpointError(f"config.json: text_config must be a plain Llama (silu, no rope scaling), got {text}")
+    if text.get("tie_word_embeddings") or text.get("attention_bias") or text.get("mlp_bias"):
+        raise CheckpointError(f"config.json: text_config must have its own head and no biases, got {text}")
+    text = {**text, **{key: value for key, value in rope.items() if key == "rope_theta"}}
     names = {
         "vocab_rows": "vocab_size",
         "width": "hidden_size",
@@ -146,7 +153,10 @@ def _decoder(text: Mapping[str, Any]) -> DecoderSpec:
     }
     given = {ours: text[theirs] for ours, theirs in names.items() if theirs in text}
     heads = given.get("heads", DecoderSpec().heads)
-    return DecoderSpec(**given, kv_heads=text.get("num_key_value_heads", heads))
+    spec = DecoderSpec(**given, kv_heads=text.get("num_key_value_heads", heads))
+    if text.get("head_dim", spec.head_width) != spec.head_width:
+        raise CheckpointError(f"config.json: head_dim {text['head_dim']}, but width over heads is {spec.head_width}")
+    return spec
 
 
 def _prompt(config: Mapping[str, Any]) -> PromptStyle:

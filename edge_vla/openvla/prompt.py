@@ -59,7 +59,7 @@ class Prompter:
 
     def text(self, instruction: str) -> str:
         if not instruction.strip():
-            warnings.warn("the instruction is empty: the policy will act on the image alone", EdgeVLAWarning, 3)
+            warnings.warn("the instruction is empty: the policy will act on the image alone", EdgeVLAWarning, 4)
         return TEMPLATES[self.style].format(instruction=instruction.lower())
 
     def encode(self, text: str) -> tuple[int, ...]:

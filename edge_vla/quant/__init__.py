@@ -10,6 +10,7 @@ from edge_vla.quant.formats import (
     plan,
     quantise,
     relative_error,
+    sixteen,
     stored_bytes,
     unpack_nibbles,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "plan",
     "quantise",
     "relative_error",
+    "sixteen",
     "stored_bytes",
     "unpack_nibbles",
 ]

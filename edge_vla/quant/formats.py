@@ -92,8 +92,7 @@ def quantise(weight: Tensor, scheme: Scheme, group: int | None) -> PackedWeight:
     outer, inner = weight.shape
     shape = (outer, inner)
     if scheme is Scheme.BF16:
-        kept = weight if weight.dtype in (torch.bfloat16, torch.float16) else weight.to(torch.bfloat16)
-        return PackedWeight(scheme, shape, None, kept.contiguous(), None)
+        return PackedWeight(scheme, shape, None, sixteen(weight).contiguous(), None)
     real = weight.float()
     if scheme is Scheme.INT8:
         scales = round_scale(real.abs().amax(dim=1) / INT8_MAX)
@@ -117,6 +116,16 @@ def dequantise(packed: PackedWeight, dtype: torch.dtype = torch.float32) -> Tens
     outer, inner = packed.shape
     codes = unpack_nibbles(packed.codes).view(outer, scales.shape[1], -1).float() - INT4_ZERO
     return (codes * scales[..., None]).view(outer, inner).to(dtype)
+
+
+def sixteen(tensor: Tensor) -> Tensor:
+    """A 16-bit float tensor as it is, a wider one rounded to bfloat16; CheckpointError if it does not fit."""
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        return tensor
+    rounded = tensor.bfloat16()
+    if not torch.isfinite(rounded).all():
+        raise CheckpointError(f"a weight of magnitude {float(tensor.abs().max()):.3g} does not fit bfloat16")
+    return rounded
 
 
 def pack_nibbles(codes: Tensor) -> Tensor:

@@ -2,5 +2,6 @@
 
 from edge_vla.runtime.loop import Stopwatch
 from edge_vla.runtime.policy import Action, Policy, load, replay
+from edge_vla.runtime.shake import shaken
 
-__all__ = ["Action", "Policy", "Stopwatch", "load", "replay"]
+__all__ = ["Action", "Policy", "Stopwatch", "load", "replay", "shaken"]

@@ -23,11 +23,10 @@ PAD_TO = 16
 
 @dataclass(frozen=True)
 class Decision:
-    """Token ids, the gap between the two best logits of each, and the hidden state that each was read from."""
+    """Token ids, and how far the best logit of each led the second."""
 
     tokens: tuple[int, ...]
     margins: tuple[float, ...]
-    hidden: Tensor  # (dims, width)
 
 
 class Loop:
@@ -45,19 +44,18 @@ class Loop:
         """The best action id at each dimension. `mark` is told when a stage is over."""
         network = self.network
         cache = self._cache(len(prompt) + image.shape[1], dims)
-        hidden = [self.prefill(prompt, image, cache)]
+        hidden = self.prefill(prompt, image, cache)
         mark("prefill")
-        bins = [self._best(network.head.logits(hidden[0][:, 0]))]
+        bins = [self._best(network.head.logits(hidden[:, 0]))]
         start = len(prompt) + image.shape[1]
         for position in range(start, start + dims - 1):
-            embedding = network.embeddings.action(bins[-1][0])
-            hidden.append(self._rows(embedding, cache, start=position))
-            bins.append(self._best(network.head.logits(hidden[-1][:, 0])))
+            hidden = self._rows(network.embeddings.action(bins[-1][0]), cache, start=position)
+            bins.append(self._best(network.head.logits(hidden[:, 0])))
         tokens = tuple(network.action.first + int(index) for index, _ in bins)
         margins = tuple(float(margin) for _, margin in bins)
         self._check(margins)
         mark("decode")
-        return Decision(tokens, margins, torch.cat(hidden, dim=1)[0])
+        return Decision(tokens, margins)
 
     def unconstrained(self, prompt: tuple[int, ...], image: Tensor, dims: int, mark: Callable[[str], None]) -> Decision:
         """Upstream's decoding: the best id of the whole vocabulary, stopping early at end-of-sequence.
@@ -66,26 +64,28 @@ class Loop:
         """
         network = self.network
         cache = self._cache(len(prompt) + image.shape[1], dims)
-        hidden = [self.prefill(prompt, image, cache)]
+        hidden = self.prefill(prompt, image, cache)
         mark("prefill")
         ids, margins = list[int](), list[float]()
         for position in range(len(prompt) + image.shape[1], len(prompt) + image.shape[1] + dims):
-            token, margin = self._best(network.head.full_logits(hidden[-1][:, 0]))
+            token, margin = self._best(network.head.full_logits(hidden[:, 0]))
             ids.append(int(token))
             margins.append(float(margin))
             if ids[-1] == network.spec.decoder.eos or len(ids) == dims:
                 break
-            hidden.append(self._rows(network.embeddings.text((ids[-1],)), cache, start=position))
+            hidden = self._rows(network.embeddings.text((ids[-1],)), cache, start=position)
         self._check(tuple(margins))
         mark("decode")
-        return Decision(tuple([*prompt, *ids][-dims:]), tuple(margins), torch.cat(hidden, dim=1)[0])
+        return Decision(tuple([*prompt, *ids][-dims:]), tuple(margins))
 
     def forced(self, prompt: tuple[int, ...], image: Tensor, tokens: tuple[int, ...]) -> Tensor:
         """Hidden states (dims, width) that predict each of `tokens`, given those before it. One pass."""
         given = self.network.embeddings.text(tokens[:-1]) if len(tokens) > 1 else None
         sequence = self._sequence(prompt, image)
         sequence = sequence if given is None else torch.cat([sequence, given], dim=1)
-        return self._rows(sequence, self._cache(sequence.shape[1], 0))[0, -len(tokens) :]
+        hidden = self._rows(sequence, self._cache(sequence.shape[1], 0))[0, -len(tokens) :]
+        self._check((float(hidden.float().norm()),))
+        return hidden
 
     def _sequence(self, prompt: tuple[int, ...], image: Tensor) -> Tensor:
         text = self.network.embeddings.text(prompt)
@@ -113,8 +113,8 @@ class Loop:
         top = logits.topk(2, dim=-1).values[0]
         return logits.argmax(dim=-1), torch.where(logits.isfinite().all(), top[0] - top[1], torch.nan)
 
-    def _check(self, margins: tuple[float, ...]) -> None:
-        if not all(map(math.isfinite, margins)):
+    def _check(self, values: tuple[float, ...]) -> None:
+        if not all(map(math.isfinite, values)):
             self._whole = None  # what it left in the cache would poison the next action through 0 * NaN
             raise NumericError("the network produced a non-finite number: no action; verify the artifact's files")
 

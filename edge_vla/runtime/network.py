@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from edge_vla.checkpoint import Checkpoint, key_table
 from edge_vla.checkpoint.keys import DECODER_PREFIX, vision_keys
 from edge_vla.checkpoint.keys import EMBEDDINGS as EMBEDDINGS_KEY
 from edge_vla.checkpoint.keys import HEAD as HEAD_KEY
-from edge_vla.errors import ArtifactError
+from edge_vla.errors import ArtifactError, UsageError
 from edge_vla.model import Decoder
 from edge_vla.quant import PackedWeight
 from edge_vla.runtime.kernels import AUTO, pick
@@ -81,7 +82,7 @@ def from_artifact(
 ) -> Network:
     """Read the artifact layer by layer straight into device layouts."""
     spec = artifact.manifest.config.spec
-    decoder, chosen, decoder_bytes = _empty_decoder(spec), dict[str, str](), 0
+    decoder, chosen, decoder_bytes = _empty_decoder(spec), defaultdict[str, set[str]](set), 0
     for index, (linears, norms) in enumerate(artifact.layers()):
         decoder_bytes += sum(packed.bytes for packed in linears.values()) + _bytes(norms)
         _place_layer(decoder, index, linears, norms, dtype, device, kernel, chosen)
@@ -99,7 +100,9 @@ def from_artifact(
         keys = key_table(spec)
         weights = artifact.tensors(VISION, {name: keys[name].shape for name in vision_keys(spec)})
         see = torch_vision(spec, weights, dtype, device)
-    chosen["vision"] = vision
+    if kernel != AUTO and kernel not in set().union(*chosen.values()):
+        raise UsageError(f"--kernel {kernel}: this artifact's formats {sorted(chosen)} have no such kernel")
+    kernels = {scheme: "+".join(sorted(names)) for scheme, names in chosen.items()}
     return Network(
         spec=spec,
         dtype=dtype,
@@ -108,9 +111,11 @@ def from_artifact(
         embeddings=_embeddings(table, spec.action, dtype, device),
         decoder=decoder.eval(),
         head=Head(actions, None),
-        kernels=chosen,
+        kernels={**kernels, "vision": vision, **_where(dtype, device)},
         weight_bytes={
-            "vision": artifact.manifest.files[VISION]["size"],
+            "vision": _bytes(see.state_dict())
+            if isinstance(see, nn.Module)
+            else artifact.manifest.files[VISION]["size"],
             "decoder": decoder_bytes,
             "head": _bytes(head),
             "embeddings (host)": table.nbytes,
@@ -136,7 +141,7 @@ def from_checkpoint(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.de
         embeddings=_embeddings(table, spec.action, dtype, device),
         decoder=decoder.eval().requires_grad_(False),
         head=Head(full[spec.action.first : spec.action.end], full),
-        kernels={"bf16": "torch", "vision": "torch"},
+        kernels={"decoder": "torch", "vision": "torch", **_where(dtype, device)},
         weight_bytes={
             "vision": _bytes(see.state_dict()),
             "decoder": _bytes(decoder.state_dict()),
@@ -154,6 +159,10 @@ def return_freed_memory() -> None:
             trim(0)
 
 
+def _where(dtype: torch.dtype, device: torch.device) -> dict[str, str]:
+    return {"arithmetic": str(dtype).removeprefix("torch."), "device": device.type}
+
+
 def _empty_decoder(spec: PolicySpec) -> Decoder:
     with torch.device("meta"):
         return Decoder(spec.decoder, embeddings=False)
@@ -167,12 +176,12 @@ def _place_layer(
     dtype: torch.dtype,
     device: torch.device,
     want: str,
-    chosen: dict[str, str],
+    chosen: Mapping[str, set[str]],
 ) -> None:
     layer = decoder.layers[index]
     for name, packed in linears.items():
         kernel = pick(packed, dtype, device, want)
-        chosen[packed.scheme.value] = kernel.name
+        chosen[packed.scheme.value].add(kernel.name)
         parent, _, attribute = name.rpartition(".")
         setattr(layer.get_submodule(parent), attribute, kernel(packed, dtype, device))
     for name, weight in norms.items():

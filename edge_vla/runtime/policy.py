@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float
 VISIONS = ("torch", "onnx")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Action:
     """`values` (dims,) float64 in robot units, writable. `clipped[i]` marks a token that was no action id."""
 
@@ -96,6 +96,7 @@ class Policy:
         if not np.isfinite(pixels).all():
             raise NumericError("the pixel values hold a non-finite number: no action")
         with self._turn, torch.inference_mode():
+            watch.mark("wait")
             embeddings = self.network.vision(torch.from_numpy(pixels)[None])
             watch.mark("vision")
             step = self.loop.greedy if self.head == "actions" else self.loop.unconstrained
@@ -114,7 +115,8 @@ class Policy:
 
     def use_statistics(self, raw: Mapping[str, Any]) -> None:
         """Replace the normalisation statistics, wholesale, by a `dataset_statistics.json` object."""
-        self.config = dataclasses.replace(self.config, statistics=Statistics(raw, "the given statistics"))
+        with self._turn:
+            self.config = dataclasses.replace(self.config, statistics=Statistics(raw, "the given statistics"))
 
     def _action(self, values: NDArray[np.float64], decision: Decision, key: str, watch: Stopwatch) -> Action:
         return Action(
@@ -151,6 +153,7 @@ def load(
     hashing and golden frames, for a caller that has just done both.
     """
     place, kind = _device(device), _choose("--dtype", dtype, DTYPES)
+    _choose("--head", head, dict.fromkeys(get_args(HeadChoice)))
     _choose("--vision", vision, dict.fromkeys(VISIONS))
     if (Path(path) / MANIFEST).exists():
         if adapters or head != "actions":

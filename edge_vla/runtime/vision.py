@@ -32,9 +32,9 @@ class TorchVision(nn.Module):
 
 
 def torch_vision(
-    spec: PolicySpec, weights: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
+    spec: PolicySpec, weights: Mapping[str, Tensor], dtype: torch.dtype | None, device: torch.device
 ) -> TorchVision:
-    """The network with `weights`, keyed as in the checkpoint, in `dtype` on `device`."""
+    """The network with `weights`, keyed as in the checkpoint, in `dtype` (None: as stored) on `device`."""
     with torch.device("meta"):
         network = TorchVision(spec)
     placed = {name: weights[name].to(device, dtype) for name in network.state_dict()}
@@ -64,8 +64,10 @@ class OnnxVision:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             self.session = ort.InferenceSession(str(graph), options, providers=[provider])
-        except Exception as error:
+        except Exception as error:  # ONNX Runtime's own errors share no base but this
             raise ArtifactError(f"{graph} does not load in ONNX Runtime: {str(error).splitlines()[0]}") from error
+        if self.session.get_providers()[0] != provider:
+            raise BackendError(f"--vision onnx: ONNX Runtime could not start {provider}; are its CUDA libraries there?")
 
     def __call__(self, pixels: Tensor) -> Tensor:
         values = np.ascontiguousarray(pixels.float().cpu().numpy())

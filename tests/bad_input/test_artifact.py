@@ -263,6 +263,7 @@ def test_every_flip_and_cut_of_every_file_is_detected(artifact: Path) -> None:
     Artifact(artifact).verify()
 
 
+@pytest.mark.filterwarnings("ignore::edge_vla.errors.EdgeVLAWarning")  # a flipped golden token may be a near-tie
 def test_a_flipped_manifest_is_refused_or_another_identity(artifact: Path) -> None:
     """A flip may still be a manifest, of a policy with another name: then it acts, or is refused in words."""
     sound, identity = (artifact / MANIFEST).read_bytes(), Artifact(artifact).identity

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edge_vla.benchmarks.figures import BEGIN, END, figures, fill
-from edge_vla.errors import CheckpointError
+from edge_vla.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,5 +30,5 @@ def test_every_result_says_how_it_was_measured() -> None:
 
 def test_filling() -> None:
     assert fill(f"a\n{BEGIN}\nold\n{END}\nb", "new") == f"a\n{BEGIN}\n\nnew\n{END}\nb"
-    with pytest.raises(CheckpointError, match="no "):
+    with pytest.raises(UsageError, match="no "):
         fill("no markers", "new")

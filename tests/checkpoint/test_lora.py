@@ -63,10 +63,12 @@ def test_upstream_is_bit_exact_with_peft_0_11_1(merge: Merge, tmp_path: Path) ->
         assert torch.equal(merged.load(name), base.load(name)), name
 
 
-@pytest.mark.parametrize("merge", merges(), ids=lambda merge: merge.name)
+# Old peft's search for patterns is followed by "upstream" only; another base is refused by both.
+TODAYS = [merge for merge in merges() if not carries_another_base(merge) and merge.name != "pattern_shadowed"]
+
+
+@pytest.mark.parametrize("merge", TODAYS, ids=lambda merge: merge.name)
 def test_fp32_equals_peft_on_a_float32_base(merge: Merge, tmp_path: Path) -> None:
-    if carries_another_base(merge) or merge.name == "pattern_shadowed":  # old peft's search, upstream only
-        return
     _, folders = merge.write(tmp_path)
     base = Tensors({name: bits(values).float() for name, values in merge.base.items()})
     merged = merge_adapters(base, [Adapter(folder) for folder in folders], "fp32")

@@ -43,12 +43,12 @@ NAMES: Final = tuple(sorted({kernel.name for kernels in KERNELS.values() for ker
 
 
 def pick(packed: PackedWeight, dtype: torch.dtype, device: torch.device, want: str = AUTO) -> type[Kernel]:
-    """The kernel for this weight. Raises UsageError if `want` is no kernel or does not run here."""
+    """The kernel for this weight. A name binds the schemes that have such a kernel; there it runs or raises."""
     if want != AUTO and want not in NAMES:
         raise UsageError(f"kernel {want!r}: choose {AUTO} or one of {list(NAMES)}")
     able = [kernel for kernel in KERNELS[packed.scheme] if kernel.runs(packed, dtype, device)]
     named = [kernel for kernel in able if kernel.name == want]
-    if want == AUTO or packed.scheme is Scheme.BF16:
+    if want == AUTO or want not in {kernel.name for kernel in KERNELS[packed.scheme]}:
         return able[0]
     if not named:
         raise UsageError(

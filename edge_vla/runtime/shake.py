@@ -1,0 +1,44 @@
+"""The reference against itself: the same network with rounding-sized noise after every block and layer.
+
+A harmless change of kernel, batch or device rounds differently everywhere; this does the same on purpose, so that
+a difference between two policies can be told from rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edge_vla.errors import UsageError
+from edge_vla.runtime.network import Network
+
+ROUNDING = 2.0**-8  # one bf16 step, relative
+
+
+@contextmanager
+def shaken(network: Network, seed: int) -> Iterator[None]:
+    """While this lasts, every tower block and decoder layer of `network` answers with its output shaken."""
+    if not isinstance(network.vision, nn.Module):
+        raise UsageError("only a policy that sees with torch can be shaken: use --vision torch")
+    generator = torch.Generator().manual_seed(seed)
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:  # noqa: ARG001
+        return shake(output, generator)
+
+    blocks = [module for name, module in network.vision.named_modules() if name.rpartition(".")[0].endswith("blocks")]
+    handles = [module.register_forward_hook(hook) for module in [*blocks, *network.decoder.layers]]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def shake(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Each value up or down by at most a step, in float32: in bf16 itself, 1 + noise could only round down."""
+    noise = torch.rand(values.shape, generator=generator) * 2 - 1
+    return (values.float() * (1 + ROUNDING * noise.to(values.device))).to(values.dtype)
