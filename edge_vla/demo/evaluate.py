@@ -43,6 +43,7 @@ class Trial:
     adapter: bool = False
     wording: Wording = "trained"
     trick: Trick = "none"
+    at_most: int = 400
 
 
 TRIALS: Final = (
@@ -51,8 +52,8 @@ TRIALS: Final = (
     Trial("pick, wording kept aside", "pick", wording="kept aside"),
     Trial("put, wording kept aside", "put", wording="kept aside"),
     Trial("pick, swapped instruction", "pick", trick="swapped instruction"),
-    Trial("pick, black image", "pick", trick="black image"),
-    Trial("world 2 pick, base", "pick", look=2),
+    Trial("pick, black image", "pick", trick="black image", at_most=100),
+    Trial("world 2 pick, base", "pick", look=2, at_most=100),
     Trial("world 2 pick, adapter", "pick", look=2, adapter=True),
     Trial("world 2 put, adapter", "put", look=2, adapter=True),
 )
@@ -103,6 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m edge_vla.demo.evaluate", description=__doc__)
     parser.add_argument("--base", type=Path, default=BASE)
     parser.add_argument("--adapter", type=Path, default=ADAPTER)
+    parser.add_argument("--world", type=int, choices=(1, 2), help="only the trials in this world")
     parser.add_argument("--episodes", type=int, default=400)
     parser.add_argument("--frames", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2)
@@ -120,20 +122,23 @@ def main() -> None:
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "device": f"CPU, {arguments.threads} threads, {platform.machine()}, torch {torch.__version__}",
-        "free running": {
-            "world 1": measure.frames(actors[False], world(1), arguments.frames),
-            "world 1, wording kept aside": measure.frames(
-                actors[False], world(1), arguments.frames, wording="kept aside"
-            ),
-        },
+        "free running": {},
         "closed loop": {},
     }
+    wordings: tuple[Wording, ...] = ("trained", "kept aside")
+    for wording in wordings if arguments.world != 2 else ():
+        result["free running"][f"world 1, wording {wording}"] = measure.frames(
+            actors[False], world(1), arguments.frames, wording=wording
+        )
+    if arguments.world != 1 and adapted:
+        result["free running"]["world 2, adapter"] = measure.frames(actors[True], world(2), arguments.frames)
     for trial in TRIALS:
-        if trial.adapter and not adapted:
+        if (trial.adapter and not adapted) or arguments.world not in (None, trial.look):
             continue
+        episodes = min(arguments.episodes, trial.at_most)
         began = time.perf_counter()
         rows = measure.closed_loop(
-            actors[trial.adapter], world(trial.look), arguments.episodes, trial.kind, trial.wording, trial.trick
+            actors[trial.adapter], world(trial.look), episodes, trial.kind, trial.wording, trial.trick
         )
         result["closed loop"][trial.name] = {**summary(rows), "seconds": round(time.perf_counter() - began, 1)}
         LOG.info("%s: %s", trial.name, result["closed loop"][trial.name])
