@@ -154,10 +154,10 @@ class Learner(nn.Module):
         missed = F.smooth_l1_loss(self.goal_head(x).float(), wanted, beta=0.1, reduction="none").mean(-1)
         nearby = batch["patch_local"] / goals.new_tensor(LOCAL_SCALE)
         off = F.smooth_l1_loss(self.local_head(x).float(), nearby, beta=0.1, reduction="none").mean(-1)
-        parts = batch["scene"][:, None, ACTION_DIMS:].unflatten(-1, (PARTS, 2))  # (B, 1, parts, 2)
+        parts = batch["scene"][:, ACTION_DIMS:].reshape(-1, 1, PARTS, 2)
         beside = (parts - self.get_buffer("patch_centres")[:, None]) * GRID
         close = (beside.abs().amax(-1) < PART_NEAR).float()
-        guess = self.part_head(x).float().unflatten(-1, (PARTS, 2))
+        guess = self.part_head(x).float().reshape(-1, PATCHES, PARTS, 2)
         astray = F.smooth_l1_loss(guess, beside.clamp(-PART_NEAR, PART_NEAR), beta=0.1, reduction="none").mean(-1)
         scene = (batch["scene"] - goals.new_tensor(SCENE_CENTRE)) / goals.new_tensor(SCENE_SCALE)
         posed = F.smooth_l1_loss(self.scene_head(x).float(), scene[:, None].expand(-1, PATCHES, -1), beta=0.1)

@@ -13,6 +13,7 @@ from edge_vla.demo import ADAPTER, BASE, measure, package, rollout
 from edge_vla.demo.actor import Actor
 from edge_vla.demo.evaluate import load
 from edge_vla.demo.instructions import phrase
+from edge_vla.demo.learner import demo_spec
 from edge_vla.demo.render import IMAGE_SIDE, render, world
 from edge_vla.demo.statistics import name
 from edge_vla.demo.world import EVALUATION_SEEDS, Task, start
@@ -39,7 +40,7 @@ def test_it_is_small() -> None:
     size = sum(file.stat().st_size for folder in (BASE, ADAPTER) for file in folder.rglob("*") if file.is_file())
     assert size <= 20e6
     weights = sum(p.numel() for p in package.read(BASE).parameters())
-    assert weights + sum(t.numel() for t in package.never_run(package.demo_spec()).values()) <= 8e6
+    assert weights + sum(t.numel() for t in package.never_run(demo_spec()).values()) <= 8e6
 
 
 def test_the_runtime_gives_the_tokens_that_training_measured(policy: Policy, actor: Actor) -> None:
