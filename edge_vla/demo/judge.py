@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,14 +32,20 @@ from edge_vla.runtime import load
 
 log = logging.getLogger("edge_vla.demo.judge")
 
-ARMS: Final = (("base, world 1", 1, False), ("base, world 2", 2, False), ("base + adapter, world 2", 2, True))
+# Name: the world it acts in, and whether the adapter is merged.
+ARMS: Final[Mapping[str, tuple[int, bool]]] = {
+    "base-world-1": (1, False),
+    "base-world-2": (2, False),
+    "adapter-world-2": (2, True),
+}
 BITS: Final = (16, 8, 4)
 
 
-def judge(episodes: int, recorded: int, scratch: Path) -> dict[str, Any]:
+def judge(names: Sequence[str], episodes: int, recorded: int, scratch: Path) -> dict[str, Any]:
     """`recorded` episodes give the frames that agreement is measured on; `episodes` are acted by each policy."""
     arms: dict[str, Any] = {}
-    for arm, look, adapted in ARMS:
+    for arm in names:
+        look, adapted = ARMS[arm]
         adapters = [ADAPTER] if adapted else []
         key = statistics_name(look) if adapted else statistics_name(1)
         frames = scratch / f"frames-{look}"
@@ -81,13 +88,14 @@ def _rates(rows: list[Episode]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m edge_vla.demo.judge", description=__doc__)
+    parser.add_argument("--arm", action="append", choices=list(ARMS), help="default: all of them")
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--recorded", type=int, default=60)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with tempfile.TemporaryDirectory(prefix="edge-vla-judge-") as scratch:
-        result = judge(arguments.episodes, arguments.recorded, Path(scratch))
+        result = judge(arguments.arm or list(ARMS), arguments.episodes, arguments.recorded, Path(scratch))
     write_whole(arguments.out, json.dumps(result, indent=1) + "\n")
 
 
