@@ -54,6 +54,10 @@ def _commands(result: Result) -> Iterator[str]:
 
 
 def _formats(result: Result) -> Iterator[str]:
+    for kind, rate in result.get("expert", {}).items():
+        low, high = rate["interval"]
+        yield f"The scripted expert, {kind}: {rate['success']} of {rate['episodes']} [{low:.1%}, {high:.1%}]."
+    yield ""
     yield "| demo policy | same token as bf16 | same action | picked | put | decoder weights |"
     yield "|---|---|---|---|---|---|"
     for arm, rows in result["arms"].items():
