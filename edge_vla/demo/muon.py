@@ -31,8 +31,8 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
     """Whether Muon takes it: linears of blocks, projector and decoder; not embeddings, heads, convolutions."""
-    inside = ("blocks." in name or "projector." in name or "layers." in name) and "lora_" not in name
-    return inside and parameter.ndim == 2
+    inside = "blocks." in name or "projector." in name or "layers." in name
+    return inside and "lora_" not in name and parameter.ndim == 2
 
 
 class Muon:

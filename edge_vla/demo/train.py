@@ -67,7 +67,7 @@ STAGES: Final[Mapping[str, Stage]] = {
         Stage("act", steps=1800, first_seed=200_000_000, decay=0.8, softness=(2.0, 1.5)),
         Stage("finish", steps=1100, first_seed=300_000_000, matrix_rate=0.0045, warmup=20, decay=0.9,
               softness=(2.0, 1.0)),
-        Stage("adapt", steps=1000, first_seed=400_000_000, look=2, rate=3e-3, decay=0.7, average=0.98),
+        Stage("adapt", steps=700, first_seed=400_000_000, look=2, rate=3e-3, decay=0.7, average=0.98),
     )
 }  # fmt: skip
 
