@@ -116,7 +116,8 @@ def main() -> None:
     parser.add_argument("--recorded", type=int, default=60)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("edge_vla").setLevel(logging.INFO)
     with tempfile.TemporaryDirectory(prefix="edge-vla-judge-") as scratch:
         result = judge(arguments.arm or list(ARMS), arguments.episodes, arguments.recorded, Path(scratch))
     write_whole(arguments.out, json.dumps(result, indent=1) + "\n")

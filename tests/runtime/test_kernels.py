@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -33,6 +35,19 @@ def test_kernel_is_as_exact_as_plain_bf16(kernel: type[Kernel], scheme: Scheme, 
     ours = kernel(weight, BF16, CPU)(x)
     assert ours.shape == plain.shape
     assert (ours.double() - truth).abs().max() <= 2 * (plain.double() - truth).abs().max()
+
+
+@pytest.mark.parametrize("offset", [1, 8, 24])
+@pytest.mark.parametrize(("kernel", "scheme", "group"), CASES)
+def test_codes_may_lie_anywhere(kernel: type[Kernel], scheme: Scheme, group: int | None, offset: int) -> None:
+    """A weight mapped from a file starts at any address; torch's int8 product crashes on an unaligned one."""
+    weight = packed(scheme, group)
+    room = torch.zeros(weight.codes.numel() + 64, dtype=weight.codes.dtype)
+    moved = room[offset : offset + weight.codes.numel()].view(weight.codes.shape)
+    moved.copy_(weight.codes)
+    x = torch.randn(96, 256, generator=torch.Generator().manual_seed(2)).to(BF16)
+    shifted = dataclasses.replace(weight, codes=moved)
+    assert torch.equal(kernel(shifted, BF16, CPU)(x), kernel(weight, BF16, CPU)(x))
 
 
 def test_auto_takes_the_first_that_runs() -> None:

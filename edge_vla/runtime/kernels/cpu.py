@@ -54,8 +54,9 @@ class CpuInt8(nn.Module):
     def __init__(self, packed: PackedWeight, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         assert packed.scales is not None, "int8 has scales"
-        self.codes = packed.codes.to(device)
-        self.scales = packed.scales.to(device, dtype)
+        # Copies: the operator reads whole aligned vectors and crashes on memory mapped from a file at any other address.
+        self.codes = packed.codes.to(device, copy=True)
+        self.scales = packed.scales.to(device, dtype, copy=True)
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
