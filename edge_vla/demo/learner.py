@@ -33,7 +33,7 @@ SCENE_SCALE: Final = (0.18, 0.18, 0.07, 0.4, 0.4, 0.6, 0.5) + (0.25,) * 8
 
 
 def demo_spec() -> PolicySpec:
-    """5.8 million parameters: two towers 128 wide, a decoder 256 wide and four layers deep."""
+    """5.2 million parameters that run: two towers 128 wide, a decoder 256 wide and four layers deep."""
     names = tuple(TOWERS)
     dino, siglip = TOWERS[names[0]], TOWERS[names[1]]
 
