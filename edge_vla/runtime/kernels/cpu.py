@@ -54,7 +54,7 @@ class CpuInt8(nn.Module):
     def __init__(self, packed: PackedWeight, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         assert packed.scales is not None, "int8 has scales"
-        # Copies: the operator reads whole aligned vectors and crashes on memory mapped from a file at any other address.
+        # Copies: the operator reads aligned vectors, and crashes on the odd addresses of a mapped file.
         self.codes = packed.codes.to(device, copy=True)
         self.scales = packed.scales.to(device, dtype, copy=True)
 
