@@ -58,18 +58,23 @@ def _formats(result: Result) -> Iterator[str]:
         low, high = rate["interval"]
         yield f"The scripted expert, {kind}: {rate['success']} of {rate['episodes']} [{low:.1%}, {high:.1%}]."
     yield ""
-    yield "| demo policy | same token as bf16 | same action | picked | put | decoder weights |"
-    yield "|---|---|---|---|---|---|"
+    yield "| demo policy | same token as bf16 | same action | flips of clear leads | picked | put | decoder weights |"
+    yield "|---|---|---|---|---|---|---|"
     for arm, rows in result["arms"].items():
+        floor = next(row["noise_floor"] for row in rows.values() if "noise_floor" in row)
+        yield _row(f"{arm}: bf16 with its rounding shaken (the noise floor)", *_agreement(floor), "", "", "")
         for name, row in rows.items():
-            cells = [f"{arm}: {name}", *_agreement(row.get("agreement")), *_success(row["closed_loop"]), _decoder(row)]
-            yield "| " + " | ".join(cells) + " |"
+            agreement = _agreement(row["agreement"]) if "agreement" in row else ("", "", "")
+            yield _row(f"{arm}: {name}", *agreement, *_success(row["closed_loop"]), _decoder(row))
 
 
-def _agreement(agreement: Result | None) -> Sequence[str]:
-    if agreement is None:
-        return "", ""
-    return tuple(_interval(agreement[key]) for key in ("teacher_forced", "exact_action"))
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _agreement(agreement: Result) -> Sequence[str]:
+    shares = (_interval(agreement[key]) for key in ("teacher_forced", "exact_action"))
+    return (*shares, f"{agreement['high_margin_flips']} of {agreement['high_margin_tokens']}")
 
 
 def _success(closed_loop: Result) -> Iterator[str]:
