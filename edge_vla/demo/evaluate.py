@@ -8,9 +8,6 @@ and device. Measures in bf16 with plain torch; quantised policies are measured b
 import argparse
 import json
 import logging
-import math
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -19,15 +16,18 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
-from safetensors.torch import load_file
 
-from edge_vla.demo import ADAPTER, BASE, measure, package
+from edge_vla.benchmarks.environment import environment
+from edge_vla.benchmarks.statistics import wilson
+from edge_vla.checkpoint import open_checkpoint
+from edge_vla.demo import ADAPTER, BASE, measure
 from edge_vla.demo.actor import Actor
 from edge_vla.demo.instructions import Wording
 from edge_vla.demo.learner import demo_spec
 from edge_vla.demo.render import world
 from edge_vla.demo.rollout import Episode, Trick
-from edge_vla.errors import EdgeVLAError, ResourceError
+from edge_vla.errors import EdgeVLAError
+from edge_vla.files import write_whole
 from edge_vla.model import OpenVLA
 
 LOG: Final = logging.getLogger("edge_vla.demo.evaluate")
@@ -59,26 +59,11 @@ TRIALS: Final = (
 )
 
 
-def wilson(successes: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share."""
-    z = 1.96
-    share = successes / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return round(middle - half, 4), round(middle + half, 4)
-
-
-def load(base: Path, adapter: Path | None) -> Actor:
+def load(base: Path, adapters: Sequence[Path] = ()) -> Actor:
     """The shipped weights in bf16, the adapter merged in float32 and rounded once."""
-    weights = package.read(base).state_dict()
-    if adapter is not None:
-        factors = load_file(adapter / "adapter_model.safetensors")
-        for key in list(weights):
-            name = f"base_model.model.{key.removesuffix('.weight')}.lora_{{}}.weight"
-            if name.format("A") in factors:
-                weights[key] = package.adapted(weights[key], factors[name.format("A")], factors[name.format("B")])
+    tensors = open_checkpoint(base, adapters).tensors
     policy = OpenVLA(demo_spec()).to(torch.bfloat16)
-    policy.load_state_dict(weights)
+    policy.load_state_dict({name: tensors.load(name) for name in policy.state_dict()})
     return Actor(policy)
 
 
@@ -88,16 +73,8 @@ def summary(rows: Sequence[Episode]) -> dict[str, Any]:
         ("success", sum(row.success for row in rows)),
         ("wrong object", sum(row.wrong_object for row in rows)),
     ):
-        found[f"{name} 95%"] = wilson(count, len(rows))
+        found[f"{name} 95%"] = [round(bound, 4) for bound in wilson(count, len(rows))]
     return found
-
-
-def _commit() -> str:
-    try:
-        shown = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return shown.stdout.strip()
 
 
 def main() -> None:
@@ -113,15 +90,12 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
     adapted = (arguments.adapter / "adapter_model.safetensors").exists()
-    actors = {False: load(arguments.base, None)}
+    actors = {False: load(arguments.base)}
     if adapted:
-        actors[True] = load(arguments.base, arguments.adapter)
+        actors[True] = load(arguments.base, [arguments.adapter])
     result: dict[str, Any] = {
         "what": "demo policy, plain torch bf16, greedy decoding, evaluation seeds from the first",
-        "command": " ".join(["python", "-m", "edge_vla.demo.evaluate", *sys.argv[1:]]),
-        "commit": _commit(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "device": f"CPU, {arguments.threads} threads, {platform.machine()}, torch {torch.__version__}",
+        **environment(),
         "free running": {},
         "closed loop": {},
     }
@@ -142,11 +116,7 @@ def main() -> None:
         )
         result["closed loop"][trial.name] = {**summary(rows), "seconds": round(time.perf_counter() - began, 1)}
         LOG.info("%s: %s", trial.name, result["closed loop"][trial.name])
-    try:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ResourceError(f"{arguments.out}: could not write ({error})") from error
+    write_whole(arguments.out, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

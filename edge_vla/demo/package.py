@@ -13,59 +13,27 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from edge_vla.checkpoint import key_table
 from edge_vla.demo import tokenizer
 from edge_vla.demo.learner import demo_spec
 from edge_vla.demo.statistics import name as statistics_name
 from edge_vla.demo.statistics import statistics
 from edge_vla.errors import CheckpointError
 from edge_vla.model import OpenVLA
-from edge_vla.spec import PolicySpec, TowerSpec
+from edge_vla.openvla.config import CONSTANTS
+from edge_vla.spec import PolicySpec
 
 LORA_RANK: Final = 16
 LORA_ALPHA: Final = 32
 LORA_SCALE: Final = LORA_ALPHA / LORA_RANK
 SHARD: Final = "model-00001-of-00001.safetensors"
-TOWER_KEYS: Final = ("vision_backbone.featurizer", "vision_backbone.fused_featurizer")
-MEANS: Final = ((0.484375, 0.455078125, 0.40625), (0.5, 0.5, 0.5))
-DEVIATIONS: Final = ((0.228515625, 0.2236328125, 0.224609375), (0.5, 0.5, 0.5))
 
 
 def never_run(spec: PolicySpec) -> dict[str, Tensor]:
     """The tensors that exist in the format and in no forward pass."""
     generator = torch.Generator().manual_seed(7)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for key, tower in zip(TOWER_KEYS, spec.towers, strict=True):
-        shapes |= _last_block(f"{key}.blocks.{tower.depth - 1}", tower)
-        shapes |= {f"{key}.norm.weight": (tower.width,), f"{key}.norm.bias": (tower.width,)}
-        if tower.attention_pool:
-            shapes |= _attention_pool(f"{key}.attn_pool", tower)
-    return {key: torch.randn(shape, generator=generator) * 0.02 for key, shape in shapes.items()}
-
-
-def _linear(key: str, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
-    return {f"{key}.weight": (outputs, inputs), f"{key}.bias": (outputs,)}
-
-
-def _last_block(key: str, tower: TowerSpec) -> dict[str, tuple[int, ...]]:
-    width = tower.width
-    shapes: dict[str, tuple[int, ...]] = {}
-    for norm in ("norm1", "norm2"):
-        shapes |= {f"{key}.{norm}.weight": (width,), f"{key}.{norm}.bias": (width,)}
-    shapes |= _linear(f"{key}.attn.qkv", 3 * width, width) | _linear(f"{key}.attn.proj", width, width)
-    shapes |= _linear(f"{key}.mlp.fc1", tower.mlp_width, width) | _linear(f"{key}.mlp.fc2", width, tower.mlp_width)
-    if tower.layer_scale:
-        shapes |= {f"{key}.{scale}.scale_factor": (width,) for scale in ("ls1", "ls2")}
-    return shapes
-
-
-def _attention_pool(key: str, tower: TowerSpec) -> dict[str, tuple[int, ...]]:
-    width = tower.width
-    shapes = {f"{key}.latent": (1, 1, width), f"{key}.norm.weight": (width,), f"{key}.norm.bias": (width,)}
-    shapes |= _linear(f"{key}.q", width, width) | _linear(f"{key}.kv", 2 * width, width)
-    shapes |= _linear(f"{key}.proj", width, width)
-    return (
-        shapes | _linear(f"{key}.mlp.fc1", tower.mlp_width, width) | _linear(f"{key}.mlp.fc2", width, tower.mlp_width)
-    )
+    dead = {name: key for name, key in key_table(spec).items() if not key.live}
+    return {name: torch.randn(key.shape, generator=generator) * 0.02 for name, key in dead.items()}
 
 
 def config(spec: PolicySpec) -> dict[str, object]:
@@ -130,7 +98,7 @@ def preprocessor(spec: PolicySpec) -> dict[str, object]:
         "tvf_letterbox_fill": None,
         "tvf_normalize_params": [
             {"inplace": False, "mean": list(mean), "std": list(deviation)}
-            for mean, deviation in zip(MEANS, DEVIATIONS, strict=True)
+            for mean, deviation in (CONSTANTS[tower.layer_scale] for tower in spec.towers)
         ],
         "tvf_resize_params": [
             {"antialias": True, "interpolation": 3, "max_size": None, "size": [size, size]} for _ in towers

@@ -81,7 +81,7 @@ def test_the_adapter_is_pefts_own_and_merges(actor: Actor) -> None:
     assert settings["r"] <= 16
     assert settings["base_model_name_or_path"] is None
     merged = edge_vla.load(BASE, dtype="bf16", adapters=[Path(ADAPTER)])
-    ours = load(BASE, ADAPTER)
+    ours = load(BASE, [ADAPTER])
     state, task = start(EVALUATION_SEEDS[0], "pick")
     image, text = render(state, world(2)), phrase(task, 0)
     found = np.array(merged.act(image, text, name(2)).tokens)
