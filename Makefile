@@ -1,7 +1,7 @@
 # Everything a newcomer or CI runs. `make demo` and `make test` work on a fresh clone.
 PYTHON ?= python3
 BIN := .venv/bin
-# libgomp reads this once, when torch is loaded: without it, waiting threads spin and small products take ten times as long.
+# libgomp reads this once, when torch is loaded: without it, waiting threads spin beside other work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test check format clean

@@ -29,7 +29,7 @@ class Key:
 def key_table(spec: PolicySpec) -> dict[str, Key]:
     """Every tensor of a checkpoint of this shape, in a fixed order."""
     table: dict[str, Key] = {}
-    for prefix, tower in zip(TOWER_PREFIXES, spec.towers, strict=False):
+    for prefix, tower in zip(TOWER_PREFIXES[: len(spec.towers)], spec.towers, strict=True):
         table |= {prefix + name: key for name, key in _tower(tower)}
     widths = spec.projector_widths
     for i, (inner, outer) in enumerate(pairwise(widths), start=1):

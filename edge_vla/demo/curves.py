@@ -6,6 +6,7 @@ Knows JSON lines with a step and numbers, one panel for every group of names. Kn
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Final
 
@@ -47,7 +48,7 @@ def _panel(title: str, series: Mapping[str, Sequence[tuple[int, float]]], end: i
         draw.line((left, y, right, y), fill="#dddddd")
         draw.text((6, y - 6), f"{top * i / 4:.2f}", fill="#555555")
     draw.text((right - 60, low + 8), f"step {end}", fill="#555555")
-    for points, colour in zip(series.values(), COLOURS, strict=False):
+    for points, colour in zip(series.values(), cycle(COLOURS), strict=False):
         line = [
             (left + (right - left) * step / end, low - (low - high) * min(max(value / top, 0.0), 1.0))
             for step, value in points
@@ -57,7 +58,7 @@ def _panel(title: str, series: Mapping[str, Sequence[tuple[int, float]]], end: i
         for x, y in line if len(line) < 40 else []:
             draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=colour)
     x = left + 90.0
-    for name, colour in zip(series, COLOURS, strict=False):
+    for name, colour in zip(series, cycle(COLOURS), strict=False):
         draw.text((x, 6), name, fill=colour)
         x += draw.textlength(name) + 10
     return image

@@ -59,7 +59,7 @@ def export(
     writer = ArtifactWriter(out)
     try:
         return _export(checkpoint, recipe, schemes, frames, writer, progress)
-    except BaseException:
+    except BaseException:  # Ctrl-C too leaves nothing behind
         writer.abandon()
         raise
 

@@ -40,7 +40,7 @@ class Prompter:
     def __init__(self, tokenizer_json: str, style: PromptStyle, decoder: DecoderSpec) -> None:
         try:
             self.tokenizer = Tokenizer.from_str(tokenizer_json)
-        except Exception as error:
+        except Exception as error:  # tokenizers raises nothing narrower
             raise CheckpointError(f"tokenizer.json cannot be read: {error}") from error
         if self.tokenizer.get_vocab_size() > decoder.vocab_rows:
             raise CheckpointError(

@@ -7,7 +7,6 @@ before the first action. `Policy.act` keeps no state from one call to the next.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -28,8 +27,6 @@ from edge_vla.openvla import ActionTokens, PolicyConfig, Prompter, Statistics, a
 from edge_vla.runtime.kernels import AUTO
 from edge_vla.runtime.loop import Decision, Loop, Stopwatch
 from edge_vla.runtime.network import Network, from_artifact, from_checkpoint
-
-log = logging.getLogger(__name__)
 
 HeadChoice = Literal["actions", "full"]
 DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
