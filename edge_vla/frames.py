@@ -6,6 +6,7 @@ One JSON object a line: `image` (file name), `instruction`, and where known `unn
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Iterable, Sequence
@@ -39,6 +40,13 @@ class Frame:
 
     def open(self) -> Image.Image:
         return open_image(self.image)
+
+    def sha256(self) -> str:
+        """Of what a policy is asked: size and pixels, however they are stored, and the instruction."""
+        image = self.open()
+        digest = hashlib.sha256(f"{image.width} {image.height} {self.instruction}\0".encode())
+        digest.update(image.tobytes())
+        return digest.hexdigest()
 
 
 def open_image(path: Path) -> Image.Image:

@@ -4,7 +4,7 @@ Works with anything that answers pictures and instructions with actions; one pol
 `OneByOne`. Episodes run in lockstep so that a batched policy is used as such. Knows nothing of networks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
@@ -91,20 +91,25 @@ def rollout(
     wording: Wording = "trained",
     trick: Trick = "none",
     max_steps: int = MAX_STEPS,
+    ticks: Callable[[], int] | None = None,
 ) -> list[Episode]:
-    """One episode a seed, in the order of seeds. Success is always judged by the task that the seed gives."""
+    """One episode a seed, in the order of seeds. Success is always judged by the task that the seed gives.
+
+    `ticks()` says how many control periods an answer takes; the arm holds still in all but the last, and each counts
+    as a step. Without it the world waits.
+    """
     episodes = [_begin(seed, kind, wording, trick) for seed in seeds]
     black = Image.new("RGB", (IMAGE_SIDE, IMAGE_SIDE))
-    for _ in range(max_steps):
-        live = [episode for episode in episodes if episode.outcome == "running"]
-        if not live:
-            break
+    while live := [episode for episode in episodes if episode.outcome == "running" and episode.steps < max_steps]:
         images = [black if trick == "black image" else render(episode.state, look) for episode in live]
         actions = policy.answer(images, [episode.instruction for episode in live])
         for episode, action in zip(live, actions, strict=True):
-            episode.state = step(episode.state, action)
-            episode.steps += 1
-            episode.outcome = verdict(episode.state, episode.task)
+            waited = min(ticks() - 1 if ticks else 0, max_steps - episode.steps)
+            episode.steps += waited
+            if episode.steps < max_steps:  # else the answer came too late
+                episode.state = step(episode.state, action)
+                episode.steps += 1
+                episode.outcome = verdict(episode.state, episode.task)
     return [
         Episode(
             seed=episode.seed,
