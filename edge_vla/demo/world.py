@@ -17,6 +17,7 @@ BLOCK_COLOURS: Final = ("red", "green", "blue", "yellow", "purple", "orange")
 PLATE_COLOURS: Final = ("white", "black", "pink", "cyan")
 TRAINING_SEEDS: Final = range(0, 1_000_000_000)
 EVALUATION_SEEDS: Final = range(1_000_000_000, 1_001_000_000)
+RECORDED_SEEDS: Final = EVALUATION_SEEDS[900_000:950_000]  # of recorded episodes: no closed loop begins there
 
 BLOCK_SIDE: Final = 0.044
 PLATE_RADIUS: Final = 0.045

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edge_vla.demo import episodes as recorded
 from edge_vla.demo import expert, record
 from edge_vla.demo.render import render, world
 from edge_vla.demo.statistics import name
@@ -26,6 +27,6 @@ def test_a_recording_is_what_the_expert_saw_and_did(tmp_path: Path) -> None:
 
 def test_splits_go_by_episode_and_keep_their_shares() -> None:
     names = [f"world1-expert-{seed}" for seed in range(2000)]
-    found = [record.split(name) for name in names]
-    for which, share in record.SHARES:
+    found = [recorded.split(name) for name in names]
+    for which, share in recorded.SHARES:
         assert abs(found.count(which) / len(names) - share / 100) < 0.03
