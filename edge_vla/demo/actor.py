@@ -46,8 +46,11 @@ class Actor:
 
     def tokens(self, images: Sequence[Image.Image], instructions: Sequence[str]) -> NDArray[np.int64]:
         """(n, 7) action token ids."""
+        return self.decode(images, [tokenizer.encode(text) for text in instructions])
+
+    def decode(self, images: Sequence[Image.Image], prompts: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+        """The same from prompts that are token ids already."""
         pixels = torch.from_numpy(np.stack([preprocess(image, self.contract) for image in images]))
-        prompts = [tokenizer.encode(text) for text in instructions]
         parts = [self._generate(pixels[i : i + CHUNK], prompts[i : i + CHUNK]) for i in range(0, len(prompts), CHUNK)]
         return torch.cat(parts).numpy()
 

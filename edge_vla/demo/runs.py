@@ -4,8 +4,13 @@ A save is written beside, synced and renamed, so an interrupted one leaves the l
 belongs to another configuration or version is refused. Knows nothing of what is being trained.
 """
 
+import contextlib
 import json
+import math
 import os
+import pickle
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -13,31 +18,43 @@ from typing import Any, Final
 import torch
 
 from edge_vla.errors import CheckpointError, ResourceError, UsageError
+from edge_vla.files import write_whole
 
 VERSION: Final = 1
+# What torch's reader raises on a file that is cut short, overwritten, or not its own.
+BROKEN: Final = (
+    *(RuntimeError, EOFError, ValueError, OSError, LookupError, TypeError),
+    *(pickle.UnpicklingError, zipfile.BadZipFile, zlib.error),
+)
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
     """Atomically. A full disk leaves the previous file in place and raises ResourceError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".writing")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("wb") as file:
             torch.save({**state, "version": VERSION}, file)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
     except (OSError, RuntimeError) as error:
-        beside.unlink(missing_ok=True)
         raise ResourceError(f"{path}: could not save ({error}); the last good state stands") from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
 
 
 def load(path: Path) -> dict[str, Any]:
+    """Raises CheckpointError for a file that is missing, damaged or another version's; every checksum is checked."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:  # torch itself reads changed bytes without a word
+                raise CheckpointError(f"{path} is not a readable training state: {damaged} has changed")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing: expected a training run's state there") from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
+    except BROKEN as error:
         raise CheckpointError(f"{path} is not a readable training state: {error}") from error
     if not isinstance(state, dict) or state.get("version") != VERSION:
         found = state.get("version") if isinstance(state, dict) else None
@@ -60,14 +77,24 @@ def resume(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def log(path: Path, row: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(dict(row)) + "\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(row)) + "\n")
+    except OSError as error:
+        raise ResourceError(f"cannot write {path}: {error.strerror}; the last good state stands") from error
 
 
 def trim(path: Path, step: int) -> None:
-    """Drop log rows of steps that a resumed run will do again."""
+    """Drop log rows of steps that a resumed run will do again, and a row that a power cut left half written."""
     if not path.exists():
         return
-    rows = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
-    path.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+    rows = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+    write_whole(path, "".join(row + "\n" for row in rows))
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return math.inf

@@ -21,6 +21,7 @@ from edge_vla.demo.tokenizer import ACTION_END, BINS, encode, word_ids
 from edge_vla.demo.world import (
     BLOCK_COLOURS,
     BLOCK_SIDE,
+    BLOCKS,
     GRASP_HEIGHT,
     HEIGHTS,
     PLATE_COLOURS,
@@ -91,9 +92,9 @@ def _near(rng: np.random.Generator, look: World, x: float, y: float, yaw: float,
     )
 
 
-def moment(rng: np.random.Generator, look: World) -> tuple[State, list[str]]:
+def moment(rng: np.random.Generator, look: World, blocks_on_table: tuple[int, int] = BLOCKS) -> tuple[State, list[str]]:
     """A state, and the block colours that its prompts should name first."""
-    bodies = random_bodies(rng)
+    bodies = random_bodies(rng, blocks_on_table)
     blocks = [i for i, body in enumerate(bodies) if body.kind == "block"]
     plates = [body for body in bodies if body.kind == "plate"]
     focus = int(rng.choice(blocks))
@@ -203,15 +204,23 @@ def _given(rng: np.random.Generator, actions: NDArray[np.float64]) -> NDArray[np
     return tokens[:, :ACTION_INPUTS]
 
 
-def batch(look: World, first_seed: int, size: int, prompts: int, puts: bool = True, wordings: int = 64) -> Batch:
+def batch(
+    look: World,
+    first_seed: int,
+    size: int,
+    prompts: int,
+    puts: bool = True,
+    wordings: int = 64,
+    blocks: tuple[int, int] = BLOCKS,
+) -> Batch:
     """Frames `first_seed` to `first_seed + size - 1`."""
-    rows = [_frame(look, seed, prompts, puts, wordings) for seed in range(first_seed, first_seed + size)]
+    rows = [_frame(look, seed, prompts, puts, wordings, blocks) for seed in range(first_seed, first_seed + size)]
     return Batch(**{field.name: np.stack([getattr(row, field.name) for row in rows]) for field in fields(Batch)})
 
 
-def _frame(look: World, seed: int, prompts: int, puts: bool, wordings: int) -> Batch:
+def _frame(look: World, seed: int, prompts: int, puts: bool, wordings: int, blocks: tuple[int, int]) -> Batch:
     rng = np.random.default_rng(seed)
-    state, first = moment(rng, look)
+    state, first = moment(rng, look, blocks)
     owner, seen = patch_owner(state, look)
     gripper = state.gripper
     names = np.array([CLASSES.index(f"{b.colour} {b.kind}") for b in state.bodies] + [0])

@@ -27,6 +27,7 @@ from edge_vla.demo.actor import Actor
 from edge_vla.demo.muon import Muon
 from edge_vla.demo.render import world
 from edge_vla.demo.tokenizer import BINS
+from edge_vla.demo.world import BLOCKS
 from edge_vla.errors import EdgeVLAError, UsageError
 from edge_vla.model import OpenVLA
 
@@ -47,6 +48,7 @@ class Stage:
     language: bool = True
     puts: bool = True
     wordings: int = 64
+    blocks: tuple[int, int] = BLOCKS
     frames: int = 0  # 0: fresh frames for ever; else so many, again and again
     matrix_rate: float = 0.006
     rate: float = 1e-3
@@ -64,6 +66,8 @@ STAGES: Final[Mapping[str, Stage]] = {
         Stage("overfit", steps=300, first_seed=0, prompts=2, frames=192, average=0.98),
         Stage("see", steps=900, first_seed=100_000_000, batch=64, language=False, prompts=1, decay=0.3),
         Stage("look", steps=500, first_seed=150_000_000, language=False, prompts=1, decay=0.6),
+        Stage("two", steps=600, first_seed=180_000_000, prompts=2, puts=False, wordings=1, blocks=(2, 2), decay=0.7,
+              softness=(2.0, 1.5)),
         Stage("act", steps=1800, first_seed=200_000_000, decay=0.8, softness=(2.0, 1.5)),
         Stage("finish", steps=1100, first_seed=300_000_000, matrix_rate=0.0045, warmup=20, decay=0.9,
               softness=(2.0, 1.0)),
@@ -86,9 +90,8 @@ class Frames(Dataset[dict[str, NDArray[np.generic]]]):
         offset = index * stage.batch
         if stage.frames:
             offset %= stage.frames
-        drawn = samples.batch(
-            world(stage.look), stage.first_seed + offset, stage.batch, stage.prompts, stage.puts, stage.wordings
-        )
+        look, first = world(stage.look), stage.first_seed + offset
+        drawn = samples.batch(look, first, stage.batch, stage.prompts, stage.puts, stage.wordings, stage.blocks)
         return drawn.arrays()
 
 
@@ -128,10 +131,10 @@ def evaluate(learner: learning.Learner, stage: Stage, episodes: int) -> dict[str
     policy = OpenVLA(learner.policy.spec).to(torch.bfloat16)
     policy.load_state_dict(package.plain(learner.policy.state_dict()))
     actor, look = Actor(policy), world(stage.look)
-    found = measure.frames(actor, look, 256, stage.puts)
-    for kind in ("pick", "put") if stage.puts else ("pick",):
-        rows = measure.closed_loop(actor, look, episodes, kind) if episodes else []
-        if rows:
+    found = measure.frames(actor, look, 256, stage.puts, wordings=stage.wordings, blocks=stage.blocks)
+    if episodes and stage.blocks == BLOCKS:  # episodes begin on ordinary tables
+        for kind in ("pick", "put") if stage.puts else ("pick",):
+            rows = measure.closed_loop(actor, look, episodes, kind)
             found |= {f"{kind} {name}": value for name, value in measure.rates(rows).items()}
     return found
 
@@ -180,7 +183,12 @@ def train(
     """
     optimiser = Muon(learner.named_parameters(), weight_decay=0.1)
     averaged = Averaged(optimiser.named, stage.average)
-    config = {**asdict(stage), "softness": list(stage.softness), "trained": sorted(n for n, _ in optimiser.named)}
+    config = {
+        **asdict(stage),
+        "softness": list(stage.softness),
+        "blocks": list(stage.blocks),
+        "trained": sorted(n for n, _ in optimiser.named),
+    }
     state_path, log_path = run / "state.pt", run / "log.jsonl"
     done = 0
     if (state := runs.resume(state_path, config)) is not None:

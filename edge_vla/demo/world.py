@@ -15,6 +15,7 @@ Action: TypeAlias = NDArray[np.float64]  # (7,) dx dy dz droll dpitch dyaw openi
 
 BLOCK_COLOURS: Final = ("red", "green", "blue", "yellow", "purple", "orange")
 PLATE_COLOURS: Final = ("white", "black", "pink", "cyan")
+BLOCKS: Final = (3, 5)  # on a table: at least, at most
 TRAINING_SEEDS: Final = range(0, 1_000_000_000)
 EVALUATION_SEEDS: Final = range(1_000_000_000, 1_001_000_000)
 RECORDED_SEEDS: Final = EVALUATION_SEEDS[900_000:950_000]  # of recorded episodes: no closed loop begins there
@@ -112,16 +113,16 @@ def _place(rng: np.random.Generator, kinds: list[Kind]) -> list[tuple[float, flo
             return spots
 
 
-def random_bodies(rng: np.random.Generator) -> tuple[Body, ...]:
-    """Three to five blocks and one or two plates, colours distinct within a kind."""
+def random_bodies(rng: np.random.Generator, blocks: tuple[int, int] = BLOCKS) -> tuple[Body, ...]:
+    """So many blocks (at least, at most) and one or two plates, colours distinct within a kind."""
     plates = [str(c) for c in rng.permutation(PLATE_COLOURS)[: rng.integers(1, 3)]]
-    blocks = [str(c) for c in rng.permutation(BLOCK_COLOURS)[: rng.integers(3, 6)]]
+    cubes = [str(c) for c in rng.permutation(BLOCK_COLOURS)[: rng.integers(blocks[0], blocks[1] + 1)]]
     plate: Kind = "plate"
     block: Kind = "block"
-    kinds = [plate] * len(plates) + [block] * len(blocks)
+    kinds = [plate] * len(plates) + [block] * len(cubes)
     return tuple(
         Body(kind, colour, x, y, float(rng.uniform(-0.55, 0.55)) if kind == "block" else 0.0)
-        for kind, colour, (x, y) in zip(kinds, plates + blocks, _place(rng, kinds), strict=True)
+        for kind, colour, (x, y) in zip(kinds, plates + cubes, _place(rng, kinds), strict=True)
     )
 
 
