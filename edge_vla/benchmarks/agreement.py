@@ -1,7 +1,7 @@
-"""Agreement between two policies' action tokens, as numbers with intervals.
+"""Agreement between two policies' answers to the same frames, as numbers with intervals.
 
-Pure arithmetic on arrays: rows are frames, columns are action dimensions. A frame's neighbours in an episode look
-alike, so intervals resample whole episodes. Knows nothing of models, files or time.
+Pure arithmetic on arrays: rows are frames, columns are action dimensions. Metrics A1 to A11 of the result document.
+Knows nothing of models, files or time.
 """
 
 from __future__ import annotations
@@ -13,111 +13,163 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_vla.benchmarks.distributions import divergence, leads, margins, soft_action_l1
+from edge_vla.benchmarks.motion import About, actions, against_recorded, bins, drift, gripper, robot_units
+from edge_vla.benchmarks.statistics import Clustered, Interval, cluster_interval, mcnemar, paired_cluster_difference
 from edge_vla.openvla import ActionTokens
+
+__all__ = ["About", "Side", "compare", "compare_candidates", "margin_floor"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
-RESAMPLES = 2000
-LEVEL = 0.95
+NOISE = 99  # percentile of what rounding does to a lead
 
 
 @dataclass(frozen=True)
 class Side:
-    """One policy's answers. `forced[f, d]`: its best token at d given the reference's tokens before d."""
+    """One policy's answers. Forced: given the reference's free-running tokens at the positions before."""
 
-    free: Ints  # (frames, dims)
-    forced: Ints  # (frames, dims)
-    forced_margins: Floats  # (frames, dims), its lead at each forced token
-    would_be: Ints  # (frames, dims), best token of the whole vocabulary at its own hidden states
+    free: Ints  # (frames, dims), token ids, free-running
+    forced: Ints  # (frames, dims), best action id
+    logits: NDArray[np.float32]  # (frames, dims, bins), at the forced positions, lowest id first
+    outside: Floats  # (frames, dims), softmax mass outside the action ids at the forced positions
+    would_be: Ints  # (frames, dims), best id of the whole vocabulary at its own free-running hidden states
 
 
 def compare(
-    reference: Side,
-    candidate: Side,
-    episodes: Sequence[str],
-    tokens: ActionTokens,
-    floor: float | None = None,
-    recorded: Ints | None = None,
+    reference: Side, candidate: Side, about: About, tokens: ActionTokens, floor: float | None = None
 ) -> dict[str, Any]:
-    """Everything the report says about agreement.
-
-    `floor`: leads below it may flip by rounding alone. `recorded`: tokens of the actions that were recorded, where
-    every frame has one.
-    """
-    same_forced = (candidate.forced == reference.forced).astype(float)
-    same_free = (candidate.free == reference.free).astype(float)
-    ours, theirs = tokens.bins(candidate.free.ravel().tolist()), tokens.bins(reference.free.ravel().tolist())
-    distance = np.abs(ours - theirs).reshape(candidate.free.shape)
-    flips = candidate.forced != reference.forced
-    result: dict[str, Any] = {
-        "frames": len(same_free),
-        "episodes": len(set(episodes)),
-        "teacher_forced": interval(same_forced.mean(axis=1), episodes),
-        "teacher_forced_by_dimension": same_forced.mean(axis=0).tolist(),
-        "free_running": interval(same_free.mean(axis=1), episodes),
-        "free_running_by_dimension": same_free.mean(axis=0).tolist(),
-        "exact_tokens": interval(same_free.all(axis=1).astype(float), episodes),
-        "exact_action": interval((distance == 0).all(axis=1).astype(float), episodes),
+    """AGREEMENT of the result document. `floor`: leads that rounding alone may overturn, from `margin_floor`."""
+    names, dims = about.episodes, reference.free.shape[1]
+    same_forced, same_free = candidate.forced == reference.forced, candidate.free == reference.free
+    distance = np.abs(bins(candidate.free, tokens) - bins(reference.free, tokens))
+    forced, free = _shares(same_forced, names), _shares(same_free, names)
+    exact = Clustered(np.column_stack([same_free.all(axis=1), (distance == 0).all(axis=1)]), names, trials=1)
+    exact_tokens, exact_action = _json(exact.intervals())
+    holm = forced.holm_lows(range(1, dims + 1))
+    ours, theirs = actions(reference.free, about, tokens), actions(candidate.free, about, tokens)
+    lead = leads(reference.logits, reference.logits.argmax(axis=-1))
+    return {
+        "frames": len(names),
+        "episodes": len(set(names)),
+        "dims": list(about.dims),
+        "teacher_forced": forced.interval().to_json(),
+        "teacher_forced_by_dimension": _json(forced.intervals()[1:]),
+        "teacher_forced_holm_low": holm,
+        "teacher_forced_lowest_holm": {"dimension": about.dims[int(np.argmin(holm))], "low": min(holm)},
+        "free_running": free.interval().to_json(),
+        "free_running_by_dimension": _json(free.intervals()[1:]),
         "first_divergence": _first_divergence(same_free),
+        "exact_tokens": exact_tokens,
+        "exact_action": exact_action,
         "bins_apart": {
-            "mean": float(distance.mean()),
-            "p95": float(np.percentile(distance, 95)),
-            "p99": float(np.percentile(distance, 99)),
-            "max": int(distance.max()),
-            "within_1": float((distance <= 1).mean()),
-            "within_2": float((distance <= 2).mean()),
+            **_distances(distance),
+            "histogram": [list(pair) for pair in zip(*_counted(distance), strict=True)],
+            "by_dimension": [_distances(column) for column in distance.T],
         },
-        "would_be_invalid": invalid_rate(candidate, tokens),
-        "reference_would_be_invalid": invalid_rate(reference, tokens),
+        "robot_units": robot_units(theirs - ours, about),
+        "gripper": gripper(ours, theirs, about),
+        "kl": divergence(reference.logits, candidate.logits, names),
+        "outside_mass": {
+            "reference_mean": float(reference.outside.mean()),
+            "candidate_mean": float(candidate.outside.mean()),
+            "candidate_max": float(candidate.outside.max()),
+        },
+        "soft_action_l1": soft_action_l1(reference.logits, candidate.logits, tokens),
+        "margins": margins(lead, ~same_forced, floor),
+        "invalid": {"candidate": _invalid(candidate, tokens), "reference": _invalid(reference, tokens)},
+        "against_recorded": against_recorded(reference.free, candidate.free, about, tokens),
+        "drift": drift(theirs - ours, about),
+        "by_phase": _by_phase(same_forced, (distance == 0).all(axis=1), about),
+        "mcnemar_exact_action": None,
     }
-    if recorded is not None:
-        for name, side in (("candidate", candidate), ("reference", reference)):
-            result[f"{name}_against_recorded"] = _accuracy(side.free, recorded, tokens)
-    if floor is not None:
-        wide = reference.forced_margins > floor
-        result["floor_margin"] = floor
-        result["high_margin_tokens"] = int(wide.sum())
-        result["high_margin_flips"] = int((flips & wide).sum())
-        result["near_tie_flips"] = int((flips & ~wide).sum())
-    return result
+
+
+def compare_candidates(
+    reference: Side, first: Side, second: Side, about: About, tokens: ActionTokens
+) -> dict[str, Any]:
+    """Which of two candidates is nearer to the reference on the same frames. Differences are second minus first.
+
+    McNemar's p takes frames as independent, which flatters it where episodes are long: the interval does not.
+    """
+    wanted = bins(reference.free, tokens)
+    ours, theirs = ((bins(side.free, tokens) == wanted).all(axis=1) for side in (first, second))
+    forced = (first.forced == reference.forced, second.forced == reference.forced)
+    only_first, only_second = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    return {
+        "teacher_forced_difference": paired_cluster_difference(*forced, about.episodes).to_json(),
+        "exact_action_difference": paired_cluster_difference(ours, theirs, about.episodes).to_json(),
+        "mcnemar_exact_action": {
+            "both": int((ours & theirs).sum()),
+            "only_first": only_first,
+            "only_second": only_second,
+            "neither": int((~ours & ~theirs).sum()),
+            "p": mcnemar(only_first, only_second),
+        },
+    }
 
 
 def margin_floor(reference: Side, shaken: Side) -> float:
-    """99th percentile of how far a harmless change moves a lead: the reference against itself, rounding shaken."""
-    same = reference.forced == shaken.forced
-    signed = np.where(same, shaken.forced_margins, -shaken.forced_margins)
-    return float(np.percentile(np.abs(signed - reference.forced_margins), 99))
+    """99th percentile of how far a harmless change moves a lead (logits): the reference, and it with rounding shaken.
+
+    A lead is that of the reference's best token, so one that was overturned counts with all of the way it went.
+    """
+    best = reference.logits.argmax(axis=-1)
+    before, after = (leads(side.logits, best) for side in (reference, shaken))
+    return float(np.percentile(np.abs(after - before), NOISE))
 
 
-def invalid_rate(side: Side, tokens: ActionTokens) -> float:
-    """Share of positions where decoding over the whole vocabulary would not have given an action id."""
-    return float(np.mean((side.would_be < tokens.spec.first) | (side.would_be >= tokens.spec.end)))
+def _shares(same: Bools, names: Sequence[str]) -> Clustered:
+    """Columns: the share over all dimensions, then each dimension."""
+    return Clustered(np.column_stack([same.mean(axis=1), same]), names, [same.shape[1]] + [1] * same.shape[1])
 
 
-def interval(values: Floats, episodes: Sequence[str]) -> dict[str, float]:
-    """Mean with a 95 % percentile interval from resampling episodes."""
-    names, index = np.unique(np.asarray(episodes), return_inverse=True)
-    sums = np.bincount(index, weights=values, minlength=len(names))
-    counts = np.bincount(index, minlength=len(names))
-    drawn = np.random.default_rng(0).integers(0, len(names), (RESAMPLES, len(names)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.percentile(means, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+def _by_phase(same_forced: Bools, exact: Bools, about: About) -> dict[str, Any]:
+    result, labels, names = {}, np.asarray(about.phase), np.asarray(about.episodes)
+    for phase in sorted(set(about.phase)):
+        rows = labels == phase
+        forced = cluster_interval(same_forced[rows].mean(axis=1), names[rows].tolist(), same_forced.shape[1])
+        result[phase] = {
+            "frames": int(rows.sum()),
+            "teacher_forced": forced.to_json(),
+            "exact_action": cluster_interval(exact[rows].astype(float), names[rows].tolist(), trials=1).to_json(),
+        }
+    return result
 
 
-def _accuracy(free: Ints, recorded: Ints, tokens: ActionTokens) -> dict[str, Any]:
-    """Free-running tokens against recorded ones, by dimension: equal, and within two bins."""
-    apart = np.abs(tokens.bins(free.ravel().tolist()) - tokens.bins(recorded.ravel().tolist())).reshape(free.shape)
+def _distances(apart: Ints) -> dict[str, Any]:
+    """Percentiles are distances that occurred."""
+    p50, p95, p99 = (int(np.percentile(apart, at, method="inverted_cdf")) for at in (50, 95, 99))
     return {
-        "equal_by_dimension": (apart == 0).mean(axis=0).tolist(),
-        "within_2_by_dimension": (apart <= 2).mean(axis=0).tolist(),
-        "mean_bins_apart_by_dimension": apart.mean(axis=0).tolist(),
+        "mean": float(apart.mean()),
+        "p50": p50,
+        "p95": p95,
+        "p99": p99,
+        "max": int(apart.max()),
+        "within_1": float((apart <= 1).mean()),
+        "within_2": float((apart <= 2).mean()),
+        "beyond_8": float((apart > 8).mean()),
     }
 
 
-def _first_divergence(same: Floats) -> list[int]:
+def _counted(apart: Ints) -> tuple[list[int], list[int]]:
+    values, counts = np.unique(apart, return_counts=True)
+    return values.tolist(), counts.tolist()
+
+
+def _first_divergence(same: Bools) -> list[int]:
     """How many frames first differ at each dimension; the last entry counts those that never do."""
     dims = same.shape[1]
     first = np.where(same.all(axis=1), dims, np.argmin(same, axis=1))
     return [int(count) for count in np.bincount(first, minlength=dims + 1)]
+
+
+def _invalid(side: Side, tokens: ActionTokens) -> float:
+    """Share of positions where decoding over the whole vocabulary would not have given an action id."""
+    return float(np.mean((side.would_be < tokens.spec.first) | (side.would_be >= tokens.spec.end)))
+
+
+def _json(intervals: Sequence[Interval]) -> list[dict[str, Any]]:
+    return [interval.to_json() for interval in intervals]
