@@ -104,22 +104,19 @@ def robot_units(apart: Floats, about: About) -> dict[str, Any]:
 def gripper(reference: Floats, candidate: Floats, about: About) -> dict[str, Any]:
     """A6: frames where one opens and the other closes; and how far the candidate's changes lie from the reference's.
 
-    A change of the reference is matched with the nearest one of the candidate in the same direction and episode;
-    `missed` counts those without any.
+    A change of the reference is matched with the nearest one of the candidate in the same direction and episode; one
+    that the candidate never makes counts as far off as its episode is long.
     """
     ours, theirs = is_open(reference[:, -1], about.statistics), is_open(candidate[:, -1], about.statistics)
     shifts: list[int] = []
-    transitions = 0
     for rows, when in _by_episode(about.episodes, about.steps):
         made = _changes(theirs[rows], when)
         for step, opening in _changes(ours[rows], when):
-            transitions += 1
             alike = [abs(other - step) for other, direction in made if direction == opening]
-            shifts += [min(alike)] if alike else []
+            shifts.append(min(alike, default=int(when[-1] - when[0])))
     return {
         "flips": cluster_interval((ours != theirs).astype(np.float64), about.episodes, trials=1).to_json(),
-        "transitions": transitions,
-        "missed": transitions - len(shifts),
+        "transitions": len(shifts),
         "shift_steps": {"mean": float(np.mean(shifts)), "max": max(shifts)} if shifts else {"mean": None, "max": None},
         "dimension": reference.shape[1] - 1,
     }
@@ -173,6 +170,7 @@ def drift(apart: Floats, about: About) -> dict[str, Any]:
             None
             if not len(found)
             else {
+                "windows": len(found),
                 "mean": float(lengths.mean()),
                 "p95": float(np.percentile(lengths, 95)),
                 "bias_by_dimension": found.mean(axis=0).tolist(),
