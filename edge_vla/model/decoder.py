@@ -143,6 +143,11 @@ class Decoder(nn.Module):
         slots = torch.arange(length, device=positions.device)
         return Step(positions, cos, sin, slots <= positions[:, None, :, None])
 
+    def rows(self, x: Tensor, start: int, cache: Cache) -> Tensor:
+        """One robot's rows (1, T, width) from position `start` on."""
+        out: Tensor = self(x, torch.arange(start, start + x.shape[1], device=x.device)[None], cache)
+        return out
+
     def forward(self, x: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         step = self.step(positions, cache.length, x.dtype)
         for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):

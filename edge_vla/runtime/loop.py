@@ -97,8 +97,7 @@ class Loop:
         padded = _padded(rows) if rows > 1 else rows
         if padded > rows:
             embeddings = torch.nn.functional.pad(embeddings, (0, 0, 0, padded - rows))
-        positions = torch.arange(start, start + padded, device=embeddings.device)[None]
-        hidden: Tensor = self.network.decoder(embeddings, positions, cache)
+        hidden: Tensor = self.network.decoder.rows(embeddings, start, cache.first(start + padded))
         return hidden[:, :rows]
 
     def _cache(self, rows: int, dims: int) -> Cache:

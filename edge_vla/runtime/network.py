@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,8 +21,9 @@ from edge_vla.checkpoint.keys import EMBEDDINGS as EMBEDDINGS_KEY
 from edge_vla.checkpoint.keys import HEAD as HEAD_KEY
 from edge_vla.errors import ArtifactError, UsageError
 from edge_vla.model import Decoder
-from edge_vla.quant import PackedWeight
-from edge_vla.runtime.kernels import AUTO, pick
+from edge_vla.runtime.assemble import Assembly
+from edge_vla.runtime.engine import FusedDecoder, FusedLayer
+from edge_vla.runtime.kernels import AUTO
 from edge_vla.runtime.vision import OnnxVision, Vision, torch_vision
 from edge_vla.spec import ActionSpec, PolicySpec
 
@@ -67,7 +67,7 @@ class Network:
     device: torch.device
     vision: Vision
     embeddings: Embeddings
-    decoder: Decoder
+    decoder: Decoder | FusedDecoder
     head: Head
     kernels: Mapping[str, str]
     weight_bytes: Mapping[str, int]
@@ -82,14 +82,15 @@ def from_artifact(
 ) -> Network:
     """Read the artifact layer by layer straight into device layouts."""
     spec = artifact.manifest.config.spec
-    decoder, chosen, decoder_bytes = _empty_decoder(spec), defaultdict[str, set[str]](set), 0
+    assembly, layers, decoder_bytes = Assembly(spec, dtype, device, kernel), list[FusedLayer](), 0
     for index, (linears, norms) in enumerate(artifact.layers()):
         decoder_bytes += sum(packed.bytes for packed in linears.values()) + _bytes(norms)
-        _place_layer(decoder, index, linears, norms, dtype, device, kernel, chosen)
+        layers.append(assembly.layer(index, linears, norms))
+        return_freed_memory()
     head = artifact.tensors(
         HEAD, {"actions": (spec.action.bins, spec.decoder.width), "norm.weight": (spec.decoder.width,)}
     )
-    decoder.norm.weight = _parameter(head["norm.weight"], dtype, device)
+    decoder = FusedDecoder(spec.decoder, layers, assembly.norm(head["norm.weight"]))
     actions = head["actions"].to(device, dtype)
     table = map_matrix(artifact.directory / EMBEDDINGS, "embed_tokens.weight")
     if table.shape != (spec.decoder.vocab_rows, spec.decoder.width):
@@ -100,9 +101,9 @@ def from_artifact(
         keys = key_table(spec)
         weights = artifact.tensors(VISION, {name: keys[name].shape for name in vision_keys(spec)})
         see = torch_vision(spec, weights, dtype, device)
+    chosen = assembly.chosen
     if kernel != AUTO and kernel not in set().union(*chosen.values()):
         raise UsageError(f"--kernel {kernel}: this artifact's formats {sorted(chosen)} have no such kernel")
-    kernels = {scheme: "+".join(sorted(names)) for scheme, names in chosen.items()}
     return Network(
         spec=spec,
         dtype=dtype,
@@ -111,7 +112,7 @@ def from_artifact(
         embeddings=_embeddings(table, spec.action, dtype, device),
         decoder=decoder.eval(),
         head=Head(actions, None),
-        kernels={**kernels, "vision": vision, **_where(dtype, device)},
+        kernels={**assembly.kernels(), "vision": vision, **_where(dtype, device)},
         weight_bytes={
             "vision": _bytes(see.state_dict())
             if isinstance(see, nn.Module)
@@ -168,34 +169,8 @@ def _empty_decoder(spec: PolicySpec) -> Decoder:
         return Decoder(spec.decoder, embeddings=False)
 
 
-def _place_layer(
-    decoder: Decoder,
-    index: int,
-    linears: Mapping[str, PackedWeight],
-    norms: Mapping[str, Tensor],
-    dtype: torch.dtype,
-    device: torch.device,
-    want: str,
-    chosen: Mapping[str, set[str]],
-) -> None:
-    layer = decoder.layers[index]
-    for name, packed in linears.items():
-        kernel = pick(packed, dtype, device, want)
-        chosen[packed.scheme.value].add(kernel.name)
-        parent, _, attribute = name.rpartition(".")
-        setattr(layer.get_submodule(parent), attribute, kernel(packed, dtype, device))
-    for name, weight in norms.items():
-        # A copy: the tensor read from a file keeps the whole file mapped.
-        layer.get_submodule(name.removesuffix(".weight")).weight = _parameter(weight.clone(), dtype, device)
-    return_freed_memory()
-
-
 def _embeddings(table: Tensor, action: ActionSpec, dtype: torch.dtype, device: torch.device) -> Embeddings:
     return Embeddings(table, table[action.first : action.end].to(device, dtype, copy=True))
-
-
-def _parameter(weight: Tensor, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
-    return nn.Parameter(weight.to(device, dtype), requires_grad=False)
 
 
 def _bytes(tensors: Mapping[str, Tensor]) -> int:

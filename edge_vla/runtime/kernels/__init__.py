@@ -1,7 +1,7 @@
 """Matrix products over packed weights: the slow reference, and faster ones beside it with the same face.
 
 A kernel is a module `y = x W^T` made from a `PackedWeight`. `auto` takes the first that runs here; a kernel asked
-for by name runs or raises. The choice is named in every result.
+for by name runs or raises. The choice is named in every result. A name `a/b` multiplies a few rows as `a`, many as `b`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from torch import Tensor
 from edge_vla.errors import UsageError
 from edge_vla.quant import PackedWeight, Scheme
 from edge_vla.runtime.kernels.cpu import CpuInt4, CpuInt8
+from edge_vla.runtime.kernels.probe import widening_pays
 from edge_vla.runtime.kernels.reference import Dense, Reference
+from edge_vla.runtime.kernels.wide import DynamicInt8, WideInt4, WideInt8
 
 AUTO: Final = "auto"
 
@@ -33,23 +35,31 @@ class Kernel(Protocol):
     def __call__(self, x: Tensor) -> Tensor: ...
 
 
-# Fastest first; the last always runs.
+# Fastest at a decode step first; Dense and Reference always run, on any format. After those: what only a name chooses.
 KERNELS: Final[Mapping[Scheme, tuple[type[Kernel], ...]]] = {
     Scheme.BF16: (Dense,),
-    Scheme.INT8: (CpuInt8, Reference),
-    Scheme.INT4: (CpuInt4, Reference),
+    Scheme.INT8: (CpuInt8, WideInt8, Reference, DynamicInt8),
+    Scheme.INT4: (CpuInt4, WideInt4, Reference),
 }
 NAMES: Final = tuple(sorted({kernel.name for kernels in KERNELS.values() for kernel in kernels}))
 
 
-def pick(packed: PackedWeight, dtype: torch.dtype, device: torch.device, want: str = AUTO) -> type[Kernel]:
-    """The kernel for this weight. A name binds the schemes that have such a kernel; there it runs or raises."""
+def pick(
+    packed: PackedWeight, dtype: torch.dtype, device: torch.device, want: str = AUTO, rows: int = 1
+) -> type[Kernel]:
+    """The kernel for this weight. A name binds the schemes that have such a kernel; there it runs or raises.
+
+    `rows` is how many a prefill has, about: where that is many, a probe chooses between the packed product and
+    widening the weight.
+    """
     if want != AUTO and want not in NAMES:
         raise UsageError(f"kernel {want!r}: choose {AUTO} or one of {list(NAMES)}")
-    able = [kernel for kernel in KERNELS[packed.scheme] if kernel.runs(packed, dtype, device)]
+    made_for = KERNELS.get(packed.scheme, (Reference,))
+    able = [kernel for kernel in made_for if kernel.runs(packed, dtype, device)]
     named = [kernel for kernel in able if kernel.name == want]
-    if want == AUTO or want not in {kernel.name for kernel in KERNELS[packed.scheme]}:
-        return able[0]
+    if want == AUTO or want not in {kernel.name for kernel in made_for}:
+        wide = next((kernel for kernel in able if issubclass(kernel, (WideInt4, WideInt8))), None)
+        return wide if wide is not None and widening_pays(wide, packed, rows, device) else able[0]
     if not named:
         raise UsageError(
             f"kernel {want!r} does not run {packed.scheme.value} {packed.shape} in {dtype} on {device}; "

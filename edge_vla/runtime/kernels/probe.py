@@ -1,0 +1,67 @@
+"""Which way is faster for many rows, by layer shape: measured once on this machine, then remembered.
+
+Knows timings. What a kernel computes is not its business: all that it compares are right.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from edge_vla.quant import PackedWeight
+from edge_vla.runtime.kernels.native import library
+from edge_vla.runtime.kernels.store import processor, remember, remembered
+from edge_vla.runtime.kernels.wide import FEW, WideInt4, WideInt8
+
+TABLE = "prefill.json"
+ROUNDS = 3
+LONG = 0.3  # seconds; a round this long is not repeated
+
+_known: dict[str, str] = {}
+
+
+def widening_pays(wide: type[WideInt4] | type[WideInt8], packed: PackedWeight, rows: int, device: torch.device) -> bool:
+    """Whether `wide` beats the packed product at this many rows."""
+    if rows <= FEW:
+        return False
+    key = _key(packed, rows)
+    answer = _known.get(key) or remembered(TABLE).get(key)
+    if answer not in ("packed", "wide"):
+        kernel = wide(packed, torch.bfloat16, device)
+        x = torch.randn(rows, packed.shape[1], generator=torch.Generator().manual_seed(0)).bfloat16()
+        with torch.inference_mode():
+            slow, fast = _fastest(kernel.few, kernel.many, x)
+        answer = "wide" if fast < slow else "packed"
+        remember(TABLE, key, answer)
+    _known[key] = answer
+    return answer == "wide"
+
+
+def _fastest(first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, float]:
+    """Best seconds of each, in turns, so that a disturbance hits both."""
+    best = [float("inf"), float("inf")]
+    for _ in range(ROUNDS):
+        for i, product in enumerate((first, second)):
+            started = time.perf_counter()
+            product(x)
+            best[i] = min(best[i], time.perf_counter() - started)
+        if sum(best) > LONG:
+            break
+    return best[0], best[1]
+
+
+def _key(packed: PackedWeight, rows: int) -> str:
+    where = f"{processor()[:40]} {hash_of(processor())}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    how = "native" if library() else "torch"
+    return f"{where}, {how}: {packed.scheme.value} {packed.group} {packed.shape} x {rows}"
+
+
+def hash_of(text: str) -> str:
+    """Short and the same in every run, which Python's own is not."""
+    total = 0
+    for letter in text.encode():
+        total = (total * 131 + letter) % (1 << 32)
+    return f"{total:08x}"

@@ -1,0 +1,120 @@
+"""Products that change their way with the number of rows: a few stream the packed weight, many are worth widening it.
+
+A decode step reads each weight once, so bytes decide, and the packed product is at memory speed. A prefill multiplies
+each weight hundreds of times, so arithmetic decides, and the weight is widened, a slice at a time, into one scratch
+buffer that all layers share.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edge_vla.quant import PackedWeight, Scheme, dequantise, quantise
+from edge_vla.runtime.kernels.cpu import CpuInt4, CpuInt8
+from edge_vla.runtime.kernels.native import BLOCK, widen
+
+FEW = 16  # rows up to which a weight is streamed: a decode step, a verifying pass
+SCRATCH = 1 << 22  # values in a slice: 8 MiB, which stays in a cache shared by two cores
+
+
+class WideInt4(CpuInt4):
+    """Many rows: codes to bfloat16, then torch's bfloat16 product."""
+
+    name = "torch-int4pack/bf16"
+
+    @classmethod
+    def runs(cls, packed: PackedWeight, dtype: torch.dtype, device: torch.device) -> bool:
+        return packed.shape[0] % BLOCK == 0 and CpuInt4.runs(packed, dtype, device) and _layout_is_known()
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.numel() // x.shape[-1]
+        return self.few(x) if rows <= FEW else self.many(x)
+
+    def few(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+    def many(self, x: Tensor) -> Tensor:
+        inner = x.shape[-1]
+        flat = x.reshape(-1, inner)
+        lines = self.codes.view(-1, inner, BLOCK // 2)
+        step = max(1, SCRATCH // (inner * BLOCK))
+        out = flat.new_empty(flat.shape[0], self.outer)
+        for first in range(0, lines.shape[0], step):
+            last = min(first + step, lines.shape[0])
+            weight = _scratch(inner, (last - first) * BLOCK)
+            widen(lines, self.scales_and_zeros, self.group, first, last, weight)
+            if last - first == lines.shape[0]:
+                torch.mm(flat, weight, out=out)
+            else:
+                out[:, first * BLOCK : last * BLOCK] = torch.mm(flat, weight)
+        return out.view(*x.shape[:-1], self.outer)
+
+
+class WideInt8(CpuInt8):
+    """Many rows: codes to bfloat16, which holds them exactly, torch's product, then the scales."""
+
+    name = "torch-int8pack/bf16"
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.numel() // x.shape[-1]
+        return self.few(x) if rows <= FEW else self.many(x)
+
+    def few(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+    def many(self, x: Tensor) -> Tensor:
+        inner, outer = x.shape[-1], self.codes.shape[0]
+        flat = x.reshape(-1, inner)
+        step = min(outer, max(1, SCRATCH // inner))
+        out = flat.new_empty(flat.shape[0], outer)
+        for first in range(0, outer, step):
+            codes = self.codes[first : first + step]
+            weight = _scratch(codes.shape[0], inner).copy_(codes)
+            torch.mul(F.linear(flat, weight), self.scales[first : first + step], out=out[:, first : first + step])
+        return out.view(*x.shape[:-1], outer)
+
+
+class DynamicInt8(WideInt8):
+    """Many rows: activations rounded to int8, one scale a row, and torch's int8 product. Never chosen by itself,
+    because it rounds what no other kernel rounds."""
+
+    name = "torch-int8pack/int8"
+
+    @classmethod
+    def runs(cls, packed: PackedWeight, dtype: torch.dtype, device: torch.device) -> bool:
+        return CpuInt8.runs(packed, dtype, device) and hasattr(torch, "_int_mm")
+
+    def many(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1]).float()
+        scale = flat.abs().amax(-1, keepdim=True).div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
+        codes = flat.div_(scale).round_().to(torch.int8)
+        sums = torch._int_mm(codes, self.codes.t()).float()
+        out = sums.mul_(scale).mul_(self.scales.float()).to(x.dtype)
+        return out.view(*x.shape[:-1], self.codes.shape[0])
+
+
+_buffer = torch.empty(0, dtype=torch.bfloat16)
+
+
+def _scratch(rows: int, columns: int) -> Tensor:
+    """(rows, columns) of the one buffer; what it held before is lost."""
+    global _buffer
+    if _buffer.numel() < rows * columns:
+        _buffer = torch.empty(rows * columns, dtype=torch.bfloat16)
+    return _buffer[: rows * columns].view(rows, columns)
+
+
+@cache
+def _layout_is_known() -> bool:
+    """torch packs differently on each instruction set: two blocks, two groups, every code, against `dequantise`."""
+    packed = quantise(torch.randn(2 * BLOCK, 64, generator=torch.Generator().manual_seed(0)), Scheme.INT4, 32)
+    kernel = CpuInt4(packed, torch.bfloat16, torch.device("cpu"))
+    out = torch.empty(64, 2 * BLOCK, dtype=torch.bfloat16)
+    if kernel.codes.numel() != out.numel() // 2 or kernel.codes.dtype != torch.uint8:
+        return False
+    widen(kernel.codes.view(2, 64, BLOCK // 2), kernel.scales_and_zeros, 32, 0, 2, out)
+    return torch.equal(out.T, dequantise(packed, torch.bfloat16))

@@ -1,0 +1,114 @@
+"""The fused decoder against the plain one: the same bits where the products are the same, rounding where not."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from edge_vla.model import Cache, Decoder
+from edge_vla.model.decoder import DecoderLayer
+from edge_vla.quant import PackedWeight, Scheme, dequantise, quantise
+from edge_vla.runtime.assemble import Assembly, fused
+from edge_vla.runtime.engine import FusedDecoder
+from edge_vla.spec import TINY, DecoderSpec, PolicySpec
+
+CPU = torch.device("cpu")
+SPECS = {
+    "tiny": TINY.decoder,
+    "grouped": DecoderSpec(vocab_rows=64, width=64, mlp_width=96, layers=2, heads=8, kv_heads=2),
+}
+
+
+def pair(
+    spec: DecoderSpec, scheme: Scheme = Scheme.BF16, dtype: torch.dtype = torch.bfloat16, mixed: bool = False
+) -> tuple[Decoder, FusedDecoder]:
+    """A decoder in plain torch with the weights that the codes stand for, and the fused one made of the codes."""
+    torch.manual_seed(0)
+    plain = Decoder(spec, embeddings=False)
+    whole: PolicySpec = dataclasses.replace(TINY, decoder=spec)
+    assembly = Assembly(whole, dtype, CPU)
+    layers = []
+    for index, layer in enumerate(plain.layers):
+        assert isinstance(layer, DecoderLayer)
+        packed: dict[str, PackedWeight] = {}
+        for name in spec.linears():
+            other = mixed and name.endswith("k_proj")
+            linear = layer.get_submodule(name)
+            assert isinstance(linear, torch.nn.Linear)
+            packed[name] = quantise(
+                linear.weight.detach(),
+                Scheme.INT8 if other else scheme,
+                32 if scheme is Scheme.INT4 and not other else None,
+            )
+            linear.weight.data = dequantise(packed[name])
+        norms: dict[str, Tensor] = {
+            "input_layernorm.weight": layer.input_layernorm.weight,
+            "post_attention_layernorm.weight": layer.post_attention_layernorm.weight,
+        }
+        for norm in norms.values():
+            norm.data.uniform_(0.5, 1.5)
+        layers.append(assembly.layer(index, packed, norms))
+    fast = FusedDecoder(spec, layers, assembly.norm(plain.norm.weight))
+    return plain.to(dtype).eval().requires_grad_(False), fast
+
+
+def run(decoder: Decoder | FusedDecoder, x: Tensor, prompt: int) -> Tensor:
+    """A prefill of `prompt` rows, then one row at a time, and the last two in one pass over a longer cache."""
+    rows = x.shape[1]
+    cache = Cache.allocate(decoder.spec, 1, rows + 5, x.dtype, CPU)
+    with torch.inference_mode():
+        parts = [decoder.rows(x[:, :prompt], 0, cache.first(prompt))]
+        for at in range(prompt, rows - 2):
+            parts.append(decoder.rows(x[:, at : at + 1], at, cache.first(at + 1)))
+        parts.append(decoder.rows(x[:, rows - 2 :], rows - 2, cache))
+    return torch.cat(parts, dim=1)
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_equal_to_the_plain_decoder(name: str, dtype: torch.dtype) -> None:
+    plain, fast = pair(SPECS[name], dtype=dtype)
+    x = torch.randn(1, 21, plain.spec.width, generator=torch.Generator().manual_seed(1)).to(dtype)
+    ours, theirs = run(fast, x, 16).float(), run(plain, x, 16).float()
+    # Attention may add in another order; a wrong rotation, mask or slot moves these by far more.
+    assert (ours - theirs).abs().max() <= (2**-6 if dtype == torch.bfloat16 else 1e-5) * theirs.abs().max()
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("scheme", [Scheme.INT4, Scheme.INT8])
+def test_quantised_is_the_plain_decoder_with_its_weights(scheme: Scheme, mixed: bool) -> None:
+    plain, fast = pair(TINY.decoder, scheme, mixed=mixed)
+    x = torch.randn(1, 40, plain.spec.width, generator=torch.Generator().manual_seed(1)).bfloat16()
+    ours, theirs = run(fast, x, 32).float(), run(plain, x, 32).float()
+    assert (ours - theirs).abs().max() <= 0.05 * theirs.abs().max()
+
+
+def test_a_longer_prompt_after_a_shorter_one() -> None:
+    """Tables grow; what they gave before, they give again."""
+    plain, fast = pair(TINY.decoder)
+    for rows in (8, 64, 8):
+        x = torch.randn(1, rows, plain.spec.width, generator=torch.Generator().manual_seed(rows)).bfloat16()
+        assert (run(fast, x, rows - 4).float() - run(plain, x, rows - 4).float()).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("scheme", [Scheme.BF16, Scheme.INT8, Scheme.INT4])
+def test_a_fused_weight_is_its_parts_in_order(scheme: Scheme) -> None:
+    parts = [quantise(torch.randn(n, 64), scheme, 32 if scheme is Scheme.INT4 else None) for n in (32, 16, 48)]
+    whole = fused(parts)
+    assert whole is not None
+    assert torch.equal(dequantise(whole.check("whole")), torch.cat([dequantise(part) for part in parts]))
+    assert fused([parts[0]]) is parts[0]
+
+
+def test_parts_of_different_formats_stay_apart() -> None:
+    weight = torch.randn(32, 64)
+    different = [
+        quantise(weight, Scheme.INT8, None),
+        quantise(weight, Scheme.INT4, 32),
+        quantise(weight, Scheme.INT4, 64),
+    ]
+    assert fused(different[:2]) is None
+    assert fused(different[1:]) is None
