@@ -1,0 +1,198 @@
+"""Further tables: closed loop, peers, limits, layers, and how it was measured."""
+
+from __future__ import annotations
+
+from edge_vla.benchmarks.reports import words
+from edge_vla.benchmarks.reports.sides import Result, sides
+from edge_vla.benchmarks.reports.tables import Table, table
+
+
+def closed_loop(result: Result) -> Table | None:
+    """One row a candidate, regime and kind of task, the candidate beside the reference."""
+    rows = []
+    for side in sides(result):
+        for regime, entry in ((side.closed_loop or {}).get("regimes") or {}).items():
+            for kind, candidate in entry["candidate"].items():
+                reference = entry["reference"].get(kind)
+                steps = candidate.get("steps_mean")
+                rows.append(
+                    [
+                        f"{side.name}, {regime}, {kind}",
+                        words.of(candidate["success"], candidate["episodes"]),
+                        f"{words.share(candidate['low'])} to {words.share(candidate['high'])}",
+                        words.of(reference["success"], reference["episodes"]) if reference else words.ABSENT,
+                        f"{words.share(reference['low'])} to {words.share(reference['high'])}"
+                        if reference
+                        else words.ABSENT,
+                        words.value_of(candidate.get("wrong_object")),
+                        words.number(steps),
+                    ]
+                )
+    return table(
+        "Closed-loop success, Wilson 95 %",
+        ["side, regime, task", "success", "interval", "reference", "its interval", "wrong object", "mean steps"],
+        rows,
+    )
+
+
+def non_inferiority(result: Result) -> Table | None:
+    rows, marks = [], []
+    for side in sides(result):
+        loop = side.closed_loop or {}
+        for regime, entry in (loop.get("regimes") or {}).items():
+            pairs = entry["pairs"]
+            rows.append(
+                [
+                    f"{side.name}, {regime}",
+                    words.points(entry["difference"]),
+                    f"−{100 * loop['margin']:g} pp",
+                    verdict(entry),
+                    f"{pairs['both']} / {pairs['only_reference']} / {pairs['only_candidate']} / {pairs['neither']}",
+                    words.number(entry.get("mcnemar_p"), 2),
+                    words.share(entry.get("discordance")),
+                    words.value_of(entry.get("episodes_needed")),
+                ]
+            )
+            marks.append("" if entry["non_inferior"] is None else "pass" if entry["non_inferior"] else "fail")
+    return table(
+        "Candidate − reference, paired by episode",
+        [
+            "side, regime",
+            "difference",
+            "margin",
+            "verdict",
+            "both / only reference / only candidate / neither",
+            "McNemar p",
+            "discordant",
+            "episodes for power 0.8",
+        ],
+        rows,
+        marks,
+        prose=[3],
+    )
+
+
+def verdict(entry: Result) -> str:
+    return {True: "non-inferior", False: "not shown", None: "not judged"}[entry["non_inferior"]]
+
+
+def peers(result: Result) -> Table | None:
+    """Those that ran with their ratios, those that did not with the reason in their own words."""
+    rows, marks = [], []
+    for peer in result["peers"]:
+        latency, ratios = peer.get("latency") or {}, peer.get("ratio_to") or {}
+        told = "; ".join(
+            f"{name}: {ratio['ratio']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]{_tie(ratio)}"
+            for name, ratio in ratios.items()
+        )
+        rows.append(
+            [
+                peer["name"],
+                peer["what"],
+                words.milliseconds(latency.get("p50_ms")),
+                words.size((peer.get("memory") or {}).get("peak_bytes")),
+                words.interval((peer.get("agreement") or {}).get("exact_action")),
+                told or words.ABSENT,
+                "" if peer["ran"] else f"did not run: “{peer['why_not'] or 'no reason given'}”",
+            ]
+        )
+        marks.append("" if peer["ran"] else "open")
+    columns = ["peer", "what", "p50", "peak memory", "same action", "its p50 ÷ ours, interleaved", "reason"]
+    return table("Peers", columns, rows, marks, prose=[1, 5, 6])
+
+
+def _tie(ratio: Result) -> str:
+    return " (no difference)" if ratio["low"] <= 1 <= ratio["high"] else ""
+
+
+def limits(result: Result) -> Table | None:
+    rows = [
+        [
+            stage["name"],
+            words.size(stage.get("bytes")),
+            words.ABSENT if stage.get("operations") is None else f"{words.number(stage['operations'] / 1e9)} G",
+            words.milliseconds(stage.get("bytes_ms")),
+            words.milliseconds(stage.get("operations_ms")),
+            words.milliseconds(stage["limit_ms"]),
+            words.milliseconds(stage["measured_ms"]),
+            words.share(stage.get("share")),
+        ]
+        for stage in (result["limits"] or {}).get("stages", ())
+    ]
+    columns = ["stage", "bytes", "operations", "bytes alone", "arithmetic alone", "limit", "measured", "share of limit"]
+    whose = (result["limits"] or {}).get("model", "")
+    return table(f"What this machine allows: {whose}", columns, rows)
+
+
+def ceilings(result: Result) -> str:
+    """One sentence: what was measured as the machine's limits, and how."""
+    found = (result["limits"] or {}).get("ceilings") or {}
+    parts = []
+    if found.get("copy_bytes_per_s") is not None:
+        parts.append(f"copying {words.number(found['copy_bytes_per_s'] / 1e9)} GB/s")
+    for dtype, value in (found.get("gemm_flops") or {}).items():
+        if value is not None:
+            parts.append(f"{dtype} matrix products {words.number(value / 1e9)} GFLOP/s")
+    how = f" ({found['how']})" if found.get("how") else ""
+    return f"Measured ceilings: {', '.join(parts)}{how}." if parts else ""
+
+
+def layers(result: Result) -> Table | None:
+    """Relative error of each quantised matrix: one row a layer and side, one column a module."""
+    found = [side for side in sides(result) if side.layer_errors]
+    modules = list(dict.fromkeys(name for side in found for layer in side.layer_errors.values() for name in layer))
+    rows = [
+        [f"{side.name}, layer {layer}", *(words.number(errors.get(module)) for module in modules)]
+        for side in found
+        for layer, errors in side.layer_errors.items()
+    ]
+    return table("Relative error of each quantised matrix", ["side, layer", *modules], rows)
+
+
+def worst(result: Result) -> Table | None:
+    rows = [
+        [
+            f"{candidate['name']}, frame {frame['frame']}",
+            frame.get("instruction", words.ABSENT),
+            words.value_of(frame.get("episode")),
+            words.value_of(frame.get("step")),
+            " ".join(words.number(value) for value in frame["bins_apart"]),
+        ]
+        for candidate in result["candidates"]
+        for frame in candidate["worst_frames"]
+    ]
+    columns = ["side, frame", "instruction", "episode", "step", "bins apart by dimension"]
+    return table("Frames where the actions are furthest apart", columns, rows, prose=[1])
+
+
+def conditions(result: Result) -> Table:
+    """Everything that is needed to measure it again."""
+    environment, frames, reference = result["environment"], result["frames"], result["reference"]
+    phases = ", ".join(f"{name} {n}" for name, n in frames["by_phase"].items())
+    rows = [
+        ["model", result["model"]["name"]],
+        ["reference", " + ".join([reference["name"], *reference["adapters"]]) + f", {reference['dtype']}"],
+        ["reference's identity", reference["identity"]],
+        [
+            "frames",
+            f"{frames['name']}, {frames['source']}: {words.count(frames['count'], 'frame')} of "
+            f"{words.count(frames['episodes'], 'episode')}" + (f" ({phases})" if phases else ""),
+        ],
+        ["frames' sha256", frames["sha256"]],
+    ]
+    for candidate in result["candidates"]:
+        artifact = candidate["artifact"]
+        rows.append([f"{candidate['name']}: artifact", f"{artifact['name']}, {artifact['identity']}"])
+        rows.append([f"{candidate['name']}: recipe", words.recipe(artifact["recipe"]) or words.ABSENT])
+    rows += [
+        [f"{side.name}: kernels", ", ".join(f"{part} {kernel}" for part, kernel in side.kernels.items())]
+        for side in sides(result)
+        if side.kernels
+    ]
+    rows += [
+        [name.replace("_", " "), words.value_of(value)]
+        for name, value in environment.items()
+        if name not in ("publishable", "unpublishable_because")
+    ]
+    rows += [[f"declared: {name.replace('_', ' ')}", words.value_of(v)] for name, v in result["gates_declared"].items()]
+    return Table("How it was measured", ["", ""], rows, prose=frozenset({1}))
