@@ -151,8 +151,11 @@ def paired_cluster_difference(
 def mcnemar(only_first: int, only_second: int) -> float:
     """Exact two-sided p of McNemar's test: the discordant pairs as throws of a fair coin."""
     thrown = only_first + only_second
-    tail = sum(math.comb(thrown, k) for k in range(min(only_first, only_second) + 1))
-    return min(1.0, float(2 * tail / (1 << thrown)))
+    ways = tail = 1
+    for k in range(min(only_first, only_second)):
+        ways = ways * (thrown - k) // (k + 1)
+        tail += ways
+    return min(1.0, 2 * tail / (1 << thrown))
 
 
 def paired_difference(
