@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import mmap
 import os
 import statistics
 import subprocess
@@ -155,7 +156,7 @@ def poller_cost(rounds: int = 8, queries: int = 20, ballast_mb: int = 256) -> di
     ballast = bytearray(os.urandom(1 << 20) * ballast_mb)
     work: dict[str, Callable[[], object]] = {
         "count": lambda: sum(range(200_000)),
-        "allocate": lambda: bytearray(b"1") * (16 << 20),
+        "allocate": _fresh_pages,
     }
     times: dict[str, dict[str, list[list[float]]]] = {name: {"alone": [], "watched": []} for name in work}
     shares = []
@@ -184,6 +185,12 @@ def _seconds(once: Callable[[], object]) -> float:
     started = time.perf_counter()
     once()
     return time.perf_counter() - started
+
+
+def _fresh_pages(size: int = 16 << 20) -> None:
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages:
+        for at in range(0, size, mmap.PAGESIZE):
+            pages[at] = 1
 
 
 def main() -> None:

@@ -84,7 +84,7 @@ def tegrastats(line: str) -> dict[str, Any]:
     """One line of `tegrastats`. Powers are the first figure of each rail, the one of now; MB there means MiB."""
     ram, swap = (re.search(rf"\b{name} (\d+)/(\d+)MB", line) for name in ("RAM", "SWAP"))
     cpu, gpu = re.search(r"CPU \[([^\]]*)\]", line), re.search(r"GR3D_FREQ (\d+)%(?:@\[?(\d+))?", line)
-    powers = re.findall(r"\b([A-Z][A-Z0-9_]+) (\d+)(?:mW)?/\d+(?:mW)?(?![\d/]*MB)", line)
+    powers = re.findall(r"\b([A-Z][A-Z0-9_]+) (\d+)(?:mW)?/\d+(?:mW)?(?![\d/]*[kM]B)", line)
     rails = {name: int(now) / 1e3 for name, now in powers}
     if ram is None:
         raise UsageError(f"not a line of tegrastats: {line[:60]!r}")

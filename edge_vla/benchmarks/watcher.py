@@ -25,7 +25,7 @@ from edge_vla.errors import BackendError
 PERIOD_S: Final = 0.01
 SLOW_S: Final = 0.1  # the machine, and the kernel's own peak
 GPU_S: Final = 0.02
-FAMILY_S: Final = 0.25
+FAMILY_S: Final = 0.5
 PSS_S: Final = 0.5
 PSS_DUTY: Final = 0.02  # reading PSS walks page tables under the process's own lock: rest fifty times as long
 POINTS: Final = 600
@@ -59,6 +59,7 @@ class Watch:
     def __init__(self, pid: int, period_s: float) -> None:
         self.pid, self.period_s = pid, period_s
         self.gpu, self.no_gpu = _gpu_memory()
+        self.spent = time.process_time()  # on starting up, which is over before watching begins
         self.start, self.samples, self.peak, self.peak_since, self.pss_peak = time.monotonic(), 0, 0, 0, 0
         self.series, self.marks, self.kernel_peak = Series(), dict[str, dict[str, Any]](), 0
         self.files: dict[int, int] = {}  # pid -> open file; its statm is read again and again
@@ -123,7 +124,7 @@ class Watch:
             "cuda": self.gpu.result() if self.gpu else None,
             "no_cuda_because": self.no_gpu,
             "watcher": {
-                "cpu_share": round(time.process_time() / seconds, 4),
+                "cpu_share": round((time.process_time() - self.spent) / seconds, 4),
                 "bytes": _kilobytes(PROC / "self" / "status", "VmRSS:"),
             },
         }
