@@ -1,125 +1,217 @@
-"""The seven-token loop: one prefill, then one single-row pass for each further action dimension.
+"""The seven-token loop: one prefill, then passes that verify drafts, or one row for each further action dimension.
 
-Knows token ids, embeddings and the static cache. Knows nothing of files, prompts, units or robots. Prompts are
-padded on the right to a multiple of 16, which no row can see.
+Knows token ids, embeddings, drafts and the static cache. Knows nothing of files, prompts, units or robots. Prompts
+are padded on the right to a multiple of 16, which no row can see.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from edge_vla.errors import NumericError
 from edge_vla.model import Cache
+from edge_vla.runtime.drafts import Draft
 from edge_vla.runtime.network import Network
 
-PAD_TO = 16
+PAD_TO: Final = 16
+STRICT_ROWS: Final = 8  # a strict pass has a multiple of this many rows, whatever it verifies
+TEXTS: Final = 32  # instructions whose embeddings are kept
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Token ids, and how far the best logit of each led the second."""
+    """Token ids, and how far the best logit of each led the second.
+
+    `drafted` are the ids first proposed, if any; `passes` counts passes of the decoder after the prefill.
+    """
 
     tokens: tuple[int, ...]
     margins: tuple[float, ...]
+    drafted: tuple[int, ...] = ()
+    passes: int = 0
+
+
+class Room:
+    """The tensors of one action at a time, made once for the longest prompt so far."""
+
+    def __init__(self, network: Network, length: int) -> None:
+        self.length = length
+        self.cache = Cache.allocate(network.spec.decoder, 1, length, network.dtype, network.device)
+        self.rows = torch.zeros(1, length, network.spec.decoder.width, dtype=network.dtype, device=network.device)
+
+
+@dataclass
+class _Answer:
+    """What is known of one action: bins from the first dimension on, and the logits row that gave each."""
+
+    dims: int
+    bins: list[int] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
+    guesses: list[int] = field(default_factory=list)  # the network's latest word on every dimension, right or not
+
+    @property
+    def known(self) -> int:
+        return len(self.bins)
+
+    def accept(self, first: int, logits: Tensor, given: Sequence[int]) -> None:
+        """Row i of `logits` predicts dimension `first + i`; all dimensions before it were `given` to the network.
+
+        A prediction counts as long as everything given before it is what is known.
+        """
+        best = logits[: self.dims - first].argmax(dim=-1).tolist()
+        self.guesses[first:] = best
+        for dim in range(self.known, first + len(best)):
+            if list(given[:dim]) != self.bins[:dim]:
+                break
+            self.bins.append(best[dim - first])
+            self.rows.append(logits[dim - first])
 
 
 class Loop:
-    """Runs one network over one cache, as long as the longest prompt so far: one action at a time."""
+    """Runs one network over one room, as long as the longest prompt so far: one action at a time."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
-        self._whole: Cache | None = None
+        self._room: Room | None = None
+        self._texts: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
 
-    def prefill(self, prompt: tuple[int, ...], image: Tensor, cache: Cache) -> Tensor:
-        """Prompt ids and image embeddings (1, patches, width) -> hidden state of the last row (1, 1, width)."""
-        return self._rows(self._sequence(prompt, image), cache)[:, -1:]
+    def greedy(
+        self,
+        prompt: tuple[int, ...],
+        image: Tensor,
+        dims: int,
+        mark: Callable[[str], None],
+        draft: Draft | None = None,
+        *,
+        strict: bool = False,
+    ) -> Decision:
+        """The best action id at each dimension, with or without a draft. `mark` is told when a stage is over.
 
-    def greedy(self, prompt: tuple[int, ...], image: Tensor, dims: int, mark: Callable[[str], None]) -> Decision:
-        """The best action id at each dimension. `mark` is told when a stage is over."""
-        network = self.network
-        cache = self._cache(len(prompt) + image.shape[1], dims)
-        hidden = self.prefill(prompt, image, cache)
-        mark("prefill")
-        bins = [self._best(network.head.logits(hidden[:, 0]))]
+        A draft rides in the prefill, where its rows cost next to nothing; what it missed is drafted again and
+        verified together. With `strict` it does not ride: drafted or not, every pass has the same shape, in which
+        no row's bits depend on its neighbours, so the tokens are those of plain decoding to the last near-tie.
+        """
         start = len(prompt) + image.shape[1]
-        for position in range(start, start + dims - 1):
-            hidden = self._rows(network.embeddings.action(bins[-1][0]), cache, start=position)
-            bins.append(self._best(network.head.logits(hidden[:, 0])))
-        tokens = tuple(network.action.first + int(index) for index, _ in bins)
-        margins = tuple(float(margin) for _, margin in bins)
-        self._check(margins)
+        room = self._fill(prompt, image, start + _strict_rows(dims))
+        answer = _Answer(dims)
+        drafted = [] if draft is None else draft((), ())
+        riding = [] if strict else drafted[: dims - 1]
+        if riding:
+            room.rows[:, start : start + len(riding)] = self._embed(riding)
+        hidden = self._prefill(room, start + len(riding))[0, start - 1 :]
+        answer.accept(0, self.network.head.logits(hidden), riding)
+        mark("prefill")
+        passes = 0
+        while answer.known < dims:
+            given = answer.bins + ([] if draft is None else draft(answer.bins, answer.guesses)[answer.known :])
+            first = 0 if strict else answer.known - 1
+            inputs = given[first : dims - 1]
+            if strict:
+                inputs = inputs + [0] * (_strict_rows(dims) - len(inputs))
+            end = start + first + len(inputs)
+            hidden = self._pass(self._embed(inputs), start + first, _padded(end) if strict else end, room)
+            answer.accept(first + 1, self.network.head.logits(hidden[0]), given)
+            passes += 1
+        margins = self._margins(torch.stack(answer.rows))
         mark("decode")
-        return Decision(tokens, margins)
+        names = self.network.action.first
+        return Decision(
+            tuple(names + index for index in answer.bins), margins, tuple(names + index for index in drafted), passes
+        )
 
     def unconstrained(self, prompt: tuple[int, ...], image: Tensor, dims: int, mark: Callable[[str], None]) -> Decision:
         """Upstream's decoding: the best id of the whole vocabulary, stopping early at end-of-sequence.
 
         After an early stop upstream takes the last `dims` ids of prompt and answer together, so that is returned.
         """
-        network = self.network
-        cache = self._cache(len(prompt) + image.shape[1], dims)
-        hidden = self.prefill(prompt, image, cache)
+        network, start = self.network, len(prompt) + image.shape[1]
+        room = self._fill(prompt, image, start + dims)
+        hidden = self._prefill(room, start)[:, -1]
         mark("prefill")
-        ids, margins = list[int](), list[float]()
-        for position in range(len(prompt) + image.shape[1], len(prompt) + image.shape[1] + dims):
-            token, margin = self._best(network.head.full_logits(hidden[:, 0]))
-            ids.append(int(token))
-            margins.append(float(margin))
+        ids, rows = list[int](), list[Tensor]()
+        for position in range(start, start + dims):
+            rows.append(network.head.full_logits(hidden)[0])
+            ids.append(int(rows[-1].argmax()))
             if ids[-1] == network.spec.decoder.eos or len(ids) == dims:
                 break
-            hidden = self._rows(network.embeddings.text((ids[-1],)), cache, start=position)
-        self._check(tuple(margins))
+            hidden = self._pass(network.embeddings.text((ids[-1],)), position, position + 1, room)[:, 0]
+        margins = self._margins(torch.stack(rows))
         mark("decode")
-        return Decision(tuple([*prompt, *ids][-dims:]), tuple(margins))
+        return Decision(tuple([*prompt, *ids][-dims:]), margins, passes=len(ids) - 1)
 
     def forced(self, prompt: tuple[int, ...], image: Tensor, tokens: tuple[int, ...]) -> Tensor:
         """Hidden states (dims, width) that predict each of `tokens`, given those before it. One pass."""
-        given = self.network.embeddings.text(tokens[:-1]) if len(tokens) > 1 else None
-        sequence = self._sequence(prompt, image)
-        sequence = sequence if given is None else torch.cat([sequence, given], dim=1)
-        hidden = self._rows(sequence, self._cache(sequence.shape[1], 0))[0, -len(tokens) :]
+        start = len(prompt) + image.shape[1]
+        end = start + len(tokens) - 1
+        room = self._fill(prompt, image, end)
+        if len(tokens) > 1:
+            room.rows[:, start:end] = self.network.embeddings.text(tokens[:-1])
+        hidden = self._prefill(room, end)[0, start - 1 :]
         self._check((float(hidden.float().norm()),))
         return hidden
 
-    def _sequence(self, prompt: tuple[int, ...], image: Tensor) -> Tensor:
-        text = self.network.embeddings.text(prompt)
-        return torch.cat([text[:, :1], image.to(text.device, text.dtype), text[:, 1:]], dim=1)
+    def _fill(self, prompt: tuple[int, ...], image: Tensor, rows: int) -> Room:
+        """The room, at least `rows` long, with the prompt's rows in it: beginning-of-sequence, image, the rest."""
+        length = _padded(rows)
+        if self._room is None or self._room.length < length:
+            self._room = Room(self.network, length)
+        room, text, patches = self._room, self._text(prompt), image.shape[1]
+        room.rows[:, :1] = text[:, :1]
+        room.rows[:, 1 : 1 + patches] = image
+        room.rows[:, 1 + patches : len(prompt) + patches] = text[:, 1:]
+        return room
 
-    def _rows(self, embeddings: Tensor, cache: Cache, start: int = 0) -> Tensor:
-        """Hidden states of the given rows; a prefill is padded, a decode step is not."""
-        rows = embeddings.shape[1]
-        padded = _padded(rows) if rows > 1 else rows
-        if padded > rows:
-            embeddings = torch.nn.functional.pad(embeddings, (0, 0, 0, padded - rows))
-        hidden: Tensor = self.network.decoder.rows(embeddings, start, cache.first(start + padded))
-        return hidden[:, :rows]
+    def _text(self, prompt: tuple[int, ...]) -> Tensor:
+        found = self._texts.pop(prompt, None)
+        self._texts[prompt] = self.network.embeddings.text(prompt) if found is None else found
+        if len(self._texts) > TEXTS:
+            self._texts.popitem(last=False)
+        return self._texts[prompt]
 
-    def _cache(self, rows: int, dims: int) -> Cache:
-        length = _padded(rows) + dims
-        if self._whole is None or self._whole.length < length:
-            network = self.network
-            self._whole = Cache.allocate(network.spec.decoder, 1, length, network.dtype, network.device)
-        return self._whole.first(length)
+    def _embed(self, bins: Sequence[int]) -> Tensor:
+        """(1, n, width)."""
+        rows = self.network.embeddings.action(torch.tensor(bins, device=self.network.device))
+        return rows.transpose(0, 1)
 
-    def _best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """logits (1, n) -> index of the largest, the first of equals, and its lead over the second."""
-        top = logits.topk(2, dim=-1).values[0]
-        return logits.argmax(dim=-1), torch.where(logits.isfinite().all(), top[0] - top[1], torch.nan)
+    def _prefill(self, room: Room, rows: int) -> Tensor:
+        """Hidden states (1, rows, width) of the rows in the room, from position 0 on."""
+        length = _padded(rows)
+        room.rows[:, rows:length] = 0
+        return self._pass(room.rows[:, :length], 0, length, room)[:, :rows]
+
+    def _pass(self, embeddings: Tensor, start: int, length: int, room: Room) -> Tensor:
+        """Hidden states of rows from position `start` on, computed over the first `length` slots of the cache."""
+        hidden: Tensor = self.network.decoder.rows(embeddings, start, room.cache.first(length))
+        return hidden
+
+    def _margins(self, logits: Tensor) -> tuple[float, ...]:
+        """(dims, n) -> lead of the largest over the second; NumericError where a logit is not finite."""
+        top = logits.topk(2, dim=-1).values
+        leads = torch.where(logits.isfinite().all(dim=-1), top[:, 0] - top[:, 1], torch.nan)
+        margins = tuple(leads.tolist())
+        self._check(margins)
+        return margins
 
     def _check(self, values: tuple[float, ...]) -> None:
         if not all(map(math.isfinite, values)):
-            self._whole = None  # what it left in the cache would poison the next action through 0 * NaN
+            self._room = None  # what it left in the cache would poison the next action through 0 * NaN
             raise NumericError("the network produced a non-finite number: no action; verify the artifact's files")
 
 
-def _padded(rows: int) -> int:
-    return -(-rows // PAD_TO) * PAD_TO
+def _padded(rows: int, to: int = PAD_TO) -> int:
+    return -(-rows // to) * to
+
+
+def _strict_rows(dims: int) -> int:
+    return _padded(dims - 1, STRICT_ROWS)
 
 
 class Stopwatch:

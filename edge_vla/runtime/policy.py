@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,13 +25,16 @@ from edge_vla.checkpoint import Arithmetic, open_checkpoint
 from edge_vla.errors import ArtifactError, BackendError, EdgeVLAWarning, NumericError, UsageError
 from edge_vla.frames import open_image
 from edge_vla.openvla import ActionTokens, PolicyConfig, Prompter, Statistics, as_rgb, preprocess
+from edge_vla.runtime.drafts import Draft, Transitions
 from edge_vla.runtime.kernels import AUTO
 from edge_vla.runtime.loop import Decision, Loop, Stopwatch
 from edge_vla.runtime.network import Network, from_artifact, from_checkpoint
+from edge_vla.runtime.session import Session
 
 HeadChoice = Literal["actions", "full"]
 DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 VISIONS = ("torch", "onnx")
+PROMPTS = 32  # instructions whose ids are kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +48,8 @@ class Action:
     clipped: tuple[bool, ...]
     kernels: Mapping[str, str]
     timing_ms: Mapping[str, float]
+    passes: int = 0  # of the decoder after the prefill
+    drafted: tuple[int, ...] = ()  # ids first proposed, where a session drafts
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -53,6 +59,7 @@ class Action:
             "margins": [round(margin, 6) for margin in self.margins],
             "clipped": list(self.clipped),
             "kernels": dict(self.kernels),
+            "passes": self.passes,
             "timing_ms": {stage: round(value, 3) for stage, value in self.timing_ms.items()},
         }
 
@@ -69,22 +76,45 @@ class Policy:
         self.loop = Loop(network)
         self.head = head
         self._turn = threading.Lock()
+        self._prompt = lru_cache(PROMPTS)(self.prompter.__call__)
 
-    def act(self, image: Image.Image | NDArray[Any], instruction: str, unnorm_key: str | None = None) -> Action:
+    def session(
+        self, draft: str = "previous", *, strict: bool = False, transitions: Transitions | None = None
+    ) -> Session:
+        """A robot's own memory: see `Session`."""
+        return Session(self, draft, strict=strict, transitions=transitions)
+
+    def act(
+        self,
+        image: Image.Image | NDArray[Any],
+        instruction: str,
+        unnorm_key: str | None = None,
+        *,
+        draft: Draft | None = None,
+        strict: bool = False,
+    ) -> Action:
         """One action for an RGB image (Pillow, or uint8 H x W x 3) and an instruction.
 
         Raises UsageError for an ambiguous or unknown `unnorm_key` or an instruction that does not fit, FrameError
-        for what is no image, NumericError rather than act on a non-finite number.
+        for what is no image, NumericError rather than act on a non-finite number. `draft` and `strict` are for
+        `session`.
         """
         key = self.config.statistics.resolve(unnorm_key)
         watch = Stopwatch(self.network.device)
-        prompt = self.prompter(instruction)
+        prompt = self._prompt(instruction) if instruction.strip() else self.prompter(instruction)
         pixels = preprocess(as_rgb(image), self.config.image)
         watch.mark("preprocess")
-        return self.decide(prompt, pixels, key, watch)
+        return self.decide(prompt, pixels, key, watch, draft=draft, strict=strict)
 
     def decide(
-        self, prompt: tuple[int, ...], pixels: NDArray[np.float32], key: str, watch: Stopwatch | None = None
+        self,
+        prompt: tuple[int, ...],
+        pixels: NDArray[np.float32],
+        key: str,
+        watch: Stopwatch | None = None,
+        *,
+        draft: Draft | None = None,
+        strict: bool = False,
     ) -> Action:
         """From finished prompt ids and pixel values (3 x towers, H, W)."""
         watch = watch or Stopwatch(self.network.device)
@@ -96,8 +126,10 @@ class Policy:
             watch.mark("wait")
             embeddings = self.network.vision(torch.from_numpy(pixels)[None])
             watch.mark("vision")
-            step = self.loop.greedy if self.head == "actions" else self.loop.unconstrained
-            decision = step(prompt, embeddings, statistics.dims, watch.mark)
+            if self.head == "actions":
+                decision = self.loop.greedy(prompt, embeddings, statistics.dims, watch.mark, draft=draft, strict=strict)
+            else:
+                decision = self.loop.unconstrained(prompt, embeddings, statistics.dims, watch.mark)
         values = statistics.unnormalise(self.tokens.decode(decision.tokens))
         if not np.isfinite(values).all():
             raise NumericError(f"tokens {decision.tokens} give a non-finite action with {key!r}'s statistics")
@@ -124,6 +156,8 @@ class Policy:
             clipped=tuple(not self.tokens.is_action(token) for token in decision.tokens),
             kernels=self.network.kernels,
             timing_ms=watch.stop(),
+            passes=decision.passes,
+            drafted=decision.drafted,
         )
 
     def _check_length(self, prompt: tuple[int, ...], dims: int) -> None:

@@ -1,0 +1,269 @@
+"""Draft and verify: whatever is drafted, the tokens are those of plain decoding; a draft can only cost passes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import edge_vla
+from edge_vla.errors import EdgeVLAError, FrameError, UsageError
+from edge_vla.frames import synthetic_image
+from edge_vla.runtime import Policy
+from edge_vla.runtime.drafts import KINDS, Draft, Past, Transitions, drafting
+from tests.conftest import TINY
+
+TEXT, OTHER = "put the red block on the plate", "open the very much longer drawer of the cabinet on the left"
+DIMS = 7
+CALM = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def image(seed: int) -> Image.Image:
+    return synthetic_image(seed, 28)
+
+
+@pytest.fixture(scope="module", params=["int4", "int8", "bf16", "checkpoint", "fp32"])
+def policy(request: pytest.FixtureRequest, tiny_artifacts: Mapping[int, Path]) -> Policy:
+    bits = {"int4": 4, "int8": 8, "bf16": 16, "fp32": 16}
+    if request.param == "checkpoint":
+        return edge_vla.load(TINY, "cpu")
+    dtype = "fp32" if request.param == "fp32" else "bf16"
+    return edge_vla.load(tiny_artifacts[bits[request.param]], "cpu", dtype=dtype, check=False)
+
+
+@pytest.fixture(scope="module")
+def fast(tiny_artifacts: Mapping[int, Path]) -> Policy:
+    return edge_vla.load(tiny_artifacts[4], "cpu", check=False)
+
+
+def fixed(bins: Sequence[int], jacobi: bool = True) -> Draft:
+    def draft(known: Sequence[int], guesses: Sequence[int]) -> list[int]:
+        return [*guesses, *bins[len(guesses) :]] if jacobi else list(bins)
+
+    return draft
+
+
+def bins_of(policy: Policy, tokens: Sequence[int]) -> list[int]:
+    return [token - policy.config.spec.action.first for token in tokens]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_right_draft_costs_no_pass_and_a_wrong_one_no_more_than_plain(policy: Policy, seed: int) -> None:
+    plain = policy.act(image(seed), TEXT)
+    truth = bins_of(policy, plain.tokens)
+    assert plain.passes == DIMS - 1
+    for right in range(DIMS + 1):
+        draft = [*truth[:right], *((bin + 1) % 64 for bin in truth[right:])]
+        for strict in (False, True):
+            action = policy.act(image(seed), TEXT, draft=fixed(draft), strict=strict)
+            assert action.passes <= DIMS - 1
+            if action.tokens == plain.tokens and not strict:
+                assert (action.passes == 0) == (right >= DIMS - 1)
+    assert policy.act(image(seed), TEXT, draft=fixed(truth), strict=True).passes == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_strict_tokens_and_leads_do_not_depend_on_the_draft(policy: Policy, seed: int) -> None:
+    """Bit for bit: the same logits come out whatever stands in the rows behind."""
+    plain = policy.act(image(seed), TEXT, strict=True)
+    truth = bins_of(policy, plain.tokens)
+    generator = torch.Generator().manual_seed(seed)
+    for wrong in range(DIMS):
+        noise = torch.randint(0, 64, (DIMS,), generator=generator).tolist()
+        for jacobi in (True, False):
+            action = policy.act(image(seed), TEXT, draft=fixed([*truth[:wrong], *noise[wrong:]], jacobi), strict=True)
+            assert action.tokens == plain.tokens
+            assert action.margins == plain.margins
+
+
+@given(st.lists(st.integers(0, 63), min_size=DIMS, max_size=DIMS), st.booleans(), st.integers(0, 3))
+@CALM
+def test_any_draft_gives_plain_tokens(fast: Policy, bins: list[int], jacobi: bool, seed: int) -> None:
+    plain = fast.act(image(seed), TEXT, strict=True)
+    action = fast.act(image(seed), TEXT, draft=fixed(bins, jacobi), strict=True)
+    assert (action.tokens, action.margins) == (plain.tokens, plain.margins)
+    assert action.passes <= DIMS - 1
+
+
+def test_rows_bits_do_not_depend_on_their_neighbours(policy: Policy) -> None:
+    """The ground of strict mode, for the kernels in use: in a pass of one shape, a row sees earlier rows only."""
+    loop, network = policy.loop, policy.network
+    with torch.inference_mode():
+        policy.act(image(0), TEXT, strict=True)
+        room = loop._room
+        assert room is not None
+        base = torch.randn(1, 8, network.spec.decoder.width).to(network.dtype)
+        whole = loop._pass(base, 16, 32, room)
+        logits = network.head.logits(whole[0])
+        for row in range(8):
+            other = torch.randn_like(base)
+            other[:, : row + 1] = base[:, : row + 1]
+            changed = loop._pass(other, 16, 32, room)
+            assert torch.equal(changed[:, : row + 1], whole[:, : row + 1])
+            assert torch.equal(network.head.logits(changed[0])[: row + 1], logits[: row + 1])
+
+
+def test_a_session_is_a_policy_that_remembers(policy: Policy) -> None:
+    session = policy.session(strict=True)
+    for seed in (0, 0, 1, 1):
+        action = session.act(image(seed), TEXT)
+        assert action.tokens == policy.act(image(seed), TEXT, strict=True).tokens
+    again = session.act(image(1), TEXT)
+    assert again.passes == 1
+    assert again.drafted == again.tokens
+    session.reset()
+    assert session.act(image(1), TEXT).drafted == ()
+
+
+class TestBadInput:
+    def test_a_changed_instruction_in_mid_episode(self, fast: Policy) -> None:
+        session = fast.session(strict=True)
+        for seed, text in enumerate((TEXT, TEXT, OTHER, TEXT, "go", OTHER)):
+            assert session.act(image(seed % 2), text).tokens == fast.act(image(seed % 2), text, strict=True).tokens
+
+    def test_two_robots_interleaved(self, fast: Policy) -> None:
+        sessions = [fast.session(strict=True) for _ in range(2)]
+        for step in range(6):
+            for robot, session in enumerate(sessions):
+                action = session.act(image(robot), TEXT)
+                assert action.tokens == fast.act(image(robot), TEXT, strict=True).tokens
+                assert action.drafted == (action.tokens if step else ())
+
+    def test_two_robots_in_two_threads(self, fast: Policy) -> None:
+        expected = [fast.act(image(robot), text, strict=True).tokens for robot, text in enumerate((TEXT, OTHER))]
+        wrong = list[object]()
+
+        def drive(robot: int, text: str) -> None:
+            session = fast.session(strict=True)
+            for _ in range(10):
+                tokens = session.act(image(robot), text).tokens
+                if tokens != expected[robot]:
+                    wrong.append((robot, tokens))
+
+        threads = [threading.Thread(target=drive, args=pair) for pair in enumerate((TEXT, OTHER))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+
+    @pytest.mark.parametrize("stage", ["vision", "logits"])
+    def test_a_reset_between_draft_and_verify(
+        self, fast: Policy, stage: str, monkeypatch: pytest.MonkeyPatch, tiny_artifacts: Mapping[int, Path]
+    ) -> None:
+        policy = edge_vla.load(tiny_artifacts[4], "cpu", check=False)
+        session = policy.session(strict=True)
+        session.act(image(0), TEXT)
+        accept = policy.loop._fill if stage == "vision" else policy.loop._margins
+
+        def resetting(*arguments: object) -> object:
+            session.reset()
+            return accept(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(policy.loop, "_fill" if stage == "vision" else "_margins", resetting)
+        during = session.act(image(0), TEXT)
+        monkeypatch.undo()
+        assert during.tokens == fast.act(image(0), TEXT, strict=True).tokens
+        assert session.act(image(0), TEXT).drafted == (), "the action begun before the reset left nothing behind"
+
+    def test_a_longer_prompt_than_any_before(self, tiny_artifacts: Mapping[int, Path], fast: Policy) -> None:
+        policy = edge_vla.load(tiny_artifacts[4], "cpu", check=False)
+        session = policy.session(strict=True)
+        for words in (1, 60, 2, 90, 1):
+            text = " ".join(["up"] * words)
+            assert session.act(image(0), text).tokens == fast.act(image(0), text, strict=True).tokens
+
+    def test_a_prompt_that_never_fits_leaves_the_session_as_it_was(self, fast: Policy) -> None:
+        session = fast.session(strict=True)
+        before = session.act(image(0), TEXT)
+        with pytest.raises(UsageError, match="at most"):
+            session.act(image(0), "up " * 5000)
+        with pytest.raises(FrameError):
+            session.act(torch.zeros(3).numpy(), TEXT)
+        with pytest.raises(EdgeVLAError):
+            session.act(image(0), TEXT, "no such data set")
+        after = session.act(image(0), TEXT)
+        assert after.drafted == before.tokens
+        assert after.tokens == before.tokens
+
+    @pytest.mark.parametrize("size", [(28, 28), (3, 500), (1, 1)])
+    def test_an_image_of_another_size(self, fast: Policy, size: tuple[int, int]) -> None:
+        session, picture = fast.session(strict=True), image(0).resize(size)
+        session.act(image(1), TEXT)
+        assert session.act(picture, TEXT).tokens == fast.act(picture, TEXT, strict=True).tokens
+
+    def test_names_that_do_not_exist(self, fast: Policy, golden_checkpoint: Path) -> None:
+        with pytest.raises(UsageError, match="choose one of"):
+            fast.session("psychic")
+        with pytest.raises(UsageError, match="table"):
+            fast.session("transitions")
+        full = edge_vla.load(golden_checkpoint, "cpu", head="full")
+        with pytest.raises(UsageError, match="head"):
+            full.session()
+
+
+@given(st.data())
+@CALM
+def test_any_order_of_acts_and_resets(fast: Policy, data: st.DataObject) -> None:
+    """Several robots, instructions, pictures and resets in any order: always the tokens of a stateless policy."""
+    table = Transitions.count([[(1,) * DIMS, (2,) * DIMS]])
+    sessions = [fast.session(kind, strict=True, transitions=table) for kind in KINDS]
+    for _ in range(data.draw(st.integers(1, 8))):
+        session = data.draw(st.sampled_from(sessions))
+        if data.draw(st.integers(0, 4)) == 0:
+            session.reset()
+            continue
+        seed, text = data.draw(st.integers(0, 2)), data.draw(st.sampled_from([TEXT, OTHER, "go"]))
+        assert session.act(image(seed), text).tokens == fast.act(image(seed), text, strict=True).tokens
+
+
+class TestDrafts:
+    past = Past(((10, 20, 63), (8, 25, 60)), 64)
+
+    @pytest.mark.parametrize(
+        ("kind", "expected"),
+        [("previous", [10, 20, 63]), ("velocity", [12, 15, 63]), ("previous, kept", [10, 20, 63])],
+    )
+    def test_first(self, kind: str, expected: list[int]) -> None:
+        draft = drafting(KINDS[kind], self.past, 3)
+        assert draft is not None
+        assert draft((), ()) == expected
+
+    def test_again(self) -> None:
+        jacobi, kept = (drafting(KINDS[kind], self.past, 3) for kind in ("previous", "previous, kept"))
+        assert jacobi is not None
+        assert kept is not None
+        assert jacobi([9], [9, 8]) == [9, 8, 63]
+        assert kept([9], [9, 8]) == [10, 20, 63]
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_nothing_to_go_by(self, kind: str) -> None:
+        assert drafting(KINDS[kind], Past((), 64), 3) is None
+        assert drafting(KINDS[kind], self.past, 4) is None, "the data set changed and has actions of another length"
+
+    def test_a_table_counts_what_followed(self) -> None:
+        episodes = [[(1, 5), (1, 6), (2, 6), (1, 5)], [(1, 5), (1, 9)], []]
+        table = Transitions.count(episodes)
+        assert table.after((1, 5)) == (1, 6), "6 and 9 followed 5 once each: the nearer one"
+        assert table.after((2, 9)) == (1, 9), "nothing followed 9: it stays"
+        assert table.after((1, 5, 7)) == (1, 6, 7)
+
+    def test_the_past_is_short(self) -> None:
+        past = Past((), 64)
+        for bin in range(5):
+            past = past.and_now((bin,))
+        assert past.actions == ((4,), (3,))
+
+
+def test_instructions_are_remembered_and_bounded(tiny_artifacts: Mapping[int, Path]) -> None:
+    policy = edge_vla.load(tiny_artifacts[4], "cpu", check=False)
+    expected: Callable[[int], tuple[int, ...]] = lambda n: policy.act(image(0), f"go{' up' * n}").tokens  # noqa: E731
+    first = [expected(n) for n in range(40)]
+    assert len(policy.loop._texts) == 32
+    assert [expected(n) for n in range(40)] == first
