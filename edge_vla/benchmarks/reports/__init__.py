@@ -15,7 +15,7 @@ from edge_vla.benchmarks.reports.compare import compare
 from edge_vla.benchmarks.reports.html import html
 from edge_vla.benchmarks.reports.junit import junit
 from edge_vla.benchmarks.reports.markdown import markdown
-from edge_vla.benchmarks.reports.schema import ResultError, read, schema, serialised, validate
+from edge_vla.benchmarks.reports.schema import ResultError, read, serialised, validate
 from edge_vla.errors import ResourceError
 from edge_vla.files import write_whole
 
@@ -29,7 +29,6 @@ __all__ = [
     "markdown",
     "model_card",
     "read",
-    "schema",
     "validate",
     "write",
 ]

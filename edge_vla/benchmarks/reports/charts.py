@@ -39,6 +39,7 @@ class Curve:
     name: str
     slot: int | None
     points: Sequence[tuple[float, float]]
+    stepped: bool = True  # of every sample; else only these points are known
 
 
 @dataclass(frozen=True)
@@ -186,9 +187,13 @@ def steps(
     for one in curves:
         corners: list[tuple[float, float]] = []
         for x, share in one.points:
-            if corners:
+            if corners and one.stepped:
                 corners.append((across(x), corners[-1][1]))
             corners.append((across(x), up(share)))
+            if not one.stepped:
+                canvas.circle(
+                    across(x), up(share), 2.4, f"{paint(one.slot)} fill", f"{one.name}: {share:.1%} in {x:.4g}"
+                )
         canvas.path(corners, f"{paint(one.slot)} stroke", one.name)
     return canvas.markup()
 
@@ -276,8 +281,9 @@ def scatter(
     taken: list[tuple[float, float, float, float]] = []
     for bottom, top, name in bands:
         canvas.rect(frame.left, up(top), frame.right - frame.left, max(1.5, up(bottom) - up(top)), "band", name)
-        canvas.text(frame.left + 4, up(top) - 3, name, kind="tick")
-        taken.append((frame.left + 4, up(top) - 12, frame.left + 4 + text_width(name, 10), up(top)))
+        middle = (up(top) + up(bottom)) / 2
+        canvas.text(frame.right - 4, middle + 3.5, name, "end", "tick")
+        taken.append((frame.right - 4 - text_width(name, 10), middle - 7, frame.right, middle + 7))
     for point in points:
         x, y = across(point.x), up(point.y)
         canvas.line(x, up(point.low), x, up(point.high), f"{paint(point.slot)} thin")
@@ -295,8 +301,7 @@ def _label(
     """The point's name where it covers nothing: right, left, above or below, else further away."""
     width = max(text_width(point.name), text_width(point.note, 10))
     gap = point.radius + 4
-    places = [(x + gap, y + 2 + shift) for shift in (0, -16, 16, -30, 30, -44, 44)]
-    places += [(x - gap - width, y + 2 + shift) for shift in (0, -16, 16, -30, 30)]
+    places = [(at, y + 2 + shift) for shift in (0, -16, 16, -30, 30, -44, 44) for at in (x + gap, x - gap - width)]
 
     def box(place: tuple[float, float]) -> tuple[float, float, float, float]:
         return place[0], place[1] - 9, place[0] + width, place[1] + 14
@@ -315,17 +320,19 @@ def _label(
 def ranges(
     title: str,
     description: str,
-    rows: Sequence[Range],
+    groups: Sequence[Sequence[Range]],
     x_label: str,
     marks: Sequence[tuple[float, str, str]] = (),
     write: Callable[[float], float] = lambda value: value,
 ) -> Markup:
-    """A row a value with its interval; `marks` are (x, label, kind) upright lines."""
+    """A row a value with its interval, a gap between groups; `marks` are (x, label, kind) upright lines."""
+    rows = [row for group in groups for row in group]
     left = _left([row.name for row in rows], 150)
     tail = max(text_width(row.text, 10) for row in rows) + 8
     top = 18.0 if marks else 6.0
-    canvas = Canvas(WIDTH, top + 20 * len(rows) + 40, title, description)
-    frame = Frame(left, top, WIDTH - tail, top + 20 * len(rows))
+    tall = 20 * len(rows) + 8 * (len(groups) - 1)
+    canvas = Canvas(WIDTH, top + tall + 40, title, description)
+    frame = Frame(left, top, WIDTH - tail, top + tall)
     values = [write(v) for row in rows for v in (row.low, row.high)] + [write(mark[0]) for mark in marks]
     scale = Scale(*spread(values), frame.left, frame.right)
     x_axis(canvas, frame, scale, x_label, most=5)
@@ -333,8 +340,9 @@ def ranges(
         x = scale(write(value))
         canvas.line(x, frame.top - 4, x, frame.bottom, kind)
         canvas.text(x, frame.top - 7, label, "middle", "tick")
-    for i, row in enumerate(rows):
-        y = frame.top + 20 * i + 10
+    heights = [20 * i + 8 * j for i, j in enumerate(j for j, group in enumerate(groups) for _ in group)]
+    for row, height in zip(rows, heights, strict=True):
+        y = frame.top + height + 10
         canvas.text(left - 6, y + 4, clipped(row.name, left - 8), "end", "name")
         canvas.line(scale(write(row.low)), y, scale(write(row.high)), y, f"{paint(row.slot)} thick")
         canvas.circle(scale(write(row.mean)), y, 3.6, f"{paint(row.slot)} fill", f"{row.name}: {row.text}")

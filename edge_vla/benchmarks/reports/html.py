@@ -21,6 +21,7 @@ from edge_vla.benchmarks.reports.tables import VERDICTS, Table
 
 IMAGE: Final = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*")
 REFERENCE_SLOT: Final = 0
+NARROW: Final = "\u00a0"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def html(result: Result, beside: Path | None = None) -> str:
         passed=sum(gate["passed"] is True for gate in result["gates"]),
         unpublishable=[] if environment.get("publishable", True) else environment.get("unpublishable_because") or ["–"],
         summary=tables.summary(result),
-        pareto=plots.pareto(result),
+        overview=_present(plots.pareto(result), plots.by_dimension(result)),
         sections=[section for section in _sections(result, beside) if not section.empty],
         conditions=more_tables.conditions(result),
     )
@@ -60,7 +61,7 @@ def _sections(result: Result, beside: Path | None) -> list[Section]:
         Section(
             "agreement",
             "Is it the same policy?",
-            _present(plots.by_dimension(result), plots.flips(result), plots.apart(result)),
+            _present(plots.flips(result), plots.apart(result)),
             _present(
                 tables.agreement(result),
                 tables.by_dimension(result, "free_running_by_dimension"),
@@ -157,6 +158,11 @@ def _verdicts(result: Result) -> list[Mapping[str, str]]:
     ]
 
 
+def _tight(cell: str) -> str:
+    """A figure may break before its interval, nowhere else."""
+    return cell.replace(" ", NARROW).replace(NARROW + "[", " [")
+
+
 @cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
@@ -166,4 +172,5 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["tight"] = _tight
     return environment.get_template("page.html.j2")

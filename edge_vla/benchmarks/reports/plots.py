@@ -16,7 +16,7 @@ from edge_vla.benchmarks.reports.tables import Table
 
 APART: Final = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 10**6))
 FEW_LAYERS: Final = 12  # more, and a cell has no room for its value
-SURE: Final = 0.5  # a cell is strong when its whole interval lies below the floor's
+SEE: Final = "Values in the table below."
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def pareto(result: Result) -> Figure | None:
             same["mean"],
             same["low"],
             same["high"],
-            3 + 6 * ((memory or 0) / largest) ** 0.5,
+            3 + 4 * ((memory or 0) / largest) ** 0.5,
             words.size(memory),
             not any(h >= hz and s["mean"] >= same["mean"] and (h, s) != (hz, same) for _, h, s, _ in found),
         )
@@ -99,9 +99,7 @@ def by_dimension(result: Result) -> Figure | None:
         "Same token, by dimension",
         f"Percent, the reference's tokens before each. Darker is less: {low:.1%} to {low + span:.1%}. Bold with a "
         "line below: the whole interval lies below the first floor's.",
-        charts.heat(
-            "Same token by dimension and side", "Values in the table below.", rows, [*dims(result), "all"], cells
-        ),
+        charts.heat("Same token by dimension and side", SEE, rows, [*dims(result), "all"], cells),
         tables.by_dimension(result),
     )
 
@@ -124,7 +122,7 @@ def apart(result: Result) -> Figure | None:
     return Figure(
         "How far apart, where the bins differ",
         "Share of all positions, free-running. A side whose bins never differ is not drawn.",
-        charts.bars("Bins apart", "Values in the table below.", names, _floors_once(series), "bins apart", "positions"),
+        charts.bars("Bins apart", SEE, names, _floors_once(series), "bins apart", "positions"),
         tables.table("Bins apart, share of positions", ["side", "0", *names], rows, [side.role for side in found]),
     )
 
@@ -153,7 +151,7 @@ def flips(result: Result) -> Figure | None:
         "rounding alone; right of the line a flip is the candidate's own.",
         charts.lines(
             "Flips by the reference's lead",
-            "Values in the table below.",
+            SEE,
             [str(i + 1) for i in range(max(len(one.values) for one in series))],
             _floors_once(series),
             "decile of the reference's lead",
@@ -197,7 +195,7 @@ def layers(result: Result) -> Iterator[Figure]:
             f"Relative error of each matrix in percent, layers across. Darkest: {largest:.2%}.",
             charts.heat(
                 f"Quantisation error of {side.name}",
-                "Values in the table below.",
+                SEE,
                 [(module, False) for module in modules],
                 names,
                 cells,
@@ -237,49 +235,47 @@ def stages(result: Result) -> Figure | None:
     return Figure(
         "Where the time of one action goes",
         "Medians, each stage from where the one above ended; the thin line is the whole action, measured, not summed.",
-        charts.waterfall("Latency by stage", "Values in the table below.", rows, "ms"),
+        charts.waterfall("Latency by stage", SEE, rows, "ms"),
         tables.stages(result),
     )
 
 
 def ecdf(result: Result, beside: Path | None) -> Figure | None:
-    curves, raw = [], []
+    curves = []
     deadline = None
     for side in timed(result):
         points, samples = distribution(side.headline or {}, beside)
         if len(points) > 1:
-            curves.append(charts.Curve(side.name, side.slot, points))
-            raw.append(samples)
+            curves.append(charts.Curve(side.name, side.slot, points, stepped=samples))
         deadline = deadline or next((e["deadline_ms"] for e in side.latency.values() if e.get("deadline_ms")), None)
     if not curves:
         return None
-    how = "Every query." if all(raw) else "Raw samples where they lie beside the result, else the reported percentiles."
+    every = all(curve.stepped for curve in curves)
+    how = (
+        "" if every else " A curve with dots joins the reported percentiles; its raw samples are not beside the result."
+    )
     mark = (deadline, f"deadline {deadline:g} ms") if deadline else None
     return Figure(
         "Latency, cumulative",
-        f"Share of actions done after so many milliseconds, asked back to back. {how}",
-        charts.steps("Latency, cumulative", "Values in the table below.", curves, "ms, logarithmic", "done", mark),
+        f"Share of actions done after so many milliseconds, asked back to back.{how}",
+        charts.steps("Latency, cumulative", SEE, curves, "ms, logarithmic", "done", mark),
         tables.latency(result),
     )
 
 
 def rates(result: Result) -> Figure | None:
-    rows: list[charts.Range] = []
+    by_regime: dict[str, list[charts.Range]] = {}
     for side in sides(result):
-        regimes = (side.closed_loop or {}).get("regimes") or {}
-        for regime, entry in regimes.items():
-            reference, rate = entry["reference"]["all"], entry["candidate"]["all"]
-            if not any(row.name == f"reference, {regime}" for row in rows):
-                rows.append(_rate(f"reference, {regime}", 0, reference))
-            rows.append(_rate(f"{side.name}, {regime}", side.slot, rate))
-    if not rows:
+        for regime, entry in ((side.closed_loop or {}).get("regimes") or {}).items():
+            rows = by_regime.setdefault(regime, [_rate(f"reference, {regime}", 0, entry["reference"]["all"])])
+            rows.append(_rate(f"{side.name}, {regime}", side.slot, entry["candidate"]["all"]))
+    if not by_regime:
         return None
-    rows.sort(key=lambda row: row.name.partition(", ")[2])  # stable: sides keep their order within a regime
     worlds = ", ".join(dict.fromkeys(side.closed_loop["world"] for side in sides(result) if side.closed_loop))
     return Figure(
         "Closed-loop success",
         f"World {worlds}, all tasks; Wilson 95 % intervals.",
-        charts.ranges("Closed-loop success", "Values in the table below.", rows, "success, %", write=_percent),
+        charts.ranges("Closed-loop success", SEE, list(by_regime.values()), "success, %", write=_percent),
         more_tables.closed_loop(result),
     )
 
@@ -294,18 +290,17 @@ def _percent(value: float) -> float:
 
 
 def differences(result: Result) -> Figure | None:
-    rows, margins = [], set()
+    by_regime: dict[str, list[charts.Range]] = {}
+    margins = set()
     for side in sides(result):
         loop = side.closed_loop or {}
         for regime, entry in (loop.get("regimes") or {}).items():
             d = entry["difference"]
-            rows.append(
-                charts.Range(
-                    f"{side.name}, {regime}", side.slot, d["mean"], d["low"], d["high"], more_tables.verdict(entry)
-                )
-            )
+            said = more_tables.verdict(entry)
+            row = charts.Range(f"{side.name}, {regime}", side.slot, d["mean"], d["low"], d["high"], said)
+            by_regime.setdefault(regime, []).append(row)
             margins.add(loop["margin"])
-    if not rows:
+    if not by_regime:
         return None
     marks = [(0.0, "0", "axis"), *((-margin, f"margin −{100 * margin:g}", "mark") for margin in sorted(margins))]
     return Figure(
@@ -313,7 +308,7 @@ def differences(result: Result) -> Figure | None:
         "Candidate minus reference on the same episodes. Non-inferior: the whole interval lies right of the margin, "
         "which was declared beforehand.",
         charts.ranges(
-            "Difference in success", "Values in the table below.", rows, "percentage points", marks, write=_percent
+            "Difference in success", SEE, list(by_regime.values()), "percentage points", marks, write=_percent
         ),
         more_tables.non_inferiority(result),
     )

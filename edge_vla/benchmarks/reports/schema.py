@@ -58,7 +58,9 @@ def validate(result: Mapping[str, Any]) -> None:
     else:
         # A round trip first: tuples become lists, as they will in the file.
         document = json.loads(serialised(result))
-        errors = jsonschema.Draft202012Validator(schema()).iter_errors(document)
+        whole = jsonschema.Draft202012Validator(schema()).iter_errors(document)
+        # Of alternatives that all fail, the one that was meant.
+        errors = [importlib.import_module("jsonschema.exceptions").best_match([error]) for error in whole]
         found = [f"{error.json_path}: {_short(error.message)}" for error in errors]
     if found:
         more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""

@@ -79,7 +79,8 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def tick_label(value: float) -> str:
-    return f"{value:.10g}"
+    text = f"{value:.10g}"
+    return "−" + text[1:] if text.startswith("-") else text
 
 
 class Canvas:
@@ -176,7 +177,7 @@ def legend(entries: Sequence[tuple[str, int | None]], width: float) -> list[list
     x = 0.0
     for name, slot in entries:
         name = clipped(name, width - 16)
-        step = text_width(name) + 30
+        step = text_width(name) + 26
         if rows[-1] and x + step - 12 > width:
             rows.append([])
             x = 0.0

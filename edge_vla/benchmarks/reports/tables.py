@@ -123,9 +123,8 @@ def success(result: Result, side: Side) -> str:
 
 
 def _rate(rate: Result) -> str:
-    return (
-        f"{words.of(rate['success'], rate['episodes'])} [{words.share(rate['low'], 0)}, {words.share(rate['high'], 0)}]"
-    )
+    low, high = (words.share(rate[bound], 0) for bound in ("low", "high"))
+    return f"{words.of(rate['success'], rate['episodes'])} [{low.removesuffix('%')}, {high}]"
 
 
 def _high_margin(agreement: Result) -> str:
@@ -152,7 +151,8 @@ def agreement(result: Result) -> Table | None:
             lambda a: _part(a, "margins", "near_tie", lambda m: words.of(m["flips"], m["positions"])),
         ),
         ("gripper open or closed otherwise", lambda a: _part(a, "gripper", "flips", words.interval)),
-        ("gripper change moved by, steps", _shift),
+        ("gripper change moved by, steps: mean, largest", _shift),
+        ("gripper changes compared", lambda a: _part(a, "gripper", "transitions", words.number)),
         ("NRMSE of the action", lambda a: _part(a, "robot_units", "nrmse", words.number)),
         ("KL divergence from the reference, nats", lambda a: _part(a, "kl", "all", words.plain_interval)),
         ("expected action apart, bins", lambda a: _part(a, "soft_action_l1", "mean", words.number)),
@@ -183,11 +183,10 @@ def _apart(agreement: Result) -> str:
 
 
 def _shift(agreement: Result) -> str:
-    gripper = agreement.get("gripper") or {}
-    shift = gripper.get("shift_steps") or {}
+    shift = (agreement.get("gripper") or {}).get("shift_steps") or {}
     if shift.get("mean") is None:
         return words.ABSENT
-    return f"{words.number(shift['mean'], 2)}, at most {words.number(shift['max'])} (n={gripper['transitions']})"
+    return f"{words.number(shift['mean'], 2)}, {words.number(shift['max'])}"
 
 
 def by_dimension(result: Result, key: str = "teacher_forced_by_dimension") -> Table | None:
@@ -284,7 +283,10 @@ def _percentile(entry: Result, name: str) -> str:
     if value is None:
         return str((entry.get("refused") or {}).get(name, words.ABSENT))
     spread = entry.get("p50_interval") if name == "p50" else None
-    return words.milliseconds(value) + (f" [{words.number(spread[0])}, {words.number(spread[1])}]" if spread else "")
+    if not spread:
+        return words.milliseconds(value)
+    low, high = (words.milliseconds(bound).partition(" ")[0] for bound in spread)
+    return f"{words.milliseconds(value)} [{low}, {high}]"
 
 
 def stages(result: Result) -> Table | None:

@@ -21,10 +21,11 @@ def share(value: float | None, digits: int = 1) -> str:
 
 
 def interval(value: Mapping[str, Any] | None, digits: int = 1) -> str:
-    """`86.1% [84.9%, 87.3%]`."""
+    """`86.1% [84.9, 87.3]`."""
     if value is None:
         return ABSENT
-    return f"{share(value['mean'], digits)} [{share(value['low'], digits)}, {share(value['high'], digits)}]"
+    low, high = (share(value[bound], digits).removesuffix("%") for bound in ("low", "high"))
+    return f"{share(value['mean'], digits)} [{low}, {high}]"
 
 
 def points(value: Mapping[str, Any] | None) -> str:
@@ -37,7 +38,7 @@ def points(value: Mapping[str, Any] | None) -> str:
 def _signed(share: float) -> str:
     """A true minus sign, and none before a zero."""
     rounded = round(100 * share, 1)
-    return f"{rounded:+.1f}".replace("-", "−") if rounded else "0.0"
+    return minus(f"{rounded:+.1f}") if rounded else "0.0"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -45,15 +46,21 @@ def number(value: float | None, digits: int = 3) -> str:
     if value is None:
         return ABSENT
     if value == 0 or (float(value).is_integer() and abs(value) < 1e6):
-        return f"{value:.0f}"
+        return minus(f"{value:.0f}")
     text = f"{value:.{digits}g}"
-    return f"{float(text):,.0f}" if "e+" in text and abs(value) < 1e12 else text
+    text = f"{float(text):,.0f}" if "e+" in text and abs(value) < 1e12 else text
+    return minus(text)
+
+
+def minus(text: str) -> str:
+    """A true minus sign in front; an exponent keeps its own."""
+    return "−" + text[1:] if text.startswith("-") else text
 
 
 def plain_interval(value: Mapping[str, Any] | None) -> str:
     if value is None:
         return ABSENT
-    return f"{number(value['mean'])} [{number(value['low'])}, {number(value['high'])}]"
+    return f"{number(value['mean'], 2)} [{number(value['low'], 2)}, {number(value['high'], 2)}]"
 
 
 def milliseconds(value: float | None) -> str:
@@ -65,7 +72,7 @@ def milliseconds(value: float | None) -> str:
 
 
 def hertz(value: float | None) -> str:
-    return ABSENT if value is None else f"{number(value)} Hz"
+    return ABSENT if value is None else f"{value:#.3g}".rstrip(".") + " Hz"
 
 
 def size(value: float | None) -> str:
