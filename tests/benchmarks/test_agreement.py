@@ -149,6 +149,7 @@ def test_forced_and_free_are_told_apart() -> None:
     candidate = replace(side([[331, 341, 351]] * 4), forced=reference.forced)
     result = compare(reference, candidate, about(names(4)), TOKENS)
     assert (result["teacher_forced"]["mean"], result["free_running"]["mean"]) == (1, 0)
+    assert sum(part["flips"] for part in result["margins"]["deciles"]) == 0
 
 
 def test_near_ties_are_told_from_clear_leads() -> None:
@@ -177,6 +178,8 @@ def test_deciles_and_floor_split_all_positions(seed: int) -> None:
 def test_floor_counts_a_flip_with_all_of_the_way_it_went() -> None:
     reference, shaken = side([[330, 340, 350]], margin=0.25), side([[330, 341, 350]], margin=0.5)
     assert margin_floor(reference, shaken) == pytest.approx(0.25 + 0.5, rel=0.02)
+    lower = replace(shaken, logits=shaken.logits - np.float32(8))
+    assert margin_floor(reference, lower) == margin_floor(reference, shaken)
 
 
 def test_divergence_equals_scipy() -> None:
@@ -224,6 +227,7 @@ def gripper(opened: str) -> Side:
         ("oooccccc", "oooccccc", 0, 1, 0, 0),
         ("oooccccc", "ooooocco", 3, 1, 2, 2),
         ("ooccccoo", "occccooo", 2, 2, 1, 1),
+        ("oooccccc", "ocoooocc", 4, 1, 2, 2),
         ("oooccccc", "oooooooo", 5, 1, 7, 7),
         ("oooooooo", "cccccccc", 8, 0, None, None),
     ],
