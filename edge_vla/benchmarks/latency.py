@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_vla.benchmarks.quantiles import Refusal, percentile, ratio_of_medians
 from edge_vla.errors import UsageError
 
 Query = Callable[[int], Mapping[str, float]]  # frame index -> milliseconds by stage
@@ -31,16 +32,7 @@ RESAMPLES: Final = 1000
 TOTAL: Final = "total"  # what a policy calls the sum of its stages: no stage
 LATE: Final = "late start"
 
-# MLPerf's early stopping at 99 % confidence: fewer queries cannot carry the percentile.
-FEWEST: Final[Mapping[str, tuple[float, int]]] = {
-    "p90": (0.90, 64),
-    "p95": (0.95, 130),
-    "p99": (0.99, 662),
-    "p999": (0.999, 6636),
-}
-
-# Two-sided 95 % points of Student's t for 1, 2, … degrees of freedom; beyond them the last, which is too wide.
-STUDENT: Final = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
+SHARES: Final[Mapping[str, float]] = {"p90": 0.90, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 
 
 @dataclass(frozen=True)
@@ -155,36 +147,22 @@ def blocks(names: Sequence[str], rounds: int) -> list[str]:
     return [name for _ in range(rounds) for name in (*names, *reversed(names))]
 
 
-def ratio(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> dict[str, float | int | None]:
+def ratio(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> dict[str, float | None]:
     """p50 of `theirs` over p50 of `ours`, block by block in the order run: above 1, ours is faster.
 
-    Geometric mean of the blocks' ratios with a 95 % t interval of their logarithms: blocks vary more than the
-    queries within one do. From a single pair of blocks there is no interval.
+    Blocks vary more than the queries within one do, so the interval is over blocks; from one pair there is none.
     """
     if len(ours) != len(theirs) or not ours:
         raise UsageError(f"{len(ours)} blocks against {len(theirs)}: a ratio needs as many of either side")
-    logs = [math.log(plain.median(b) / plain.median(a)) for a, b in zip(ours, theirs, strict=True)]
-    middle = plain.fmean(logs)
-    if len(logs) < 2:
-        return {"ratio": math.exp(middle), "low": None, "high": None, "blocks": len(logs)}
-    half = STUDENT[min(len(logs) - 2, len(STUDENT) - 1)] * plain.stdev(logs) / math.sqrt(len(logs))
-    return {
-        "ratio": math.exp(middle),
-        "low": math.exp(middle - half),
-        "high": math.exp(middle + half),
-        "blocks": len(logs),
-    }
+    if len(ours) == 1:
+        return {"ratio": plain.median(theirs[0]) / plain.median(ours[0]), "low": None, "high": None, "blocks": 1}
+    found = ratio_of_medians(list(zip(theirs, ours, strict=True)))
+    return {"ratio": found.mean, "low": found.low, "high": found.high, "blocks": found.n}
 
 
 def repeat_ratio(repeated: Sequence[Record], varied: Sequence[Record]) -> float:
     """p50 on one frame asked again and again over p50 on varied frames; below `SLOWEST_REPEAT`, answers are cached."""
     return plain.median(record.latency_ms for record in repeated) / plain.median(r.latency_ms for r in varied)
-
-
-def percentile(times: Sequence[float], name: str) -> float | None:
-    """The nearest rank, or None where the sample cannot carry it."""
-    share, fewest = FEWEST[name]
-    return sorted(times)[math.ceil(share * len(times)) - 1] if len(times) >= fewest else None
 
 
 def p50_interval(runs: Sequence[Sequence[float]]) -> tuple[float, float]:
@@ -206,7 +184,7 @@ def summary(
     runs: Sequence[Sequence[Record]],
     mode: str,
     *,
-    warm_up: WarmUp | Mapping[str, Any] | None = None,
+    warm_up: Mapping[str, Any] | None = None,
     period_s: float | None = None,
     deadline_ms: float | None = None,
     cold: Mapping[str, float] | None = None,
@@ -224,17 +202,15 @@ def summary(
     spread = plain.stdev(times) if len(times) > 1 else 0.0
     wall_s = sum(run[-1].finished_ns - run[0].scheduled_ns for run in runs if run) / 1e9
     deadline = period_s * 1e3 if deadline_ms is None and period_s is not None else deadline_ms
-    carried = {name: percentile(times, name) for name in FEWEST}
+    tail = {name: percentile(times, share) for name, share in SHARES.items()}
     stages, rest = _stages(records, paced=period_s is not None)
-    result = {
+    return {
         "mode": mode,
         "queries": len(times),
-        "warm_up": warm_up.to_json() if isinstance(warm_up, WarmUp) else warm_up and dict(warm_up),
+        "warm_up": warm_up and {key: warm_up[key] for key in ("queries", "seconds", "stable")},
         "p50_ms": p50,
-        **{f"{name}_ms": value for name, value in carried.items()},
-        "refused": {
-            name: f"n/a (n={len(times)} < {FEWEST[name][1]})" for name, value in carried.items() if value is None
-        },
+        **{f"{name}_ms": None if isinstance(value, Refusal) else value for name, value in tail.items()},
+        "refused": {name: str(value) for name, value in tail.items() if isinstance(value, Refusal)},
         "max_ms": max(times),
         "mean_ms": mean,
         "stdev_ms": spread,
@@ -251,7 +227,24 @@ def summary(
         "cold": None if cold is None else dict(cold),
         "repeat_ratio": repeat_ratio,
     }
-    return {**result, "warnings": _warnings(result, records, period_s)}
+
+
+def warnings(latency: Mapping[str, Any]) -> list[str]:
+    """What a reader of one LATENCY should know before believing it."""
+    found = []
+    stages = {stage["name"]: stage["p50_ms"] for stage in latency["stages"]}
+    if stages and latency["unattributed_ms"] > UNATTRIBUTED * latency["p50_ms"]:
+        share = latency["unattributed_ms"] / latency["p50_ms"]
+        found.append(f"{share:.0%} of an action is in none of its stages: the stages do not explain the time")
+    if stages.get(LATE, 0.0) > (latency["deadline_ms"] or math.inf):
+        found.append(
+            "slower than the pace: each query waits longer, so misses and the sustained rate mean more than p50"
+        )
+    if latency["warm_up"] is not None and not latency["warm_up"]["stable"]:
+        found.append("the warm-up ended before the times were steady")
+    if latency["repeat_ratio"] is not None and latency["repeat_ratio"] < SLOWEST_REPEAT:
+        found.append("one frame repeated is answered faster than varied frames: something is cached between queries")
+    return found
 
 
 def samples(runs: Sequence[Sequence[Record]]) -> dict[str, NDArray[Any]]:
@@ -287,19 +280,3 @@ def _stages(records: Sequence[Record], paced: bool) -> tuple[list[dict[str, Any]
     ]
     rest = plain.median(record.latency_ms - sum(row.values()) for record, row in zip(records, rows, strict=True))
     return stages, rest
-
-
-def _warnings(result: Mapping[str, Any], records: Sequence[Record], period_s: float | None) -> list[str]:
-    found = []
-    if records[0].stages and result["unattributed_ms"] > UNATTRIBUTED * result["p50_ms"]:
-        share = result["unattributed_ms"] / result["p50_ms"]
-        found.append(f"{share:.0%} of an action is in none of its stages: the stages do not explain the time")
-    if period_s is not None and plain.median(record.late_ms for record in records) > period_s * 1e3:
-        found.append(
-            "slower than the schedule: latencies grow with every query, only misses and the sustained rate mean much"
-        )
-    if result["warm_up"] is not None and not result["warm_up"]["stable"]:
-        found.append("the warm-up ended before the times were steady")
-    if result["repeat_ratio"] is not None and result["repeat_ratio"] < SLOWEST_REPEAT:
-        found.append("one frame repeated is answered faster than varied frames: something is cached between queries")
-    return found

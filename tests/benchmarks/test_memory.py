@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from edge_vla.benchmarks.memory import Poller, peak_of, poller_cost, summary
+from edge_vla.benchmarks.reports.schema import schema
 from edge_vla.benchmarks.watcher import POINTS, Series, family
 from edge_vla.errors import BackendError, UsageError
 
@@ -64,6 +65,8 @@ def test_it_sees_a_planted_allocation_that_is_freed_again() -> None:
     assert memory["steady_bytes"] == steady["bytes"]
     assert memory["cuda"]["max_allocated_bytes"] == 7
     assert memory["weights"] == {"decoder": 5}
+    definitions = schema()["$defs"]
+    assert set(memory) == set(definitions["memory"]["properties"])
     json.dumps(memory)
 
 
