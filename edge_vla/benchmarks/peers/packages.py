@@ -1,0 +1,50 @@
+"""Packages that a peer needs, imported when it is loaded and not before; what to do where one is missing or too old."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import re
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Final
+
+from edge_vla.errors import BackendError
+
+# Oldest version with what is used here: transformers 5's Llama, bitsandbytes' kernels for the CPU, gptqmodel on
+# transformers 5.
+OLDEST: Final[Mapping[str, str]] = {"transformers": "5.0", "bitsandbytes": "0.46", "gptqmodel": "7.0"}
+SHOWN: Final = ("torch", "transformers", "bitsandbytes", "gptqmodel", "accelerate", "numpy", "tokenizers")
+
+
+def needed(package: str) -> ModuleType:
+    """The imported package. BackendError, with the command that helps, where it is absent, too old or broken."""
+    command = f"pip install '{package}>={OLDEST[package]}'"
+    installed = _version(package)
+    if installed is None:
+        raise BackendError(f"this peer needs {package}, which this Python does not have: {command}")
+    if _numbers(installed) < _numbers(OLDEST[package]):
+        raise BackendError(f"this peer needs {package} {OLDEST[package]} or later, got {installed}: {command}")
+    try:
+        return importlib.import_module(package)
+    except Exception as error:  # a package that does not fit its neighbours raises anything
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise BackendError(f"{package} {installed} is installed but does not import ({reason}): {command}") from error
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that a peer's figures depend on, by name."""
+    found = {package: _version(package) for package in SHOWN}
+    return {package: version for package, version in found.items() if version is not None}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Leading numbers of a version: "2.13.0+cpu" -> (2, 13, 0)."""
+    return tuple(int(part) for part in re.findall(r"\d+", re.split(r"[^\d.]", version)[0]))
