@@ -64,6 +64,7 @@ def sample_result(seed: int = 0) -> Document:
             "memory": _memory(1.0),
             "closed_loop_rates": _rates(344, 0.965),
             "kernels": {"decoder": "torch", "vision": "torch"},
+            "ratio_to": {"int8": {"ratio": 1.57, "low": 1.51, "high": 1.64, "blocks": 4}},
         },
         "gates_declared": {"non_inferiority_margin": 0.03, "episodes_for_power": 688, "int4_exact_action": 0.05},
         "floors": {
@@ -88,7 +89,7 @@ def sample_result(seed: int = 0) -> Document:
                 "versions": {"transformers": "5.17.0", "torch": "2.13.0+cpu"},
                 "ratio_to": {
                     "int8": {"ratio": 2.14, "low": 2.05, "high": 2.22, "blocks": 12},
-                    "int4": {"ratio": 2.73, "low": 2.61, "high": 2.88, "blocks": 12},
+                    "int4": {"ratio": 2.73, "low": None, "high": None, "blocks": 1},
                 },
             },
             {
@@ -358,6 +359,7 @@ def _candidate(rng: np.random.Generator, name: str, bits: int, level: float, p50
             "identity": _hash(name),
             "recipe": {"bits": bits, "group": 32 if bits == 4 else None, "method": "rtn"},
             "disk_bytes": int(4.9e6 + 5.25e6 * bits / 16),
+            "bits_per_weight": bits + 0.5 * (bits < 16),
             "layer_errors": errors if base else None,
         },
         "agreement": _agreement(rng, level),

@@ -109,7 +109,7 @@ def _limits(result: Result, candidate: Result) -> Iterator[str]:
     for gate in result["gates"]:
         if gate["passed"] is not True:
             state = "failed" if gate["passed"] is False else "not judged"
-            yield f"- {escaped(gate['name'])}: {state} ({escaped(gate['why'])})."
+            yield f"- {escaped(tables.gate_name(gate))}: {state} ({escaped(gate['why'])})."
     for note in result["notes"]:
         yield f"- {escaped(note)}"
 

@@ -149,7 +149,7 @@ def _verdicts(result: Result) -> list[Mapping[str, str]]:
     return [
         {
             "kind": {False: "fail", None: "open", True: "pass"}[gate["passed"]],
-            "name": gate["name"],
+            "name": tables.gate_name(gate),
             "figure": f"{VERDICTS[gate['passed']]}: {words.value_of(gate['value'])}, "
             f"bound {words.value_of(gate['bound'])}",
             "why": gate["why"],

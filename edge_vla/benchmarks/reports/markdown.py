@@ -44,7 +44,7 @@ def verdict(result: Result) -> str:
     gates = result["gates"]
     if not gates:
         return "No gate was declared."
-    failed = [gate["name"] for gate in gates if gate["passed"] is False]
+    failed = [tables.gate_name(gate) for gate in gates if gate["passed"] is False]
     waiting = sum(gate["passed"] is None for gate in gates)
     passed = len(gates) - len(failed) - waiting
     said = f"{words.of(passed, len(gates))} gates passed"

@@ -55,7 +55,7 @@ def non_inferiority(result: Result) -> Table | None:
             )
             marks.append("" if entry["non_inferior"] is None else "pass" if entry["non_inferior"] else "fail")
     return table(
-        "Candidate − reference, paired by episode",
+        "Candidate − reference, paired by episode, 90 % intervals",
         [
             "side, regime",
             "difference",
@@ -79,12 +79,17 @@ def verdict(entry: Result) -> str:
 def peers(result: Result) -> Table | None:
     """Those that ran with their ratios, those that did not with the reason in their own words."""
     rows, marks = [], []
+    measured = result.get("reference_measured") or {}
+    if measured.get("ratio_to"):
+        latency: Result = next(iter((measured.get("latency") or {}).values()), {})
+        cells = [
+            words.milliseconds(latency.get("p50_ms")),
+            words.size((measured.get("memory") or {}).get("peak_bytes")),
+        ]
+        rows.append(["reference", "this package's own, not quantised", *cells, words.ABSENT, _ratios(measured), ""])
+        marks.append("")
     for peer in result["peers"]:
-        latency, ratios = peer.get("latency") or {}, peer.get("ratio_to") or {}
-        told = "; ".join(
-            f"{name}: {ratio['ratio']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]{_tie(ratio)}"
-            for name, ratio in ratios.items()
-        )
+        latency = peer.get("latency") or {}
         rows.append(
             [
                 peer["name"],
@@ -92,7 +97,7 @@ def peers(result: Result) -> Table | None:
                 words.milliseconds(latency.get("p50_ms")),
                 words.size((peer.get("memory") or {}).get("peak_bytes")),
                 words.interval((peer.get("agreement") or {}).get("exact_action")),
-                told or words.ABSENT,
+                _ratios(peer),
                 "" if peer["ran"] else f"did not run: “{peer['why_not'] or 'no reason given'}”",
             ]
         )
@@ -101,8 +106,14 @@ def peers(result: Result) -> Table | None:
     return table("Peers", columns, rows, marks, prose=[1, 5, 6])
 
 
-def _tie(ratio: Result) -> str:
-    return " (no difference)" if ratio["low"] <= 1 <= ratio["high"] else ""
+def _ratios(row: Result) -> str:
+    """Without an interval a ratio is only that; with one that holds 1 there is no difference."""
+    told = []
+    for name, ratio in (row.get("ratio_to") or {}).items():
+        low, high = ratio["low"], ratio["high"]
+        spread = "" if low is None else f" [{low:.2f}, {high:.2f}]" + (" no difference" if low <= 1 <= high else "")
+        told.append(f"{name}: {ratio['ratio']:.2f}{spread}")
+    return "; ".join(told) or words.ABSENT
 
 
 def limits(result: Result) -> Table | None:
@@ -129,7 +140,7 @@ def ceilings(result: Result) -> str:
     found = (result["limits"] or {}).get("ceilings") or {}
     parts = []
     if found.get("copy_bytes_per_s") is not None:
-        parts.append(f"copying {words.number(found['copy_bytes_per_s'] / 1e9)} GB/s")
+        parts.append(f"memory {words.number(found['copy_bytes_per_s'] / 1e9)} GB/s")
     for dtype, value in (found.get("gemm_flops") or {}).items():
         if value is not None:
             parts.append(f"{dtype} matrix products {words.number(value / 1e9)} GFLOP/s")

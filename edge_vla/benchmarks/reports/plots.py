@@ -183,9 +183,10 @@ def layers(result: Result) -> Iterator[Figure]:
     for side in sides(result):
         errors = side.layer_errors
         modules = list(dict.fromkeys(name for layer in errors.values() for name in layer))
-        if not modules:
+        known = [value for layer in errors.values() for value in layer.values() if value is not None]
+        if not known:
             continue
-        largest = max(value for layer in errors.values() for value in layer.values()) or 1.0
+        largest = max(known) or 1.0
         cells = [
             [_error(side, layer, module, errors[layer].get(module), largest) for layer in errors] for module in modules
         ]
@@ -305,8 +306,8 @@ def differences(result: Result) -> Figure | None:
     marks = [(0.0, "0", "axis"), *((-margin, f"margin −{100 * margin:g}", "mark") for margin in sorted(margins))]
     return Figure(
         "Is the loss within the margin?",
-        "Candidate minus reference on the same episodes. Non-inferior: the whole interval lies right of the margin, "
-        "which was declared beforehand.",
+        "Candidate minus reference on the same episodes, 90 % intervals: a one-sided test at 5 %. Non-inferior: "
+        "the whole interval lies right of the margin, which was declared beforehand.",
         charts.ranges(
             "Difference in success", SEE, list(by_regime.values()), "percentage points", marks, write=_percent
         ),

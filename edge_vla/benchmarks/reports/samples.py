@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from edge_vla.benchmarks.reports.sides import Result
 
-log = logging.getLogger(__name__)
+LOG: Final = logging.getLogger(__name__)
 
-KEYS: Final = ("total", "total_ms", "latency_ms", "ms")
+FROM, TO = "scheduled_ns", "finished_ns"  # moments of each query, in the file of samples
 SHARES: Final = {"p50_ms": 0.5, "p90_ms": 0.9, "p95_ms": 0.95, "p99_ms": 0.99, "p999_ms": 0.999}
 MOST: Final = 160  # points that a curve of this size can show
 CLOSE: Final = 0.05  # samples whose median is further from the recorded one are of something else
@@ -40,15 +40,14 @@ def _samples(latency: Result, beside: Path | None) -> NDArray[np.float64] | None
     try:
         content = (beside / name).read_bytes()
         if digest and hashlib.sha256(content).hexdigest() != digest:
-            log.warning("%s is not the file that the result was made with: percentiles are drawn instead", name)
+            LOG.warning("%s is not the file that the result was made with: percentiles are drawn instead", name)
             return None
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            key = next((key for key in KEYS if key in arrays), None)
-            found = np.asarray(arrays[key], dtype=np.float64) if key else None
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        log.warning("%s: %s; percentiles are drawn instead", name, error)
+            found = (arrays[TO].astype(np.float64) - arrays[FROM]) / 1e6
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        LOG.warning("%s: %s; percentiles are drawn instead", name, error)
         return None
-    if found is None or found.ndim != 1 or not len(found) or not np.isfinite(found).all() or found.min() <= 0:
+    if found.ndim != 1 or not len(found) or not np.isfinite(found).all() or found.min() <= 0:
         return None
     p50 = latency.get("p50_ms")
     return found if p50 and abs(float(np.median(found)) / p50 - 1) < CLOSE else None

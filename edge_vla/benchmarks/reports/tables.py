@@ -55,6 +55,11 @@ def ranked_gates(result: Result) -> list[Result]:
     return sorted(result["gates"], key=lambda gate: order.index(gate["passed"]))
 
 
+def gate_name(gate: Result) -> str:
+    """With its side, unless it names it."""
+    return gate["name"] if gate["side"] in gate["name"] else f"{gate['side']}: {gate['name']}"
+
+
 def gates(result: Result) -> Table | None:
     """What failed first, then what was not judged, then what passed."""
     ranked = ranked_gates(result)
@@ -63,7 +68,7 @@ def gates(result: Result) -> Table | None:
         ["gate", "verdict", "value", "bound", "why"],
         [
             [
-                gate["name"],
+                gate_name(gate),
                 VERDICTS[gate["passed"]],
                 words.value_of(gate["value"]),
                 words.value_of(gate["bound"]),
