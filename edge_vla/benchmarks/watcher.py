@@ -186,7 +186,7 @@ def watch(pid: int, period_s: float) -> None:
         due = max(due + period_s, time.monotonic())  # a sample that was missed is not made up for
         while (left := due - time.monotonic()) > 0:
             if select.select([0], [], [], left)[0]:
-                heard += (more := os.read(0, 4096))
+                heard += (more := os.read(0, 1 << 16))
                 *words, heard = heard.split(b"\n")
                 for word in map(bytes.decode, words):
                     if word == "stop":
