@@ -44,9 +44,7 @@ def by_heart(actor: Actor, stage: Stage) -> dict[str, Any]:
     """Free-running answers to every prompt of the frames that a stage repeats, against the expert's tokens."""
     if not stage.frames:
         raise UsageError(f"stage {stage.name} never sees a frame twice: there is nothing to know by heart")
-    drawn = samples.batch(
-        world(stage.look), stage.first_seed, stage.frames, stage.prompts, stage.puts, stage.wordings, stage.blocks
-    )
+    drawn = stage.draw(stage.first_seed, stage.frames)
     images, prompts = [], []
     for frame, answers in enumerate(drawn.answers):
         for prompt, last in enumerate(answers):

@@ -191,15 +191,15 @@ def _words() -> dict[str, int]:
     return word_ids()
 
 
-def _given(rng: np.random.Generator, actions: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The action tokens a prompt is continued with: the right ones, or for half of the prompts misleading ones."""
+def _given(rng: np.random.Generator, actions: NDArray[np.float64], misled: float) -> NDArray[np.int64]:
+    """The action tokens a prompt is continued with: the right ones, or for a share `misled` misleading ones."""
     tokens = TOKENS.encode(actions)
     k = len(tokens)
     for row in range(k):
         luck = rng.random()
-        if luck < 0.25:
+        if luck < misled / 2:
             tokens[row] = TOKENS.encode(actions[int(rng.integers(k))] * rng.uniform(-1, 1))
-        elif luck < 0.5:
+        elif luck < misled:
             tokens[row] = TOKENS.encode(actions[row] + rng.normal(0, 0.15, actions.shape[1]))
     return tokens[:, :ACTION_INPUTS]
 
@@ -212,13 +212,17 @@ def batch(
     puts: bool = True,
     wordings: int = 64,
     blocks: tuple[int, int] = BLOCKS,
+    misled: float = 0.5,
 ) -> Batch:
     """Frames `first_seed` to `first_seed + size - 1`."""
-    rows = [_frame(look, seed, prompts, puts, wordings, blocks) for seed in range(first_seed, first_seed + size)]
+    seeds = range(first_seed, first_seed + size)
+    rows = [_frame(look, seed, prompts, puts, wordings, blocks, misled) for seed in seeds]
     return Batch(**{field.name: np.stack([getattr(row, field.name) for row in rows]) for field in fields(Batch)})
 
 
-def _frame(look: World, seed: int, prompts: int, puts: bool, wordings: int, blocks: tuple[int, int]) -> Batch:
+def _frame(
+    look: World, seed: int, prompts: int, puts: bool, wordings: int, blocks: tuple[int, int], misled: float
+) -> Batch:
     rng = np.random.default_rng(seed)
     state, first = moment(rng, look, blocks)
     owner, seen = patch_owner(state, look)
@@ -236,7 +240,7 @@ def _frame(look: World, seed: int, prompts: int, puts: bool, wordings: int, bloc
     pointer_patches = np.zeros((prompts, 2, PATCHES), dtype=np.float32)
     chosen = tasks(rng, state, first, prompts, puts)
     actions = statistics.normalise(np.stack([expert.act(state, task) for task in chosen]))
-    given = _given(rng, actions)
+    given = _given(rng, actions, misled)
     words = _words()
     for row, task in enumerate(chosen):
         ids = encode(phrase(task, int(rng.integers(wordings))))[1:]

@@ -49,6 +49,7 @@ class Stage:
     puts: bool = True
     wordings: int = 64
     blocks: tuple[int, int] = BLOCKS
+    misled: float = 0.5  # share of prompts that are continued with misleading action tokens
     frames: int = 0  # 0: fresh frames for ever; else so many, again and again
     matrix_rate: float = 0.006
     rate: float = 1e-3
@@ -59,14 +60,21 @@ class Stage:
     pointer: float = 0.3
     average: float = 0.995
 
+    def draw(self, first: int, count: int) -> samples.Batch:
+        """The frames of `count` seeds."""
+        return samples.batch(
+            world(self.look), first, count, self.prompts, self.puts, self.wordings, self.blocks, self.misled
+        )
+
 
 STAGES: Final[Mapping[str, Stage]] = {
     stage.name: stage
     for stage in (
-        Stage("overfit", steps=300, first_seed=0, prompts=2, frames=192, average=0.98),
+        Stage("overfit", steps=300, first_seed=0, prompts=2, frames=192, misled=0.0, decay=0.6, softness=(2.0, 0.3),
+              average=0.98),
         Stage("see", steps=900, first_seed=100_000_000, batch=64, language=False, prompts=1, decay=0.3),
         Stage("look", steps=500, first_seed=150_000_000, language=False, prompts=1, decay=0.6),
-        Stage("two", steps=600, first_seed=180_000_000, prompts=2, puts=False, wordings=1, blocks=(2, 2), decay=0.7,
+        Stage("two", steps=400, first_seed=180_000_000, prompts=2, puts=False, wordings=1, blocks=(2, 2), decay=0.7,
               softness=(2.0, 1.5)),
         Stage("act", steps=1800, first_seed=200_000_000, decay=0.8, softness=(2.0, 1.5)),
         Stage("finish", steps=1100, first_seed=300_000_000, matrix_rate=0.0045, warmup=20, decay=0.9,
@@ -90,9 +98,7 @@ class Frames(Dataset[dict[str, NDArray[np.generic]]]):
         offset = index * stage.batch
         if stage.frames:
             offset %= stage.frames
-        look, first = world(stage.look), stage.first_seed + offset
-        drawn = samples.batch(look, first, stage.batch, stage.prompts, stage.puts, stage.wordings, stage.blocks)
-        return drawn.arrays()
+        return stage.draw(stage.first_seed + offset, stage.batch).arrays()
 
 
 def batches(stage: Stage, first: int, workers: int) -> Iterator[dict[str, Tensor]]:
@@ -179,7 +185,8 @@ def train(
 ) -> None:
     """Trains in place; on return the learner holds the averaged weights. Continues what `run` holds.
 
-    Evaluates every `evaluate_every` steps and at the end; 0 is never. At step `until` it saves and exits.
+    Evaluates every `evaluate_every` steps and at the end; 0 is never. At step `until`, or where it is passed
+    already, it saves and exits.
     """
     optimiser = Muon(learner.named_parameters(), weight_decay=0.1)
     averaged = Averaged(optimiser.named, stage.average)
@@ -197,6 +204,9 @@ def train(
         optimiser.restore(**state["optimiser"])
         done = state["step"]
     runs.trim(log_path, done)
+    if until is not None and done >= until:
+        LOG.info("%s holds step %d already", run, done)
+        sys.exit(0)
 
     def save(step: int) -> None:
         state = {
