@@ -4,7 +4,7 @@ BIN := .venv/bin
 # libgomp reads this once, when torch is loaded: without it, waiting threads spin beside other work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test check format clean
+.PHONY: demo test check bench-demo format clean
 
 demo: .venv/ready
 	rm -rf demo-out
@@ -18,6 +18,10 @@ check: .venv/ready
 	$(BIN)/ruff check edge_vla tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# The demo policy in 16, 8 and 4 bits beside bf16 and eager Hugging Face; fails on a red gate.
+bench-demo: .venv/ready
+	$(BIN)/python -m edge_vla.demo.judge --limit 400 --episodes 0 --profile quick --peer hf-bf16 --out bench-out
 
 format: .venv/ready
 	$(BIN)/ruff format edge_vla tests
@@ -34,4 +38,4 @@ format: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv demo-out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv demo-out bench-out .mypy_cache .pytest_cache .ruff_cache .hypothesis

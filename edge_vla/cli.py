@@ -143,11 +143,24 @@ def run(
 
 @app.command()
 def bench(
-    artifact: Annotated[Path, typer.Argument(help="The artifact to judge.")],
-    reference: Annotated[str, typer.Option(help="The checkpoint it was made from.")],
-    out_dir: Annotated[Path, typer.Option("--out", help="Where result.json and report.md go.")],
+    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="The artifacts to judge.")],
+    reference: Annotated[str, typer.Option(help="The checkpoint that they were made from.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Where the result and its reports go.")],
     frames: Annotated[Path | None, typer.Option(help="Frames (images, frames.jsonl); default synthetic.")] = None,
     limit: Annotated[int | None, typer.Option(help="Use only the first N frames.", min=1)] = None,
+    floor: Annotated[
+        list[str] | None, typer.Option(help="A harmless change of the reference; repeat for more.")
+    ] = None,
+    profile: Annotated[str, typer.Option(help="Queries timed: none, few, quick, default or publish.")] = "quick",
+    pace: Annotated[list[float] | None, typer.Option(help="Also time at this rate in Hz; repeat for more.")] = None,
+    peer: Annotated[list[str] | None, typer.Option(help="NAME or NAME=PYTHON of its own environment; repeat.")] = None,
+    table: Annotated[str | None, typer.Option(help="Act in closed loop here: demo:1 or demo:2.")] = None,
+    episodes: Annotated[int, typer.Option(help="Closed-loop episodes of each kind of task.", min=1)] = 400,
+    margin: Annotated[float, typer.Option(help="Non-inferior within this share of episodes, declared before.")] = 0.03,
+    live: Annotated[bool, typer.Option("--live", help="Also let the world go on while a policy thinks.")] = False,
+    model: Annotated[str | None, typer.Option(help="What the tables call the policy.")] = None,
+    agreement: Annotated[bool, typer.Option(help="Compare tokens; without, speed and memory alone.")] = True,
+    time_reference: Annotated[bool, typer.Option(help="Time the reference too; it may not fit.")] = True,
     unnorm_key: UnnormKey = None,
     adapter: Adapters = None,
     merge_arithmetic: MergeArithmetic = "fp32",
@@ -155,10 +168,11 @@ def bench(
     vision: Vision = "torch",
     kernel: Kernel = "auto",
 ) -> None:
-    """Agreement, latency and memory of an artifact against its reference."""
-    from edge_vla.benchmarks.bench import Reference
+    """Agreement, closed loop, latency and memory of artifacts against their reference. Exits with 1 on a red gate."""
+    from edge_vla.benchmarks.bench import FLOORS, Plan, Reference
     from edge_vla.benchmarks.bench import bench as run_bench
-    from edge_vla.benchmarks.report import markdown
+    from edge_vla.benchmarks.closed_loop import Trial
+    from edge_vla.benchmarks.reports import markdown
 
     judged_by = Reference(
         source=reference,
@@ -169,11 +183,34 @@ def bench(
         unnorm_key=unnorm_key,
         device=device,
     )
+    plan = Plan(
+        floors=tuple(floor or FLOORS[:1]),
+        profile=profile,
+        paces_hz=tuple(pace or ()),
+        trial=Trial(table, episodes, margin, live) if table else None,
+        peers=tuple((name, python or None) for name, _, python in (one.partition("=") for one in peer or ())),
+        vision=vision,
+        kernel=kernel,
+        model=model,
+        agreement=agreement,
+        time_reference=time_reference,
+    )
     with err.status("measuring") as status:
-        result = run_bench(
-            artifact, judged_by, out_dir, vision, kernel, lambda stage: status.update(f"measuring: {stage}")
-        )
+        result = run_bench(artifacts, judged_by, out_dir, plan, lambda stage: status.update(f"measuring: {stage}"))
     print(markdown(result))
+    if any(not gate["passed"] for gate in result["gates"]):
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(help="A result.json.")],
+    after: Annotated[Path, typer.Argument(help="Another one.")],
+) -> None:
+    """What changed from one bench result to another."""
+    from edge_vla.benchmarks.reports import compare as compared
+
+    print(compared.compare(compared.read(before), compared.read(after)))
 
 
 @app.command()

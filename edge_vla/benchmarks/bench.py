@@ -1,47 +1,48 @@
-"""Candidates against their reference: each measured in its own process, then compared.
+"""Candidates against their reference: agreement with its noise floor, closed loop, speed and memory, in one result.
 
-First the reference, and the reference with its rounding shaken (the noise floor); then each candidate. The
-reference's full head is applied to every side's hidden states, to see what unconstrained decoding would have done.
+    frames -> reference and its floors -> each candidate's answers -> agreement -> speed -> episodes -> gates -> result
+
+Every side runs in a process of its own. What was measured is kept when something later fails: a side that breaks is
+a row that says why.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
-import os
-import signal
-import subprocess
-import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from edge_vla import errors
 from edge_vla.artifact import Artifact
-from edge_vla.benchmarks.agreement import Side, compare, margin_floor
+from edge_vla.benchmarks import answers, closed_loop, gates, speed
+from edge_vla.benchmarks.agreement import About, Side, compare, margin_floor
+from edge_vla.benchmarks.closed_loop import Trial
 from edge_vla.benchmarks.environment import environment
-from edge_vla.benchmarks.report import markdown
-from edge_vla.benchmarks.worker import Job
+from edge_vla.benchmarks.gates import FLOOR
+from edge_vla.benchmarks.peers import PEERS
+from edge_vla.benchmarks.sides import Contestant
+from edge_vla.benchmarks.speed import Measured
+from edge_vla.benchmarks.worst import worst_frames
 from edge_vla.checkpoint import Arithmetic, Checkpoint, open_checkpoint
 from edge_vla.checkpoint.keys import HEAD
-from edge_vla.errors import BackendError, ResourceError, UsageError
+from edge_vla.errors import EdgeVLAError, UsageError
 from edge_vla.files import write_whole
-from edge_vla.frames import Frame, episodes, read_frames, synthetic_image, write_frames
+from edge_vla.frames import Frame, read_frames, synthetic_image, write_frames
 from edge_vla.openvla import ActionTokens, PolicyConfig
+from edge_vla.quant import stored_bytes
 
 log = logging.getLogger(__name__)
+Tell = Callable[[str], None]
 
-VERSION = 1
-P90_QUERIES = 64  # MLPerf: fewer cannot carry a 90th percentile
-SYNTHETIC = 64
-INSTRUCTIONS = ("pick up the object", "open the drawer", "put the spoon on the towel", "close the drawer")
+VERSION: Final = 2
+SYNTHETIC: Final = 64
+INSTRUCTIONS: Final = ("pick up the object", "open the drawer", "put the spoon on the towel", "close the drawer")
+FLOAT32: Final = "float32"
+FLOORS: Final = (FLOOR, FLOAT32, "math attention", "batch of 8", "run again")
 
 
 @dataclass(frozen=True)
@@ -59,166 +60,301 @@ class Reference:
     def checkpoint(self) -> Checkpoint:
         return open_checkpoint(self.source, [Path(adapter) for adapter in self.adapters], self.merge_arithmetic)
 
+    def contestant(self, name: str = "reference", **changes: Any) -> Contestant:
+        return Contestant(
+            name,
+            self.source,
+            self.adapters,
+            self.merge_arithmetic,
+            device=self.device,
+            unnorm_key=self.unnorm_key,
+            **changes,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What else is measured, declared before the run."""
+
+    floors: tuple[str, ...] = (FLOOR,)
+    profile: str = "quick"
+    paces_hz: tuple[float, ...] = ()
+    trial: Trial | None = None
+    peers: tuple[tuple[str, str | None], ...] = ()  # name, and the interpreter of its own environment
+    vision: str = "torch"
+    kernel: str = "auto"
+    title: str | None = None
+    model: str | None = None
+    agreement: bool = True
+    time_reference: bool = True
+
+    def __post_init__(self) -> None:
+        if self.trial is not None and self.trial.live and self.profile == "none":
+            raise UsageError("--live takes the latencies of this run: it needs a --profile")
+        for peer, _ in self.peers:
+            if peer not in PEERS:
+                raise UsageError(f"--peer {peer}: choose among {list(PEERS)}")
+        for name in self.floors:
+            if name not in FLOORS:
+                raise UsageError(f"--floor {name}: choose among {list(FLOORS)}")
+
+
+@dataclass
+class Run:
+    """One bench as it fills up. `result` is whole after each phase."""
+
+    artifacts: Sequence[Path]
+    reference: Reference
+    plan: Plan
+    scratch: Path
+    tell: Tell
+    checkpoint: Checkpoint
+    directory: Path
+    frames: Sequence[Frame]
+    result: dict[str, Any] = field(default_factory=dict)
+    sides: dict[str, Side] = field(default_factory=dict)
+    measured: dict[str, Measured] = field(default_factory=dict)
+
+    @property
+    def config(self) -> PolicyConfig:
+        return self.checkpoint.config
+
+    def names(self) -> dict[str, Path]:
+        """Candidates by name; two directories of one name are told apart by their parents."""
+        plain = [path.resolve().name for path in self.artifacts]
+        return {
+            path.resolve().name if plain.count(path.resolve().name) == 1 else "/".join(path.resolve().parts[-2:]): path
+            for path in self.artifacts
+        }
+
+    def contestants(self) -> dict[str, Contestant]:
+        made = {
+            name: Contestant(
+                name,
+                str(path),
+                device=self.reference.device,
+                vision=self.plan.vision,
+                kernel=self.plan.kernel,
+                unnorm_key=self.reference.unnorm_key,
+            )
+            for name, path in self.names().items()
+        }
+        for peer, python in self.plan.peers:
+            made[peer] = self.reference.contestant(peer, peer=peer, python=python)
+        return made
+
+    def row(self, name: str) -> dict[str, Any]:
+        rows = [*self.result["candidates"], *self.result["peers"]]
+        return next(row for row in rows if row["name"] == name)
+
 
 def bench(
-    artifact: Path,
-    reference: Reference,
-    out: Path,
-    vision: str = "torch",
-    kernel: str = "auto",
-    tell: Callable[[str], None] = log.info,
+    artifacts: Sequence[Path], reference: Reference, out: Path, plan: Plan | None = None, tell: Tell = log.info
 ) -> dict[str, Any]:
-    """Measure both, compare, and write `result.json` and `report.md` to `out`. Returns the result."""
-    check_alike(Artifact(artifact), reference)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(f"--out {out}: {error.strerror}") from error
-    with tempfile.TemporaryDirectory(prefix="edge-vla-bench-") as scratch:
-        baseline = measure_baseline(reference, Path(scratch), tell)
-        result = baseline.judge(artifact, vision, kernel, tell)
-    write_whole(out / "result.json", json.dumps(result, indent=1) + "\n")
-    write_whole(out / "report.md", markdown(result))
-    return result
+    """Measure, judge, and write the reports to `out` after every phase. Returns the result."""
+    from edge_vla.benchmarks import reports
 
-
-def check_alike(artifact: Artifact, reference: Reference) -> None:
-    """Raise UsageError if artifact and reference are not the same network."""
-    if reference.checkpoint().config.spec != artifact.manifest.config.spec:
-        raise UsageError(f"{artifact.directory} and {reference.source} are different networks: compare like with like")
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """The reference measured on its frames, with its noise floor; any number of candidates can be judged by it."""
-
-    reference: Reference
-    config: PolicyConfig
-    frames: Sequence[Frame]
-    job: Job
-    run: Run
-    plain: Side
-    shaken: Side
-    head: torch.Tensor
-    scratch: Path
-
-    def judge(self, path: Path, vision: str, kernel: str, tell: Callable[[str], None] = log.info) -> dict[str, Any]:
-        """The result of one artifact against this reference."""
-        artifact = Artifact(path)
-        job = dataclasses.replace(
-            self.job,
-            path=str(path),
-            adapters=(),
-            forced=str(self.run.answers),
-            vision=vision,
-            kernel=kernel,
-        )
-        candidate = _run(f"candidate {path.name}", job, self.scratch, tell)
-        side = _side(candidate, self.head)
-        tokens, names = ActionTokens(self.config.spec.action), episodes(self.frames)
-        floor = margin_floor(self.plain, self.shaken)
-        recorded = _recorded(self.frames, self.config, self.job.unnorm_key)
-        return {
-            "version": VERSION,
-            "kind": "bench",
-            "environment": environment(),
-            "artifact": {
-                "name": path.name,
-                "identity": artifact.identity,
-                "recipe": dict(artifact.manifest.recipe),
-                "disk_bytes": sum(entry["size"] for entry in artifact.manifest.files.values()),
-            },
-            "reference": {
-                "name": Path(self.reference.source).name,
-                "adapters": [Path(adapter).name for adapter in self.reference.adapters],
-            },
-            "frames": {"source": "given" if self.reference.frames else "synthetic", "count": len(self.frames)},
-            "agreement": compare(self.plain, side, names, tokens, floor, recorded),
-            "noise_floor": compare(self.plain, self.shaken, names, tokens, floor),
-            "measured": {"reference": self.run.summary(), "candidate": candidate.summary()},
-        }
-
-
-def measure_baseline(reference: Reference, scratch: Path, tell: Callable[[str], None] = log.info) -> Baseline:
-    """Run the reference, and the reference with its rounding shaken, on its frames."""
+    plan = plan or Plan()
     checkpoint = reference.checkpoint()
-    config, key = checkpoint.config, reference.unnorm_key
-    if key is not None:
-        config.statistics.resolve(key)
-    directory = reference.frames or _synthetic_frames(scratch / "frames", config, reference.limit, key)
-    frames = read_frames(directory)[: reference.limit]
-    job = Job(
-        path=reference.source,
-        frames=str(directory),
-        out="",
-        limit=reference.limit,
-        adapters=reference.adapters,
-        merge_arithmetic=reference.merge_arithmetic,
-        unnorm_key=key,
-        device=reference.device,
-    )
-    run = _run("reference", job, scratch, tell)
-    shaken = _run("noise floor", dataclasses.replace(job, forced=str(run.answers), shake=True), scratch, tell)
-    head = checkpoint.tensors.load(HEAD)
-    return Baseline(reference, config, frames, job, run, _side(run, head), _side(shaken, head), head, scratch)
-
-
-@dataclass(frozen=True)
-class Run:
-    answers: Path
-    measured: Mapping[str, Any]
-
-    def summary(self) -> dict[str, Any]:
-        """Latency percentiles that the sample can carry, and memory."""
-        timings = self.measured["timings_ms"]
-        totals = np.array([timing["total"] for timing in timings])
-        stages = {stage: float(np.median([timing[stage] for timing in timings])) for stage in timings[0]}
-        p50 = float(np.median(totals))
-        return {
-            **{key: value for key, value in self.measured.items() if key != "timings_ms"},
-            "queries": len(totals),
-            "p50_ms": p50,
-            "p90_ms": float(np.percentile(totals, 90)) if len(totals) >= P90_QUERIES else None,
-            "hz": 1e3 / p50,
-            "stages_p50_ms": stages,
-        }
-
-
-def _run(name: str, job: Job, scratch: Path, tell: Callable[[str], None]) -> Run:
-    tell(name)
-    out = Path(tempfile.mkdtemp(prefix=name.replace(" ", "-"), dir=scratch))
-    path = out / "job.json"
-    path.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(job, out=str(out)))), encoding="utf-8")
-    worker = [sys.executable, "-m", "edge_vla.benchmarks.worker", str(path)]
-    done = subprocess.run(worker, capture_output=True, text=True, env=os.environ, check=False)
-    if done.returncode == -signal.SIGKILL:
-        raise ResourceError(
-            f"the {name} run was killed: out of memory? Use fewer --bits, a smaller reference, or more memory"
+    for path in artifacts:
+        check_alike(Artifact(path), checkpoint, reference.source)
+    if reference.unnorm_key is not None:
+        checkpoint.config.statistics.resolve(reference.unnorm_key)
+    with tempfile.TemporaryDirectory(prefix="edge-vla-bench-") as scratch:
+        directory = reference.frames or _synthetic_frames(
+            Path(scratch) / "frames", checkpoint.config, reference.limit, reference.unnorm_key
         )
-    if done.returncode:
-        reason = (done.stderr.strip() or f"exit {done.returncode}").splitlines()[-1]
-        kind, _, message = reason.partition(": ")
-        error = getattr(errors, kind, None) if kind in errors.__all__ else None
-        raise (error or BackendError)(f"the {name} run stopped: {message if error else reason}")
-    return Run(out / "answers.npz", json.loads((out / "measured.json").read_text(encoding="utf-8")))
+        frames = read_frames(directory)[: reference.limit]
+        run = Run(artifacts, reference, plan, Path(scratch), tell, checkpoint, directory, frames)
+        run.result = _empty(run)
+        for phase in (_agreement, _speed, _episodes):
+            try:
+                phase(run, out)
+            finally:
+                # What was measured so far is kept, whatever stops the next phase.
+                run.result["gates"] = gates.judge(run.result)
+                reports.write(run.result, out)
+    return run.result
 
 
-def _side(run: Run, head: torch.Tensor) -> Side:
-    with np.load(run.answers) as answers:
-        hidden = torch.from_numpy(answers["free_hidden"]).to(head.dtype)
-        would_be = torch.stack([(row @ head.T).float().argmax(-1) for row in hidden])
-        return Side(answers["free"], answers["forced"], answers["forced_margins"], would_be.numpy())
+def check_alike(artifact: Artifact, checkpoint: Checkpoint, source: str) -> None:
+    """Raise UsageError if artifact and reference are not the same network with the same statistics."""
+    config = artifact.manifest.config
+    if checkpoint.config.spec != config.spec:
+        raise UsageError(f"{artifact.directory} and {source} are different networks: compare like with like")
+    if set(checkpoint.config.statistics) != set(config.statistics):
+        raise UsageError(
+            f"{artifact.directory} knows {sorted(config.statistics)}, {source} {sorted(checkpoint.config.statistics)}: "
+            "give the reference the adapters that the artifact was made with (--adapter)"
+        )
 
 
-def _recorded(frames: Sequence[Frame], config: PolicyConfig, key: str | None) -> NDArray[np.int64] | None:
-    """The recorded actions as tokens, if every frame has one in its statistics' dimensions."""
-    tokens, rows = ActionTokens(config.spec.action), []
-    for frame in frames:
-        name = config.statistics.resolve(key or frame.unnorm_key)
-        if frame.action is None or len(frame.action) != config.statistics[name].dims:
-            return None
-        rows.append(tokens.encode(config.statistics[name].normalise(np.array(frame.action))))
-    return np.stack(rows)
+def _agreement(run: Run, out: Path) -> None:  # noqa: ARG001
+    """Answers of the reference, its floors, the candidates and those peers that can be asked, then their comparison."""
+    if not run.plan.agreement:
+        return
+    head, action = run.checkpoint.tensors.load(HEAD), run.config.spec.action
+    reference = _reference_answers(run, None)
+    run.sides["reference"] = plain = answers.read_side(reference, head, action)
+    about, tokens = _about(run), ActionTokens(action)
+    floor: float | None = None
+    for name in run.plan.floors:
+        shaken = answers.read_side(_reference_answers(run, name, reference), head, action)
+        floor = margin_floor(plain, shaken) if name == FLOOR else floor
+        run.result["floors"][name] = compare(plain, shaken, about, tokens, floor)
+    for name, contestant in run.contestants().items():
+        path, row = run.scratch / f"{len(run.sides)}.npz", run.row(name)
+        try:
+            run.tell(f"{name}: answering {len(run.frames)} frames")
+            answers.ask(contestant, run.directory, run.reference.limit, path, reference, None)
+        except EdgeVLAError as error:
+            run.tell(f"{name}: {error}")
+            row.update({"failed": str(error)} if contestant.peer is None else {"ran": False, "why_not": str(error)})
+            continue
+        run.sides[name] = side = answers.read_side(path, head, action)
+        row["agreement"] = compare(plain, side, about, tokens, floor)
+        row["agreement"]["units_off"] = answers.units_off(path, side, tokens, about.statistics)
+        row["worst_frames"] = worst_frames(run.frames, plain, side, tokens, about.statistics)
+
+
+def _reference_answers(run: Run, floor: str | None, forced: Path | None = None) -> Path:
+    """The reference's answers, from the cache where nothing they depend on has changed."""
+    dtype = "fp32" if floor == FLOAT32 else "bf16"
+    contestant = run.reference.contestant(floor or "reference", dtype=dtype)
+    key = answers.reference_key(run.checkpoint, contestant, run.result["frames"]["sha256"], floor)
+    if floor != "run again" and (path := answers.kept(key)) is not None:
+        run.tell(f"{floor or 'reference'}: answered before")
+        return path
+    path = run.scratch / f"{key}.npz"
+    run.tell(f"{floor or 'reference'}: answering {len(run.frames)} frames")
+    answers.ask(contestant, run.directory, run.reference.limit, path, forced, floor)
+    answers.keep(key, path)
+    return path
+
+
+def _speed(run: Run, out: Path) -> None:
+    """Latency and memory of all sides, in turn."""
+    if run.plan.profile == "none":
+        return
+    asked = {"reference": run.reference.contestant(), **run.contestants()}
+    if not run.plan.time_reference:
+        del asked["reference"]
+    sides = {name: side for name, side in asked.items() if name == "reference" or not run.row(name).get("failed")}
+    for group in speed.groups(sides, list(run.names()), run.config.spec):
+        found = speed.measure(
+            {name: sides[name] for name in group},
+            run.directory,
+            run.reference.limit,
+            run.plan.profile,
+            run.plan.paces_hz,
+            run.tell,
+        )
+        for name, side in found.items():
+            row = run.result["reference_measured"] if name == "reference" else run.row(name)
+            speed.record(row, side, name, out)
+            if isinstance(side, Measured):
+                run.measured.setdefault(name, side)
+            if isinstance(side, Measured) and name in run.sides:
+                row["timed_tokens"] = side.against(run.sides[name].free)
+        speed.ratios(run.result, found)
+
+
+def _episodes(run: Run, out: Path) -> None:
+    """Paired closed loop of the reference and every candidate."""
+    trial = run.plan.trial
+    if trial is None:
+        return
+    made = run.contestants()
+    alive = [name for name in run.names() if not run.row(name).get("failed")]
+    sides = {"reference": run.reference.contestant(), **{name: made[name] for name in alive}}
+    regimes: dict[str, Mapping[str, Sequence[float]] | None] = {closed_loop.LOCK_STEP: None}
+    if trial.live:
+        regimes[closed_loop.LIVE] = {name: run.measured[name].latencies() for name in sides}
+    for regime, delays in regimes.items():
+        rows = closed_loop.act_all(sides, trial, run.directory, delays, run.tell)
+        reference = rows.pop("reference")
+        if isinstance(reference, EdgeVLAError):
+            raise reference
+        if regime == closed_loop.LOCK_STEP:
+            run.result["reference_measured"]["closed_loop_rates"] = closed_loop.rates(reference)
+        for name, theirs in rows.items():
+            if isinstance(theirs, EdgeVLAError):
+                run.row(name)["failed"] = str(theirs)
+                continue
+            empty = {"world": trial.table, "margin": trial.margin, "regimes": {}}
+            closed = run.row(name)["closed_loop"] = run.row(name)["closed_loop"] or empty
+            closed["regimes"][regime] = closed_loop.verdict(reference, theirs, trial.margin)
+        content = {name: these for name, these in {"reference": reference, **rows}.items() if isinstance(these, list)}
+        file = out / f"episodes-{regime.replace(' ', '-')}.json"
+        write_whole(file, json.dumps(content) + "\n")
+
+
+def _empty(run: Run) -> dict[str, Any]:
+    """The result before anything was measured."""
+    name = run.plan.model or Path(run.reference.source).name
+    given = run.reference.frames is not None
+    return {
+        "version": VERSION,
+        "kind": "bench",
+        "name": run.plan.title or f"{', '.join(run.names())} against {name}",
+        "model": {"name": name, "speaks_for": f"These figures are about {name} and speak for no other model."},
+        "environment": environment(),
+        "frames": {
+            "source": "given" if given else "synthetic",
+            "name": run.directory.name if given else "synthetic",
+            "count": len(run.frames),
+            "episodes": len({frame.episode or frame.image.name for frame in run.frames}),
+            "sha256": answers.frames_hash(run.frames),
+            "by_phase": dict(Counter(_about(run).phase)),
+        },
+        "reference": {
+            "name": Path(run.reference.source).name,
+            "adapters": [Path(adapter).name for adapter in run.reference.adapters],
+            "identity": answers.identity(run.checkpoint),
+            "dtype": "bf16",
+        },
+        "reference_measured": {},
+        "gates_declared": gates.declared(run.plan.trial),
+        "floors": {},
+        "candidates": [_candidate(label, Artifact(path)) for label, path in run.names().items()],
+        "peers": [{"name": peer, "what": PEERS[peer].what, "ran": True, "why_not": None} for peer, _ in run.plan.peers],
+        "limits": None,
+        "gates": [],
+        "notes": _notes(run),
+    }
+
+
+def _notes(run: Run) -> list[str]:
+    asked = run.reference.limit
+    return [f"{asked} frames were asked for, {len(run.frames)} are there"] if asked and asked > len(run.frames) else []
+
+
+def _candidate(name: str, artifact: Artifact) -> dict[str, Any]:
+    manifest = artifact.manifest
+    linears = [linear for layer in manifest.layers for linear in layer.values()]
+    weights = sum(linear.shape[0] * linear.shape[1] for linear in linears)
+    stored = sum(stored_bytes(linear.scheme, linear.shape, linear.group) for linear in linears)
+    return {
+        "name": name,
+        **dict.fromkeys(("agreement", "latency", "memory", "closed_loop")),
+        "worst_frames": [],
+        "artifact": {
+            "name": artifact.directory.resolve().name,
+            "identity": artifact.identity,
+            "recipe": dict(manifest.recipe),
+            "disk_bytes": sum(entry["size"] for entry in manifest.files.values()),
+            "bits_per_weight": round(8 * stored / weights, 3),
+            "layer_errors": {
+                str(index): {linear: entry.error for linear, entry in layer.items()}
+                for index, layer in enumerate(manifest.layers)
+            },
+        },
+    }
+
+
+def _about(run: Run) -> About:
+    keys = [run.config.statistics.resolve(run.reference.unnorm_key or frame.unnorm_key) for frame in run.frames]
+    return About.of(run.frames, [run.config.statistics[key] for key in keys])
 
 
 def _synthetic_frames(directory: Path, config: PolicyConfig, limit: int | None, key: str | None) -> Path:
