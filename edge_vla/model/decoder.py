@@ -130,6 +130,8 @@ class Decoder(nn.Module):
     steps that follow overwrite what padding left behind.
     """
 
+    steady = False  # a row's bits may depend on how many rows are computed together
+
     def __init__(self, spec: DecoderSpec, *, embeddings: bool = True) -> None:
         super().__init__()
         self.spec = spec
@@ -143,10 +145,10 @@ class Decoder(nn.Module):
         slots = torch.arange(length, device=positions.device)
         return Step(positions, cos, sin, slots <= positions[:, None, :, None])
 
-    def rows(self, x: Tensor, start: int, cache: Cache) -> Tensor:
-        """One robot's rows (1, T, width) from position `start` on."""
+    def rows(self, x: Tensor, start: int, cache: Cache, wanted: slice = slice(None)) -> Tensor:
+        """One robot's rows (1, T, width) from position `start` on -> hidden states of the `wanted` ones."""
         out: Tensor = self(x, torch.arange(start, start + x.shape[1], device=x.device)[None], cache)
-        return out
+        return out[:, wanted]
 
     def forward(self, x: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         step = self.step(positions, cache.length, x.dtype)

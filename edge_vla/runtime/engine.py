@@ -1,5 +1,4 @@
-"""The decoder as an artifact runs it: fused products, tables made once, attention over a static cache without masks
-where none is needed.
+"""The decoder as an artifact runs it: fused products, tables and masks made once, attention over a static cache.
 
 Arithmetic follows `edge_vla.model.decoder` step by step: in 16 bits with the same products, hidden states are equal.
 Knows shapes and kernels. Knows nothing of files, tokens or robots, and runs one robot's rows at a time.
@@ -8,7 +7,7 @@ Knows shapes and kernels. Knows nothing of files, tokens or robots, and runs one
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from edge_vla.model import Cache
 from edge_vla.model.decoder import RMSNorm, rotary_tables
+from edge_vla.runtime.kernels.reference import STEADY_ROWS
 from edge_vla.spec import DecoderSpec
 
 
@@ -44,10 +44,11 @@ class Pass:
     end: int
     cos: Tensor  # (T, 1, head width)
     sin: Tensor
-    mask: Tensor | None  # (T, cache length), or None where every row sees all slots, or `causal` says it
+    mask: Tensor | None  # (T, or STEADY_ROWS if more, cache length); None where `causal` says it
     causal: bool
     keys: Sequence[Tensor]  # of each layer (1, kv heads, cache length, head width)
     values: Sequence[Tensor]
+    wanted: slice | None = None  # in the last layer: the rows whose answer is used
 
 
 class Products(nn.Module):
@@ -75,6 +76,7 @@ class FusedLayer(nn.Module):
 
     def forward(self, x: Tensor, step: Pass) -> Tensor:
         mixed = self._attend(self.qkv(_norm(self.input_layernorm, x)), step)
+        x = x if step.wanted is None else x[step.wanted]
         x = self.o_proj(mixed).add_(x)
         gate_up = self.gate_up(_norm(self.post_attention_layernorm, x))
         gate, up = gate_up[:, : self.spec.mlp_width], gate_up[:, self.spec.mlp_width :]
@@ -90,22 +92,27 @@ class FusedLayer(nn.Module):
         keys[0, :, step.start : step.end] = turned[spec.heads :]
         value = qkv[:, spec.width + spec.kv_width :].view(rows, spec.kv_heads, spec.head_width)
         values[0, :, step.start : step.end] = value.transpose(0, 1)
+        query = turned[None, : spec.heads] if step.wanted is None else turned[None, : spec.heads, step.wanted]
+        asked = query.shape[2]
+        if asked < STEADY_ROWS:
+            query = F.pad(query, (0, 0, 0, STEADY_ROWS - asked))
         mixed = F.scaled_dot_product_attention(
-            turned[None, : spec.heads],
+            query,
             keys,
             values,
             attn_mask=step.mask,
             is_causal=step.causal,
             enable_gqa=spec.heads != spec.kv_heads,
         )
-        return mixed[0].transpose(0, 1).reshape(rows, spec.width)
+        return mixed[0, :, :asked].transpose(0, 1).flatten(1)
 
 
 class FusedDecoder(nn.Module):
     """Embeddings (1, T, width) of rows from position `start` -> normed hidden states (1, T, width).
 
     A row sees the cache slots up to its own position. The cache may be longer than the last row: the pass then
-    computes over all of it, so that its arithmetic depends on the cache's length and not on where the rows stand.
+    computes over all of it. Up to STEADY_ROWS rows are `steady` on a CPU: over a cache of one length, a row's bits
+    depend neither on its neighbours nor on their number nor on its place among them.
     """
 
     def __init__(self, spec: DecoderSpec, layers: Sequence[FusedLayer], norm: RMSNorm) -> None:
@@ -115,22 +122,31 @@ class FusedDecoder(nn.Module):
         self.norm = norm
         self._tables: Tables | None = None
 
-    def rows(self, x: Tensor, start: int, cache: Cache) -> Tensor:
+    @property
+    def steady(self) -> bool:
+        return self.norm.weight.device.type == "cpu"
+
+    def rows(self, x: Tensor, start: int, cache: Cache, wanted: slice | None = None) -> Tensor:
+        """Of the `wanted` rows only, if given: the last layer then leaves out what nobody reads."""
         flat = x[0]
         end, length = start + flat.shape[0], cache.length
-        tables = self._reach(length, x.dtype, x.device)
-        causal = start == 0 and end == length
+        tables = self._reach(length + STEADY_ROWS, x.dtype, x.device)
+        causal = start == 0 and end == length >= STEADY_ROWS
         step = Pass(
             start=start,
             end=end,
             cos=tables.cos[start:end],
             sin=tables.sin[start:end],
-            mask=None if causal or end - start == 1 == length - start else tables.mask[start:end, :length],
+            mask=None if causal else tables.mask[start : max(end, start + STEADY_ROWS), :length],
             causal=causal,
             keys=cache.keys.unbind(0),
             values=cache.values.unbind(0),
         )
         for layer in self.layers:
+            if wanted is not None and layer is self.layers[-1]:
+                chosen = range(start, end)[wanted]
+                mask = tables.mask[chosen.start : max(chosen.stop, chosen.start + STEADY_ROWS), :length]
+                step = replace(step, wanted=wanted, mask=mask, causal=False)
             flat = layer(flat, step)
         return _norm(self.norm, flat)[None]
 

@@ -14,15 +14,16 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from edge_vla.errors import NumericError
 from edge_vla.model import Cache
 from edge_vla.runtime.drafts import Draft
+from edge_vla.runtime.kernels.reference import STEADY_ROWS
 from edge_vla.runtime.network import Network
 
 PAD_TO: Final = 16
-STRICT_ROWS: Final = 8  # a strict pass has a multiple of this many rows, whatever it verifies
 TEXTS: Final = 32  # instructions whose embeddings are kept
 
 
@@ -95,30 +96,31 @@ class Loop:
     ) -> Decision:
         """The best action id at each dimension, with or without a draft. `mark` is told when a stage is over.
 
-        A draft rides in the prefill, where its rows cost next to nothing; what it missed is drafted again and
-        verified together. With `strict` it does not ride: drafted or not, every pass has the same shape, in which
-        no row's bits depend on its neighbours, so the tokens are those of plain decoding to the last near-tie.
+        What a draft missed is drafted again and verified together. With `strict`, drafted or not, tokens are the
+        same to the last near-tie: a row's bits must not depend on its neighbours, so drafts wait until after the
+        prefill, and where the decoder is not steady all passes have one shape. Without it they ride in the prefill.
         """
         start = len(prompt) + image.shape[1]
-        room = self._fill(prompt, image, start + _strict_rows(dims))
+        even = strict and not self.network.decoder.steady
+        reach = _padded(start + _even_rows(dims))
+        room = self._fill(prompt, image, reach)
         answer = _Answer(dims)
         drafted = [] if draft is None else draft((), ())
         riding = [] if strict else drafted[: dims - 1]
         if riding:
             room.rows[:, start : start + len(riding)] = self._embed(riding)
-        hidden = self._prefill(room, start + len(riding))[0, start - 1 :]
-        answer.accept(0, self.network.head.logits(hidden), riding)
+        hidden = self._prefill(room, start + len(riding), start - 1)[0]
+        answer.accept(0, self._logits(hidden), riding)
         mark("prefill")
         passes = 0
         while answer.known < dims:
             given = answer.bins + ([] if draft is None else draft(answer.bins, answer.guesses)[answer.known :])
-            first = 0 if strict else answer.known - 1
+            first = 0 if even else answer.known - 1
             inputs = given[first : dims - 1]
-            if strict:
-                inputs = inputs + [0] * (_strict_rows(dims) - len(inputs))
-            end = start + first + len(inputs)
-            hidden = self._pass(self._embed(inputs), start + first, _padded(end) if strict else end, room)
-            answer.accept(first + 1, self.network.head.logits(hidden[0]), given)
+            if even:
+                inputs = inputs + [0] * (_even_rows(dims) - len(inputs))
+            hidden = self._pass(self._embed(inputs), start + first, reach, room)
+            answer.accept(first + 1, self._logits(hidden[0]), given)
             passes += 1
         margins = self._margins(torch.stack(answer.rows))
         mark("decode")
@@ -134,7 +136,7 @@ class Loop:
         """
         network, start = self.network, len(prompt) + image.shape[1]
         room = self._fill(prompt, image, start + dims)
-        hidden = self._prefill(room, start)[:, -1]
+        hidden = self._prefill(room, start, start - 1)[:, 0]
         mark("prefill")
         ids, rows = list[int](), list[Tensor]()
         for position in range(start, start + dims):
@@ -154,7 +156,7 @@ class Loop:
         room = self._fill(prompt, image, end)
         if len(tokens) > 1:
             room.rows[:, start:end] = self.network.embeddings.text(tokens[:-1])
-        hidden = self._prefill(room, end)[0, start - 1 :]
+        hidden = self._prefill(room, end, start - 1)[0]
         self._check((float(hidden.float().norm()),))
         return hidden
 
@@ -181,16 +183,21 @@ class Loop:
         rows = self.network.embeddings.action(torch.tensor(bins, device=self.network.device))
         return rows.transpose(0, 1)
 
-    def _prefill(self, room: Room, rows: int) -> Tensor:
-        """Hidden states (1, rows, width) of the rows in the room, from position 0 on."""
+    def _prefill(self, room: Room, rows: int, first: int) -> Tensor:
+        """The room's rows from position 0 on -> hidden states (1, rows - first, width) of those from `first` on."""
         length = _padded(rows)
         room.rows[:, rows:length] = 0
-        return self._pass(room.rows[:, :length], 0, length, room)[:, :rows]
+        cache = room.cache.first(length)
+        return self.network.decoder.rows(room.rows[:, :length], 0, cache, slice(first, rows))
 
     def _pass(self, embeddings: Tensor, start: int, length: int, room: Room) -> Tensor:
         """Hidden states of rows from position `start` on, computed over the first `length` slots of the cache."""
-        hidden: Tensor = self.network.decoder.rows(embeddings, start, room.cache.first(length))
-        return hidden
+        return self.network.decoder.rows(embeddings, start, room.cache.first(length))
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """(n, width) -> (n, bins), as many rows at a time as make one shape."""
+        rows = hidden.shape[0]
+        return self.network.head.logits(F.pad(hidden, (0, 0, 0, max(0, STEADY_ROWS - rows))))[:rows]
 
     def _margins(self, logits: Tensor) -> tuple[float, ...]:
         """(dims, n) -> lead of the largest over the second; NumericError where a logit is not finite."""
@@ -210,8 +217,8 @@ def _padded(rows: int, to: int = PAD_TO) -> int:
     return -(-rows // to) * to
 
 
-def _strict_rows(dims: int) -> int:
-    return _padded(dims - 1, STRICT_ROWS)
+def _even_rows(dims: int) -> int:
+    return _padded(dims - 1, STEADY_ROWS)
 
 
 class Stopwatch:

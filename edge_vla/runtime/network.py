@@ -24,7 +24,7 @@ from edge_vla.model import Decoder
 from edge_vla.runtime.assemble import Assembly
 from edge_vla.runtime.engine import FusedDecoder, FusedLayer
 from edge_vla.runtime.kernels import AUTO
-from edge_vla.runtime.vision import OnnxVision, Vision, torch_vision
+from edge_vla.runtime.vision import OnnxVision, Vision, torch_vision, with_flat_patches
 from edge_vla.spec import ActionSpec, PolicySpec
 
 
@@ -100,7 +100,7 @@ def from_artifact(
     else:
         keys = key_table(spec)
         weights = artifact.tensors(VISION, {name: keys[name].shape for name in vision_keys(spec)})
-        see = torch_vision(spec, weights, dtype, device)
+        see = with_flat_patches(torch_vision(spec, weights, dtype, device))
     chosen = assembly.chosen
     if kernel != AUTO and kernel not in set().union(*chosen.values()):
         raise UsageError(f"--kernel {kernel}: this artifact's formats {sorted(chosen)} have no such kernel")

@@ -79,7 +79,7 @@ class Policy:
         self._prompt = lru_cache(PROMPTS)(self.prompter.__call__)
 
     def session(
-        self, draft: str = "previous", *, strict: bool = False, transitions: Transitions | None = None
+        self, draft: str = "previous", *, strict: bool = True, transitions: Transitions | None = None
     ) -> Session:
         """A robot's own memory: see `Session`."""
         return Session(self, draft, strict=strict, transitions=transitions)

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 class Session:
     """`act` as a policy's, with the previous actions as drafts of the next. Calls from several threads are safe.
 
-    `strict` makes every pass of one shape, so that tokens equal those of `draft="none"` with `strict` even where two
-    logits nearly tie; without it a near-tie can fall either way, as it can between any two batch shapes.
+    Tokens equal those of `draft="none"`, bit for bit. Without `strict` a draft rides in the prefill, which saves part
+    of a pass, but then two logits that nearly tie can fall either way, as they can between any two batch shapes.
     """
 
     def __init__(
-        self, policy: Policy, draft: str = "previous", *, strict: bool = False, transitions: Transitions | None = None
+        self, policy: Policy, draft: str = "previous", *, strict: bool = True, transitions: Transitions | None = None
     ) -> None:
         if draft not in KINDS:
             raise UsageError(f"draft {draft!r}: choose one of {list(KINDS)}")

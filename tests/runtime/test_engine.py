@@ -86,12 +86,39 @@ def test_quantised_is_the_plain_decoder_with_its_weights(scheme: Scheme, mixed: 
     assert (ours - theirs).abs().max() <= 0.05 * theirs.abs().max()
 
 
+@pytest.mark.parametrize("wanted", [slice(0, 16), slice(9, 13), slice(15, 16)])
+def test_rows_that_nobody_reads_are_left_out_and_the_others_stay(wanted: slice) -> None:
+    plain, fast = pair(TINY.decoder, dtype=torch.float32)
+    x = torch.randn(1, 16, plain.spec.width, generator=torch.Generator().manual_seed(1))
+    for decoder in (plain, fast):
+        whole, part = (Cache.allocate(plain.spec, 1, 16, torch.float32, CPU) for _ in range(2))
+        expected = decoder.rows(x, 0, whole)[:, wanted]
+        assert (decoder.rows(x, 0, part, wanted) - expected).abs().max() < 1e-5
+        assert (part.keys - whole.keys).abs().max() < 1e-5, "their keys are needed all the same"
+
+
 def test_a_longer_prompt_after_a_shorter_one() -> None:
     """Tables grow; what they gave before, they give again."""
     plain, fast = pair(TINY.decoder)
     for rows in (8, 64, 8):
         x = torch.randn(1, rows, plain.spec.width, generator=torch.Generator().manual_seed(rows)).bfloat16()
         assert (run(fast, x, rows - 4).float() - run(plain, x, rows - 4).float()).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("scheme", [Scheme.BF16, Scheme.INT8, Scheme.INT4])
+def test_a_few_rows_are_steady_at_true_width(scheme: Scheme) -> None:
+    """With two threads too: a row's bits depend neither on how many rows there are nor on its place among them."""
+    _, fast = pair(DecoderSpec(vocab_rows=32, layers=1, mlp_width=1024), scheme)
+    x = torch.randn(1, 7, fast.spec.width, generator=torch.Generator().manual_seed(1)).bfloat16()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        cache = Cache.allocate(fast.spec, 1, 64, torch.bfloat16, CPU)
+        whole = fast.rows(x, 20, cache)
+        for first, last in [(0, 1), (0, 2), (3, 4), (2, 7), (6, 7)]:
+            assert torch.equal(fast.rows(x[:, first:last], 20 + first, cache), whole[:, first:last])
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("scheme", [Scheme.BF16, Scheme.INT8, Scheme.INT4])

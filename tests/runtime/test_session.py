@@ -92,7 +92,8 @@ def test_any_draft_gives_plain_tokens(fast: Policy, bins: list[int], jacobi: boo
 
 
 def test_rows_bits_do_not_depend_on_their_neighbours(policy: Policy) -> None:
-    """The ground of strict mode, for the kernels in use: in a pass of one shape, a row sees earlier rows only."""
+    """The ground of strict mode, for the kernels in use: in passes of one shape a row sees earlier rows only, and
+    where the decoder is steady the number of rows makes no difference either."""
     loop, network = policy.loop, policy.network
     with torch.inference_mode():
         policy.act(image(0), TEXT, strict=True)
@@ -100,13 +101,25 @@ def test_rows_bits_do_not_depend_on_their_neighbours(policy: Policy) -> None:
         assert room is not None
         base = torch.randn(1, 8, network.spec.decoder.width).to(network.dtype)
         whole = loop._pass(base, 16, 32, room)
-        logits = network.head.logits(whole[0])
+        logits = loop._logits(whole[0])
         for row in range(8):
             other = torch.randn_like(base)
             other[:, : row + 1] = base[:, : row + 1]
             changed = loop._pass(other, 16, 32, room)
             assert torch.equal(changed[:, : row + 1], whole[:, : row + 1])
-            assert torch.equal(network.head.logits(changed[0])[: row + 1], logits[: row + 1])
+            assert torch.equal(loop._logits(changed[0])[: row + 1], logits[: row + 1])
+        loop._pass(base, 16, 32, room)
+        for first, last in [(0, 1), (0, 3), (2, 3), (5, 8), (7, 8), (1, 7)] if network.decoder.steady else []:
+            part = loop._pass(base[:, first:last], 16 + first, 32, room)
+            assert torch.equal(part, whole[:, first:last])
+            assert torch.equal(loop._logits(part[0]), logits[first:last])
+
+
+def test_plain_decoding_is_strict_where_the_decoder_is_steady(policy: Policy) -> None:
+    for seed in range(3):
+        plain, strict = policy.act(image(seed), TEXT), policy.act(image(seed), TEXT, strict=True)
+        if policy.network.decoder.steady:
+            assert (plain.tokens, plain.margins) == (strict.tokens, strict.margins)
 
 
 def test_a_session_is_a_policy_that_remembers(policy: Policy) -> None:

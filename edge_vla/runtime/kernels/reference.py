@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_vla.quant import PackedWeight, Scheme, dequantise
+
+STEADY_ROWS: Final = 8  # a few rows are always multiplied as this many, so that none's bits depend on their number
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x (rows, K) times weight (N, K) transposed -> (rows, N)."""
+    rows = x.shape[0]
+    if rows >= STEADY_ROWS:
+        return F.linear(x, weight)
+    return F.linear(F.pad(x, (0, 0, 0, STEADY_ROWS - rows)), weight)[:rows]
 
 
 class Dense(nn.Module):
@@ -25,7 +36,7 @@ class Dense(nn.Module):
         self.weight = packed.codes.to(device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
+        return product(x.reshape(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
 
 
 class Reference(nn.Module):
@@ -44,4 +55,5 @@ class Reference(nn.Module):
         self.dtype = dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, dequantise(self.packed, self.dtype))
+        weight = dequantise(self.packed, self.dtype)
+        return product(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], -1)
