@@ -1,8 +1,9 @@
-"""The README's figures, written from `benchmarks/results/*.json` so that no number in it is typed by hand.
+"""The README's figures and `benchmarks/REPORT.md`, written from the committed results: no number is typed by hand.
 
     python -m edge_vla.benchmarks.figures README.md benchmarks/results
 
-rewrites what stands between the two marker lines. A test fails when the README is stale.
+rewrites what stands between the README's two marker lines, and `REPORT.md` beside the results. A test fails when
+either is stale.
 """
 
 from __future__ import annotations
@@ -14,24 +15,45 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from edge_vla.benchmarks.reports import markdown
+from edge_vla.benchmarks.reports.markdown import escaped, markdown_table, unpublishable, verdict
+from edge_vla.benchmarks.reports.sides import sides
+from edge_vla.benchmarks.reports.tables import summary, table
 from edge_vla.errors import EdgeVLAError, UsageError
 from edge_vla.files import write_whole
 
 BEGIN: Final = "<!-- figures: python -m edge_vla.benchmarks.figures README.md benchmarks/results -->"
 END: Final = "<!-- end of figures -->"
+REPORT: Final = "REPORT.md"
+SHORT: Final = frozenset({"side", "same action", "clear leads flipped", "rate", "peak memory", "on disk", "success"})
 
 Result = Mapping[str, Any]
 
 
 def figures(results: Path) -> str:
-    """Markdown for every result that has a table, by file name."""
+    """Markdown for every result that has a table, by file name, as the README shows it."""
     parts = []
-    for path in sorted(results.glob("*.json")):
-        result: Result = json.loads(path.read_text(encoding="utf-8"))
-        table = TABLES.get(result.get("kind", ""))
-        if table is not None:
-            parts += [*table(result), "", _measured_on(path, result), ""]
+    for path, result in _read(results):
+        short = TABLES.get(result.get("kind", ""))
+        if short is not None:
+            parts += [*short(result), "", _measured_on(path, result, "benchmarks/results"), ""]
     return "\n".join(parts)
+
+
+def report(results: Path) -> str:
+    """All results at length, one chapter each; those without a table are named."""
+    parts, others = [REPORT_HEAD], []
+    for path, result in _read(results):
+        kind = result.get("kind", "")
+        if kind == "bench":
+            parts += [_lowered(markdown(result)), _measured_on(path, result, "results"), ""]
+        elif kind in TABLES:
+            parts += [f"## {path.stem}", "", *TABLES[kind](result), "", _measured_on(path, result, "results"), ""]
+        else:
+            others.append(f"[{path.name}](results/{path.name})")
+    if others:
+        parts += ["## Without a table here", "", ", ".join(others)]
+    return "\n".join(parts).rstrip() + "\n"
 
 
 def fill(text: str, content: str) -> str:
@@ -41,6 +63,25 @@ def fill(text: str, content: str) -> str:
     if not begin or not end:
         raise UsageError(f"the text has no {BEGIN!r} … {END!r} to fill")
     return f"{before}{BEGIN}\n\n{content}\n{END}{after}"
+
+
+def _read(results: Path) -> Iterator[tuple[Path, Result]]:
+    for path in sorted(results.glob("*.json")):
+        yield path, json.loads(path.read_text(encoding="utf-8"))
+
+
+def _bench(result: Result) -> Iterator[str]:
+    """One row a side; of the floors the first."""
+    yield f"**{escaped(result['model']['name'])}.** {verdict(result)} {unpublishable(result)}".strip()
+    yield ""
+    whole = summary(result)
+    if whole is None:
+        return
+    kept = [i for i, name in enumerate(whole.columns) if name in SHORT]
+    floors = [i for i, side in enumerate(sides(result)) if side.role == "floor"]
+    rows = [[row[i] for i in kept] for number, row in enumerate(whole.rows) if number not in floors[1:]]
+    short = table(whole.title, [whole.columns[i] for i in kept], rows)
+    yield from markdown_table(short) if short else ()
 
 
 def _commands(result: Result) -> Iterator[str]:
@@ -96,21 +137,37 @@ def _seconds(value: float) -> str:
     return f"{value:.2f} s" if value < 10 else f"{value:.0f} s"
 
 
-def _measured_on(path: Path, result: Result) -> str:
+def _lowered(text: str) -> str:
+    """A report as a chapter: each heading one level down."""
+    return "\n".join(f"#{line}" if line.startswith("#") else line for line in text.splitlines())
+
+
+def _measured_on(path: Path, result: Result, folder: str) -> str:
     environment = result["environment"]
-    busy = environment["load_average"]
+    busy, commit = environment.get("load_average"), environment["commit"] or "unknown"
     return (
-        f"[{path.name}](benchmarks/results/{path.name}): {environment['device']}, {environment['cores']} cores, "
-        f"load average {busy} at the end, commit {environment['commit'][:12]}"
+        f"[{path.name}]({folder}/{path.name}): {escaped(environment['device'])}, {environment['cores']} cores, "
+        + ("" if busy is None else f"load average {busy} at the end, ")
+        + f"commit {escaped(commit[:12])}"
     )
 
 
-TABLES: Final[Mapping[str, Callable[[Result], Iterator[str]]]] = {"commands": _commands, "demo formats": _formats}
+TABLES: Final[Mapping[str, Callable[[Result], Iterator[str]]]] = {
+    "bench": _bench,
+    "commands": _commands,
+    "demo formats": _formats,
+}
+
+REPORT_HEAD: Final = (
+    "# Report\n\nWritten by `python -m edge_vla.benchmarks.figures README.md benchmarks/results` from what stands in\n"
+    "`results/`. Each chapter names the model that it is about and speaks for no other.\n"
+)
 
 
 def main() -> None:
     page, results = Path(sys.argv[1]), Path(sys.argv[2])
     write_whole(page, fill(page.read_text(encoding="utf-8"), figures(results)))
+    write_whole(results.parent / REPORT, report(results))
 
 
 if __name__ == "__main__":

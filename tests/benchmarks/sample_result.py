@@ -101,11 +101,7 @@ def sample_result(seed: int = 0) -> Document:
         ],
         "limits": {
             "model": "int4 on this machine",
-            "ceilings": {
-                "copy_bytes_per_s": 1.21e10,
-                "gemm_flops": {"bf16": 9.1e10, "fp32": 1.2e11},
-                "how": "best of 5",
-            },
+            "ceilings": {"copy_bytes_per_s": 1.21e10, "gemm_flops": {"bf16": 9.1e10}, "how": "best of 5"},
             "stages": [
                 _limit("vision", 2.9e6, 1.1e9, 0.24, 12.1, 16.0),
                 _limit("prefill", 1.4e6, 2.6e8, 0.12, 2.9, 12.9),
@@ -241,12 +237,7 @@ def _agreement(rng: np.random.Generator, level: float) -> Document:
             "l1_difference_by_dimension": [_iv(0.1, 0.05)] * 7,
         },
         "drift": {
-            "10": {
-                "mean": 0.3 * (1 - level),
-                "p95": 0.8 * (1 - level),
-                "bias_by_dimension": [0.01] * 7,
-                "spread_by_dimension": [0.1] * 7,
-            },
+            "10": {"mean": 0.3 * (1 - level), "p95": 0.8 * (1 - level), "bias_by_dimension": [0.01] * 7},
             "50": None,
         },
         "by_phase": {
@@ -396,20 +387,11 @@ def _worst(rng: np.random.Generator, index: int) -> Document:
     }
 
 
-def _limit(
-    name: str, size: float, operations: float, bytes_ms: float, operations_ms: float, measured: float
-) -> Document:
-    limit = max(bytes_ms, operations_ms)
-    return {
-        "name": name,
-        "bytes": size,
-        "operations": operations,
-        "bytes_ms": bytes_ms,
-        "operations_ms": operations_ms,
-        "limit_ms": limit,
-        "measured_ms": measured,
-        "share": limit / measured,
-    }
+def _limit(name: str, *figures: float) -> Document:
+    keys = ("bytes", "operations", "bytes_ms", "operations_ms", "measured_ms")
+    stage = dict(zip(keys, figures, strict=True))
+    limit = max(stage["bytes_ms"], stage["operations_ms"])
+    return {"name": name, **stage, "limit_ms": limit, "share": limit / stage["measured_ms"]}
 
 
 def _gate(name: str, side: str, passed: bool | None, value: float | None, bound: float, why: str) -> Document:

@@ -187,8 +187,8 @@ def steps(
     for one in curves:
         corners: list[tuple[float, float]] = []
         for x, share in one.points:
-            if corners and one.stepped:
-                corners.append((across(x), corners[-1][1]))
+            if one.stepped:
+                corners.append((across(x), corners[-1][1] if corners else up(0)))
             corners.append((across(x), up(share)))
             if not one.stepped:
                 canvas.circle(
@@ -233,7 +233,7 @@ def heat(
     """A map of cells with their values written in. A row is (name, whether a rule follows it)."""
     left = _left([name for name, _ in rows], 140)
     tall = 20.0
-    slanted = max(map(text_width, columns), default=0) > (WIDTH - left) / max(1, len(columns)) - 3
+    slanted = max(map(text_width, columns), default=0) > (WIDTH - left) / max(1, len(columns)) + 8
     top = 18.0 if not slanted else min(100.0, max(map(text_width, columns)) + 10)
     canvas = Canvas(WIDTH, top + tall * len(rows) + 4 + 5 * sum(rule for _, rule in rows), title, description)
     width = (WIDTH - left - 2) / max(1, len(columns))
@@ -339,7 +339,8 @@ def ranges(
     for value, label, kind in marks:
         x = scale(write(value))
         canvas.line(x, frame.top - 4, x, frame.bottom, kind)
-        canvas.text(x, frame.top - 7, label, "middle", "tick")
+        if label:
+            canvas.text(x, frame.top - 7, label, "middle", "tick")
     heights = [20 * i + 8 * j for i, j in enumerate(j for j, group in enumerate(groups) for _ in group)]
     for row, height in zip(rows, heights, strict=True):
         y = frame.top + height + 10
@@ -359,13 +360,17 @@ def arrows(title: str, description: str, image: str | None, vectors: Sequence[tu
     else:
         canvas.rect(0, 0, side, side, "none")
     longest = max((math.hypot(x, y) for x, y, _ in vectors), default=0) or 1.0
+    middle = (side / 2, side / 2)
+    strokes = []
     for x, y, slot in vectors:
-        to = (side / 2 + x / longest * 0.4 * side, side / 2 - y / longest * 0.4 * side)
-        angle = math.atan2(to[1] - side / 2, to[0] - side / 2)
+        to = (middle[0] + x / longest * 0.4 * side, middle[1] - y / longest * 0.4 * side)
+        angle = math.atan2(to[1] - middle[1], to[0] - middle[0])
         head = [(to[0] - 9 * math.cos(angle + turn), to[1] - 9 * math.sin(angle + turn)) for turn in (-0.45, 0.45)]
-        for kind in ("halo", f"{paint(slot)} arrow"):
-            canvas.path([(side / 2, side / 2), to], kind)
-            canvas.path([head[0], to, head[1]], kind)
+        strokes.append((f"{paint(slot)} arrow", [middle, to], [head[0], to, head[1]]))
+    # Outlines below all; the first arrow is thin and on top, so that two which agree are both seen.
+    for kind, shaft, head in [("halo", shaft, head) for _, shaft, head in strokes] + strokes[::-1]:
+        canvas.path(shaft, kind)
+        canvas.path(head, kind)
     return canvas.markup()
 
 

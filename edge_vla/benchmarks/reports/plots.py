@@ -63,7 +63,14 @@ def pareto(result: Result) -> Figure | None:
         "Right is faster, up is more like the reference, a larger dot needs more memory. Hollow: another side is at "
         "least as good in both. The band is the reference against itself with its rounding shaken.",
         charts.scatter("Rate against agreement", _list(points), points, "actions per second", "same action", bands),
-        None,
+        tables.table(
+            "Rate, agreement, memory",
+            ["side", "rate", "same action", "peak memory"],
+            [
+                [side.name, words.hertz(hz), words.interval(same), words.size(memory)]
+                for side, hz, same, memory in found
+            ],
+        ),
     )
 
 
@@ -193,7 +200,7 @@ def layers(result: Result) -> Iterator[Figure]:
         names = [layer if len(errors) <= FEW_LAYERS or i % 4 == 0 else "" for i, layer in enumerate(errors)]
         yield Figure(
             f"Quantisation error by layer: {side.name}",
-            f"Relative error of each matrix in percent, layers across. Darkest: {largest:.2%}.",
+            f"Relative error of each matrix in percent, layers across. Darkest: {words.share(largest)}.",
             charts.heat(
                 f"Quantisation error of {side.name}",
                 SEE,
@@ -303,7 +310,7 @@ def differences(result: Result) -> Figure | None:
             margins.add(loop["margin"])
     if not by_regime:
         return None
-    marks = [(0.0, "0", "axis"), *((-margin, f"margin −{100 * margin:g}", "mark") for margin in sorted(margins))]
+    marks = [(0.0, "", "axis"), *((-margin, f"margin −{100 * margin:g}", "mark") for margin in sorted(margins))]
     return Figure(
         "Is the loss within the margin?",
         "Candidate minus reference on the same episodes, 90 % intervals: a one-sided test at 5 %. Non-inferior: "

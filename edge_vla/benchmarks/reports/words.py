@@ -97,9 +97,11 @@ def value_of(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (int, float)):
-        return number(value, 4)
+        return number(value)
+    if isinstance(value, Mapping) and any(isinstance(entry, Mapping) for entry in value.values()):
+        return "; ".join(f"{key}: {value_of(entry)}" for key, entry in value.items())
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {value_of(entry)}" for key, entry in value.items())
+        return ", ".join(f"{str(key).replace('_', ' ')} {value_of(entry)}" for key, entry in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(value_of(entry) for entry in value) or ABSENT
     return str(value)
