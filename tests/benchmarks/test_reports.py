@@ -328,3 +328,15 @@ def test_a_card_without_anything_optional() -> None:
 
 def _without_jsonschema(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jsonschema", None)
+
+
+def test_a_side_that_broke_and_matrices_without_an_error(tmp_path: Path) -> None:
+    result = sample_result() | {"reference_measured": {}}
+    broken = result["candidates"][2]
+    broken |= {"failed": "out of memory", "agreement": None, "latency": None, "memory": None, "closed_loop": None}
+    broken |= {"worst_frames": []}
+    broken["artifact"]["layer_errors"] = {"0": {"q_proj": None}}
+    result["candidates"][1]["artifact"]["layer_errors"]["0"] = {"self_attn.q_proj": None}
+    reports.write(result, tmp_path)
+    assert "out of memory" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "out of memory" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ import jinja2
 
 from edge_vla.benchmarks.reports import charts, more_tables, plots, tables, words
 from edge_vla.benchmarks.reports.plots import Figure
-from edge_vla.benchmarks.reports.sides import Result, dims, sides
+from edge_vla.benchmarks.reports.sides import Result, dims, failures, sides
 from edge_vla.benchmarks.reports.tables import VERDICTS, Table
 
 IMAGE: Final = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*")
@@ -48,6 +48,7 @@ def html(result: Result, beside: Path | None = None) -> str:
         gates=_verdicts(result),
         failed=[gate for gate in result["gates"] if gate["passed"] is False],
         passed=sum(gate["passed"] is True for gate in result["gates"]),
+        failures=failures(result),
         unpublishable=[] if environment.get("publishable", True) else environment.get("unpublishable_because") or ["–"],
         summary=tables.summary(result),
         overview=_present(plots.pareto(result), plots.by_dimension(result)),

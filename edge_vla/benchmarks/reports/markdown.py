@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from edge_vla.benchmarks.reports import more_tables, tables, words
-from edge_vla.benchmarks.reports.sides import Result
+from edge_vla.benchmarks.reports.sides import Result, failures
 from edge_vla.benchmarks.reports.tables import Table
 
 MARKS = {"fail": "❌ ", "open": "◻️ ", "pass": "✅ "}
@@ -28,6 +28,7 @@ def markdown(result: Result) -> str:
     ]
     lines = [f"# {escaped(result['name'])}", "", f"**{escaped(model)}**: {escaped(result['model']['speaks_for'])}", ""]
     lines += [f"{verdict(result)} {unpublishable(result)}".strip(), ""]
+    lines += [line for broken in failures(result) for line in (f"**{escaped(broken)}**", "")]
     for found in open_tables:
         if found:
             lines += [f"## {escaped(found.title)}", "", f"*{escaped(model)}*", "", *markdown_table(found), ""]

@@ -81,6 +81,11 @@ def sides(result: Result) -> list[Side]:
     return found
 
 
+def failures(result: Result) -> list[str]:
+    """Candidates that could not be measured to their end, and why."""
+    return [f"{row['name']} failed: {row['failed']}" for row in result["candidates"] if row.get("failed")]
+
+
 def judged(result: Result) -> list[Side]:
     """Sides with an agreement: floors first, so that a candidate is read beside them."""
     return [side for side in sides(result) if side.agreement]
