@@ -4,8 +4,7 @@ gptqmodel calibrates from token ids, and most rows of an OpenVLA prefill are ima
 calibration frames' images gets an id of its own behind the vocabulary, in a decoder written for the purpose: the layers
 see the inputs that they will see, and gptqmodel runs unchanged. Afterwards the table and the head are the checkpoint's.
 
-An environment of its own, with a torch older than gptqmodel's newest release asks for:
-`pip install torch==2.13.0 'gptqmodel==7.6.0'`.
+It wants an environment of its own, because it asks for an older numpy: `pip install torch==2.13.0 gptqmodel==7.6.0`.
 """
 
 from __future__ import annotations

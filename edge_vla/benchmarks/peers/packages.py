@@ -11,15 +11,16 @@ from typing import Final
 
 from edge_vla.errors import BackendError
 
-# Oldest version with what is used here: transformers 5's Llama, bitsandbytes' kernels for the CPU, gptqmodel on
-# transformers 5.
-OLDEST: Final[Mapping[str, str]] = {"transformers": "5.0", "bitsandbytes": "0.46", "gptqmodel": "7.0"}
+# Oldest versions tried, and what to ask pip for: gptqmodel 7.7 wants a torch that brings gigabytes of CUDA libraries.
+OLDEST: Final[Mapping[str, str]] = {"transformers": "5.0", "bitsandbytes": "0.50", "gptqmodel": "7.6"}
+ASK: Final[Mapping[str, str]] = {"gptqmodel": "gptqmodel>=7.6,<7.7"}
 SHOWN: Final = ("torch", "transformers", "bitsandbytes", "gptqmodel", "accelerate", "numpy", "tokenizers")
 
 
 def needed(package: str) -> ModuleType:
     """The imported package. BackendError, with the command that helps, where it is absent, too old or broken."""
-    command = f"pip install '{package}>={OLDEST[package]}'"
+    requirement = ASK.get(package, f"{package}>={OLDEST[package]}")
+    command = f"pip install '{requirement}'"
     installed = _version(package)
     if installed is None:
         raise BackendError(f"this peer needs {package}, which this Python does not have: {command}")
@@ -29,7 +30,9 @@ def needed(package: str) -> ModuleType:
         return importlib.import_module(package)
     except Exception as error:  # a package that does not fit its neighbours raises anything
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        raise BackendError(f"{package} {installed} is installed but does not import ({reason}): {command}") from error
+        raise BackendError(
+            f"{package} {installed} is installed but does not import ({reason}): see pip check"
+        ) from error
 
 
 def versions() -> dict[str, str]:
