@@ -2,6 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
+from edge_vla.threads import settle
+
+settle()  # before anything here imports torch
+
 if TYPE_CHECKING:
     from edge_vla.runtime import Action, Policy, load
 

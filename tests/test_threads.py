@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 
-SCRIPT = "import os, edge_vla.threads as t; print(t.settle(), os.environ['OMP_WAIT_POLICY'], 'torch' in __import__('sys').modules)"
+SCRIPT = (
+    "import os, sys, edge_vla.threads as t; print(t.settle(), os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+)
 
 
 def run(script: str, **environment: str) -> str:
@@ -29,3 +31,7 @@ def test_after_torch_it_says_that_it_is_too_late() -> None:
     late = "import torch, edge_vla.threads as t; print(t.settle())"
     assert run(late) == "False"
     assert run(late, OMP_WAIT_POLICY="passive") == "True"
+
+
+def test_importing_the_package_settles_it() -> None:
+    assert run("import os, edge_vla; print(os.environ['OMP_WAIT_POLICY'])") == "PASSIVE"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from edge_vla.errors import UsageError
 from edge_vla.quant import PackedWeight, Scheme
+from edge_vla.runtime.kernels.arm import ARM, DynamicInt4
 from edge_vla.runtime.kernels.cpu import CpuInt4, CpuInt8
 from edge_vla.runtime.kernels.probe import widening_pays
 from edge_vla.runtime.kernels.reference import Dense, Reference
@@ -39,7 +40,7 @@ class Kernel(Protocol):
 KERNELS: Final[Mapping[Scheme, tuple[type[Kernel], ...]]] = {
     Scheme.BF16: (Dense,),
     Scheme.INT8: (CpuInt8, WideInt8, Reference, DynamicInt8),
-    Scheme.INT4: (CpuInt4, WideInt4, Reference),
+    Scheme.INT4: (DynamicInt4, CpuInt4, WideInt4, Reference) if ARM else (CpuInt4, WideInt4, Reference, DynamicInt4),
 }
 NAMES: Final = tuple(sorted({kernel.name for kernels in KERNELS.values() for kernel in kernels}))
 

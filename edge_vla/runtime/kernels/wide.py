@@ -18,7 +18,7 @@ from edge_vla.runtime.kernels.cpu import CpuInt4, CpuInt8
 from edge_vla.runtime.kernels.native import BLOCK, widen
 
 FEW = 16  # rows up to which a weight is streamed: a decode step, a verifying pass
-SCRATCH = 1 << 22  # values in a slice: 8 MiB, which stays in a cache shared by two cores
+SLICE = 512  # outputs widened at a time: few enough to stay in a shared cache, enough to keep the product busy
 
 
 class WideInt4(CpuInt4):
@@ -41,7 +41,7 @@ class WideInt4(CpuInt4):
         inner = x.shape[-1]
         flat = x.reshape(-1, inner)
         lines = self.codes.view(-1, inner, BLOCK // 2)
-        step = max(1, SCRATCH // (inner * BLOCK))
+        step = max(1, SLICE // BLOCK)
         out = flat.new_empty(flat.shape[0], self.outer)
         for first in range(0, lines.shape[0], step):
             last = min(first + step, lines.shape[0])
@@ -69,12 +69,11 @@ class WideInt8(CpuInt8):
     def many(self, x: Tensor) -> Tensor:
         inner, outer = x.shape[-1], self.codes.shape[0]
         flat = x.reshape(-1, inner)
-        step = min(outer, max(1, SCRATCH // inner))
         out = flat.new_empty(flat.shape[0], outer)
-        for first in range(0, outer, step):
-            codes = self.codes[first : first + step]
+        for first in range(0, outer, SLICE):
+            codes = self.codes[first : first + SLICE]
             weight = _scratch(codes.shape[0], inner).copy_(codes)
-            torch.mul(F.linear(flat, weight), self.scales[first : first + step], out=out[:, first : first + step])
+            torch.mul(F.linear(flat, weight), self.scales[first : first + SLICE], out=out[:, first : first + SLICE])
         return out.view(*x.shape[:-1], outer)
 
 

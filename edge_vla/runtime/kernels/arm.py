@@ -1,0 +1,61 @@
+"""int4 on 64-bit Arm: torch's dynamic 4-bit product, which is KleidiAI there.
+
+It rounds each row of activations to int8, so it is chosen by itself only on Arm, where the packed product of
+`edge_vla.runtime.kernels.cpu` has no fast form. Elsewhere the operator is a slow loop with the same arithmetic, which
+is how it is tested; on Arm itself it has not been run.
+"""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from edge_vla.quant import PackedWeight, Scheme, dequantise, quantise
+
+GROUPS = (32, 64, 128, 256)
+ARM = platform.machine() in ("aarch64", "arm64")
+
+
+class DynamicInt4(nn.Module):
+    name = "torch-dynamic-int4"
+
+    @classmethod
+    def runs(cls, packed: PackedWeight, dtype: torch.dtype, device: torch.device) -> bool:
+        fits = packed.scheme is Scheme.INT4 and packed.group in GROUPS and packed.shape[0] % 2 == 0
+        return fits and dtype == torch.bfloat16 and device.type == "cpu" and _works()
+
+    def __init__(self, packed: PackedWeight, dtype: torch.dtype, device: torch.device) -> None:  # noqa: ARG002
+        super().__init__()
+        assert packed.group is not None, "int4 has a group"
+        assert packed.scales is not None, "int4 has scales"
+        self.outer, self.inner, self.group = *packed.shape, packed.group
+        # Copies: a weight mapped from a file may lie at an odd address.
+        codes, scales = packed.codes.to(device, copy=True), packed.scales.to(device, torch.bfloat16)
+        pack = torch.ops.aten._dyn_quant_pack_4bit_weight
+        self.codes: Tensor = pack(codes, scales, None, self.group, self.inner, self.outer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, self.inner).float()
+        multiply = torch.ops.aten._dyn_quant_matmul_4bit
+        out: Tensor = multiply(flat, self.codes, self.group, self.inner, self.outer)
+        return out.to(x.dtype).view(*x.shape[:-1], self.outer)
+
+
+@cache
+def _works() -> bool:
+    """The operator is there, and agrees with the codes to what rounding activations to int8 costs."""
+    names = ("_dyn_quant_pack_4bit_weight", "_dyn_quant_matmul_4bit")
+    if not all(hasattr(torch.ops.aten, name) for name in names):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    packed = quantise(torch.randn(64, 128, generator=generator), Scheme.INT4, 32)
+    x = torch.randn(3, 128, generator=generator).bfloat16()
+    expected = x.float() @ dequantise(packed).T
+    try:
+        got = DynamicInt4(packed, torch.bfloat16, torch.device("cpu"))(x).float()
+    except (RuntimeError, NotImplementedError):
+        return False
+    return bool((got - expected).abs().max() <= 0.03 * expected.abs().max())
