@@ -67,25 +67,38 @@ def options(
 def export(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Checkpoint directory, Hub id, or random:openvla-7b.")],
     out_dir: Annotated[Path, typer.Option("--out", help="The artifact to make; must not exist.")],
-    bits: Annotated[int | None, typer.Option(help="16, 8 or 4 (default 4).")] = None,
-    group: Annotated[int | None, typer.Option(help="int4 group; default the largest of 128, 64, 32.")] = None,
+    bits: Annotated[int | None, typer.Option(help="16, 8, 4, 3 or 2 (default 4).")] = None,
+    group: Annotated[int | None, typer.Option(help="Weights a scale; default the largest of 128, 64, 32.")] = None,
+    method: Annotated[str | None, typer.Option(help="rtn (default), or gptq, which needs --frames.")] = None,
+    bpw: Annotated[float | None, typer.Option(help="Mixed bits: so many a decoder weight, with gptq.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Mixed bits: so many bytes in all, like 4.2GB, with gptq.")] = None,
+    calibration_frames: Annotated[int | None, typer.Option(help="Frames that gptq uses (default 128).")] = None,
     adapter: Adapters = None,
     merge_arithmetic: Annotated[str | None, typer.Option(help="fp32 (default) or upstream.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="A TOML recipe; options given here override it.")] = None,
-    frames: Annotated[Path | None, typer.Option(help="Frames to choose the golden frame from.")] = None,
+    frames: Annotated[
+        Path | None, typer.Option(help="Frames for the golden frame, and with recorded actions for gptq.")
+    ] = None,
 ) -> None:
-    """Merge, quantise and export SRC to an artifact directory."""
+    """Merge, quantise and export SRC to an artifact directory. The same command resumes one that was killed."""
+    from dataclasses import replace
+
     from edge_vla.export import Recipe
     from edge_vla.export import export as run_export
+    from edge_vla.export.recipe import METHODS, parse_bytes
     from edge_vla.frames import read_frames
 
+    given: dict[str, Any] = {
+        "bits": bits,
+        "group": group,
+        "merge_arithmetic": merge_arithmetic and choice("--merge-arithmetic", merge_arithmetic, ARITHMETICS),
+        "method": method and choice("--method", method, METHODS),
+        "bits_per_weight": bpw,
+        "budget": None if budget is None else parse_bytes(budget),
+        "calibration_frames": calibration_frames,
+    }
     base = Recipe.read(recipe) if recipe else Recipe()
-    arithmetic = merge_arithmetic or base.merge_arithmetic
-    chosen = Recipe(
-        bits=base.bits if bits is None else bits,
-        group=base.group if group is None else group,
-        merge_arithmetic=choice("--merge-arithmetic", arithmetic, ARITHMETICS),
-    )
+    chosen = replace(base, **{name: value for name, value in given.items() if value is not None})
     with export_progress() as progress:
         artifact = run_export(
             source, out_dir, chosen, adapter or (), read_frames(frames) if frames else (), progress=progress
@@ -169,9 +182,9 @@ def bench(
     kernel: Kernel = "auto",
 ) -> None:
     """Agreement, closed loop, latency and memory of artifacts against their reference. Exits with 1 on a red gate."""
-    from edge_vla.benchmarks.bench import FLOORS, Plan, Reference
     from edge_vla.benchmarks.bench import bench as run_bench
     from edge_vla.benchmarks.closed_loop import Trial
+    from edge_vla.benchmarks.plan import FLOORS, Plan, Reference
     from edge_vla.benchmarks.reports import markdown
 
     judged_by = Reference(
@@ -198,7 +211,7 @@ def bench(
     with err.status("measuring") as status:
         result = run_bench(artifacts, judged_by, out_dir, plan, lambda stage: status.update(f"measuring: {stage}"))
     print(markdown(result))
-    if any(not gate["passed"] for gate in result["gates"]):
+    if any(gate["passed"] is False for gate in result["gates"]):
         raise typer.Exit(1)
 
 
@@ -208,9 +221,9 @@ def compare(
     after: Annotated[Path, typer.Argument(help="Another one.")],
 ) -> None:
     """What changed from one bench result to another."""
-    from edge_vla.benchmarks.reports import compare as compared
+    from edge_vla.benchmarks import reports
 
-    print(compared.compare(compared.read(before), compared.read(after)))
+    print(reports.compare(reports.read(before), reports.read(after)).markdown())
 
 
 @app.command()

@@ -17,86 +17,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
 from edge_vla.artifact import Artifact
-from edge_vla.benchmarks import answers, closed_loop, gates, speed
+from edge_vla.benchmarks import answers, closed_loop, gates, limits, sensors, speed
 from edge_vla.benchmarks.agreement import About, Side, compare, margin_floor
-from edge_vla.benchmarks.closed_loop import Trial
 from edge_vla.benchmarks.environment import environment
 from edge_vla.benchmarks.gates import FLOOR
 from edge_vla.benchmarks.peers import PEERS
+from edge_vla.benchmarks.plan import FLOAT32, Plan, Reference, synthetic_frames
 from edge_vla.benchmarks.sides import Contestant
 from edge_vla.benchmarks.speed import Measured
 from edge_vla.benchmarks.worst import worst_frames
-from edge_vla.checkpoint import Arithmetic, Checkpoint, open_checkpoint
+from edge_vla.checkpoint import Checkpoint
 from edge_vla.checkpoint.keys import HEAD
-from edge_vla.errors import EdgeVLAError, UsageError
+from edge_vla.errors import EdgeVLAError, ResourceError, UsageError
 from edge_vla.files import write_whole
-from edge_vla.frames import Frame, read_frames, synthetic_image, write_frames
-from edge_vla.openvla import ActionTokens, PolicyConfig
+from edge_vla.frames import Frame, read_frames
+from edge_vla.openvla import ActionTokens, PolicyConfig, Prompter
 from edge_vla.quant import stored_bytes
 
 log = logging.getLogger(__name__)
 Tell = Callable[[str], None]
 
 VERSION: Final = 2
-SYNTHETIC: Final = 64
-INSTRUCTIONS: Final = ("pick up the object", "open the drawer", "put the spoon on the towel", "close the drawer")
-FLOAT32: Final = "float32"
-FLOORS: Final = (FLOOR, FLOAT32, "math attention", "batch of 8", "run again")
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The policy to be equal to, and the frames to be asked. Without `frames`, synthetic images are used."""
-
-    source: str
-    adapters: tuple[str, ...] = ()
-    merge_arithmetic: Arithmetic = "fp32"
-    frames: Path | None = None
-    limit: int | None = None
-    unnorm_key: str | None = None
-    device: str = "auto"
-
-    def checkpoint(self) -> Checkpoint:
-        return open_checkpoint(self.source, [Path(adapter) for adapter in self.adapters], self.merge_arithmetic)
-
-    def contestant(self, name: str = "reference", **changes: Any) -> Contestant:
-        return Contestant(
-            name,
-            self.source,
-            self.adapters,
-            self.merge_arithmetic,
-            device=self.device,
-            unnorm_key=self.unnorm_key,
-            **changes,
-        )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What else is measured, declared before the run."""
-
-    floors: tuple[str, ...] = (FLOOR,)
-    profile: str = "quick"
-    paces_hz: tuple[float, ...] = ()
-    trial: Trial | None = None
-    peers: tuple[tuple[str, str | None], ...] = ()  # name, and the interpreter of its own environment
-    vision: str = "torch"
-    kernel: str = "auto"
-    title: str | None = None
-    model: str | None = None
-    agreement: bool = True
-    time_reference: bool = True
-
-    def __post_init__(self) -> None:
-        if self.trial is not None and self.trial.live and self.profile == "none":
-            raise UsageError("--live takes the latencies of this run: it needs a --profile")
-        for peer, _ in self.peers:
-            if peer not in PEERS:
-                raise UsageError(f"--peer {peer}: choose among {list(PEERS)}")
-        for name in self.floors:
-            if name not in FLOORS:
-                raise UsageError(f"--floor {name}: choose among {list(FLOORS)}")
+EVIDENCE: Final = "evidence"
 
 
 @dataclass
@@ -161,7 +106,7 @@ def bench(
     if reference.unnorm_key is not None:
         checkpoint.config.statistics.resolve(reference.unnorm_key)
     with tempfile.TemporaryDirectory(prefix="edge-vla-bench-") as scratch:
-        directory = reference.frames or _synthetic_frames(
+        directory = reference.frames or synthetic_frames(
             Path(scratch) / "frames", checkpoint.config, reference.limit, reference.unnorm_key
         )
         frames = read_frames(directory)[: reference.limit]
@@ -174,7 +119,19 @@ def bench(
                 # What was measured so far is kept, whatever stops the next phase.
                 run.result["gates"] = gates.judge(run.result)
                 reports.write(run.result, out)
+    for name, path in run.names().items():
+        if run.row(name)["agreement"] is not None:
+            _write_card(reports.model_card(run.result, name), path, tell)
     return run.result
+
+
+def _write_card(card: str, artifact: Path, tell: Tell) -> None:
+    """The model card, in the artifact's `evidence/`, which no hash covers."""
+    try:
+        (artifact / EVIDENCE).mkdir(exist_ok=True)
+        write_whole(artifact / EVIDENCE / "README.md", card)
+    except (OSError, ResourceError) as error:
+        tell(f"no model card in {artifact / EVIDENCE}: {error}")
 
 
 def check_alike(artifact: Artifact, checkpoint: Checkpoint, source: str) -> None:
@@ -257,6 +214,26 @@ def _speed(run: Run, out: Path) -> None:
             if isinstance(side, Measured) and name in run.sides:
                 row["timed_tokens"] = side.against(run.sides[name].free)
         speed.ratios(run.result, found)
+    for row in run.result["candidates"]:
+        run.result["notes"] += [f"{row['name']}, {words}" for words in speed.warnings(row)]
+    run.tell("measuring what this machine could do at best")
+    run.result["limits"] = _limits(run)
+
+
+def _limits(run: Run) -> dict[str, Any] | None:
+    """What an action of the smallest candidate must cost here, beside what it took."""
+    timed = [row for row in run.result["candidates"] if row["latency"] is not None]
+    if not timed:
+        return None
+    row = min(timed, key=lambda row: row["artifact"]["bits_per_weight"])
+    decoder = limits.stored(Artifact(run.names()[row["name"]]).manifest.layers)
+    device = torch.device("cuda" if torch.cuda.is_available() and run.reference.device != "cpu" else "cpu")
+    config = run.config
+    prompt = len(Prompter(run.checkpoint.tokenizer_json, config.prompt, config.spec.decoder)(run.frames[0].instruction))
+    passes = limits.costs(config.spec, decoder, prompt, _about(run).statistics[0].dims)
+    stages = {stage["name"]: stage["p50_ms"] for stage in row["latency"][speed.BACK_TO_BACK]["stages"]}
+    name = f"{run.result['model']['name']}, {row['name']}"
+    return limits.limits(name, passes, limits.measure(config.spec, device, prompt), stages)
 
 
 def _episodes(run: Run, out: Path) -> None:
@@ -281,7 +258,7 @@ def _episodes(run: Run, out: Path) -> None:
             if isinstance(theirs, EdgeVLAError):
                 run.row(name)["failed"] = str(theirs)
                 continue
-            empty = {"world": trial.table, "margin": trial.margin, "regimes": {}}
+            empty: dict[str, Any] = {"world": trial.table, "margin": trial.margin, "regimes": {}}
             closed = run.row(name)["closed_loop"] = run.row(name)["closed_loop"] or empty
             closed["regimes"][regime] = closed_loop.verdict(reference, theirs, trial.margin)
         content = {name: these for name, these in {"reference": reference, **rows}.items() if isinstance(these, list)}
@@ -298,7 +275,7 @@ def _empty(run: Run) -> dict[str, Any]:
         "kind": "bench",
         "name": run.plan.title or f"{', '.join(run.names())} against {name}",
         "model": {"name": name, "speaks_for": f"These figures are about {name} and speak for no other model."},
-        "environment": environment(),
+        "environment": {**environment(), **sensors.device_state()},
         "frames": {
             "source": "given" if given else "synthetic",
             "name": run.directory.name if given else "synthetic",
@@ -355,16 +332,3 @@ def _candidate(name: str, artifact: Artifact) -> dict[str, Any]:
 def _about(run: Run) -> About:
     keys = [run.config.statistics.resolve(run.reference.unnorm_key or frame.unnorm_key) for frame in run.frames]
     return About.of(run.frames, [run.config.statistics[key] for key in keys])
-
-
-def _synthetic_frames(directory: Path, config: PolicyConfig, limit: int | None, key: str | None) -> Path:
-    size = config.spec.image_size
-    key = key or next(iter(config.statistics))
-    write_frames(
-        directory,
-        (
-            (Frame(Path(f"{i:03d}.png"), INSTRUCTIONS[i % len(INSTRUCTIONS)], key), synthetic_image(i, size))
-            for i in range(limit or SYNTHETIC)
-        ),
-    )
-    return directory

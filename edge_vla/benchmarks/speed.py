@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -105,8 +105,9 @@ def measure(
         for name, contestant in sides.items():
             tell(f"{name}: loading")
             station = stack.enter_context(Station(contestant))
-            pollers[name] = stack.enter_context(Poller(station.pid))
             try:
+                with suppress(UsageError):  # it has died already: `load` will say of what
+                    pollers[name] = stack.enter_context(Poller(station.pid))
                 found[name] = Measured(station.load(frames, limit))
             except EdgeVLAError as error:
                 found[name] = str(error)
@@ -223,6 +224,12 @@ def record(row: dict[str, Any], side: Measured | str, name: str, out: Path) -> N
         if peer:
             row["versions"] = dict(side.loaded["versions"])
         row["harness_share"] = round(side.harness_share(), 5)
+
+
+def warnings(row: Mapping[str, Any]) -> list[str]:
+    """What a reader of this row's times should know."""
+    by_mode = row.get("latency") or {}
+    return [f"{mode}: {words}" for mode, one in by_mode.items() for words in latency.warnings(one)]
 
 
 def ratios(result: dict[str, Any], found: Mapping[str, Measured | str]) -> None:

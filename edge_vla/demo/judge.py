@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from edge_vla.benchmarks.bench import FLOORS, Plan, Reference, bench
+from edge_vla.benchmarks.bench import bench
 from edge_vla.benchmarks.closed_loop import Trial
+from edge_vla.benchmarks.plan import FLOORS, Plan, Reference
 from edge_vla.demo import ADAPTER, BASE, episodes
 from edge_vla.demo.statistics import name as statistics_name
 from edge_vla.errors import EdgeVLAError
@@ -61,7 +62,7 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     with tempfile.TemporaryDirectory(prefix="edge-vla-judge-") as scratch:
         result = judge(given.world, given.out, plan, Path(scratch), given.limit)
-    red = [f"{gate['side']}: {gate['name']}" for gate in result["gates"] if not gate["passed"]]
+    red = [f"{gate['side']}: {gate['name']}" for gate in result["gates"] if gate["passed"] is False]
     if red:
         sys.exit(f"red gates: {', '.join(red)}; {given.out}/report.md says more")
 

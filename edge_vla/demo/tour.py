@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from edge_vla.artifact import Artifact
-from edge_vla.benchmarks.bench import Plan, Reference, bench
+from edge_vla.benchmarks.bench import bench
 from edge_vla.benchmarks.closed_loop import Trial
+from edge_vla.benchmarks.plan import Plan, Reference
 from edge_vla.benchmarks.reports import markdown
 from edge_vla.demo import ADAPTER, BASE
 from edge_vla.demo.measure import FRAME_SEEDS

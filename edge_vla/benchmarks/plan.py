@@ -1,0 +1,89 @@
+"""What a bench is told: the reference and its frames, and what else is measured, declared before the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from edge_vla.benchmarks.closed_loop import Trial
+from edge_vla.benchmarks.gates import FLOOR
+from edge_vla.benchmarks.peers import PEERS
+from edge_vla.benchmarks.sides import Contestant
+from edge_vla.checkpoint import Arithmetic, Checkpoint, open_checkpoint
+from edge_vla.errors import UsageError
+from edge_vla.frames import Frame, synthetic_image, write_frames
+from edge_vla.openvla import PolicyConfig
+
+SYNTHETIC: Final = 64
+INSTRUCTIONS: Final = ("pick up the object", "open the drawer", "put the spoon on the towel", "close the drawer")
+FLOAT32: Final = "float32"
+FLOORS: Final = (FLOOR, FLOAT32, "math attention", "batch of 8", "run again")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The policy to be equal to, and the frames to be asked. Without `frames`, synthetic images are used."""
+
+    source: str
+    adapters: tuple[str, ...] = ()
+    merge_arithmetic: Arithmetic = "fp32"
+    frames: Path | None = None
+    limit: int | None = None
+    unnorm_key: str | None = None
+    device: str = "auto"
+
+    def checkpoint(self) -> Checkpoint:
+        return open_checkpoint(self.source, [Path(adapter) for adapter in self.adapters], self.merge_arithmetic)
+
+    def contestant(self, name: str = "reference", **changes: Any) -> Contestant:
+        return Contestant(
+            name,
+            self.source,
+            self.adapters,
+            self.merge_arithmetic,
+            device=self.device,
+            unnorm_key=self.unnorm_key,
+            **changes,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What else is measured, declared before the run."""
+
+    floors: tuple[str, ...] = (FLOOR,)
+    profile: str = "quick"
+    paces_hz: tuple[float, ...] = ()
+    trial: Trial | None = None
+    peers: tuple[tuple[str, str | None], ...] = ()  # name, and the interpreter of its own environment
+    vision: str = "torch"
+    kernel: str = "auto"
+    title: str | None = None
+    model: str | None = None
+    agreement: bool = True
+    time_reference: bool = True
+
+    def __post_init__(self) -> None:
+        if self.trial is not None and self.trial.live and self.profile == "none":
+            raise UsageError("--live takes the latencies of this run: it needs a --profile")
+        for peer, _ in self.peers:
+            if peer not in PEERS:
+                raise UsageError(f"--peer {peer}: choose among {list(PEERS)}")
+        for name in self.floors:
+            if name not in FLOORS:
+                raise UsageError(f"--floor {name}: choose among {list(FLOORS)}")
+
+
+def synthetic_frames(directory: Path, config: PolicyConfig, limit: int | None, key: str | None) -> Path:
+    """Smooth noise with four instructions: no camera sees it, every policy answers it."""
+    size = config.spec.image_size
+    key = key or next(iter(config.statistics))
+    write_frames(
+        directory,
+        (
+            (Frame(Path(f"{i:03d}.png"), INSTRUCTIONS[i % len(INSTRUCTIONS)], key), synthetic_image(i, size))
+            for i in range(limit or SYNTHETIC)
+        ),
+    )
+    return directory
