@@ -24,11 +24,11 @@ from torch import Tensor
 from edge_vla.errors import ArtifactError, CheckpointError
 from edge_vla.files import sha256_of
 from edge_vla.openvla import ImageContract, PolicyConfig, PromptStyle, Statistics
-from edge_vla.quant import PackedWeight, Scheme
+from edge_vla.quant import NARROW, PackedWeight, Scheme, as_int4
 from edge_vla.spec import ActionSpec, DecoderSpec, PolicySpec, TowerSpec
 
 FORMAT: Final = "edge-vla"
-VERSION: Final = 1
+VERSIONS: Final = (1, 2)  # that are read; 2 adds int3, int2 and int8 towers, and is written only where they occur
 MANIFEST: Final = "manifest.json"
 EVIDENCE: Final = "evidence"
 VISION: Final = "vision.safetensors"
@@ -81,17 +81,23 @@ class Manifest:
     golden: tuple[GoldenFrame, ...]
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    @property
+    def version(self) -> int:
+        """The oldest whose readers understand it."""
+        schemes = {linear.scheme for layer in self.layers for linear in layer.values()}
+        return 2 if schemes & set(NARROW) else 1
+
     def to_json(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
-            "version": VERSION,
+            "version": self.version,
             "source": dict(self.source),
             "recipe": dict(self.recipe),
             "network": dataclasses.asdict(self.config.spec),
             "prompt": self.config.prompt.value,
             "preprocessing": dataclasses.asdict(self.config.image),
             "statistics": self.config.statistics.raw,
-            "layers": [{name: _linear_json(linear) for name, linear in layer.items()} for layer in self.layers],
+            "layers": [{name: linear_json(linear) for name, linear in layer.items()} for layer in self.layers],
             "vision_check": dict(self.vision_check),
             "golden": [dataclasses.asdict(frame) for frame in self.golden],
             "files": {path: dict(entry) for path, entry in sorted(self.files.items())},
@@ -101,9 +107,9 @@ class Manifest:
     def from_json(raw: Mapping[str, Any]) -> Manifest:
         if raw.get("format") != FORMAT:
             raise ArtifactError(f"{MANIFEST}: format is {raw.get('format')!r}, expected {FORMAT!r}")
-        if type(raw.get("version")) is not int or raw["version"] != VERSION:
+        if type(raw.get("version")) is not int or raw["version"] not in VERSIONS:
             raise ArtifactError(
-                f"{MANIFEST}: format version {raw.get('version')!r}, this edge-vla reads {VERSION}: export again, "
+                f"{MANIFEST}: format version {raw.get('version')!r}, this edge-vla reads {VERSIONS}: export again, "
                 "or install the edge-vla that made it"
             )
         try:
@@ -123,7 +129,9 @@ class Manifest:
                 config=config,
                 source={**raw["source"], "origin": raw["source"]["origin"], "adapters": raw["source"]["adapters"]},
                 recipe=dict(raw["recipe"]),
-                layers=tuple({name: _linear(entry) for name, entry in layer.items()} for layer in raw["layers"]),
+                layers=tuple(
+                    {name: linear_from_json(entry) for name, entry in layer.items()} for layer in raw["layers"]
+                ),
                 vision_check=dict(raw["vision_check"]),
                 golden=tuple(map(_golden, raw["golden"])),
                 files={path: _file(path, entry) for path, entry in raw["files"].items()},
@@ -206,12 +214,15 @@ class Artifact:
         return tensors
 
     def layers(self) -> Iterator[tuple[dict[str, PackedWeight], dict[str, Tensor]]]:
-        """Linears and norms of each decoder layer, read one layer at a time."""
+        """Linears and norms of each decoder layer, read one layer at a time.
+
+        Narrow linears come as int4, which every device has a kernel for.
+        """
         width = self.manifest.config.spec.decoder.width
         for index, linears in enumerate(self.manifest.layers):
             tensors = self.tensors(layer_file(index))
             try:
-                packed = {name: unpack_linear(name, linear, tensors) for name, linear in linears.items()}
+                packed = {name: as_int4(unpack_linear(name, linear, tensors)) for name, linear in linears.items()}
                 norms = {name: tensors[name] for name in NORMS}
                 _check_shapes(norms, dict.fromkeys(NORMS, (width,)), self.directory / layer_file(index))
                 yield packed, norms
@@ -283,11 +294,11 @@ def _tuples(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {key: convert(value) for key, value in raw.items()}
 
 
-def _linear_json(linear: Linear) -> dict[str, Any]:
+def linear_json(linear: Linear) -> dict[str, Any]:
     return {"scheme": linear.scheme.value, "shape": linear.shape, "group": linear.group, "error": linear.error}
 
 
-def _linear(raw: Mapping[str, Any]) -> Linear:
+def linear_from_json(raw: Mapping[str, Any]) -> Linear:
     (outer, inner), group = raw["shape"], raw["group"]
     if not (group is None or (type(group) is int and group > 0)):
         raise ValueError(f"group must be a positive number or null, got {group!r}")

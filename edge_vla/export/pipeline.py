@@ -1,38 +1,75 @@
-"""Checkpoint -> artifact, one decoder layer at a time: merge, round to nearest, pack, hash, write.
+"""Checkpoint -> artifact, one decoder layer at a time: merge, calibrate, round, pack, hash, write.
 
 Memory while weights are written is one layer, or the 16-bit towers; the golden frame then loads the artifact as a
 robot would. The directory gets its name only when the manifest is written; whatever goes wrong before that leaves
-nothing under it.
+nothing under it. What a killed export had finished is taken over by the next one that is told the same.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import shutil
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
 
-from edge_vla.artifact import EMBEDDINGS, GRAPH, HEAD, NORMS, TOKENIZER, VISION, Artifact, Linear, Manifest, layer_file
-from edge_vla.checkpoint import Checkpoint, TensorSource, key_table, open_checkpoint
-from edge_vla.checkpoint.keys import DECODER_PREFIX, layer_prefix, vision_keys
+from edge_vla import __version__
+from edge_vla.artifact import EMBEDDINGS, GRAPH, HEAD, TOKENIZER, VISION, Artifact, Linear, Manifest
+from edge_vla.calibration.sets import CalibrationSet, choose
+from edge_vla.checkpoint import Checkpoint, TensorSource, open_checkpoint
+from edge_vla.checkpoint.keys import DECODER_PREFIX
 from edge_vla.checkpoint.keys import EMBEDDINGS as EMBEDDINGS_KEY
 from edge_vla.checkpoint.keys import HEAD as HEAD_KEY
-from edge_vla.errors import ResourceError
+from edge_vla.errors import ResourceError, UsageError
+from edge_vla.export import budget
+from edge_vla.export.decoder import Calibration, Formats, round_layers
 from edge_vla.export.golden import MOST_CANDIDATES, choose_golden
+from edge_vla.export.preflight import (
+    calibration_memory,
+    check_disk,
+    check_memory,
+    fixed_bytes,
+    linear_bytes,
+    scratch_bytes,
+)
 from edge_vla.export.progress import Progress, Silent
 from edge_vla.export.recipe import Recipe
 from edge_vla.export.vision import check_graph, export_vision, require_exporter
-from edge_vla.export.writer import ArtifactWriter, pack_linear
+from edge_vla.export.writer import ArtifactWriter
 from edge_vla.frames import Frame, synthetic_image
-from edge_vla.openvla import PolicyConfig, preprocess
-from edge_vla.quant import Scheme, plan, quantise, relative_error, sixteen, stored_bytes
+from edge_vla.openvla import PolicyConfig, Prompter, preprocess
+from edge_vla.quant import plan, sixteen
 from edge_vla.spec import PolicySpec
 
-SPARE = 1.1  # free disk asked for, over what will be written
+
+@dataclass(frozen=True)
+class Job:
+    """An export with everything known that can be known before the first byte."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    frames: Sequence[Frame]
+    chosen: CalibrationSet | None
+    identity: list[dict[str, str]]
+
+    def key(self) -> dict[str, Any]:
+        """Everything that decides the bytes: a journal with another key is another export's."""
+        environment = {"edge-vla": __version__, "torch": torch.__version__}
+        if self.chosen is not None:  # sums depend on how they are split
+            environment |= {"threads": str(torch.get_num_threads()), "cpu": torch.backends.cpu.get_cpu_capability()}
+        candidates = [frame.sha256() + (frame.unnorm_key or "") for frame in self.frames[:MOST_CANDIDATES]]
+        return {
+            "source": _provenance(self),
+            "recipe": dataclasses.asdict(self.recipe),
+            "calibration": None if self.chosen is None else self.chosen.sha256,
+            "golden": hashlib.sha256("\n".join(candidates).encode()).hexdigest(),
+            **environment,
+        }
 
 
 def export(
@@ -45,85 +82,118 @@ def export(
 ) -> Artifact:
     """Make the artifact `out` from `source` with `adapters` merged in order.
 
-    `frames` are candidates for the golden frame; without any, synthetic ones are used. Raises a typed error, and
-    leaves nothing under `out`, for anything that is wrong with the input, the recipe or the disk.
+    `frames` are candidates for the golden frame, and with `method="gptq"` what it is calibrated on; then they need
+    recorded actions. Without any, the golden frame is synthetic. Raises a typed error, and leaves nothing under `out`,
+    for anything that is wrong with the input, the recipe or the disk. A calibrated export that was interrupted, or
+    ran out of disk, leaves `OUT.partial`, and the same call goes on where it stopped.
     """
     recipe, progress = recipe or Recipe(), progress or Silent()
     require_exporter()
     checkpoint = open_checkpoint(source, adapters, recipe.merge_arithmetic)
-    schemes = _schemes(checkpoint.config.spec, recipe)
-    _check_disk(checkpoint.config.spec, schemes, out)
+    spec = checkpoint.config.spec
+    formats = [_formats(spec, recipe)] * spec.decoder.layers
     for frame in frames[:MOST_CANDIDATES]:  # known now, not after hours
         frame.open()
         checkpoint.config.statistics.resolve(frame.unnorm_key or next(iter(checkpoint.config.statistics)))
-    writer = ArtifactWriter(out)
+    chosen = _calibration(checkpoint, recipe, frames)
+    _check_room(checkpoint, recipe, formats, chosen, out)
+    job = Job(checkpoint, recipe, frames, chosen, checkpoint.identity())
+    writer = ArtifactWriter(out, job.key())
     try:
-        return _export(checkpoint, recipe, schemes, frames, writer, progress)
-    except BaseException:  # Ctrl-C too leaves nothing behind
-        writer.abandon()
+        return _export(job, formats, writer, progress)
+    except (KeyboardInterrupt, ResourceError, MemoryError):
+        _stop(writer, keep=chosen is not None)
+        raise
+    except BaseException:
+        _stop(writer, keep=False)
         raise
 
 
-def _export(
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    schemes: dict[str, tuple[Scheme, int | None]],
-    frames: Sequence[Frame],
-    writer: ArtifactWriter,
-    progress: Progress,
-) -> Artifact:
-    config, source = checkpoint.config, checkpoint.tensors
-    layers = _write_decoder(source, config.spec, schemes, writer, progress)
+def _export(job: Job, formats: Formats, writer: ArtifactWriter, progress: Progress) -> Artifact:
+    checkpoint, config = job.checkpoint, job.checkpoint.config
+    layers = _write_decoder(job, formats, writer, progress)
     progress.stage("vision", 3)
-    _write_ends(source, config.spec, writer)
-    writer.write(TOKENIZER, checkpoint.tokenizer_json.encode("utf-8"))
+    if "ends" not in writer.done:
+        _write_ends(checkpoint.tensors, config.spec, writer)
+        writer.write(TOKENIZER, checkpoint.tokenizer_json.encode("utf-8"))
+        writer.finish("ends")
     progress.step("embeddings, head, tokenizer")
-    export_vision(source, config.spec, writer)
+    if "vision" not in writer.done:
+        export_vision(checkpoint.tensors, config.spec, writer)
+        writer.finish("vision")
     progress.step("towers, projector, ONNX graph")
-    check = _check_vision(writer, config)
+    if "vision check" not in writer.done:
+        writer.finish("vision check", _check_vision(writer, config))
+    check: Mapping[str, float] = writer.done["vision check"]
     progress.step(f"ONNX against torch: {check['max_difference']:.1e} of {check['max_magnitude']:.1e}")
     manifest = Manifest(
         config=config,
-        source=_provenance(checkpoint),
-        recipe=dataclasses.asdict(recipe),
+        source=_provenance(job),
+        recipe=_told(job),
         layers=tuple(layers),
         vision_check=check,
         golden=(),
     )
     progress.stage("golden frame", 1)
-    golden = choose_golden(writer.draft(manifest), frames, writer)
+    golden = choose_golden(writer.draft(manifest), job.frames, writer)
     progress.step(f"narrowest lead {min(golden.margins):.2f}, rounding moves {golden.noise:.2f}")
     return writer.publish(dataclasses.replace(manifest, golden=(golden,)))
 
 
-def _schemes(spec: PolicySpec, recipe: Recipe) -> dict[str, tuple[Scheme, int | None]]:
+def _write_decoder(job: Job, formats: Formats, writer: ArtifactWriter, progress: Progress) -> list[dict[str, Linear]]:
+    if job.chosen is None:
+        return round_layers(job.checkpoint, formats, writer, progress)
+    calibration = Calibration(job.checkpoint, job.recipe, job.chosen, writer, progress)
+    writer.evidence("calibration.json", json.dumps(job.chosen.manifest(), indent=1))
+    damages = calibration.listen()
+    if job.recipe.mixed:
+        spent = budget.spend(job.checkpoint.config.spec, job.recipe, damages)
+        writer.evidence("sensitivity.json", json.dumps(spent.report(), indent=1))
+        formats = spent.formats
+    return calibration.round_layers(formats)
+
+
+def _stop(writer: ArtifactWriter, *, keep: bool) -> None:
+    """Calibrating is hours of work at full size: what is finished of it stays for the next call."""
+    if keep and writer.done:
+        writer.pause()
+    else:
+        writer.abandon()
+
+
+def _formats(spec: PolicySpec, recipe: Recipe) -> dict[str, Any]:
     return {name: plan(recipe.bits, shape[1], recipe.group, name) for name, shape in spec.decoder.linears().items()}
 
 
-def _write_decoder(
-    source: TensorSource,
-    spec: PolicySpec,
-    schemes: dict[str, tuple[Scheme, int | None]],
-    writer: ArtifactWriter,
-    progress: Progress,
-) -> list[dict[str, Linear]]:
-    progress.stage("decoder", spec.decoder.layers)
-    layers = []
-    for index in range(spec.decoder.layers):
-        linears: dict[str, Linear] = {}
-        stored: dict[str, Tensor] = {name: sixteen(source.load(layer_prefix(index) + name)) for name in NORMS}
-        for name, (scheme, group) in schemes.items():
-            weight = source.load(f"{layer_prefix(index)}{name}.weight")
-            packed = quantise(weight, scheme, group)
-            # Three digits: enough to compare layers, too few to depend on the order of a sum.
-            error = float(f"{relative_error(weight, packed):.2e}")
-            linears[name] = Linear(scheme, packed.shape, group, error)
-            stored |= pack_linear(name, packed)
-        writer.save(layer_file(index), stored)
-        layers.append(linears)
-        worst = max(linears.items(), key=lambda item: item[1].error)
-        progress.step(f"worst error {worst[1].error:.2%} ({worst[0].rpartition('.')[2]})")
-    return layers
+def _calibration(checkpoint: Checkpoint, recipe: Recipe, frames: Sequence[Frame]) -> CalibrationSet | None:
+    if not recipe.calibrated:
+        return None
+    if not frames:
+        raise UsageError("--method gptq needs frames with recorded actions: --frames DIR")
+    return choose(frames, checkpoint.config, recipe.calibration_frames, recipe.seed)
+
+
+def _check_room(
+    checkpoint: Checkpoint, recipe: Recipe, formats: Formats, chosen: CalibrationSet | None, out: Path
+) -> None:
+    """Disk for the artifact and what calibrating keeps, and memory, before the first byte."""
+    spec = checkpoint.config.spec
+    need = fixed_bytes(spec, recipe.vision_bits)
+    need += budget.limit(spec, recipe) if recipe.mixed else linear_bytes(formats, spec)
+    if chosen is not None:
+        prompter = Prompter(checkpoint.tokenizer_json, checkpoint.config.prompt, spec.decoder)
+        rows = sum(spec.patches + len(prompter(f.instruction)) + len(f.action or ()) for f in chosen.frames)
+        need += scratch_bytes(spec, rows)
+        check_memory(calibration_memory(spec, rows), "close other programs, or fewer calibration_frames")
+    check_disk(out, need)
+
+
+def _told(job: Job) -> dict[str, Any]:
+    """The recipe, and by which frames it was carried out."""
+    told = job.recipe.to_json()
+    if job.chosen is not None:
+        told["calibration"] = {"frames": len(job.chosen.frames), "sha256": job.chosen.sha256}
+    return told
 
 
 def _write_ends(source: TensorSource, spec: PolicySpec, writer: ArtifactWriter) -> None:
@@ -139,25 +209,11 @@ def _check_vision(writer: ArtifactWriter, config: PolicyConfig) -> dict[str, flo
     return check_graph(writer.partial / GRAPH, writer.tensors(VISION), config.spec, np.ascontiguousarray(pixels))
 
 
-def _provenance(checkpoint: Checkpoint) -> dict[str, object]:
+def _provenance(job: Job) -> dict[str, object]:
     """Hashes, and a name only where it is public: the same weights in another directory give the same manifest."""
+    checkpoint = job.checkpoint
     return {
         "origin": "a local directory" if checkpoint.local else checkpoint.origin,
         "adapters": len(checkpoint.adapters),
-        "files": checkpoint.identity(),
+        "files": job.identity,
     }
-
-
-def _check_disk(spec: PolicySpec, schemes: dict[str, tuple[Scheme, int | None]], out: Path) -> None:
-    """Raise ResourceError before the first byte if the artifact will not fit."""
-    table = key_table(spec)
-    need = sum(2 * math.prod(table[name].shape) for name in (*vision_keys(spec), EMBEDDINGS_KEY))
-    need += spec.decoder.layers * sum(
-        stored_bytes(schemes[name][0], shape, schemes[name][1]) for name, shape in spec.decoder.linears().items()
-    )
-    parent = out.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    free = shutil.disk_usage(parent).free
-    if free < need * SPARE:
-        raise ResourceError(f"{out} needs {need * SPARE / 1e9:.1f} GB, {parent} has {free / 1e9:.1f} GB free")

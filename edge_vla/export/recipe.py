@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Final, Literal, get_args
 
 from edge_vla.checkpoint import Arithmetic
 from edge_vla.errors import UsageError
@@ -18,21 +19,63 @@ else:
     import tomli as tomllib
 
 
+Method = Literal["rtn", "gptq"]
+METHODS: Final = get_args(Method)
+ALWAYS: Final = ("bits", "group", "merge_arithmetic")
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """`group` None means the largest of 128, 64 and 32 that divides a tensor's inputs."""
+    """`group` None means the largest of 128, 64 and 32 that divides a tensor's inputs.
+
+    `method` is how codes are chosen: `rtn` rounds each weight to the nearest, `gptq` rounds so that the answers on
+    `calibration_frames` recorded frames stay. It is never chosen by itself: calibrating takes about ten times as long.
+    `bits_per_weight` or `budget` (bytes of the decoder's linears) gives each linear 2, 3, 4, 8 or 16 bits by what it
+    costs the answers, and then `bits` is ignored. `vision_bits` are those of towers and projector: 16 or 8.
+    """
 
     bits: int = 4
     group: int | None = None
     merge_arithmetic: Arithmetic = "fp32"
+    method: Method = "rtn"
+    calibration_frames: int = 128
+    seed: int = 0
+    bits_per_weight: float | None = None
+    budget: int | None = None
+    vision_bits: int = 16
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
             raise UsageError(f"bits {self.bits}: choose one of {sorted(BITS)}")
         if self.merge_arithmetic not in get_args(Arithmetic):
             raise UsageError(f"merge_arithmetic {self.merge_arithmetic!r}: choose one of {get_args(Arithmetic)}")
-        if self.group is not None and self.bits != 4:
-            raise UsageError(f"group {self.group} is for 4 bits; {self.bits} bits have none")
+        if self.method not in METHODS:
+            raise UsageError(f"method {self.method!r}: choose one of {METHODS}")
+        if self.group is not None and self.bits > 4:
+            raise UsageError(f"group {self.group} is for 4 bits and fewer; {self.bits} bits have none")
+        if self.vision_bits not in (16, 8):
+            raise UsageError(f"vision_bits {self.vision_bits}: choose 16 or 8")
+        if self.calibration_frames < 1:
+            raise UsageError(f"calibration_frames {self.calibration_frames}: at least 1")
+        if self.mixed and self.method != "gptq":
+            raise UsageError("a budget is spent by measuring answers on frames: --method gptq --frames DIR")
+        if self.bits_per_weight is not None and self.budget is not None:
+            raise UsageError("bits per weight and a budget in bytes are two ways to say one thing: give one")
+
+    @property
+    def mixed(self) -> bool:
+        """Whether bits differ from linear to linear."""
+        return self.bits_per_weight is not None or self.budget is not None
+
+    @property
+    def calibrated(self) -> bool:
+        return self.method == "gptq" and (self.mixed or self.bits < 16)
+
+    def to_json(self) -> dict[str, Any]:
+        """What was asked for: the first three always, the rest where it is not the default."""
+        default = Recipe()
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name in ALWAYS or value != getattr(default, name)}
 
     @staticmethod
     def read(path: Path) -> Recipe:
@@ -48,8 +91,27 @@ class Recipe:
         return Recipe(**_known(raw, path))
 
 
+def parse_bytes(text: str) -> int:
+    """`4.2GB`, `800MB` or a whole number of bytes; a GB is 1e9. UsageError for anything else."""
+    units = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]B|)", text.strip().upper())
+    if not match or not float(match[1]):
+        raise UsageError(f"--budget {text}: expected bytes like 4.2GB or 800MB")
+    return round(float(match[1]) * units[match[2]])
+
+
 def _known(raw: dict[str, Any], path: Path) -> dict[str, Any]:
-    types = {"bits": int, "group": int, "merge_arithmetic": str}
+    types: dict[str, type] = {
+        "bits": int,
+        "group": int,
+        "merge_arithmetic": str,
+        "method": str,
+        "calibration_frames": int,
+        "seed": int,
+        "bits_per_weight": float,
+        "budget": int,
+        "vision_bits": int,
+    }
     for key, value in raw.items():
         if key not in types:
             raise UsageError(f"--recipe {path}: unknown key {key!r}; known: {sorted(types)}")

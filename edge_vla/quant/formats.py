@@ -1,8 +1,9 @@
 """The formats on disk, and the arithmetic between them and real weights.
 
-int4: codes 0..15 for values -8..7 times a scale, two codes a byte, low nibble first, one scale per `group` inputs.
-int8: codes -127..127 times a scale, one scale per output. Scales are float16 rounded *up* to eight significant
-bits: bf16 and fp16 both hold them exactly, and no weight is further than half a step from its code.
+int4, int3, int2: codes for whole levels times a scale, packed low bits first, one scale per `group` inputs; the
+levels of the narrow two are among int4's, so that `as_int4` changes no weight. int8: codes -127..127 times a scale,
+one scale per output. Scales are float16 rounded *up* to eight significant bits: bf16 and fp16 both hold them exactly,
+and rounding to nearest leaves no weight further than half a step from its code.
 Knows nothing of layers, files or how good a code is for the policy.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
@@ -20,8 +21,6 @@ from torch import Tensor
 from edge_vla.errors import CheckpointError, UsageError
 
 GROUPS: Final = (128, 64, 32)
-INT4_LEVELS: Final = 15
-INT4_ZERO: Final = 8
 INT8_MAX: Final = 127
 SMALLEST_SCALE: Final = 2.0**-24  # fp16's smallest positive number
 
@@ -30,9 +29,48 @@ class Scheme(str, Enum):
     BF16 = "bf16"
     INT8 = "int8"
     INT4 = "int4"
+    INT3 = "int3"
+    INT2 = "int2"
 
 
-BITS: Final[Mapping[int, Scheme]] = {16: Scheme.BF16, 8: Scheme.INT8, 4: Scheme.INT4}
+BITS: Final[Mapping[int, Scheme]] = {
+    16: Scheme.BF16,
+    8: Scheme.INT8,
+    4: Scheme.INT4,
+    3: Scheme.INT3,
+    2: Scheme.INT2,
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Code `c` stands for level `lowest + step * c`, and that for as many scales."""
+
+    bits: int
+    lowest: int
+    step: int
+    count: int
+
+    @property
+    def reach(self) -> float:
+        """How many scales the largest magnitude is put at when nothing is clipped."""
+        return (self.count - 1) * self.step / 2
+
+    def levels(self, codes: Tensor) -> Tensor:
+        """uint8 codes -> float32 levels."""
+        return codes.float() * self.step + self.lowest
+
+
+# The narrow grids have no zero but are symmetric: with so few levels, one fewer on a side costs more than a zero gains.
+GRIDS: Final[Mapping[Scheme, Grid]] = {
+    Scheme.INT8: Grid(8, -127, 1, 255),
+    Scheme.INT4: Grid(4, -8, 1, 16),
+    Scheme.INT3: Grid(3, -7, 2, 8),
+    Scheme.INT2: Grid(2, -3, 2, 4),
+}
+NARROW: Final = (Scheme.INT3, Scheme.INT2)
+GROUPED: Final = (Scheme.INT4, *NARROW)
+BYTE: Final = 8  # bits; narrow codes are packed in eights, so that eight fill whole bytes
 
 
 @dataclass(frozen=True)
@@ -42,8 +80,8 @@ class PackedWeight:
     scheme: Scheme
     shape: tuple[int, int]
     group: int | None
-    codes: Tensor  # int4: (N, K/2) uint8; int8: (N, K) int8; bf16: (N, K) in a 16-bit float type
-    scales: Tensor | None  # int4: (N, K/group) float16; int8: (N,) float16
+    codes: Tensor  # int4, int3, int2: (N, bits K/8) uint8; int8: (N, K) int8; bf16: (N, K) in a 16-bit float type
+    scales: Tensor | None  # grouped: (N, K/group) float16; int8: (N,) float16
 
     @property
     def bytes(self) -> int:
@@ -52,10 +90,14 @@ class PackedWeight:
     def check(self, name: str) -> PackedWeight:
         """Itself, or CheckpointError if shapes and types do not fit the scheme."""
         outer, inner = self.shape
-        if self.scheme is Scheme.INT4 and (self.group is None or self.group % 2 or inner % self.group):
+        if self.scheme in GROUPED and (self.group is None or self.group % 2 or inner % self.group):
             raise CheckpointError(f"{name}: group {self.group} must be even and divide {inner} inputs")
-        types = {Scheme.INT4: {torch.uint8}, Scheme.INT8: {torch.int8}, Scheme.BF16: {torch.bfloat16, torch.float16}}
-        if self.codes.dtype not in types[self.scheme] or (self.scales is not None and self.scales.dtype != torch.half):
+        if self.scheme in NARROW and inner % BYTE:
+            raise CheckpointError(f"{name}: {self.scheme.value} needs inputs in eights, got {inner}")
+        types = {Scheme.INT8: {torch.int8}, Scheme.BF16: {torch.bfloat16, torch.float16}}.get(
+            self.scheme, {torch.uint8}
+        )
+        if self.codes.dtype not in types or (self.scales is not None and self.scales.dtype != torch.half):
             raise CheckpointError(f"{name}: {self.codes.dtype} is no type of {self.scheme.value} codes and its scales")
         codes, scales = _layout(self.scheme, outer, inner, self.group)
         got = (tuple(self.codes.shape), None if self.scales is None else tuple(self.scales.shape))
@@ -69,19 +111,21 @@ class PackedWeight:
 def plan(bits: int, inner: int, group: int | None, name: str) -> tuple[Scheme, int | None]:
     """Scheme and group for a weight with `inner` inputs.
 
-    Without an explicit group, int4 takes the largest of 128, 64 and 32 that divides, else the tensor becomes
-    int8. An explicit group that does not divide raises UsageError.
+    Without an explicit group, 4 bits and fewer take the largest of 128, 64 and 32 that divides, else the tensor
+    becomes int8. An explicit group that does not divide raises UsageError.
     """
     if bits not in BITS:
         raise UsageError(f"--bits {bits}: choose one of {sorted(BITS)}")
     scheme = BITS[bits]
-    if scheme is not Scheme.INT4:
+    if scheme not in GROUPED:
         if group is not None:
-            raise UsageError(f"--group {group} is for --bits 4; --bits {bits} has none")
+            raise UsageError(f"--group {group} is for --bits 4 and fewer; --bits {bits} has none")
         return scheme, None
     if group is not None:
         if group < 2 or group % 2 or inner % group:
             raise UsageError(f"--group {group} does not divide the {inner} inputs of {name}: choose an even divisor")
+        if scheme in NARROW and inner % BYTE:
+            raise UsageError(f"--bits {bits} packs inputs in eights, {name} has {inner}: leave out --group, or 4 bits")
         return scheme, group
     fitting = next((size for size in GROUPS if inner % size == 0), None)
     return (scheme, fitting) if fitting else (Scheme.INT8, None)
@@ -99,11 +143,18 @@ def quantise(weight: Tensor, scheme: Scheme, group: int | None) -> PackedWeight:
         codes = (real / scales[:, None]).round_().clamp_(-INT8_MAX, INT8_MAX).to(torch.int8)
         return PackedWeight(scheme, shape, None, codes, scales.half())
     if group is None:
-        raise AssertionError("int4 needs a group: ask `plan` for one")
+        raise AssertionError(f"{scheme.value} needs a group: ask `plan` for one")
     grouped = real.view(outer, inner // group, group)
-    scales = round_scale(grouped.abs().amax(dim=2) * 2 / INT4_LEVELS)
-    codes = (grouped / scales[..., None]).round_().clamp_(-INT4_ZERO, INT4_LEVELS - INT4_ZERO) + INT4_ZERO
-    return PackedWeight(scheme, shape, group, pack_nibbles(codes.view(outer, inner).to(torch.uint8)), scales.half())
+    scales = round_scale(grouped.abs().amax(dim=2) / GRIDS[scheme].reach)
+    codes = nearest(grouped / scales[..., None], scheme).view(outer, inner)
+    return PackedWeight(scheme, shape, group, pack_codes(codes, scheme), scales.half())
+
+
+def nearest(values: Tensor, scheme: Scheme) -> Tensor:
+    """Weights in units of their scale -> uint8 codes of the nearest levels."""
+    grid = GRIDS[scheme]
+    whole, half = divmod(-grid.lowest / grid.step, 1)
+    return (values / grid.step + half).round_().add_(whole).clamp_(0, grid.count - 1).to(torch.uint8)
 
 
 def dequantise(packed: PackedWeight, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -113,9 +164,22 @@ def dequantise(packed: PackedWeight, dtype: torch.dtype = torch.float32) -> Tens
     scales = packed.scales.float()
     if packed.scheme is Scheme.INT8:
         return (packed.codes.float() * scales[:, None]).to(dtype)
-    outer, inner = packed.shape
-    codes = unpack_nibbles(packed.codes).view(outer, scales.shape[1], -1).float() - INT4_ZERO
-    return (codes * scales[..., None]).view(outer, inner).to(dtype)
+    codes = GRIDS[packed.scheme].levels(unpack_codes(packed.codes, packed.scheme))
+    return codes.mul_(expand_scales(scales, packed.shape)).to(dtype)
+
+
+def as_int4(packed: PackedWeight) -> PackedWeight:
+    """A narrow weight on int4's grid with the same scales, for kernels that know none narrower; others as they are."""
+    if packed.scheme not in NARROW:
+        return packed
+    levels = GRIDS[packed.scheme].levels(unpack_codes(packed.codes, packed.scheme))
+    codes = (levels - GRIDS[Scheme.INT4].lowest).to(torch.uint8)
+    return replace(packed, scheme=Scheme.INT4, codes=pack_nibbles(codes))
+
+
+def expand_scales(scales: Tensor, shape: tuple[int, int]) -> Tensor:
+    """(N, K/group) -> (N, K)."""
+    return scales[..., None].expand(*scales.shape, shape[1] // scales.shape[1]).reshape(shape)
 
 
 def sixteen(tensor: Tensor) -> Tensor:
@@ -136,6 +200,36 @@ def pack_nibbles(codes: Tensor) -> Tensor:
 def unpack_nibbles(packed: Tensor) -> Tensor:
     """Inverse of `pack_nibbles`."""
     return torch.stack([packed & 0xF, packed >> 4], dim=-1).flatten(1)
+
+
+def pack_codes(codes: Tensor, scheme: Scheme) -> Tensor:
+    """(N, K) uint8 codes as they are stored: int8 as signed levels, the rest in 4, 3 or 2 bits each."""
+    if scheme is Scheme.INT8:
+        return GRIDS[scheme].levels(codes).to(torch.int8)
+    return pack_nibbles(codes) if scheme is Scheme.INT4 else pack_bits(codes, GRIDS[scheme].bits)
+
+
+def unpack_codes(packed: Tensor, scheme: Scheme) -> Tensor:
+    """Inverse of `pack_codes`."""
+    if scheme is Scheme.INT8:
+        return (packed.to(torch.int16) - GRIDS[scheme].lowest).to(torch.uint8)
+    return unpack_nibbles(packed) if scheme is Scheme.INT4 else unpack_bits(packed, GRIDS[scheme].bits)
+
+
+def pack_bits(codes: Tensor, bits: int) -> Tensor:
+    """(N, K) uint8 below 2**bits -> (N, bits K/8) uint8: eight codes to `bits` bytes, the lowest bits first."""
+    outer, inner = codes.shape
+    eights = codes.view(outer, inner // BYTE, BYTE).to(torch.int32)
+    word = (eights << (bits * torch.arange(BYTE))).sum(dim=2)
+    return ((word[..., None] >> (BYTE * torch.arange(bits))) & 0xFF).to(torch.uint8).view(outer, -1)
+
+
+def unpack_bits(packed: Tensor, bits: int) -> Tensor:
+    """Inverse of `pack_bits`."""
+    outer, size = packed.shape
+    word = (packed.view(outer, size // bits, bits).to(torch.int32) << (BYTE * torch.arange(bits))).sum(dim=2)
+    codes: Tensor = ((word[..., None] >> (bits * torch.arange(BYTE))) & (2**bits - 1)).to(torch.uint8)
+    return codes.view(outer, -1)
 
 
 def round_scale(scale: Tensor) -> Tensor:
@@ -167,6 +261,6 @@ def relative_error(weight: Tensor, packed: PackedWeight) -> float:
 def _layout(
     scheme: Scheme, outer: int, inner: int, group: int | None
 ) -> tuple[tuple[int, int], tuple[int, ...] | None]:
-    if scheme is Scheme.INT4:
-        return (outer, inner // 2), (outer, inner // (group or inner))
+    if scheme in GROUPED:
+        return (outer, inner * GRIDS[scheme].bits // BYTE), (outer, inner // (group or inner))
     return (outer, inner), (outer,) if scheme is Scheme.INT8 else None

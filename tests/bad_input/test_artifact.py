@@ -166,7 +166,7 @@ STRUCTURE = [
     Fault("a linear less", dropped(*FIRST), ArtifactError, ("layers", "network")),
     Fault("a wrong linear", manifest([64, 64], *FIRST, "shape"), ArtifactError, ("layers", "network")),
     Fault("a shape of one", manifest([64], *FIRST, "shape"), ArtifactError, ("malformed",)),
-    Fault("unknown scheme", manifest("int3", *FIRST, "scheme"), ArtifactError, ("malformed", "int3")),
+    Fault("unknown scheme", manifest("int5", *FIRST, "scheme"), ArtifactError, ("malformed", "int5")),
     Fault("group 0", manifest(0, *FIRST, "group"), ArtifactError, ("malformed", "group", "0")),
     Fault("group a text", manifest("64", *FIRST, "group"), ArtifactError, ("malformed", "group", "'64'")),
     Fault("unknown prompt", manifest("v02", "prompt"), ArtifactError, ("malformed", "v02")),
@@ -290,7 +290,7 @@ def test_a_directory_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_stray_files_change_nothing(artifact: Path) -> None:
     """Evidence and cards lie outside the hashes."""
     identity = Artifact(artifact).identity
-    (artifact / "evidence").mkdir()
+    (artifact / "evidence").mkdir(exist_ok=True)
     (artifact / "evidence" / "bench.json").write_text("{}", encoding="utf-8")
     opened = Artifact(artifact)
     opened.verify()

@@ -33,7 +33,7 @@ USAGE: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("--group", "-64"), ("--group -64", "even divisor")),
     (("--group", "64", "--bits", "8"), ("group 64", "4 bits", "8 bits have none")),
     (("--group", "64", "--bits", "16"), ("group 64", "4 bits", "16 bits have none")),
-    (("--bits", "5"), ("bits 5", "choose one of", "[4, 8, 16]")),
+    (("--bits", "5"), ("bits 5", "choose one of", "[2, 3, 4, 8, 16]")),
     (("--merge-arithmetic", "bf16"), ("--merge-arithmetic bf16", "fp32", "upstream")),
     (("--adapter", "nowhere"), ("--adapter nowhere", "no such directory")),
     (("--recipe", "nowhere.toml"), ("--recipe nowhere.toml", "no such file")),

@@ -133,7 +133,7 @@ def test_the_recipe_file_is_the_default() -> None:
     assert Recipe.read(recipes / "int8.toml") == Recipe(bits=8)
 
 
-@pytest.mark.parametrize("text", ["bits = 3", "bit = 4", "bits = '4'", "bits = 8\ngroup = 64", "bits ="])
+@pytest.mark.parametrize("text", ["bits = 5", "bit = 4", "bits = '4'", "bits = 8\ngroup = 64", "bits ="])
 def test_a_wrong_recipe_is_refused(text: str, tmp_path: Path) -> None:
     from edge_vla.errors import UsageError
 

@@ -12,13 +12,18 @@ from torch import Tensor
 
 from edge_vla.errors import CheckpointError, UsageError
 from edge_vla.quant import (
+    GRIDS,
     PackedWeight,
     Scheme,
+    as_int4,
     dequantise,
+    pack_codes,
     pack_nibbles,
     plan,
     quantise,
     relative_error,
+    stored_bytes,
+    unpack_codes,
     unpack_nibbles,
 )
 from edge_vla.quant.formats import round_scale
@@ -111,3 +116,55 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     wrong = PackedWeight(packed.scheme, (8, 256), 64, packed.codes, packed.scales)
     with pytest.raises(CheckpointError, match="needs codes"):
         wrong.check("q_proj")
+
+
+@given(seeds, st.sampled_from([Scheme.INT3, Scheme.INT2]))
+def test_unpack_inverts_pack_in_narrow_codes(seed: int, scheme: Scheme) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, GRIDS[scheme].count, (5, 64), generator=generator).to(torch.uint8)
+    packed = pack_codes(codes, scheme)
+    assert packed.shape == (5, 64 * GRIDS[scheme].bits // 8)
+    assert torch.equal(unpack_codes(packed, scheme), codes)
+
+
+@given(seeds, scales, st.sampled_from([Scheme.INT3, Scheme.INT2]), st.sampled_from([32, 64, 128]))
+def test_narrow_codes_are_within_half_a_step(seed: int, scale: float, scheme: Scheme, group: int) -> None:
+    real = weight(seed, scale)
+    packed = quantise(real, scheme, group).check("w")
+    assert packed.scales is not None
+    steps = packed.scales.float().repeat_interleave(group, dim=1) * GRIDS[scheme].step
+    assert ((dequantise(packed) - real).abs() <= steps * (0.5 + 1e-6)).all()
+
+
+@given(seeds, scales, st.sampled_from([Scheme.INT3, Scheme.INT2]))
+def test_int4_holds_narrow_weights_exactly(seed: int, scale: float, scheme: Scheme) -> None:
+    packed = quantise(weight(seed, scale), scheme, 64)
+    wide = as_int4(packed).check("w")
+    assert wide.scheme is Scheme.INT4
+    assert torch.equal(dequantise(wide), dequantise(packed))
+    assert wide.scales is packed.scales
+
+
+def test_as_int4_leaves_the_others() -> None:
+    for form in ((Scheme.INT4, 32), (Scheme.INT8, None), (Scheme.BF16, None)):
+        packed = quantise(weight(0, 1), *form)
+        assert as_int4(packed) is packed
+
+
+def test_bytes_of_a_narrow_ramp() -> None:
+    """Golden: eight codes to three bytes or two, the first code in the lowest bits."""
+    codes = torch.arange(8, dtype=torch.uint8)[None]
+    assert pack_codes(codes, Scheme.INT3)[0].tolist() == [0b10_001_000, 0b1_100_011_0, 0b111_110_10]
+    assert pack_codes(codes % 4, Scheme.INT2)[0].tolist() == [0b11_10_01_00] * 2
+
+
+@pytest.mark.parametrize(("scheme", "bits"), [(Scheme.INT3, 3), (Scheme.INT2, 2)])
+def test_narrow_sizes(scheme: Scheme, bits: int) -> None:
+    packed = quantise(weight(0, 1), scheme, 64)
+    assert stored_bytes(scheme, packed.shape, 64) == packed.bytes == 8 * 128 * bits // 8 + 8 * 2 * 2
+
+
+def test_narrow_codes_come_in_eights() -> None:
+    with pytest.raises(UsageError, match="eights"):
+        plan(3, 36, 4, "w")
+    assert plan(3, 36, None, "w") == (Scheme.INT8, None)

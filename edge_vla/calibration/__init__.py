@@ -1,0 +1,1 @@
+"""BUILD: what the policy sees when it acts, so that rounding errs where no action notices."""

@@ -1,0 +1,121 @@
+"""One decoder layer at a time over all calibration rows, each linear rounded before the next one sees its input.
+
+A layer runs in four stages, split where an input is read: the layer's input (q, k, v), the mixed heads (o), the
+normed middle (gate, up) and the gated middle (down). So every linear is calibrated on what its rounded predecessors
+give it. Memory is one layer, one Hessian and the rows. Knows nothing of formats: it asks `replace` for new weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from edge_vla.calibration.sequences import Rows
+from edge_vla.checkpoint import TensorSource
+from edge_vla.checkpoint.keys import layer_prefix
+from edge_vla.model.decoder import DecoderLayer, Step, rotary_tables
+from edge_vla.spec import DecoderSpec
+
+ROWS_AT_ONCE: Final = 2048
+STAGES: Final = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+
+Replace = Callable[[Sequence[str], Tensor], Mapping[str, Tensor]]  # linears and their input's Hessian -> new weights
+Weights = Sequence[Tensor]  # for each `Rows` what each row counts: (n, T) or (1, T) float32
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some sequences of one `Rows`: `hidden` and `weights` are views, `step` tells a layer where the rows stand."""
+
+    index: int
+    part: slice
+    hidden: Tensor  # (n, T, width)
+    step: Step
+
+
+def chunks(spec: DecoderSpec, rows: Sequence[Rows]) -> Iterator[Chunk]:
+    """All rows, about `ROWS_AT_ONCE` at a time, always in the same order."""
+    for index, same in enumerate(rows):
+        size = max(1, ROWS_AT_ONCE // same.length)
+        for start in range(0, len(same.hidden), size):
+            hidden = same.hidden[start : start + size]
+            yield Chunk(index, slice(start, start + size), hidden, causal(spec, hidden))
+
+
+def causal(spec: DecoderSpec, hidden: Tensor) -> Step:
+    """Every row sees itself and what stands before it."""
+    batch, length, _ = hidden.shape
+    positions = torch.arange(length).expand(batch, length)
+    cos, sin = rotary_tables(spec, positions, hidden.dtype)
+    return Step(positions, cos, sin, torch.arange(length) <= positions[:, None, :, None])
+
+
+def attend(layer: DecoderLayer, x: Tensor, step: Step) -> Tensor:
+    """The layer's attention on its normed input, over a cache of just these rows."""
+    spec = layer.self_attn.spec
+    shape = (len(x), spec.kv_heads, x.shape[1], spec.head_width)
+    keys, values = torch.zeros(shape, dtype=x.dtype), torch.zeros(shape, dtype=x.dtype)
+    out: Tensor = layer.self_attn(layer.input_layernorm(x), step, keys, values)
+    return out
+
+
+def load_layer(source: TensorSource, spec: DecoderSpec, index: int, dtype: torch.dtype) -> DecoderLayer:
+    with torch.device("meta"):
+        layer = DecoderLayer(spec)
+    weights = {name: source.load(layer_prefix(index) + name).to(dtype) for name in layer.state_dict()}
+    layer.load_state_dict(weights, assign=True)
+    return layer.eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def quantise_layer(layer: DecoderLayer, rows: Sequence[Rows], weights: Sequence[Weights], replace: Replace) -> None:
+    """Stage by stage: sum the Hessian of the stage's input, put the rounded weights in, go on with them.
+
+    `weights[stage]` are the rows' at that stage. The rows are moved on in place to the input of the next layer.
+    """
+    attention, mlp, spec = layer.self_attn, layer.mlp, layer.self_attn.spec
+    linears = {name: layer.get_submodule(name) for stage in STAGES for name in stage}
+    shapes = spec.linears()
+
+    def settle(stage: int, read: Callable[[Chunk], Tensor]) -> None:
+        moments = torch.zeros([shapes[STAGES[stage][0]][1]] * 2)
+        for chunk in chunks(spec, rows):
+            counted = weights[stage][chunk.index].expand(rows[chunk.index].hidden.shape[:2])[chunk.part]
+            read_rows = (read(chunk).float() * counted.sqrt()[..., None]).flatten(0, 1)
+            moments.addmm_(read_rows.T, read_rows)
+        for name, weight in replace(STAGES[stage], moments).items():
+            linears[name].weight = nn.Parameter(weight, requires_grad=False)
+
+    settle(0, lambda chunk: layer.input_layernorm(chunk.hidden))
+    attention.o_proj = nn.Identity()  # the layer's own code, up to what o reads
+    mixed = [torch.empty_like(same.hidden) for same in rows]
+    for chunk in chunks(spec, rows):
+        mixed[chunk.index][chunk.part] = attend(layer, chunk.hidden, chunk.step)
+    attention.o_proj = linears["self_attn.o_proj"]
+    settle(1, lambda chunk: mixed[chunk.index][chunk.part])
+    for chunk in chunks(spec, rows):
+        chunk.hidden.add_(attention.o_proj(mixed[chunk.index][chunk.part]))
+    mixed.clear()
+    settle(2, lambda chunk: layer.post_attention_layernorm(chunk.hidden))
+    mlp.down_proj = nn.Identity()
+    settle(3, lambda chunk: mlp(layer.post_attention_layernorm(chunk.hidden)))
+    mlp.down_proj = linears["mlp.down_proj"]
+    for chunk in chunks(spec, rows):
+        chunk.hidden.add_(mlp(layer.post_attention_layernorm(chunk.hidden)))
+
+
+@torch.inference_mode()
+def pass_layer(layer: DecoderLayer, rows: Sequence[Rows]) -> None:
+    """Move the rows through the layer as it is."""
+    for chunk in chunks(layer.self_attn.spec, rows):
+        chunk.hidden.add_(attend(layer, chunk.hidden, chunk.step))
+        chunk.hidden.add_(layer.mlp(layer.post_attention_layernorm(chunk.hidden)))

@@ -1,0 +1,193 @@
+"""The decoder's layers, each read, rounded, packed, written and journalled before the next is read.
+
+Rounding to nearest looks at one weight at a time. A calibrated export first asks, over all frames, what every row
+means to the answers (forward with each layer's input kept on disk, then back), then rounds layer after layer on what
+the rounded ones before it give. Every step is a unit of the journal: it reads files and leaves files, so a killed
+export goes on with the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from edge_vla.artifact import NORMS, Linear, layer_file, linear_from_json, linear_json
+from edge_vla.calibration.answers import PROBES, Gradients, probe_answers
+from edge_vla.calibration.sequences import Rows, embed
+from edge_vla.calibration.sets import CalibrationSet
+from edge_vla.calibration.stream import STAGES, load_layer, pass_layer, quantise_layer
+from edge_vla.calibration.weights import row_weights
+from edge_vla.checkpoint import Checkpoint
+from edge_vla.checkpoint.keys import layer_prefix
+from edge_vla.errors import NumericError
+from edge_vla.export.gptq import factorise, gptq
+from edge_vla.export.progress import Progress
+from edge_vla.export.recipe import Recipe
+from edge_vla.export.sensitivity import Damages, measure
+from edge_vla.export.writer import ArtifactWriter, pack_linear
+from edge_vla.model.decoder import DecoderLayer
+from edge_vla.quant import PackedWeight, Scheme, dequantise, quantise, relative_error, sixteen
+
+DTYPE: Final = torch.bfloat16  # the arithmetic that the policy runs in
+
+Formats = Sequence[Mapping[str, tuple[Scheme, int | None]]]  # for each layer, each linear's scheme and group
+
+
+def round_layers(
+    checkpoint: Checkpoint, formats: Formats, writer: ArtifactWriter, progress: Progress
+) -> list[dict[str, Linear]]:
+    """Every linear to its nearest codes."""
+    layers = _resume(writer, len(formats), progress)
+    for index in range(len(layers), len(formats)):
+        packed: dict[str, PackedWeight] = {}
+        linears: dict[str, Linear] = {}
+        for name, (scheme, group) in formats[index].items():
+            weight = checkpoint.tensors.load(f"{layer_prefix(index)}{name}.weight")
+            packed[name] = quantise(weight, scheme, group)
+            linears[name] = _describe(weight, packed[name])
+        _write(checkpoint, index, packed, writer)
+        layers.append(_finish(writer, progress, index, linears))
+    return layers
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A calibrated export of one decoder. Rows, gradients and weights are passed on in the writer's kept files."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    chosen: CalibrationSet
+    writer: ArtifactWriter
+    progress: Progress
+
+    def listen(self) -> list[Damages]:
+        """Forward through the decoder as it is, then back: what each row, and with mixed bits each linear, means.
+
+        Returns the damages by layer, empty ones where every linear gets the same bits.
+        """
+        spec, writer = self.checkpoint.config.spec.decoder, self.writer
+        layers = range(spec.layers)
+        if "embedded" not in writer.done:
+            rows = embed(self.checkpoint, self.chosen.frames, DTYPE)
+            writer.keep("rows-0", _hidden(rows))
+            writer.finish("embedded", [[same.prompt, same.dims] for same in rows])
+        self.progress.stage("calibration, forward", spec.layers)
+        for index in layers:
+            if (unit := f"forward-{index}") not in writer.done:
+                rows = self._rows(f"rows-{index}")
+                pass_layer(load_layer(self.checkpoint.tensors, spec, index, DTYPE), rows)
+                writer.keep(f"rows-{index + 1}", _hidden(rows))
+                writer.finish(unit)
+            self.progress.step(f"layer {index}")
+        self.progress.stage("calibration, back", spec.layers)
+        if (unit := "answers") not in writer.done:
+            gradients = probe_answers(self.checkpoint, self._rows(f"rows-{spec.layers}"), self.recipe.seed)
+            writer.keep(f"gradients-{spec.layers}", _gradients(gradients))
+            writer.finish(unit)
+        writer.drop(f"rows-{spec.layers}")
+        for index in reversed(layers):
+            if (unit := f"back-{index}") not in writer.done:
+                writer.finish(unit, self._listen_at(index))
+            writer.drop(f"gradients-{index + 1}", *([f"rows-{index}"] if index else []))
+            self.progress.step(f"layer {index}")
+        writer.drop("gradients-0")
+        return [writer.done[f"back-{index}"] for index in layers]
+
+    def round_layers(self, formats: Formats) -> list[dict[str, Linear]]:
+        """Layer by layer, every linear rounded on what the rounded ones before it give."""
+        layers = _resume(self.writer, len(formats), self.progress)
+        for index in range(len(layers), len(formats)):
+            rows = self._rows("rows-0" if index == 0 else f"moved-{index}")
+            layer = load_layer(self.checkpoint.tensors, self.checkpoint.config.spec.decoder, index, DTYPE)
+            packed, linears = self._round(index, layer, rows, formats[index])
+            _write(self.checkpoint, index, packed, self.writer)
+            self.writer.keep(f"moved-{index + 1}", _hidden(rows))
+            layers.append(_finish(self.writer, self.progress, index, linears))
+            self.writer.drop(f"weights-{index}", "rows-0" if index == 0 else f"moved-{index}")
+        return layers
+
+    def _listen_at(self, index: int) -> Damages:
+        layer = load_layer(self.checkpoint.tensors, self.checkpoint.config.spec.decoder, index, DTYPE)
+        rows = self._rows(f"rows-{index}")
+        stored = self.writer.kept(f"gradients-{index + 1}")
+        gradients: Gradients = [[stored[f"{probe}.{which}"] for which in range(len(rows))] for probe in range(PROBES)]
+        before = [[tensor.clone() for tensor in probe] for probe in gradients] if self.recipe.mixed else []
+        weights = row_weights(layer, rows, gradients)
+        self.writer.keep(f"gradients-{index}", _gradients(gradients))
+        named = {f"{stage}.{which}": row for stage, same in enumerate(weights) for which, row in enumerate(same)}
+        self.writer.keep(f"weights-{index}", named)
+        return measure(layer, rows, before, weights, self.recipe.group) if self.recipe.mixed else {}
+
+    def _round(
+        self, index: int, layer: DecoderLayer, rows: Sequence[Rows], formats: Mapping[str, tuple[Scheme, int | None]]
+    ) -> tuple[dict[str, PackedWeight], dict[str, Linear]]:
+        stored = self.writer.kept(f"weights-{index}")
+        weights = [[stored[f"{stage}.{which}"] for which in range(len(rows))] for stage in range(len(STAGES))]
+        packed: dict[str, PackedWeight] = {}
+        linears: dict[str, Linear] = {}
+
+        def replace(names: Sequence[str], hessian: Tensor) -> Mapping[str, Tensor]:
+            rounded = [name for name in names if formats[name][0] is not Scheme.BF16]
+            factor = factorise(hessian, f"layer {index}, {names[0]}") if rounded else None
+            for name in names:
+                weight = self.checkpoint.tensors.load(f"{layer_prefix(index)}{name}.weight")
+                scheme, group = formats[name]
+                if factor is None or scheme is Scheme.BF16:
+                    packed[name] = quantise(weight, Scheme.BF16, None)
+                else:
+                    packed[name] = gptq(weight, factor, scheme, group)
+                linears[name] = _describe(weight, packed[name])
+            return {name: dequantise(packed[name], DTYPE) for name in names}
+
+        quantise_layer(layer, rows, weights, replace)
+        if not all(bool(torch.isfinite(same.hidden).all()) for same in rows):
+            raise NumericError(f"layer {index} gives non-finite numbers once it is rounded: use --bits 8")
+        return packed, {name: linears[name] for name in formats}
+
+    def _rows(self, name: str) -> list[Rows]:
+        stored, shapes = self.writer.kept(name), self.writer.done["embedded"]
+        return [Rows(stored[str(which)], prompt, dims) for which, (prompt, dims) in enumerate(shapes)]
+
+
+def _hidden(rows: Sequence[Rows]) -> dict[str, Tensor]:
+    return {str(which): same.hidden for which, same in enumerate(rows)}
+
+
+def _gradients(gradients: Gradients) -> dict[str, Tensor]:
+    return {f"{number}.{which}": part for number, probe in enumerate(gradients) for which, part in enumerate(probe)}
+
+
+def _resume(writer: ArtifactWriter, layers: int, progress: Progress) -> list[dict[str, Linear]]:
+    """The layers that are finished, and the stage of those that are not."""
+    done = [writer.done[unit] for unit in map(_unit, range(layers)) if unit in writer.done]
+    resumed = f", resumed at layer {len(done)}" if done else ""
+    progress.stage(f"decoder{resumed}", layers - len(done))
+    return [{name: linear_from_json(entry) for name, entry in layer.items()} for layer in done]
+
+
+def _unit(index: int) -> str:
+    return f"layer-{index}"
+
+
+def _describe(weight: Tensor, packed: PackedWeight) -> Linear:
+    # Three digits: enough to compare layers, too few to depend on the order of a sum.
+    return Linear(packed.scheme, packed.shape, packed.group, float(f"{relative_error(weight, packed):.2e}"))
+
+
+def _write(checkpoint: Checkpoint, index: int, packed: Mapping[str, PackedWeight], writer: ArtifactWriter) -> None:
+    stored = {name: sixteen(checkpoint.tensors.load(layer_prefix(index) + name)) for name in NORMS}
+    for name in checkpoint.config.spec.decoder.linears():
+        stored |= pack_linear(name, packed[name])
+    writer.save(layer_file(index), stored)
+
+
+def _finish(writer: ArtifactWriter, progress: Progress, index: int, linears: dict[str, Linear]) -> dict[str, Linear]:
+    data: dict[str, Any] = {name: linear_json(linear) for name, linear in linears.items()}
+    writer.finish(_unit(index), data)
+    worst = max(linears.items(), key=lambda item: item[1].error)
+    progress.step(f"worst error {worst[1].error:.2%} ({worst[0].rpartition('.')[2]})")
+    return linears

@@ -1,0 +1,97 @@
+"""What a calibrated export cannot do is said before anything is written, in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edge_vla.export.preflight
+from tests.bad_input.damage import command, nothing_left
+from tests.export.crash import tiny_frames
+
+TINY = "random:openvla-tiny"
+
+WRONG: list[tuple[tuple[str, ...], int, tuple[str, ...]]] = [
+    (("--method", "awq"), 2, ("--method awq", "rtn", "gptq")),
+    (("--method", "gptq"), 2, ("gptq needs frames", "--frames")),
+    (("--bpw", "3.5"), 2, ("measuring answers", "--method gptq")),
+    (("--method", "gptq", "--frames", "frames", "--bpw", "1"), 2, ("--bpw 1", "floor", "give more")),
+    (("--method", "gptq", "--frames", "frames", "--budget", "1KB"), 2, ("--budget", "floor", "give more")),
+    (("--method", "gptq", "--frames", "frames", "--budget", "some"), 2, ("--budget some", "4.2GB")),
+    (("--method", "gptq", "--frames", "frames", "--budget", "-3GB"), 2, ("--budget -3GB", "4.2GB")),
+    (("--method", "gptq", "--frames", "frames", "--bpw", "4", "--budget", "1GB"), 2, ("two ways", "give one")),
+    (("--method", "gptq", "--frames", "frames", "--calibration-frames", "3"), 2, ("at least 8",)),
+    (("--method", "gptq", "--frames", "frames", "--calibration-frames", "0"), 2, ("at least 1",)),
+    (("--method", "gptq", "--frames", "frames", "--group", "48"), 2, ("--group 48", "does not divide")),
+    (("--method", "gptq", "--frames", "few"), 2, ("5 frames", "at least 8")),
+    (("--method", "gptq", "--frames", "nowhere"), 4, ("frames.jsonl is missing",)),
+    (("--method", "gptq", "--frames", "actionless"), 4, ("no recorded action", "--method rtn")),
+    (("--method", "gptq", "--frames", "short"), 4, ("expected 7 finite numbers",)),
+    (("--method", "gptq", "--frames", "noimage"), 4, ("12.png", "not an image")),
+]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with folders of frames, sound and spoiled."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("frames", "few", "actionless", "short", "noimage"):
+        tiny_frames(tmp_path / name)
+    index = {name: tmp_path / name / "frames.jsonl" for name in ("few", "actionless", "short")}
+    lines = index["few"].read_text(encoding="utf-8").splitlines()
+    index["few"].write_text("\n".join(lines[:5]), encoding="utf-8")
+    rows = [json.loads(line) for line in lines]
+    without = [{key: value for key, value in row.items() if key != "action"} for row in rows]
+    index["actionless"].write_text("\n".join(map(json.dumps, without)), encoding="utf-8")
+    cut = [{**row, "action": row["action"][:6]} for row in rows]
+    index["short"].write_text("\n".join(map(json.dumps, cut)), encoding="utf-8")
+    (tmp_path / "noimage" / "12.png").write_bytes(b"no image")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("options", "code", "words"), WRONG, ids=[" ".join(options) for options, *_ in WRONG])
+def test_refused_before_anything_is_written(
+    options: tuple[str, ...], code: int, words: tuple[str, ...], place: Path, capsys: Any
+) -> None:
+    with nothing_left(place / "out"):
+        command(capsys, "export", TINY, "--out", "out", *options).refused_with(code, words)
+
+
+def test_too_little_memory_is_known_first(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(edge_vla.export.preflight, "available_memory", lambda: 1000)
+    with nothing_left(place / "out"):
+        ended = command(capsys, "export", TINY, "--out", "out", "--method", "gptq", "--frames", "frames")
+    ended.refused_with(5, ["calibrating needs", "GiB", "fewer calibration_frames"])
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "expected"), [("max", "5", 2048), ("1500", "500", 1000), ("9999", "0", 2048)]
+)
+def test_a_container_has_less_than_its_machine(
+    limit: str, used: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:       2 kB\n", encoding="ascii")
+    (tmp_path / "memory.max").write_text(f"{limit}\n", encoding="ascii")
+    (tmp_path / "memory.current").write_text(f"{used}\n", encoding="ascii")
+    monkeypatch.setattr(edge_vla.export.preflight, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(edge_vla.export.preflight, "CGROUP", tmp_path)
+    assert edge_vla.export.preflight.available_memory() == expected
+
+
+def test_non_finite_activations_end_it(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    import torch
+
+    import edge_vla.calibration.sequences as sequences
+
+    real = sequences._see
+
+    def spoiled(*arguments: Any) -> Any:
+        return torch.full_like(real(*arguments), torch.inf)
+
+    monkeypatch.setattr(sequences, "_see", spoiled)
+    with nothing_left(place / "out"):
+        ended = command(capsys, "export", TINY, "--out", "out", "--method", "gptq", "--frames", "frames")
+    ended.refused_with(6, ["non-finite", "verify the checkpoint"], lines=None)

@@ -1,0 +1,204 @@
+"""Kill exports of `random:openvla-tiny` and let them go on: `python -m tests.export.crash --random 200 --out FILE`.
+
+Each trial is a process of its own, forked when everything is imported, so that a kill -9 is a real one. Two ways:
+`--named` kills before and after every call that touches the disk (each write, sync, rename, replace, unlink), one
+call a trial; `--random N` kills at N random moments, several in one export. However often it was killed, what is
+published in the end must have the identity of an export that was left alone, and no name before that.
+Only tracing the vision graph is replaced, by a copy of the graph that the first export traced: it takes eight seconds
+and touches no disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+import edge_vla.export.journal
+import edge_vla.export.vision
+import edge_vla.export.writer
+import edge_vla.files
+from edge_vla.artifact import GRAPH, Artifact
+from edge_vla.export import Progress, Recipe, Silent, export
+from edge_vla.frames import Frame, read_frames, synthetic_image, write_frames
+from edge_vla.spec import PolicySpec
+
+LOG: Final = logging.getLogger("tests.export.crash")
+SOURCE: Final = "random:openvla-tiny"
+RECIPE: Final = Recipe(method="gptq", calibration_frames=12)
+FRAMES: Final = 16
+HANG: Final = 120.0  # seconds
+
+
+def tiny_frames(folder: Path) -> list[Frame]:
+    """Recorded frames for `random:openvla-tiny`, four episodes of four steps."""
+    shown = []
+    for number in range(FRAMES):
+        luck = random.Random(number)
+        action = (*(luck.uniform(-0.03, 0.03) for _ in range(6)), float(number % 4 > 1))
+        words = ("pick up the red block", "open the drawer")[number // 4 % 2]
+        frame = Frame(Path(f"{number:02d}.png"), words, "random", f"e{number // 4}", number % 4, action)
+        shown.append((frame, synthetic_image(number, 40)))
+    write_frames(folder, shown)
+    return read_frames(folder)
+
+
+class Death:
+    """Kills this process at the n-th event, an event being just before or just after a call that touches the disk."""
+
+    def __init__(self, at: int | None) -> None:
+        self.at, self.events = at, list[str]()
+
+    def event(self, name: str) -> None:
+        self.events.append(name)
+        if len(self.events) - 1 == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def wrap(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            self.event(f"before {name}")
+            result = original(*arguments, **keywords)
+            self.event(f"after {name}")
+            return result
+
+        return call
+
+    def arm(self) -> None:
+        """For the rest of this process."""
+        for module in (edge_vla.export.writer, edge_vla.export.journal, edge_vla.files):
+            for name in ("save_file", "sync"):
+                if name in vars(module):
+                    setattr(module, name, self.wrap(name, vars(module)[name]))
+        os.fsync = self.wrap("fsync", os.fsync)
+        for name in ("rename", "replace", "unlink", "write_bytes", "write_text", "mkdir"):
+            setattr(Path, name, self.wrap(name, getattr(Path, name)))
+
+
+class Stage:
+    """One place in which exports are made and killed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.frames = tiny_frames(folder / "frames")
+        whole = export(SOURCE, folder / "whole", RECIPE, frames=self.frames)
+        self.identity, self.graph = whole.identity, folder / "whole" / GRAPH
+        edge_vla.export.vision.write_graph = self.copy_graph
+
+    def copy_graph(self, spec: PolicySpec, weights: Path, graph: Path) -> None:
+        shutil.copyfile(self.graph, graph)
+
+    def run(self, out: Path, death: Death, progress: Progress | None = None) -> int:
+        """A forked export; returns its exit code, negative for the signal that ended it."""
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(BaseException):
+                death.arm()
+                export(SOURCE, out, RECIPE, frames=self.frames, progress=progress or Silent())
+                (out.parent / f"{out.name}.events").write_text(json.dumps(death.events), encoding="utf-8")
+                os._exit(0)
+            os._exit(1)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def run_for(self, out: Path, seconds: float) -> int:
+        """The same, killed from outside after a while."""
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(BaseException):
+                export(SOURCE, out, RECIPE, frames=self.frames)
+                os._exit(0)
+            os._exit(1)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.002)
+        os.kill(child, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def check(self, out: Path) -> None:
+        """What was published is whole and the same; nothing else was left beside it."""
+        artifact = Artifact(out)
+        artifact.verify()
+        assert artifact.identity == self.identity, f"{out} differs from the export that was left alone"
+        assert not out.with_name(out.name + ".partial").exists()
+        shutil.rmtree(out)
+
+    def events(self) -> list[str]:
+        """Every point at which an undisturbed export can be killed, in order."""
+        out = self.folder / "counted"
+        assert self.run(out, Death(None)) == 0
+        self.check(out)
+        names: list[str] = json.loads((self.folder / "counted.events").read_text(encoding="utf-8"))
+        return names
+
+    def killed_at(self, number: int) -> None:
+        """Killed once, at this event, then left to finish."""
+        out = self.folder / "named"
+        code = self.run(out, Death(number))
+        assert code in (-signal.SIGKILL, 0)
+        if out.exists():  # killed after the rename: it is whole already
+            return self.check(out)
+        assert self.run(out, Death(None)) == 0
+        return self.check(out)
+
+    def killed_randomly(self, kills: int, luck: random.Random, longest: float) -> Iterator[int]:
+        """Kills spread over as many exports as it takes; yields how many each export survived."""
+        left = kills
+        while left > 0:
+            out, survived = self.folder / "random", 0
+            while self.run_for(out, luck.uniform(0, longest) if left > 0 else HANG) != 0:
+                assert not out.exists(), "nothing under the final name before it is whole"
+                survived, left = survived + 1, left - 1
+            self.check(out)
+            yield survived
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.export.crash", description=__doc__)
+    parser.add_argument("--named", action="store_true", help="every named kill point")
+    parser.add_argument("--random", type=int, default=0, metavar="N", help="N kills at random moments")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="where the result goes, as JSON")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        stage = Stage(Path(folder))
+        began = time.monotonic()
+        names = stage.events()
+        alone = time.monotonic() - began
+        LOG.info("an export alone: %.2f s, %d kill points", alone, len(names))
+        named = range(len(names)) if arguments.named else ()
+        for number in named:
+            stage.killed_at(number)
+            if number % 20 == 0:
+                LOG.info("kill point %d, %s: resumed bit-identical", number, names[number])
+        survived = list(stage.killed_randomly(arguments.random, random.Random(arguments.seed), alone))
+        result = {
+            "source": SOURCE,
+            "identity": stage.identity,
+            "named_kill_points": len(named),
+            "random_kills": sum(survived),
+            "exports_that_were_killed_at_random": len(survived),
+            "bit_identical": True,
+            "torch": torch.__version__,
+        }
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    LOG.info("%s", result)
+
+
+if __name__ == "__main__":
+    main()

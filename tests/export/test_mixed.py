@@ -1,0 +1,126 @@
+"""Mixed precision end to end: the damage that was predicted is the one that comes, and narrow artifacts run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from edge_vla.artifact import Artifact
+from edge_vla.calibration.answers import action_logits, probe_answers
+from edge_vla.calibration.judge import closed, divergence, forced_logits
+from edge_vla.calibration.sequences import Rows, embed
+from edge_vla.calibration.stream import STAGES, load_layer, pass_layer
+from edge_vla.checkpoint import open_checkpoint
+from edge_vla.errors import UsageError
+from edge_vla.export import Recipe, export
+from edge_vla.export.recipe import parse_bytes
+from edge_vla.export.sensitivity import forms, measure, rounding_changes
+from edge_vla.frames import Frame
+from edge_vla.quant import Scheme
+from edge_vla.runtime import load
+from tests.conftest import TINY
+from tests.export.crash import tiny_frames
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> list[Frame]:
+    return tiny_frames(tmp_path_factory.mktemp("mixed") / "frames")
+
+
+@pytest.fixture(scope="module")
+def mixed(frames: list[Frame], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe = Recipe(method="gptq", bits_per_weight=3.4, calibration_frames=16)
+    return export(TINY, tmp_path_factory.mktemp("mixed") / "out", recipe, frames=frames).directory
+
+
+def test_the_report_adds_up(mixed: Path) -> None:
+    artifact = Artifact(mixed)
+    report = json.loads((mixed / "evidence" / "sensitivity.json").read_text(encoding="utf-8"))
+    assert artifact.manifest.version == 2
+    for row in report["linears"]:
+        linear = artifact.manifest.layers[row["layer"]][row["name"]]
+        assert row["form"] == linear.scheme.value + (f" g{linear.group}" if linear.group else "")
+        damage = {choice["name"]: choice["damage"] for choice in row["choices"]}
+        assert damage["int2 g32"] > damage["int3 g32"] > damage["int4 g32"] > damage["int8"] > damage["bf16"] == 0
+    assert len({row["form"] for row in report["linears"]}) > 1
+    assert report["bits_per_weight"] <= 3.4
+    assert report["linears_bytes_on_device"] >= report["linears_bytes"]
+    stored = sum((mixed / name).stat().st_size for name in artifact.manifest.files if name.startswith("decoder/"))
+    assert report["linears_bytes"] < stored < report["linears_bytes"] * 1.2, "norms and headers besides"
+
+
+def test_narrow_linears_run_as_int4(mixed: Path, frames: list[Frame]) -> None:
+    schemes = {linear.scheme for layer in Artifact(mixed).manifest.layers for linear in layer.values()}
+    assert schemes & {Scheme.INT2, Scheme.INT3}
+    packed = [linear.scheme for linears, _ in Artifact(mixed).layers() for linear in linears.values()]
+    assert not set(packed) & {Scheme.INT2, Scheme.INT3}
+    assert len(load(mixed, "cpu").act(frames[0].open(), frames[0].instruction).tokens) == 7
+
+
+@pytest.mark.parametrize("bits", [3, 2])
+def test_uniform_narrow_bits(bits: int, frames: list[Frame], tmp_path: Path) -> None:
+    artifact = export(TINY, tmp_path / "out", Recipe(bits=bits))
+    assert artifact.manifest.version == 2
+    assert {linear.scheme.value for layer in artifact.manifest.layers for linear in layer.values()} == {f"int{bits}"}
+
+
+def test_the_predicted_damage_is_what_one_linear_does(frames: list[Frame]) -> None:
+    """Perturb one linear at a time and run what comes after: the second-order estimate lies near."""
+    checkpoint = open_checkpoint(TINY)
+    spec = checkpoint.config.spec.decoder
+    layers = [load_layer(checkpoint.tensors, spec, index, torch.float32) for index in range(spec.layers)]
+    rows = embed(checkpoint, frames, torch.float32)
+    kept = []
+    for layer in layers:
+        kept.append([Rows(same.hidden.clone(), same.prompt, same.dims) for same in rows])
+        pass_layer(layer, rows)
+    truth = torch.cat([action_logits(checkpoint, same.hidden[:, -same.dims :]) for same in rows])
+    gradients = probe_answers(checkpoint, rows, seed=0, probes=24)
+    uniform = [[torch.ones(1, same.length) for same in rows] for _ in STAGES]
+    found = measure(layers[-1], kept[-1], gradients, uniform, None)
+    half = [[(torch.arange(len(same.hidden)) % 2 == 0).float()[:, None].expand(-1, same.length) for same in rows]]
+    changes = rounding_changes(layers[-1], kept[-1], half * len(STAGES), None)
+    odd = torch.cat([torch.arange(len(same.hidden)) % 2 == 1 for same in rows])
+    predicted, direct = [], []
+    for name, shape in spec.linears().items():
+        place = forms(shape[1], None).index((Scheme.INT4, 64))
+        changed = load_layer(checkpoint.tensors, spec, spec.layers - 1, torch.float32)
+        changed.get_parameter(f"{name}.weight").add_(changes[name][place])
+        moved = [Rows(same.hidden.clone(), same.prompt, same.dims) for same in kept[-1]]
+        pass_layer(changed, moved)
+        logits = torch.cat([action_logits(checkpoint, same.hidden[:, -same.dims :]) for same in moved])
+        predicted.append(found[name][place])
+        direct.append(float(divergence(truth[odd], logits[odd]).mean()))
+        assert direct[-1] / 2 < predicted[-1] < direct[-1] * 2, f"{name}: 8 sequences and 24 probes give so much"
+    assert sum(predicted) == pytest.approx(sum(direct), rel=0.3)
+
+
+def test_more_bits_agree_better(mixed: Path, frames: list[Frame], tmp_path: Path) -> None:
+    wide = export(TINY, tmp_path / "out", Recipe(bits=8)).directory
+    truth = forced_logits(load(TINY, "cpu"), frames)
+    narrow, wider = (divergence(truth, forced_logits(load(path, "cpu"), frames)) for path in (mixed, wide))
+    assert wider.mean() < narrow.mean()
+    part, low, high = closed(narrow, wider, [frame.episode or "" for frame in frames])
+    assert 0 < low <= part <= high < 1
+
+
+def test_divergence_of_a_policy_from_itself_is_zero() -> None:
+    logits = torch.randn(5, 7, 64, generator=torch.Generator().manual_seed(0))
+    assert not divergence(logits, logits).any()
+    assert not divergence(logits, logits + 3).round(12).any(), "a shift of all logits changes no probability"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("4.2GB", 4_200_000_000), ("800 mb", 800_000_000), ("12", 12), ("1kB", 1000)]
+)
+def test_bytes(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "1e9", "0", "4GiB", "nan"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(UsageError, match="expected bytes"):
+        parse_bytes(text)

@@ -1,0 +1,173 @@
+"""An export that was killed goes on where it stopped, with the same bits, and only if it is the same export."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+from torch import Tensor
+
+from edge_vla.artifact import Artifact
+from edge_vla.errors import ResourceError, UsageError
+from edge_vla.export import Recipe, Silent, export
+from edge_vla.export.journal import JOURNAL, Journal
+from tests.export.crash import RECIPE, SOURCE, Stage
+
+EVERY: int = 40 if "EDGE_VLA_ALL_KILLS" not in os.environ else 1
+KILLS: int = 8 if "EDGE_VLA_ALL_KILLS" not in os.environ else 200
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    import edge_vla.export.vision
+
+    traced = edge_vla.export.vision.write_graph
+    yield Stage(tmp_path_factory.mktemp("stage"))
+    edge_vla.export.vision.write_graph = traced
+
+
+class Stops(Silent):
+    """Presses Ctrl-C at the n-th word, and keeps what was said."""
+
+    def __init__(self, n: int = 10**9) -> None:
+        self.n, self.words = n, list[str]()
+
+    def stage(self, name: str, steps: int) -> None:
+        self.step(name)
+
+    def step(self, detail: str) -> None:
+        self.words.append(detail)
+        if len(self.words) == self.n:
+            raise KeyboardInterrupt
+
+
+def test_kill_points(stage: Stage) -> None:
+    """Every 40th; all of them with EDGE_VLA_ALL_KILLS=1 or `python -m tests.export.crash`."""
+    names = stage.events()
+    assert len(names) > 200
+    assert {name.rpartition(" ")[2] for name in names} >= {"save_file", "fsync", "rename", "replace", "write_bytes"}
+    for number in [*range(0, len(names), EVERY), len(names) - 1]:
+        stage.killed_at(number)
+
+
+def test_random_kills(stage: Stage) -> None:
+    assert sum(stage.killed_randomly(KILLS, random.Random(0), 2.0)) >= KILLS
+
+
+def test_ctrl_c_keeps_what_is_done_and_says_where_it_goes_on(stage: Stage, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        export(SOURCE, out, RECIPE, frames=stage.frames, progress=Stops(8))  # after the first rounded layer
+    assert not out.exists()
+    before = (tmp_path / "out.partial" / JOURNAL).read_text(encoding="utf-8").splitlines()
+    assert any('"unit": "layer-0"' in line for line in before)
+    again = Stops()
+    artifact = export(SOURCE, out, RECIPE, frames=stage.frames, progress=again)
+    assert "decoder, resumed at layer 1" in again.words
+    assert artifact.identity == stage.identity
+    after = (out / JOURNAL).read_text(encoding="utf-8").splitlines()
+    assert after[: len(before)] == before, "nothing was done twice"
+    units = [json.loads(line)["unit"] for line in after[1:]]
+    assert len(set(units)) == len(units)
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (dataclasses.replace(RECIPE, bits=8), "recipe was"),
+        (dataclasses.replace(RECIPE, seed=1), "recipe was"),
+        (dataclasses.replace(RECIPE, calibration_frames=9), "calibration was"),
+    ],
+)
+def test_another_export_is_refused(stage: Stage, tmp_path: Path, other: Recipe, words: str) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        export(SOURCE, out, RECIPE, frames=stage.frames, progress=Stops(4))
+    with pytest.raises(UsageError, match="unfinished export of another kind") as caught:
+        export(SOURCE, out, other, frames=stage.frames)
+    assert words in str(caught.value)
+    assert export(SOURCE, out, RECIPE, frames=stage.frames).identity == stage.identity, "the first can still go on"
+
+
+def test_a_damaged_file_is_made_again(stage: Stage, tmp_path: Path) -> None:
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    with pytest.raises(KeyboardInterrupt):
+        export(SOURCE, out, RECIPE, frames=stage.frames, progress=Stops(8))
+    layer = partial / "decoder" / "layer-000.safetensors"
+    content = layer.read_bytes()
+    layer.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    journal = Journal(partial, json.loads((partial / JOURNAL).read_text(encoding="utf-8").splitlines()[0]))
+    assert "layer-0" not in journal.done
+
+
+def test_a_torn_line_was_not_finished(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, {"a": 1})
+    journal.finish("one", {}, {}, [1])
+    journal.finish("two", {}, {}, None)
+    whole = journal.path.read_bytes()
+    for size in range(len(whole)):
+        journal.path.write_bytes(whole[:size])
+        units = list(Journal(tmp_path, {"a": 1}).done)
+        assert units == ["one", "two"][: len(units)]
+        assert (len(units) == 2) == (size == len(whole))
+
+
+def test_a_disk_that_fills_keeps_the_journal(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import edge_vla.export.writer as writer
+
+    count = [0]
+
+    def fails(tensors: dict[str, Tensor], path: Path) -> None:
+        count[0] += 1
+        if count[0] == 9:
+            raise OSError(28, "No space left on device")
+        save_file(tensors, path)
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "save_file", fails)
+        with pytest.raises(ResourceError, match="No space left"):
+            export(SOURCE, out, RECIPE, frames=stage.frames)
+    assert not out.exists()
+    assert export(SOURCE, out, RECIPE, frames=stage.frames).identity == stage.identity
+
+
+def test_same_bits_elsewhere(stage: Stage, tmp_path: Path) -> None:
+    """Another directory, locale, time zone and hash seed; the frames moved too."""
+    shutil.copytree(stage.frames[0].image.parent, tmp_path / "frames elsewhere")
+    script = (
+        "import sys, shutil, torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path\n"
+        "import edge_vla.export.vision as vision\n"
+        "vision.write_graph = lambda spec, weights, graph: shutil.copyfile(sys.argv[3], graph)\n"
+        "from edge_vla.export import export\n"
+        "from edge_vla.frames import read_frames\n"
+        "from tests.export.crash import RECIPE, SOURCE\n"
+        "print(export(SOURCE, Path(sys.argv[1]), RECIPE, frames=read_frames(Path(sys.argv[2]))).identity)"
+    )
+    root = Path(__file__).parents[2]
+    env = {**os.environ, "TZ": "Pacific/Auckland", "LC_ALL": "C", "PYTHONHASHSEED": "7", "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "an other"), str(tmp_path / "frames elsewhere"), stage.graph],
+        cwd=tmp_path, env=env, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip().splitlines()[-1] == stage.identity
+
+
+def test_the_record_stays(stage: Stage) -> None:
+    whole = stage.folder / "whole"
+    manifest = Artifact(whole).manifest
+    assert manifest.recipe["method"] == "gptq"
+    assert manifest.recipe["calibration"]["frames"] == RECIPE.calibration_frames
+    recorded = json.loads((whole / "evidence" / "calibration.json").read_text(encoding="utf-8"))
+    assert recorded["sha256"] == manifest.recipe["calibration"]["sha256"]
+    assert not (whole / "scratch").exists()
