@@ -1,0 +1,115 @@
+"""The loop's measurement modules: what they count and how they divide, on networks of toy size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+import edge_vla
+from edge_vla.benchmarks import engine, limits, steady
+from edge_vla.benchmarks.drafts import Tally
+from edge_vla.benchmarks.profile import profile, waterfall
+from edge_vla.frames import synthetic_image
+from edge_vla.runtime.kernels import AUTO
+from edge_vla.runtime.loop import Decision
+from edge_vla.spec import TINY
+
+CEILINGS = limits.Ceilings(1e9, {"bf16": 1e9}, "made up")
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_fewer_layers_are_multiplied_up(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of two layers measured: the whole network's time is twice what the clock said, and the result says so."""
+    monkeypatch.setattr(limits, "measure", lambda *arguments: CEILINGS)
+    times = {"prefill": [4.0, 6.0, 5.0], "step": [1.0, 1.0, 2.0], "verify": [1.5],
+             "eager prefill": [10.0], "eager step": [3.0]}  # fmt: skip
+    monkeypatch.setattr(engine, "in_turns", lambda stages, rounds: {name: times[name] for name in stages})
+    result = engine.compare(TINY, bits, AUTO, 1, 2, TINY.patches + 20, 7, 1)
+    assert result["layers measured"] == {"packed": 1, "eager": 2, "of": 2}
+    assert result["milliseconds, median"] == {
+        "prefill": 10, "step": 2, "verify": 3, "eager prefill": 10, "eager step": 3,
+    }  # fmt: skip
+    assert result["decoder part of an action, ms"] == {
+        "packed": 22, "packed, a draft that is right": 13, "eager": 28,
+    }  # fmt: skip
+    assert result["times faster than eager"]["step"] == 1.5
+    cost = next(cost for cost in limits.costs(TINY, limits.uniform(TINY, bits), 20, 7) if cost.name == "one step")
+    assert result["predicted ms"]["step, bytes alone"] == pytest.approx(cost.bytes / 1e6, abs=0.01)
+    assert result["step, share of read bandwidth"]["median"] == pytest.approx(cost.bytes / 1e6 / 2, abs=0.001)
+
+
+def test_a_whole_run_at_toy_size() -> None:
+    result = engine.compare(TINY, 4, AUTO, 2, 1, TINY.patches + 20, 7, 2, buffer=1 << 20)
+    assert set(result["kernels"]) == {"int4"}
+    assert all(milliseconds > 0 for milliseconds in result["milliseconds, best"].values())
+
+
+def test_turns_go_there_and_back() -> None:
+    calls = list[str]()
+    stages = {name: (lambda name=name: calls.append(name), 1) for name in "ab"}
+    taken = engine.in_turns(stages, 2)
+    assert "".join(calls) == "aabbbbaa", "the first call of each row warms up"
+    assert {name: len(ms) for name, ms in taken.items()} == {"a": 2, "b": 2}
+
+
+@pytest.mark.parametrize(("growth", "expected"), [(0, 0.0), (1 << 20, 10.0), (-(1 << 19), -5.0)])
+def test_the_slope_of_memory(growth: int, expected: float) -> None:
+    """`growth` bytes every 100 actions; readings while pools still fill are left out."""
+    resident = [5 << 30] * 3 + [(1 << 30) + growth * i for i in range(50)]
+    assert steady.slope(resident, 3) == pytest.approx(expected)
+    assert steady.slope(resident[:4], 3) == 0.0
+
+
+def test_the_spread_of_times() -> None:
+    row = steady.spread([float(i) for i in range(1, 101)])
+    assert (row["p50_ms"], row["actions"]) == (50.5, 100)
+    assert row["p99/p50"] == pytest.approx(99.01 / 50.5, abs=1e-3)
+
+
+def test_blocks_of_the_sides_alternate_and_all_see_the_same_frames() -> None:
+    seen: dict[str, list[int]] = {"a": [], "b": []}
+    order = list[str]()
+
+    def side(name: str) -> object:
+        def act(shown: object) -> int:
+            seen[name].append(id(shown))
+            order.append(name)
+            return 0
+
+        return act
+
+    frames = [steady.Shown(synthetic_image(seed, 8), "go", seed == 0) for seed in range(3)]
+    taken = steady.turns({name: side(name) for name in seen}, frames, 2 * steady.BLOCK)  # type: ignore[misc]
+    assert [len(times) for times in taken.values()] == [2 * steady.BLOCK] * 2
+    assert seen["a"] == seen["b"]
+    assert list(islice(order, 0, None, steady.BLOCK)) == ["a", "b", "b", "a"]
+
+
+def test_a_tally_counts_drafts_against_plain_decoding() -> None:
+    tally, plain = Tally(), Decision((5, 6, 7), (1.0, 1.0, 1.0), (), 2)
+    tally.add(Decision((5, 6, 7), (1.0, 1.0, 1.0), (5, 9, 7), 1), plain, "reach", 2.0)
+    tally.add(Decision((5, 8, 8), (1.0, 1.0, 1.0), (5, 6, 7), 0), plain, "carry", 4.0)
+    tally.add(plain, plain, "carry", 6.0)
+    row = tally.summary()
+    assert (row["actions"], row["different actions"], row["different tokens"]) == (3, 1, 2)
+    assert (row["drafted"], row["right to the last"], row["passes per action"]) == (2, 1, 1.0)
+    assert {name: each["p"] for name, each in row["acceptance"].items()} == {
+        "all": 0.8333, "carry": 1.0, "reach": 0.6667, "dimension 0": 1.0, "dimension 1": 0.5, "dimension 2": 1.0,
+    }  # fmt: skip
+
+
+def test_the_waterfall_of_an_action(tiny_artifacts: Mapping[int, Path]) -> None:
+    policy = edge_vla.load(tiny_artifacts[4], "cpu", check=False)
+    result = profile(policy, synthetic_image(0, 28), "open the drawer", actions=3, ceilings=CEILINGS)
+    shares = {row["name"]: row["share"] for row in result["limits"]["stages"]}
+    assert {"vision", "prefill", "decode"} <= {name for name, share in shares.items() if share}
+    lines = waterfall(result).splitlines()
+    assert [line.split()[0] for line in lines[:6]] == [
+        "preprocess", "wait", "vision", "prefill", "decode", "detokenise",
+    ]  # fmt: skip
+    assert "MB" in lines[2]
+    assert "of its limit" in lines[3]
+    assert any("aten::" in line for line in lines)
