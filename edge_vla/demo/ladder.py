@@ -52,7 +52,7 @@ def by_heart(actor: Actor, stage: Stage) -> dict[str, Any]:
             prompts.append([FIRST, *drawn.tokens[frame, prompt, : last + 1].tolist()])
     wanted = drawn.actions.reshape(len(prompts), -1).astype(np.float64)
     tokens = actor.decode(images, prompts)
-    right = tokens == samples.TOKENS.encode(wanted)
+    right = tokens == samples.spoken(wanted)
     answered = samples.TOKENS.centres[samples.TOKENS.bins(tokens.ravel().tolist())].reshape(wanted.shape)
     moving = np.abs(wanted[:, 0]) > measure.MOVING
     signs = np.sign(answered[moving, 0]) == np.sign(wanted[moving, 0])

@@ -23,8 +23,7 @@ FRAME_SEEDS = EVALUATION_SEEDS[500_000:900_000]  # episodes count from the other
 
 
 def _bins(normalised: NDArray[np.float64]) -> NDArray[np.int64]:
-    tokens = samples.TOKENS.encode(normalised)
-    return samples.TOKENS.spec.end - 1 - tokens
+    return samples.TOKENS.spec.end - 1 - samples.spoken(normalised)
 
 
 def frames(

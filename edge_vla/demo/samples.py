@@ -191,8 +191,22 @@ def _words() -> dict[str, int]:
     return word_ids()
 
 
+def spoken(normalised: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The token ids that a perfect policy answers.
+
+    As OpenVLA encodes, a value on the upper edge has an id of its own, which decodes as its neighbour. The labels
+    leave it out, so it is never answered; counting it as the right answer would call every such answer wrong.
+    """
+    return np.asarray(np.maximum(TOKENS.encode(normalised), ACTION_END - BINS + 1))
+
+
 def _given(rng: np.random.Generator, actions: NDArray[np.float64], misled: float) -> NDArray[np.int64]:
-    """The action tokens a prompt is continued with: the right ones, or for a share `misled` misleading ones."""
+    """The action tokens a prompt is continued with: the right ones, or for a share `misled` misleading ones.
+
+    Stages that mislead keep the upper edge's own id, because their frames must stay what they were.
+    """
+    if not misled:
+        return spoken(actions)[:, :ACTION_INPUTS]
     tokens = TOKENS.encode(actions)
     k = len(tokens)
     for row in range(k):
