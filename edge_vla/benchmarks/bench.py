@@ -19,13 +19,14 @@ from typing import Any, Final
 
 import torch
 
-from edge_vla.artifact import Artifact
+from edge_vla.artifact import EVIDENCE, Artifact
 from edge_vla.benchmarks import answers, closed_loop, gates, limits, sensors, speed
 from edge_vla.benchmarks.agreement import About, Side, compare, margin_floor
 from edge_vla.benchmarks.environment import environment
 from edge_vla.benchmarks.gates import FLOOR
 from edge_vla.benchmarks.peers import PEERS
 from edge_vla.benchmarks.plan import FLOAT32, Plan, Reference, synthetic_frames
+from edge_vla.benchmarks.seen import calibration_frames_among
 from edge_vla.benchmarks.sides import Contestant
 from edge_vla.benchmarks.speed import Measured
 from edge_vla.benchmarks.worst import worst_frames
@@ -41,7 +42,6 @@ log = logging.getLogger(__name__)
 Tell = Callable[[str], None]
 
 VERSION: Final = 2
-EVIDENCE: Final = "evidence"
 
 
 @dataclass
@@ -293,7 +293,7 @@ def _empty(run: Run) -> dict[str, Any]:
         "reference_measured": {},
         "gates_declared": gates.declared(run.plan.trial),
         "floors": {},
-        "candidates": [_candidate(label, Artifact(path)) for label, path in run.names().items()],
+        "candidates": [_candidate(label, Artifact(path), run) for label, path in run.names().items()],
         "peers": [{"name": peer, "what": PEERS[peer].what, "ran": True, "why_not": None} for peer, _ in run.plan.peers],
         "limits": None,
         "gates": [],
@@ -306,7 +306,7 @@ def _notes(run: Run) -> list[str]:
     return [f"{asked} frames were asked for, {len(run.frames)} are there"] if asked and asked > len(run.frames) else []
 
 
-def _candidate(name: str, artifact: Artifact) -> dict[str, Any]:
+def _candidate(name: str, artifact: Artifact, run: Run) -> dict[str, Any]:
     manifest = artifact.manifest
     linears = [linear for layer in manifest.layers for linear in layer.values()]
     weights = sum(linear.shape[0] * linear.shape[1] for linear in linears)
@@ -321,6 +321,7 @@ def _candidate(name: str, artifact: Artifact) -> dict[str, Any]:
             "recipe": dict(manifest.recipe),
             "disk_bytes": sum(entry["size"] for entry in manifest.files.values()),
             "bits_per_weight": round(8 * stored / weights, 3),
+            "calibration_frames_among_these": calibration_frames_among(artifact, run.frames, run.config),
             "layer_errors": {
                 str(index): {linear: entry.error for linear, entry in layer.items()}
                 for index, layer in enumerate(manifest.layers)
