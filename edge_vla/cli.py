@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,12 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from edge_vla import __version__
-from edge_vla.errors import EdgeVLAError, EdgeVLAWarning, ResourceError, UsageError
+from edge_vla.errors import EdgeVLAError, ResourceError, UsageError
+from edge_vla.terminal import Bar, err, out, say, show_warning
 
 if TYPE_CHECKING:
     from edge_vla.export import Progress
@@ -34,11 +32,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(highlight=False, soft_wrap=True, markup=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-
 INTERRUPTED = 130
 ARITHMETICS = ("fp32", "upstream")
+TIMES = ("limit_ms", "low_ms", "high_ms")
 
 Adapters = Annotated[
     list[Path] | None,
@@ -73,6 +69,7 @@ def export(
     bpw: Annotated[float | None, typer.Option(help="Mixed bits: so many a decoder weight, with gptq.")] = None,
     budget: Annotated[str | None, typer.Option(help="Mixed bits: so many bytes in all, like 4.2GB, with gptq.")] = None,
     calibration_frames: Annotated[int | None, typer.Option(help="Frames that gptq uses (default 128).")] = None,
+    vision_bits: Annotated[int | None, typer.Option(help="16 (default) or 8, of towers and projector.")] = None,
     adapter: Adapters = None,
     merge_arithmetic: Annotated[str | None, typer.Option(help="fp32 (default) or upstream.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="A TOML recipe; options given here override it.")] = None,
@@ -96,6 +93,7 @@ def export(
         "bits_per_weight": bpw,
         "budget": None if budget is None else parse_bytes(budget),
         "calibration_frames": calibration_frames,
+        "vision_bits": vision_bits,
     }
     base = Recipe.read(recipe) if recipe else Recipe()
     chosen = replace(base, **{name: value for name, value in given.items() if value is not None})
@@ -227,6 +225,35 @@ def compare(
 
 
 @app.command()
+def plan(
+    device: Annotated[str, typer.Option(help="orin-64, orin-nano-super, thor, rtx3090, rtx4090, rtx5090, h100, h200.")],
+    bits: Annotated[int, typer.Option(help="16, 8 or 4.")] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """On paper: would OpenVLA-7B fit on a device, and how fast could it be there? Nothing is run."""
+    from edge_vla.benchmarks.planner import plan as planned
+    from edge_vla.spec import OPENVLA_7B
+
+    found = planned(OPENVLA_7B, device, bits, dims=7)
+    if as_json:
+        print(json.dumps(found))
+        return
+    memory = Table("memory", "GB")
+    for part, size in found["memory"].items():
+        memory.add_row(part, f"{size / 1e9:.2f}")
+    low, high = found["memory_range"]
+    memory.add_row("with buffers and context", f"{low / 1e9:.1f} to {high / 1e9:.1f}")
+    times = Table("stage", "limit, ms", "at what other engines reach, ms")
+    for stage in (*found["stages"], {"name": "one action", **{key: found[key] for key in TIMES}}):
+        times.add_row(stage["name"], f"{stage['limit_ms']:.1f}", f"{stage['low_ms']:.0f} to {stage['high_ms']:.0f}")
+    out.print(memory, times)
+    out.print(f"fits in {found['memory_usable'] / 1e9:.1f} usable GB of {found['device']}: {found['fits']}")
+    out.print(
+        f"{1e3 / found['high_ms']:.1f} to {1e3 / found['low_ms']:.1f} Hz, on paper ({found['from']}); not measured"
+    )
+
+
+@app.command()
 def verify(
     artifact: Annotated[Path, typer.Argument(help="An artifact directory.")],
     fast: Annotated[bool, typer.Option("--fast", help="Sizes and structure only: no hashing, no action.")] = False,
@@ -288,36 +315,6 @@ def demo(
     print(report)
 
 
-class Bar:
-    """A progress bar with rate and time left on a terminal, a line a step elsewhere."""
-
-    def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as RichProgress
-
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-        self.bar = RichProgress(
-            *columns,
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}"),
-            console=err,
-            disable=not err.is_terminal,
-        )
-        self.name, self.steps, self.done, self.started = "", 0, 0, time.monotonic()
-
-    def stage(self, name: str, steps: int) -> None:
-        self.name, self.steps, self.done, self.started = name, steps, 0, time.monotonic()
-        self.task = self.bar.add_task(name, total=steps, detail="")
-
-    def step(self, detail: str) -> None:
-        self.done += 1
-        each = (time.monotonic() - self.started) / self.done
-        self.bar.update(self.task, advance=1, detail=f"{each:.1f} s each, {detail}")
-        if not err.is_terminal:
-            left = each * (self.steps - self.done)
-            err.print(f"{self.name} {self.done}/{self.steps}, {each:.1f} s each, {left:.0f} s left: {detail}")
-
-
 @contextmanager
 def export_progress() -> Iterator[Progress]:
     bar = Bar()
@@ -329,24 +326,6 @@ def choice(option: str, value: str, allowed: Sequence[str]) -> Any:
     if value not in allowed:
         raise UsageError(f"{option} {value}: choose one of {list(allowed)}")
     return value
-
-
-def show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: Any = None,
-    line: str | None = None,
-) -> None:
-    if issubclass(category, EdgeVLAWarning):
-        say("warning", "yellow", str(message))
-    elif os.environ.get("EDGE_VLA_DEBUG"):
-        say(category.__name__, "dim", str(message))
-
-
-def say(kind: str, colour: str, text: str) -> None:
-    err.print(Text.assemble((kind, colour), f": {text}"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

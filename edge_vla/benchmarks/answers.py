@@ -12,6 +12,8 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +26,7 @@ from edge_vla.benchmarks.agreement import Side
 from edge_vla.benchmarks.environment import device_name
 from edge_vla.benchmarks.sides import Contestant, Station
 from edge_vla.checkpoint import Checkpoint
+from edge_vla.errors import EdgeVLAError
 from edge_vla.frames import Frame
 from edge_vla.openvla import ActionTokens
 from edge_vla.openvla.statistics import ActionStatistics
@@ -103,6 +106,24 @@ def ask(
     with Station(contestant) as station:
         station.load(frames, limit)
         station.answer(out, forced, floor)
+
+
+def ask_all(
+    jobs: Sequence[tuple[Contestant, Path, str | None]], frames: Path, limit: int | None, forced: Path, together: int
+) -> list[EdgeVLAError | None]:
+    """Several sides (contestant, file, floor) with the reference's answers given, `together` at a time, each on one
+    thread; what stopped a side, in its place. Nothing here is timed."""
+
+    def one(job: tuple[Contestant, Path, str | None]) -> EdgeVLAError | None:
+        contestant, out, floor = job
+        try:
+            ask(replace(contestant, threads=1) if together > 1 else contestant, frames, limit, out, forced, floor)
+        except EdgeVLAError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(max_workers=together) as pool:
+        return list(pool.map(one, jobs))
 
 
 def read_side(path: Path, head: Tensor, action: ActionSpec) -> Side:

@@ -151,22 +151,31 @@ def _agreement(run: Run, out: Path) -> None:  # noqa: ARG001
     if not run.plan.agreement:
         return
     head, action = run.checkpoint.tensors.load(HEAD), run.config.spec.action
-    reference = _reference_answers(run, None)
+    reference = _reference_answers(run)
     run.sides["reference"] = plain = answers.read_side(reference, head, action)
-    about, tokens = _about(run), ActionTokens(action)
-    floor: float | None = None
-    for name in run.plan.floors:
-        shaken = answers.read_side(_reference_answers(run, name, reference), head, action)
+    contestants = run.contestants()
+    asked = {name: (one, run.scratch / f"{index}.npz", None) for index, (name, one) in enumerate(contestants.items())}
+    floors = _floors(run)
+    new = {name: job for name, job in floors.items() if not job[1].exists()}
+    sides = {name: job[0] for name, job in {**new, **asked}.items()}
+    many = speed.together(sides, run.config.spec)
+    run.tell(f"{', '.join(sides)}: answering {len(run.frames)} frames, {many} at a time")
+    jobs = [*new.values(), *asked.values()]
+    problems = dict(zip(sides, answers.ask_all(jobs, run.directory, run.reference.limit, reference, many), strict=True))
+    about, tokens, floor = _about(run), ActionTokens(action), None
+    for name, (_, path, _) in floors.items():
+        if (problem := problems.get(name)) is not None:
+            raise problem
+        shaken = answers.read_side(path, head, action)
+        if name in new and name != "run again":
+            answers.keep(_key(run, name), path)
         floor = margin_floor(plain, shaken) if name == FLOOR else floor
         run.result["floors"][name] = compare(plain, shaken, about, tokens, floor)
-    for name, contestant in run.contestants().items():
-        path, row = run.scratch / f"{len(run.sides)}.npz", run.row(name)
-        try:
-            run.tell(f"{name}: answering {len(run.frames)} frames")
-            answers.ask(contestant, run.directory, run.reference.limit, path, reference, None)
-        except EdgeVLAError as error:
-            run.tell(f"{name}: {error}")
-            row.update({"failed": str(error)} if contestant.peer is None else {"ran": False, "why_not": str(error)})
+    for name, (contestant, path, _) in asked.items():
+        row = run.row(name)
+        if (problem := problems[name]) is not None:
+            run.tell(f"{name}: {problem}")
+            row.update({"failed": str(problem)} if contestant.peer is None else {"ran": False, "why_not": str(problem)})
             continue
         run.sides[name] = side = answers.read_side(path, head, action)
         row["agreement"] = compare(plain, side, about, tokens, floor)
@@ -174,18 +183,33 @@ def _agreement(run: Run, out: Path) -> None:  # noqa: ARG001
         row["worst_frames"] = worst_frames(run.frames, plain, side, tokens, about.statistics)
 
 
-def _reference_answers(run: Run, floor: str | None, forced: Path | None = None) -> Path:
+def _floors(run: Run) -> dict[str, tuple[Contestant, Path, str | None]]:
+    """Each floor as a job; its file is there already where the cache holds the answers."""
+    jobs: dict[str, tuple[Contestant, Path, str | None]] = {}
+    for name in run.plan.floors:
+        contestant = run.reference.contestant(name, dtype="fp32" if name == FLOAT32 else "bf16")
+        known = None if name == "run again" else answers.kept(_key(run, name))
+        if known is not None:
+            run.tell(f"{name}: answered before")
+        jobs[name] = (contestant, known or run.scratch / f"floor-{len(jobs)}.npz", name)
+    return jobs
+
+
+def _key(run: Run, floor: str | None) -> str:
+    contestant = run.reference.contestant(dtype="fp32" if floor == FLOAT32 else "bf16")
+    return answers.reference_key(run.checkpoint, contestant, run.result["frames"]["sha256"], floor)
+
+
+def _reference_answers(run: Run) -> Path:
     """The reference's answers, from the cache where nothing they depend on has changed."""
-    dtype = "fp32" if floor == FLOAT32 else "bf16"
-    contestant = run.reference.contestant(floor or "reference", dtype=dtype)
-    key = answers.reference_key(run.checkpoint, contestant, run.result["frames"]["sha256"], floor)
-    if floor != "run again" and (path := answers.kept(key)) is not None:
-        run.tell(f"{floor or 'reference'}: answered before")
+    if (path := answers.kept(_key(run, None))) is not None:
+        run.tell("reference: answered before")
         return path
-    path = run.scratch / f"{key}.npz"
-    run.tell(f"{floor or 'reference'}: answering {len(run.frames)} frames")
-    answers.ask(contestant, run.directory, run.reference.limit, path, forced, floor)
-    answers.keep(key, path)
+    path = run.scratch / "reference.npz"
+    run.tell(f"reference: answering {len(run.frames)} frames")
+    contestant = run.reference.contestant()
+    answers.ask(contestant, run.directory, run.reference.limit, path, None, None)
+    answers.keep(_key(run, None), path)
     return path
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -85,6 +86,13 @@ def groups(sides: Mapping[str, Contestant], candidates: Sequence[str], spec: Pol
             "artifact alone with --no-reference"
         )
     return fitting
+
+
+def together(sides: Mapping[str, Contestant], spec: PolicySpec) -> int:
+    """How many sides may be loaded at a time, one a core at most."""
+    largest = sorted((_bytes(side, spec) for side in sides.values()), reverse=True)
+    cores, free = os.cpu_count() or 1, _available()
+    return next((count for count in range(min(cores, len(largest)), 1, -1) if sum(largest[:count]) < free), 1)
 
 
 def measure(
