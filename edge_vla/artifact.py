@@ -24,7 +24,7 @@ from torch import Tensor
 from edge_vla.errors import ArtifactError, CheckpointError
 from edge_vla.files import sha256_of
 from edge_vla.openvla import ImageContract, PolicyConfig, PromptStyle, Statistics
-from edge_vla.quant import NARROW, PackedWeight, Scheme, as_int4
+from edge_vla.quant import NARROW, PackedWeight, Scheme, as_int4, dequantise
 from edge_vla.spec import ActionSpec, DecoderSpec, PolicySpec, TowerSpec
 
 FORMAT: Final = "edge-vla"
@@ -32,6 +32,7 @@ VERSIONS: Final = (1, 2)  # that are read; 2 adds int3, int2 and int8 towers, an
 MANIFEST: Final = "manifest.json"
 EVIDENCE: Final = "evidence"
 VISION: Final = "vision.safetensors"
+VISION_SCALES: Final = ".scales"  # after the name of a weight in VISION that is int8
 GRAPH: Final = "vision.onnx"
 EMBEDDINGS: Final = "embeddings.safetensors"
 HEAD: Final = "head.safetensors"
@@ -85,7 +86,7 @@ class Manifest:
     def version(self) -> int:
         """The oldest whose readers understand it."""
         schemes = {linear.scheme for layer in self.layers for linear in layer.values()}
-        return 2 if schemes & set(NARROW) else 1
+        return 2 if schemes & set(NARROW) or self.recipe.get("vision_bits", 16) != 16 else 1
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -204,11 +205,19 @@ class Artifact:
             raise ArtifactError(f"{self.directory / name} cannot be read ({error}): export again") from error
 
     def tensors(self, name: str, shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Tensor]:
-        """All tensors of one safetensors file. With `shapes`, they must be just those, in 16 bits."""
+        """All tensors of one safetensors file. With `shapes`, they must be just those, in 16 bits.
+
+        Int8 weights of towers and projector come as bfloat16, each rounded once.
+        """
         try:
             tensors: dict[str, Tensor] = load_file(self.directory / name)
         except (SafetensorError, OSError) as error:
             raise ArtifactError(f"{self.directory / name} cannot be read ({error}): export again") from error
+        if name == VISION:
+            try:
+                tensors = widen_vision(tensors, torch.bfloat16)
+            except CheckpointError as error:
+                raise ArtifactError(f"{self.directory / name}: {error}: export again") from error
         if shapes is not None:
             _check_shapes(tensors, shapes, self.directory / name)
         return tensors
@@ -244,6 +253,19 @@ class Artifact:
                 raise ArtifactError(
                     f"{path} has {path.stat().st_size} bytes, the manifest says {entry['size']}: copy it again"
                 )
+
+
+def widen_vision(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Int8 weights and their scales as weights of `dtype`, the rest as it is; CheckpointError if they do not fit."""
+    wide: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor.dtype == torch.int8 and tensor.ndim == 2:
+            outer, inner = tensor.shape
+            scales = tensors.get(name + VISION_SCALES)
+            wide[name] = dequantise(PackedWeight(Scheme.INT8, (outer, inner), None, tensor, scales).check(name), dtype)
+        elif not (name.endswith(VISION_SCALES) and name.removesuffix(VISION_SCALES) in tensors):
+            wide[name] = tensor
+    return wide
 
 
 def unpack_linear(name: str, linear: Linear, tensors: Mapping[str, Tensor]) -> PackedWeight:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from edge_vla import __version__
-from edge_vla.artifact import EMBEDDINGS, GRAPH, HEAD, TOKENIZER, VISION, Artifact, Linear, Manifest
+from edge_vla.artifact import EMBEDDINGS, GRAPH, HEAD, TOKENIZER, VISION, Artifact, Linear, Manifest, widen_vision
 from edge_vla.calibration.sets import CalibrationSet, choose
 from edge_vla.checkpoint import Checkpoint, TensorSource, open_checkpoint
 from edge_vla.checkpoint.keys import DECODER_PREFIX
@@ -119,7 +119,7 @@ def _export(job: Job, formats: Formats, writer: ArtifactWriter, progress: Progre
         writer.finish("ends")
     progress.step("embeddings, head, tokenizer")
     if "vision" not in writer.done:
-        export_vision(checkpoint.tensors, config.spec, writer)
+        export_vision(checkpoint.tensors, config.spec, writer, job.recipe.vision_bits)
         writer.finish("vision")
     progress.step("towers, projector, ONNX graph")
     if "vision check" not in writer.done:
@@ -206,7 +206,8 @@ def _write_ends(source: TensorSource, spec: PolicySpec, writer: ArtifactWriter) 
 
 def _check_vision(writer: ArtifactWriter, config: PolicyConfig) -> dict[str, float]:
     pixels = preprocess(synthetic_image(0, config.spec.image_size), config.image)[None]
-    return check_graph(writer.partial / GRAPH, writer.tensors(VISION), config.spec, np.ascontiguousarray(pixels))
+    weights = widen_vision(writer.tensors(VISION), torch.float32)  # as the graph widens them, unrounded
+    return check_graph(writer.partial / GRAPH, weights, config.spec, np.ascontiguousarray(pixels))
 
 
 def _provenance(job: Job) -> dict[str, object]:

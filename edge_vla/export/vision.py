@@ -1,8 +1,8 @@
-"""Towers and projector: one 16-bit weight file, and one ONNX graph whose external data is that same file.
+"""Towers and projector: one weight file of 16 or 8 bits, and one ONNX graph whose external data is that same file.
 
 The graph is traced without weights (on the meta device); every parameter then becomes a pointer into
-`vision.safetensors` and one Cast to the arithmetic type. So the export costs no memory, and torch, ONNX Runtime
-and TensorRT read the same bytes.
+`vision.safetensors` and one Cast, or DequantizeLinear, to the arithmetic type. So the export costs no memory, and
+torch, ONNX Runtime and TensorRT read the same bytes.
 """
 
 from __future__ import annotations
@@ -19,26 +19,32 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge_vla.artifact import GRAPH, VISION
+from edge_vla.artifact import GRAPH, VISION, VISION_SCALES
 from edge_vla.checkpoint import TensorSource
 from edge_vla.checkpoint.keys import vision_keys
 from edge_vla.errors import ArtifactError, BackendError, ResourceError
 from edge_vla.export.writer import ArtifactWriter
-from edge_vla.quant import sixteen
+from edge_vla.quant import Scheme, quantise, sixteen
 from edge_vla.runtime.vision import OnnxVision, TorchVision, torch_vision
 from edge_vla.spec import PolicySpec
 
 OPSET = 20
+MATRIX = 2  # dimensions of what a linear multiplies with; the patch convolution, biases and norms have others
 MAX_BATCH = 8
 TOLERANCE = 1e-3  # of the largest embedding; float32 summation gives about 1e-6
 
 
-def export_vision(source: TensorSource, spec: PolicySpec, writer: ArtifactWriter) -> None:
-    """Write `vision.safetensors` and `vision.onnx`."""
-    weights = {}
+def export_vision(source: TensorSource, spec: PolicySpec, writer: ArtifactWriter, bits: int = 16) -> None:
+    """Write `vision.safetensors` and `vision.onnx`. With 8 bits every matrix is int8, and the rest stays as it is."""
+    weights: dict[str, Tensor] = {}
     for name in vision_keys(spec):
         tensor = source.load(name)
-        weights[name] = sixteen(tensor)
+        if bits == 8 and tensor.ndim == MATRIX:
+            packed = quantise(tensor, Scheme.INT8, None)
+            assert packed.scales is not None, "int8 has scales"
+            weights |= {name: packed.codes, name + VISION_SCALES: packed.scales}
+        else:
+            weights[name] = sixteen(tensor)
     path = writer.save(VISION, weights)
     weights.clear()
     write_graph(spec, path, writer.partial / GRAPH)
@@ -133,30 +139,49 @@ def _point_at(model: object, weights: Path) -> None:
     import onnx_ir as ir
 
     assert isinstance(model, ir.Model), "an onnx_ir model"
-    kinds = {"BF16": ir.DataType.BFLOAT16, "F16": ir.DataType.FLOAT16}
+    kinds = {"BF16": ir.DataType.BFLOAT16, "F16": ir.DataType.FLOAT16, "I8": ir.DataType.INT8}
     with weights.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
-    casts = []
-    for name, value in list(model.graph.initializers.items()):
-        if name not in header:
-            continue
+    nodes: list[ir.Node] = []
+    pointed = set()
+
+    def point(name: str) -> ir.Value:
         begin, end = header[name]["data_offsets"]
         kind, shape = kinds[header[name]["dtype"]], ir.Shape(header[name]["shape"])
         tensor = ir.ExternalTensor(
             weights.name, 8 + length + begin, end - begin, kind, shape=shape, name=name, base_dir=weights.parent
         )
-        stored = ir.Value(name=name, shape=shape, type=ir.TensorType(kind), const_value=tensor)
-        cast = ir.node("Cast", [stored], attributes={"to": ir.DataType.FLOAT}, name=f"cast/{name}")
-        cast.outputs[0].name = f"{name}/float32"
-        cast.outputs[0].shape, cast.outputs[0].type = shape, ir.TensorType(ir.DataType.FLOAT)
-        value.replace_all_uses_with(cast.outputs[0])
+        pointed.add(name)
+        return ir.Value(name=name, shape=shape, type=ir.TensorType(kind), const_value=tensor)
+
+    def widened(stored: ir.Value, node: ir.Node) -> ir.Value:
+        node.outputs[0].name = f"{stored.name}/float32"
+        node.outputs[0].shape, node.outputs[0].type = stored.shape, ir.TensorType(ir.DataType.FLOAT)
+        nodes.append(node)
+        return node.outputs[0]
+
+    def cast(stored: ir.Value) -> ir.Value:
+        return widened(
+            stored, ir.node("Cast", [stored], attributes={"to": ir.DataType.FLOAT}, name=f"cast/{stored.name}")
+        )
+
+    for name, value in list(model.graph.initializers.items()):
+        if name not in header:
+            continue
+        stored = point(name)
+        if stored.dtype == ir.DataType.INT8:
+            scales = point(name + VISION_SCALES)
+            inputs = [stored, cast(scales)]
+            wide = widened(stored, ir.node("DequantizeLinear", inputs, attributes={"axis": 0}, name=f"widen/{name}"))
+            model.graph.initializers[scales.name or ""] = scales
+        else:
+            wide = cast(stored)
+        value.replace_all_uses_with(wide)
         del model.graph.initializers[name]
         model.graph.initializers[name] = stored
-        casts.append(cast)
-    pointed = {cast.inputs[0].name for cast in casts if cast.inputs[0] is not None}
     assert pointed == set(header) - {"__metadata__"}, "every stored weight is used by the graph"
-    model.graph.insert_before(model.graph[0], casts)
+    model.graph.insert_before(model.graph[0], nodes)
 
 
 def _forget_provenance(model: object) -> None:
