@@ -21,6 +21,7 @@ LOG: Final = logging.getLogger("edge_vla.export.gptq")
 DAMPING: Final = 0.01  # of the mean energy, added to every input's
 MOST_DAMPING: Final = 10.0
 COLUMNS: Final = 128  # rounded together before the rest of the matrix is told
+ROWS: Final = 128  # searched together: few enough to stay in the processor's cache
 SHRINK: Final = tuple(round(1 - 0.025 * step, 3) for step in range(25))  # clipping tried, as parts of the whole range
 
 
@@ -101,6 +102,8 @@ def search_scales(weight: Tensor, energy: Tensor, scheme: Scheme, group: int | N
     Tries how much of the range to keep; the whole range is the first candidate and wins ties.
     """
     outer, inner = weight.shape
+    if outer > ROWS:
+        return torch.cat([search_scales(rows, energy, scheme, group) for rows in weight.split(ROWS)])
     grouped = weight.view(outer, -1, group or inner)
     importance = energy.view(1, -1, group or inner)
     whole = grouped.abs().amax(dim=2) / GRIDS[scheme].reach
