@@ -3,14 +3,15 @@
     python -m edge_vla.demo.judge --world 1 --out evidence
 
 World 1 is the base's own; in world 2 the adapter is merged. The frames are the policy's own recorded episodes of the
-evaluation split, which neither training nor calibration has seen; the closed loop starts from other seeds again.
+evaluation split, which neither training nor calibration has seen; the closed loop starts from other seeds again. GPTQ
+is calibrated on the expert's episodes of the calibration split.
 """
 
 import argparse
 import logging
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +24,13 @@ from edge_vla.errors import EdgeVLAError
 from edge_vla.export import Recipe, export
 
 LOG: Final = logging.getLogger("edge_vla.demo.judge")
-NAMES: Final = {16: "16 bits", 8: "int8", 4: "int4"}
+RECIPES: Final[Mapping[str, Recipe]] = {
+    "16 bits": Recipe(bits=16),
+    "int8": Recipe(bits=8),
+    "int4": Recipe(bits=4),
+    "int4 GPTQ": Recipe(bits=4, method="gptq"),
+    "mixed": Recipe(method="gptq", bits_per_weight=4.125),  # the bytes of int4 with groups of 128
+}
 
 
 def judge(number: int, out: Path, plan: Plan, scratch: Path, limit: int | None = None) -> dict[str, Any]:
@@ -31,10 +38,12 @@ def judge(number: int, out: Path, plan: Plan, scratch: Path, limit: int | None =
     adapters = [ADAPTER] if number > 1 else []
     frames = scratch / f"world{number}-policy-evaluation"
     episodes.frames(f"world{number}-policy", "evaluation", frames)
+    calibration = episodes.frames(f"world{number}-expert", "calibration", scratch / "calibration")
     artifacts = []
-    for bits, name in NAMES.items():
+    for name, recipe in RECIPES.items():
         LOG.info("exporting %s", name)
-        artifacts.append(export(BASE, scratch / name, Recipe(bits=bits), adapters).directory)
+        known = calibration if recipe.calibrated else ()
+        artifacts.append(export(BASE, scratch / name, recipe, adapters, known).directory)
     key = statistics_name(number)
     reference = Reference(str(BASE), tuple(map(str, adapters)), frames=frames, limit=limit, unnorm_key=key)
     return bench(artifacts, reference, out, plan, LOG.info)
@@ -46,6 +55,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--episodes", type=int, default=400, help="of each kind of task, and of each policy")
     parser.add_argument("--limit", type=int, help="only the first so many frames")
     parser.add_argument("--profile", default="default")
+    parser.add_argument("--floors", choices=("all", "one"), default="all")
     parser.add_argument("--peer", action="append", default=[], help="NAME or NAME=PYTHON")
     parser.add_argument("--live", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
@@ -53,9 +63,9 @@ def main(words: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("edge_vla").setLevel(logging.INFO)
     plan = Plan(
-        floors=FLOORS,
+        floors=FLOORS if given.floors == "all" else FLOORS[:1],
         profile=given.profile,
-        paces_hz=(5.0, 10.0),
+        paces_hz=(5.0,),
         trial=Trial(f"demo:{given.world}", given.episodes, live=given.live) if given.episodes else None,
         peers=tuple((name, python or None) for name, _, python in (peer.partition("=") for peer in given.peer)),
         model=f"the demo policy, world {given.world}",
