@@ -109,8 +109,9 @@ class Manifest:
         if raw.get("format") != FORMAT:
             raise ArtifactError(f"{MANIFEST}: format is {raw.get('format')!r}, expected {FORMAT!r}")
         if type(raw.get("version")) is not int or raw["version"] not in VERSIONS:
+            known = " and ".join(map(str, VERSIONS))
             raise ArtifactError(
-                f"{MANIFEST}: format version {raw.get('version')!r}, this edge-vla reads {VERSIONS}: export again, "
+                f"{MANIFEST}: format version {raw.get('version')!r}, this edge-vla reads {known}: export again, "
                 "or install the edge-vla that made it"
             )
         try:
