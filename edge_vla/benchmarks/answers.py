@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -43,10 +43,10 @@ def cache_directory() -> Path:
     return Path(base) / "edge-vla" / "answers"
 
 
-def reference_key(checkpoint: Checkpoint, contestant: Contestant, frames_hash: str, floor: str | None) -> str:
-    """sha256 of all that the reference's answers depend on."""
+def reference_key(weights: str, contestant: Contestant, frames_hash: str, floor: str | None) -> str:
+    """sha256 of all that the reference's answers depend on. `weights`: from `identity`."""
     about = {
-        "weights": checkpoint.identity() or checkpoint.origin,
+        "weights": weights,
         "arithmetic": [contestant.merge_arithmetic, contestant.dtype, contestant.device],
         "unnorm_key": contestant.unnorm_key,
         "frames": frames_hash,
@@ -162,9 +162,9 @@ def frames_hash(frames: Sequence[Frame]) -> str:
     return digest.hexdigest()
 
 
-def identity(checkpoint: Checkpoint) -> str:
-    """sha256 over the hashes of all files that the weights come from, or of a random source's name."""
-    about = json.dumps([checkpoint.identity() or checkpoint.origin, checkpoint.arithmetic], sort_keys=True)
+def identity(files: Sequence[Mapping[str, str]], checkpoint: Checkpoint) -> str:
+    """sha256 over the hashes of all `files` that the weights come from, or of a random source's name."""
+    about = json.dumps([list(map(dict, files)) or checkpoint.origin, checkpoint.arithmetic], sort_keys=True)
     return hashlib.sha256(about.encode()).hexdigest()
 
 

@@ -56,6 +56,7 @@ class Run:
     checkpoint: Checkpoint
     directory: Path
     frames: Sequence[Frame]
+    files: Sequence[Mapping[str, str]]  # sha256 by name, of base and adapters: hashing 15 GB once is enough
     result: dict[str, Any] = field(default_factory=dict)
     sides: dict[str, Side] = field(default_factory=dict)
     measured: dict[str, Measured] = field(default_factory=dict)
@@ -110,7 +111,7 @@ def bench(
             Path(scratch) / "frames", checkpoint.config, reference.limit, reference.unnorm_key
         )
         frames = read_frames(directory)[: reference.limit]
-        run = Run(artifacts, reference, plan, Path(scratch), tell, checkpoint, directory, frames)
+        run = Run(artifacts, reference, plan, Path(scratch), tell, checkpoint, directory, frames, checkpoint.identity())
         run.result = _empty(run)
         for phase in (_agreement, _speed, _episodes):
             try:
@@ -197,7 +198,7 @@ def _floors(run: Run) -> dict[str, tuple[Contestant, Path, str | None]]:
 
 def _key(run: Run, floor: str | None) -> str:
     contestant = run.reference.contestant(dtype="fp32" if floor == FLOAT32 else "bf16")
-    return answers.reference_key(run.checkpoint, contestant, run.result["frames"]["sha256"], floor)
+    return answers.reference_key(run.result["reference"]["identity"], contestant, run.result["frames"]["sha256"], floor)
 
 
 def _reference_answers(run: Run) -> Path:
@@ -311,7 +312,7 @@ def _empty(run: Run) -> dict[str, Any]:
         "reference": {
             "name": Path(run.reference.source).name,
             "adapters": [Path(adapter).name for adapter in run.reference.adapters],
-            "identity": answers.identity(run.checkpoint),
+            "identity": answers.identity(run.files, run.checkpoint),
             "dtype": "bf16",
         },
         "reference_measured": {},
@@ -326,8 +327,17 @@ def _empty(run: Run) -> dict[str, Any]:
 
 
 def _notes(run: Run) -> list[str]:
-    asked = run.reference.limit
-    return [f"{asked} frames were asked for, {len(run.frames)} are there"] if asked and asked > len(run.frames) else []
+    """What a reader must know before the first figure."""
+    asked, notes = run.reference.limit, list[str]()
+    if asked and asked > len(run.frames):
+        notes.append(f"{asked} frames were asked for, {len(run.frames)} are there")
+    for name, path in run.names().items():
+        made_from = Artifact(path).manifest.source.get("files")
+        if made_from != list(map(dict, run.files)):
+            notes.append(
+                f"{name} was made from other files than this reference: another policy, or a merged copy of it"
+            )
+    return notes
 
 
 def _candidate(name: str, artifact: Artifact, run: Run) -> dict[str, Any]:

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from edge_vla.artifact import Artifact
+from edge_vla.artifact import MANIFEST, Artifact
 from edge_vla.benchmarks import answers, reports
 from edge_vla.benchmarks.bench import bench
 from edge_vla.benchmarks.plan import Plan, Reference
 from edge_vla.errors import FrameError, UsageError
 from edge_vla.files import write_whole
+from edge_vla.frames import Frame, synthetic_image, write_frames
 from tests.conftest import TINY
 
 
@@ -118,6 +119,20 @@ def test_policies_that_are_not_alike_are_not_compared(
     with pytest.raises(UsageError, match="different networks"):
         bench([tiny_artifacts[4]], Reference(str(golden_checkpoint)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_fewer_frames_than_asked_and_other_weights_are_said(tiny_artifacts: Mapping[int, Path], tmp_path: Path) -> None:
+    frames = tmp_path / "frames"
+    key = next(iter(Artifact(tiny_artifacts[16]).manifest.config.statistics))
+    write_frames(frames, [(Frame(Path("0.png"), "go", key), synthetic_image(0, 28))])
+    other = Path(shutil.copytree(tiny_artifacts[16], tmp_path / "other"))
+    manifest = json.loads((other / MANIFEST).read_text())
+    manifest["source"]["files"] = [{"model.safetensors": "0" * 64}]
+    (other / MANIFEST).write_text(json.dumps(manifest))
+    plan = Plan(profile="none")
+    result = bench([other], Reference(TINY, frames=frames, limit=50), tmp_path / "out", plan)
+    assert result["notes"][0] == "50 frames were asked for, 1 are there"
+    assert "other was made from other files than this reference" in result["notes"][1]
 
 
 def test_no_frames(tiny_artifacts: Mapping[int, Path], tmp_path: Path) -> None:
