@@ -74,7 +74,7 @@ STAGES: Final[Mapping[str, Stage]] = {
               average=0.98),
         Stage("see", steps=900, first_seed=100_000_000, batch=64, language=False, prompts=1, decay=0.3),
         Stage("look", steps=500, first_seed=150_000_000, language=False, prompts=1, decay=0.6),
-        Stage("two", steps=400, first_seed=180_000_000, prompts=2, puts=False, wordings=1, blocks=(2, 2), decay=0.7,
+        Stage("two", steps=800, first_seed=180_000_000, prompts=2, puts=False, wordings=1, blocks=(2, 2), decay=0.7,
               softness=(2.0, 1.5)),
         Stage("act", steps=1800, first_seed=200_000_000, decay=0.8, softness=(2.0, 1.5)),
         Stage("finish", steps=1100, first_seed=300_000_000, matrix_rate=0.0045, warmup=20, decay=0.9,
