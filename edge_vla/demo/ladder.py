@@ -52,7 +52,8 @@ def by_heart(actor: Actor, stage: Stage) -> dict[str, Any]:
             prompts.append([FIRST, *drawn.tokens[frame, prompt, : last + 1].tolist()])
     wanted = drawn.actions.reshape(len(prompts), -1).astype(np.float64)
     tokens = actor.decode(images, prompts)
-    right = tokens == samples.spoken(wanted)
+    away = np.abs(tokens - samples.spoken(wanted))
+    right = away == 0
     answered = samples.TOKENS.centres[samples.TOKENS.bins(tokens.ravel().tolist())].reshape(wanted.shape)
     moving = np.abs(wanted[:, 0]) > measure.MOVING
     signs = np.sign(answered[moving, 0]) == np.sign(wanted[moving, 0])
@@ -60,6 +61,7 @@ def by_heart(actor: Actor, stage: Stage) -> dict[str, Any]:
         "frames": stage.frames,
         "prompts": len(prompts),
         "tokens": round(float(right.mean()), 4),
+        "tokens within one bin": round(float((away <= 1).mean()), 4),
         "all seven": round(float(right.all(axis=1).mean()), 4),
         **{f"exact {name}": round(float(right[:, i].mean()), 4) for i, name in enumerate(measure.NAMES)},
         "dx sign": round(float(signs.mean()), 4),

@@ -70,7 +70,7 @@ class Stage:
 STAGES: Final[Mapping[str, Stage]] = {
     stage.name: stage
     for stage in (
-        Stage("overfit", steps=300, first_seed=0, prompts=2, frames=192, misled=0.0, decay=0.6, softness=(1.0, 0.5),
+        Stage("overfit", steps=600, first_seed=0, prompts=2, frames=192, misled=0.0, decay=0.6, softness=(1.0, 0.5),
               average=0.98),
         Stage("see", steps=900, first_seed=100_000_000, batch=64, language=False, prompts=1, decay=0.3),
         Stage("look", steps=500, first_seed=150_000_000, language=False, prompts=1, decay=0.6),
