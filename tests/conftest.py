@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from edge_vla.export import Recipe, export
 from tests.golden.openvla_tiny import write_checkpoint
 
 TINY = "random:openvla-tiny"
+
+# Speed is measured in benchmarks: a law that takes longer on a busy machine is no less true.
+settings.register_profile("no clock", deadline=None)
+settings.load_profile("no clock")
 
 
 @pytest.fixture(scope="session", autouse=True)
