@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -111,13 +110,13 @@ def ask(
 def ask_all(
     jobs: Sequence[tuple[Contestant, Path, str | None]], frames: Path, limit: int | None, forced: Path, together: int
 ) -> list[EdgeVLAError | None]:
-    """Several sides (contestant, file, floor) with the reference's answers given, `together` at a time, each on one
-    thread; what stopped a side, in its place. Nothing here is timed."""
+    """Several sides (contestant, file, floor) with the reference's answers given, `together` at a time; what stopped a
+    side, in its place. Threads are those of the timing: another number of them rounds differently."""
 
     def one(job: tuple[Contestant, Path, str | None]) -> EdgeVLAError | None:
         contestant, out, floor = job
         try:
-            ask(replace(contestant, threads=1) if together > 1 else contestant, frames, limit, out, forced, floor)
+            ask(contestant, frames, limit, out, forced, floor)
         except EdgeVLAError as error:
             return error
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,14 @@ def act_all(
     delays_ms: Mapping[str, Sequence[float]] | None,
     tell: Callable[[str], None],
 ) -> dict[str, list[dict[str, Any]] | EdgeVLAError]:
-    """Every side's episodes, as many sides at a time as there are cores, each on one thread.
+    """Every side's episodes, as many sides at a time as there are cores: nothing here is timed.
 
-    Nothing here is timed, and a side that breaks is an error in its place.
+    A side that breaks is an error in its place.
     """
 
     def one(name: str) -> list[dict[str, Any]] | EdgeVLAError:
         try:
-            with Station(replace(sides[name], threads=1)) as station:
+            with Station(sides[name]) as station:
                 station.load(frames, 1)
                 return acted(station, trial, None if delays_ms is None else delays_ms[name], tell)
         except EdgeVLAError as error:

@@ -1,8 +1,9 @@
 """What must hold for a candidate to pass as the same policy, as a table of checks on a finished result.
 
 Bounds stand beside the noise floor, because the floor is not 100 %, and widen as the bits shrink; they were declared
-before the runs that they judge. A share is judged by its interval: green when all of it lies on the right side, red
-when none does, and undecided between, which more frames or episodes settle. Speed is no gate: machines are shared.
+before the runs that they judge. A share is judged by its interval: green when it lies on the right side, red when it
+lies on the wrong one, undecided between, which more frames or episodes settle. Rare events are green by their mean, for
+an interval of nothing seen reaches far. Speed is no gate: machines are shared.
 """
 
 from __future__ import annotations

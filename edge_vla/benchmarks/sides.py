@@ -42,7 +42,6 @@ class Contestant:
     unnorm_key: str | None = None
     peer: str | None = None
     python: str | None = None  # interpreter of a peer's own environment
-    threads: int | None = None  # None: as many as torch takes
 
 
 class Station:
@@ -54,7 +53,6 @@ class Station:
         self._words: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         # The same package in a peer's own environment.
         root = str(Path(edge_vla.__file__).parent.parent)
-        threads = {} if contestant.threads is None else {"OMP_NUM_THREADS": str(contestant.threads)}
         paths = [root, os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else [root]
         try:
             self._process = subprocess.Popen(
@@ -63,7 +61,7 @@ class Station:
                 stdout=subprocess.PIPE,
                 stderr=self._words,
                 text=True,
-                env={**os.environ, **threads, "PYTHONPATH": os.pathsep.join(paths)},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             )
         except OSError as error:
             raise UsageError(f"{contestant.name}: {contestant.python} does not start: {error.strerror}") from error

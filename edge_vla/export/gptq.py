@@ -103,7 +103,7 @@ def search_scales(weight: Tensor, energy: Tensor, scheme: Scheme, group: int | N
     """
     outer, inner = weight.shape
     if outer > ROWS:
-        return torch.cat([search_scales(rows, energy, scheme, group) for rows in weight.split(ROWS)])
+        return torch.cat([search_scales(rows, energy, scheme, group) for rows in torch.split(weight, ROWS)])
     grouped = weight.view(outer, -1, group or inner)
     importance = energy.view(1, -1, group or inner)
     whole = grouped.abs().amax(dim=2) / GRIDS[scheme].reach

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 import edge_vla.cli
 import edge_vla.export.writer
+import edge_vla.terminal
 from edge_vla.artifact import MANIFEST, Artifact
 from edge_vla.errors import EdgeVLAError, ResourceError, UsageError
 from edge_vla.export import Recipe, Silent, export
@@ -242,8 +243,8 @@ def test_ctrl_c_on_the_command_line(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     interrupts = Interrupts(2)
-    monkeypatch.setattr(edge_vla.cli.Bar, "step", lambda bar, detail: interrupts.step(detail))
-    monkeypatch.setattr(edge_vla.cli.Bar, "stage", lambda bar, name, steps: interrupts.stage(name, steps))
+    monkeypatch.setattr(edge_vla.terminal.Bar, "step", lambda bar, detail: interrupts.step(detail))
+    monkeypatch.setattr(edge_vla.terminal.Bar, "stage", lambda bar, name, steps: interrupts.stage(name, steps))
     with nothing_left(place / "out"):
         ended = command(capsys, "export", TINY, "--out", "out")
     assert ended.code == edge_vla.cli.INTERRUPTED
