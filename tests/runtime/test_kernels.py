@@ -9,7 +9,7 @@ import torch
 
 from edge_vla.errors import UsageError
 from edge_vla.quant import PackedWeight, Scheme, dequantise, quantise
-from edge_vla.runtime.kernels import KERNELS, Kernel, native, pick
+from edge_vla.runtime.kernels import KERNELS, Kernel, native, pick, wide
 from edge_vla.runtime.kernels.arm import ARM, DynamicInt4
 from edge_vla.runtime.kernels.wide import FEW, DynamicInt8, WideInt4
 
@@ -133,3 +133,9 @@ def test_int8_activations_cost_what_rounding_to_int8_costs(
     assert torch.equal(kernel(torch.zeros(20, 256).to(BF16)), torch.zeros(20, 128).to(BF16))
     few, many = kernel(x[:3]), kernel(x)[:3]
     assert ((few.double() - many.double()).abs() <= bound[:3]).all()
+
+
+def test_the_scratch_is_shared_by_callers_in_and_out_of_inference_mode() -> None:
+    with torch.inference_mode():
+        wide._scratch(640, 1024).zero_()
+    wide._scratch(640, 1024).copy_(torch.ones(640, 1024))

@@ -103,7 +103,8 @@ def _scratch(rows: int, columns: int) -> Tensor:
     """(rows, columns) of the one buffer; what it held before is lost."""
     global _buffer
     if _buffer.numel() < rows * columns:
-        _buffer = torch.empty(rows * columns, dtype=torch.bfloat16)
+        with torch.inference_mode(False):  # made in that mode it could not be written to outside of it
+            _buffer = torch.empty(rows * columns, dtype=torch.bfloat16)
     return _buffer[: rows * columns].view(rows, columns)
 
 
