@@ -24,7 +24,7 @@ GROUPS: Final = 10
 
 def divergence(reference: Logits, candidate: Logits, episodes: Sequence[str]) -> dict[str, Any]:
     """A7: KL(reference || candidate) in nats."""
-    values = np.stack([_kl(reference[:, dim], candidate[:, dim]) for dim in range(reference.shape[1])], axis=1)
+    values = np.stack([kl(reference[:, dim], candidate[:, dim]) for dim in range(reference.shape[1])], axis=1)
     found = Clustered(np.column_stack([values.mean(axis=1), values]), episodes).intervals()
     return {
         "all": found[0].to_json(),
@@ -83,7 +83,7 @@ def _count(where: Bools, flipped: Bools) -> dict[str, int]:
     return {"positions": int(where.sum()), "flips": int((where & flipped).sum())}
 
 
-def _kl(reference: Logits, candidate: Logits) -> Floats:
+def kl(reference: Logits, candidate: Logits) -> Floats:
     """(frames, bins) twice -> (frames,) nats; rounding's negative zero is zero."""
     ours, theirs = _log_softmax(reference), _log_softmax(candidate)
     values: Floats = np.maximum(0.0, (np.exp(ours) * (ours - theirs)).sum(axis=-1))

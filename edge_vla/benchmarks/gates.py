@@ -85,21 +85,17 @@ def _candidate(row: Row, floor: Row | None) -> Iterator[Gate]:
 
 
 def _tokens(row: Row, floor: Row | None) -> Iterator[Gate]:
+    """Given the reference's tokens before it, and given its own."""
     if floor is None:
         return
-    allowed = bounds(row["artifact"]["bits_per_weight"]).tokens_below_floor
-    share, bound = row["agreement"]["teacher_forced"], floor["teacher_forced"]["mean"] - allowed
-    why = f"teacher-forced tokens equal to the reference's, against the floor less {allowed:.1%}"
-    yield Gate("tokens", row["name"], _above(share, bound), share["mean"], bound, why)
-
-
-def _actions(row: Row, floor: Row | None) -> Iterator[Gate]:
-    if floor is None:
-        return
-    allowed = bounds(row["artifact"]["bits_per_weight"]).actions_below_floor
-    share, bound = row["agreement"]["free_running"], floor["free_running"]["mean"] - allowed
-    why = f"free-running tokens equal to the reference's, against the floor less {allowed:.1%}"
-    yield Gate("actions", row["name"], _above(share, bound), share["mean"], bound, why)
+    allowed = bounds(row["artifact"]["bits_per_weight"])
+    for name, key, less in (
+        ("tokens", "teacher_forced", allowed.tokens_below_floor),
+        ("actions", "free_running", allowed.actions_below_floor),
+    ):
+        share, bound = row["agreement"][key], floor[key]["mean"] - less
+        why = f"{key.replace('_', '-')} tokens equal to the reference's, against the floor less {less:.1%}"
+        yield Gate(name, row["name"], _above(share, bound), share["mean"], bound, why)
 
 
 def _clear_leads(row: Row, floor: Row | None) -> Iterator[Gate]:  # noqa: ARG001
@@ -170,7 +166,6 @@ def _calibration(row: Row, floor: Row | None) -> Iterator[Gate]:  # noqa: ARG001
 
 CHECKS: Final[tuple[Callable[[Row, Row | None], Iterator[Gate]], ...]] = (
     _tokens,
-    _actions,
     _clear_leads,
     _gripper,
     _invalid,

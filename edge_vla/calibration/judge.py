@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_vla.artifact import Artifact
+from edge_vla.benchmarks.distributions import kl
 from edge_vla.calibration.sequences import action_tokens
 from edge_vla.errors import EdgeVLAError, UsageError
 from edge_vla.files import write_whole
@@ -44,9 +45,8 @@ def forced_logits(policy: Policy, frames: Sequence[Frame]) -> Tensor:
 
 def divergence(reference: Tensor, other: Tensor) -> NDArray[np.float64]:
     """(frames, dims, bins) logits of both -> (frames,) KL(reference, other) in nats, the mean over dimensions."""
-    ours, theirs = reference.double().log_softmax(dim=-1), other.double().log_softmax(dim=-1)
-    by_dimension = (ours.exp() * (ours - theirs)).sum(dim=-1)
-    found: NDArray[np.float64] = by_dimension.mean(dim=-1).numpy()
+    ours, theirs = reference.float().numpy(), other.float().numpy()
+    found: NDArray[np.float64] = np.mean([kl(ours[:, dim], theirs[:, dim]) for dim in range(ours.shape[1])], axis=0)
     return found
 
 

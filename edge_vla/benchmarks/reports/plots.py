@@ -99,7 +99,7 @@ def by_dimension(result: Result) -> Figure | None:
                     f"{shown(side)}, {name}: {words.interval(iv)}",
                     bool(bound and side.role != "floor" and iv["high"] < bound["low"]),
                 )
-                for iv, bound, name in zip(ivs, floors, [*dims(result), "all"], strict=False)
+                for iv, bound, name in zip(ivs, floors, [*dims(result), "all"], strict=True)
             ]
         )
     return Figure(

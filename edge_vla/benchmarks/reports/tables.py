@@ -206,7 +206,9 @@ def robot_units(result: Result) -> Table | None:
     rows, marks = [], []
     for side in judged(result):
         units = (side.agreement or {}).get("robot_units")
-        for name, entry in zip(dims(result), units["by_dimension"] if units else (), strict=False):
+        if not units:
+            continue
+        for name, entry in zip(dims(result), units["by_dimension"], strict=True):
             keys = ("mean", "p95", "p99", "max", "nrmse")
             rows.append([f"{shown(side)}, {name}", *(words.number(entry[key]) for key in keys)])
             marks.append(side.role)
