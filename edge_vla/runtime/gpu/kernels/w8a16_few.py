@@ -1,0 +1,14 @@
+"""A few rows times an int8 weight: a decode step, a verifying pass."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from edge_vla.quant import dequantise
+from edge_vla.runtime.gpu.kernels.weights import Int8Weight, restore_int8
+
+
+def reference(x: Tensor, weight: Int8Weight) -> Tensor:
+    """x (M <= 8, K) 16-bit -> (1, M, N) float32."""
+    return F.linear(x.float(), dequantise(restore_int8(weight)))[None]
