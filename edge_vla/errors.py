@@ -3,6 +3,7 @@
     EdgeVLAError
     ├── UsageError          2   the command or call asks for something that does not exist or does not fit
     ├── BackendError        3   this machine or environment cannot do what was asked
+    │   └── DeviceLostError 3   the GPU failed under this process, which must be started again
     ├── CheckpointError     4   the source weights, their configuration, statistics or adapter are not sound
     ├── FrameError          4   an image or a folder of frames is not readable as such
     ├── ResourceError       5   disk, memory or permission
@@ -18,6 +19,7 @@ __all__ = [
     "ArtifactError",
     "BackendError",
     "CheckpointError",
+    "DeviceLostError",
     "EdgeVLAError",
     "EdgeVLAWarning",
     "FrameError",
@@ -43,6 +45,10 @@ class BackendError(EdgeVLAError):
     """A kernel, runtime or package that this machine lacks."""
 
     exit_code = 3
+
+
+class DeviceLostError(BackendError):
+    """CUDA failed in a way that outlives the call: nothing in this process can use the device again."""
 
 
 class CheckpointError(EdgeVLAError):

@@ -9,6 +9,7 @@ import ctypes
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,10 @@ from edge_vla.runtime.engine import FusedDecoder, FusedLayer
 from edge_vla.runtime.kernels import AUTO
 from edge_vla.runtime.vision import OnnxVision, Vision, torch_vision, with_flat_patches
 from edge_vla.spec import ActionSpec, PolicySpec
+
+if TYPE_CHECKING:
+    from edge_vla.runtime.gpu.decoder import KernelDecoder
+    from edge_vla.runtime.gpu.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -62,15 +67,18 @@ class Head:
 
 @dataclass(frozen=True)
 class Network:
+    """With an `engine`, actions are decided by that, and the parts beside it serve teacher forcing."""
+
     spec: PolicySpec
     dtype: torch.dtype
     device: torch.device
     vision: Vision
     embeddings: Embeddings
-    decoder: Decoder | FusedDecoder
+    decoder: Decoder | FusedDecoder | KernelDecoder
     head: Head
     kernels: Mapping[str, str]
     weight_bytes: Mapping[str, int]
+    engine: Engine | None = None
 
     @property
     def action(self) -> ActionSpec:
@@ -80,7 +88,11 @@ class Network:
 def from_artifact(
     artifact: Artifact, dtype: torch.dtype, device: torch.device, vision: str, kernel: str = AUTO
 ) -> Network:
-    """Read the artifact layer by layer straight into device layouts."""
+    """Read the artifact layer by layer straight into device layouts. On CUDA, unless told otherwise, into an engine."""
+    from edge_vla.runtime.gpu import load as gpu
+
+    if kernel in gpu.NAMES or (kernel == AUTO and device.type == "cuda"):
+        return gpu.from_artifact(artifact, dtype, device, *gpu.choose(gpu.TRITON if kernel == AUTO else kernel, vision))
     spec = artifact.manifest.config.spec
     assembly, layers, decoder_bytes = Assembly(spec, dtype, device, kernel), list[FusedLayer](), 0
     for index, (linears, norms) in enumerate(artifact.layers()):

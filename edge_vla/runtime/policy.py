@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -124,17 +124,24 @@ class Policy:
             raise NumericError("the pixel values hold a non-finite number: no action")
         with self._turn, torch.inference_mode():
             watch.mark("wait")
-            embeddings = self.network.vision(torch.from_numpy(pixels)[None])
-            watch.mark("vision")
-            if self.head == "actions":
-                decision = self.loop.greedy(prompt, embeddings, statistics.dims, watch.mark, draft=draft, strict=strict)
+            if self.network.engine is not None:
+                decision = self.network.engine.decide(prompt, pixels, statistics.dims, draft, strict=strict)
+                watch.mark("graph")
             else:
-                decision = self.loop.unconstrained(prompt, embeddings, statistics.dims, watch.mark)
+                decision = self._stages(prompt, pixels, statistics.dims, watch, draft, strict)
         values = statistics.unnormalise(self.tokens.decode(decision.tokens))
         if not np.isfinite(values).all():
             raise NumericError(f"tokens {decision.tokens} give a non-finite action with {key!r}'s statistics")
         watch.mark("detokenise")
         return self._action(values, decision, key, watch)
+
+    def warm(self, instructions: Iterable[str], unnorm_key: str | None = None) -> None:
+        """Have ready what would else be made when a prompt of a new length first comes: the GPU engine's graphs."""
+        dims = self.config.statistics[self.config.statistics.resolve(unnorm_key)].dims
+        lengths = {len(self.prompter(instruction)) for instruction in instructions}
+        if self.network.engine is not None and lengths:
+            with self._turn:
+                self.network.engine.warm(lengths, dims)
 
     def forced(self, image: Image.Image | NDArray[Any], instruction: str, tokens: Sequence[int]) -> torch.Tensor:
         """Hidden states (dims, width) before each of `tokens`, the earlier ones given: teacher forcing."""
@@ -146,6 +153,22 @@ class Policy:
         """Replace the normalisation statistics, wholesale, by a `dataset_statistics.json` object."""
         with self._turn:
             self.config = dataclasses.replace(self.config, statistics=Statistics(raw, "the given statistics"))
+
+    def _stages(
+        self,
+        prompt: tuple[int, ...],
+        pixels: NDArray[np.float32],
+        dims: int,
+        watch: Stopwatch,
+        draft: Draft | None,
+        strict: bool,
+    ) -> Decision:
+        """Vision and loop, one after the other."""
+        embeddings = self.network.vision(torch.from_numpy(pixels)[None])
+        watch.mark("vision")
+        if self.head == "actions":
+            return self.loop.greedy(prompt, embeddings, dims, watch.mark, draft=draft, strict=strict)
+        return self.loop.unconstrained(prompt, embeddings, dims, watch.mark)
 
     def _action(self, values: NDArray[np.float64], decision: Decision, key: str, watch: Stopwatch) -> Action:
         return Action(

@@ -1,0 +1,91 @@
+"""Every tensor that an action reads or writes beside the weights, made once for the longest prompt so far.
+
+Graphs know their addresses, so they never move: a shorter prompt uses their front. Knows shapes only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from edge_vla.model import Cache
+from edge_vla.runtime.loop import PAD_TO
+from edge_vla.spec import PolicySpec
+
+FEW: Final = 8  # rows of a pass after the prefill are padded to eights: one shape, so that bits never depend on it
+TEXT: Final = 48  # prompt tokens that there is room for from the start
+
+
+def padded(rows: int, to: int = PAD_TO) -> int:
+    return -(-rows // to) * to
+
+
+def rows_of(dims: int) -> int:
+    """Of a pass over all dimensions but the first."""
+    return padded(max(dims - 1, 1), FEW)
+
+
+class Room:
+    """Inputs, rows, cache and answer of one action at a time."""
+
+    def __init__(self, spec: PolicySpec, prompt: int, dims: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.prompt, self.dims, self.patches = max(prompt, TEXT), dims, spec.patches
+        length = padded(self.prompt + spec.patches + rows_of(dims))
+        width, size, pinned = spec.decoder.width, spec.image_size, device.type == "cuda"
+        self.device = device
+        self.pixels = torch.zeros(1, 3 * len(spec.towers), size, size, device=device)
+        self.text = torch.zeros(self.prompt, width, dtype=dtype, device=device)
+        self.rows = torch.zeros(length, width, dtype=dtype, device=device)
+        self.cache = Cache.allocate(spec.decoder, 1, length, dtype, device)
+        self.given = torch.zeros(rows_of(dims), dtype=torch.int32, device=device)
+        self.bins = torch.zeros(dims, dtype=torch.int32, device=device)
+        self.margins = torch.zeros(dims, device=device)
+        self._answer = torch.zeros(2, dims, device=device)  # bins, exact in float32, over margins: one copy out
+        self._host_pixels = torch.zeros(self.pixels.shape[1:], pin_memory=pinned)
+        self._host_given = torch.zeros(self.given.shape, dtype=torch.int32, pin_memory=pinned)
+        self._host_answer = torch.zeros(2, dims, pin_memory=pinned)
+
+    def holds(self, prompt: int, dims: int) -> bool:
+        return prompt <= self.prompt and dims <= self.dims
+
+    def see(self, pixels: Tensor) -> None:
+        """One copy in. What was seen before has been answered, so nothing still reads the host's copy."""
+        self._host_pixels.copy_(pixels)
+        self.pixels[0].copy_(self._host_pixels, non_blocking=True)
+
+    def give(self, bins: Sequence[int]) -> None:
+        self._host_given[: len(bins)] = torch.tensor(bins, dtype=torch.int32)
+        self.given[: len(bins)].copy_(self._host_given[: len(bins)], non_blocking=True)
+
+    def splice(self, image: Tensor, prompt: int) -> Tensor:
+        """The rows, with beginning-of-sequence, image (patches, width) and the rest of the prompt in front."""
+        rows, behind = self.rows, 1 + self.patches
+        rows[:1] = self.text[:1]
+        rows[1:behind] = image
+        rows[behind : behind + prompt - 1] = self.text[1:prompt]
+        return rows
+
+    def publish(self) -> None:
+        self._answer[0] = self.bins
+        self._answer[1] = self.margins
+
+    def answer(self, dims: int) -> tuple[list[int], list[float]]:
+        """One copy out, and the only wait for the device."""
+        self._host_answer.copy_(self._answer, non_blocking=True)
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+        bins, margins = self._host_answer[:, :dims].tolist()
+        return [int(index) for index in bins], margins
+
+    def clear(self) -> None:
+        """Forget all numbers, in place."""
+        for tensor in (self.rows, self.cache.keys, self.cache.values):
+            tensor.zero_()
+
+    def bytes(self) -> dict[str, int]:
+        cache = self.cache.keys.nbytes + self.cache.values.nbytes
+        rest = (self.pixels, self.text, self.rows, self.given, self.bins, self.margins, self._answer)
+        return {"keys and values": cache, "buffers": sum(tensor.nbytes for tensor in rest)}

@@ -1,0 +1,128 @@
+"""The decoder as a chain of kernel calls: nine launches a layer, the residual stream handed from norm to norm.
+
+Each product's output goes unsummed into the kernel that reads it next, which adds the parts, and the stream, in
+passing. Arithmetic otherwise follows `edge_vla.model.decoder`. Knows shapes and kernels; knows nothing of graphs,
+tokens or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edge_vla.model import Cache
+from edge_vla.model.decoder import rotary_tables
+from edge_vla.runtime.gpu.products import FEW, Product
+from edge_vla.runtime.gpu.ways import Kernels
+from edge_vla.spec import DecoderSpec
+
+
+@dataclass(frozen=True)
+class KernelLayer:
+    qkv: Product
+    o_proj: Product
+    gate_up: Product
+    down_proj: Product
+    input_layernorm: Tensor  # (width,)
+    post_attention_layernorm: Tensor
+
+    @property
+    def bytes(self) -> int:
+        products = (self.qkv, self.o_proj, self.gate_up, self.down_proj)
+        norms = (self.input_layernorm, self.post_attention_layernorm)
+        return sum(one.bytes for one in products) + sum(norm.nbytes for norm in norms)
+
+
+class KernelDecoder:
+    """Embeddings (1, T, width) of rows from position `start` -> normed hidden states.
+
+    A row sees the cache's slots up to its own position. Up to eight rows go through the kernels for a few rows, where
+    a row's bits depend neither on its neighbours nor on their number: it is `steady`.
+    """
+
+    steady = True
+
+    def __init__(
+        self, spec: DecoderSpec, layers: Sequence[KernelLayer], norm: Tensor, kernels: Kernels, positions: int
+    ) -> None:
+        self.spec, self.layers, self.norm, self.kernels = spec, layers, norm, kernels
+        device, dtype = norm.device, norm.dtype
+        cos, sin = rotary_tables(spec, torch.arange(positions, device=device)[None], dtype)
+        self.cos, self.sin = cos[0, 0].contiguous(), sin[0, 0].contiguous()  # (positions, head width)
+        # A position as kernels read it, from an address that stays.
+        self.positions = torch.arange(positions, dtype=torch.int32, device=device)
+
+    @property
+    def bytes(self) -> int:
+        tables = (self.cos, self.sin, self.positions, self.norm)
+        return sum(layer.bytes for layer in self.layers) + sum(tensor.nbytes for tensor in tables)
+
+    def rows(self, x: Tensor, start: int, cache: Cache, wanted: slice = slice(None)) -> Tensor:
+        """Of the `wanted` rows only: the last layer leaves out what nobody reads."""
+        chosen = range(x.shape[1])[wanted]
+        return self.run(x[0], start, cache, chosen)[None]
+
+    def run(self, x: Tensor, start: int, cache: Cache, wanted: range) -> Tensor:
+        """(T, width) -> (len(wanted), width). `x` is only read."""
+        stream, added = x, None
+        for index, layer in enumerate(self.layers):
+            last = wanted if index == len(self.layers) - 1 and len(wanted) < x.shape[0] else None
+            stream, added = self._layer(layer, stream, added, start, cache.keys[index, 0], cache.values[index, 0], last)
+        _, hidden = self.kernels.rms_norm(stream, added, self.norm, self.spec.norm_eps)
+        return hidden
+
+    def choose(self, hidden: Tensor, rows: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, width) -> best bins (n,) int32 and their leads (n,) float32, NaN where a logit is not finite."""
+        parts = [hidden[first : first + FEW] for first in range(0, hidden.shape[0], FEW)]
+        chosen = [self.kernels.choose(part, rows, embeddings) for part in parts]
+        if len(chosen) == 1:
+            return chosen[0].bins, chosen[0].margins
+        return torch.cat([one.bins for one in chosen]), torch.cat([one.margins for one in chosen])
+
+    def _layer(
+        self,
+        layer: KernelLayer,
+        stream: Tensor,
+        added: Tensor | None,
+        start: int,
+        keys: Tensor,
+        values: Tensor,
+        wanted: range | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The stream before this layer's MLP, and what the MLP adds to it."""
+        few = stream.shape[0] <= FEW
+        stream, normed = self._norm(stream, added, layer.input_layernorm, rounded=layer.qkv.rounded and not few)
+        query = self.kernels.rotary(_times(layer.qkv, normed, few), self.cos, self.sin, self._at(start), keys, values)
+        if wanted is not None:
+            query, stream, start = (
+                query[wanted.start : wanted.stop],
+                stream[wanted.start : wanted.stop],
+                start + wanted.start,
+            )
+            few = stream.shape[0] <= FEW
+        mixed = self.kernels.attention(query, keys, values, self._at(start))
+        output = _times(layer.o_proj, self.kernels.quantise(mixed) if layer.o_proj.rounded and not few else mixed, few)
+        stream, normed = self._norm(
+            stream, output, layer.post_attention_layernorm, rounded=layer.gate_up.rounded and not few
+        )
+        gated = self._gate(_times(layer.gate_up, normed, few), rounded=layer.down_proj.rounded and not few)
+        return stream, _times(layer.down_proj, gated, few)
+
+    def _at(self, position: int) -> Tensor:
+        return self.positions[position : position + 1]
+
+    def _norm(self, stream: Tensor, added: Tensor | None, weight: Tensor, *, rounded: bool) -> tuple[Tensor, Any]:
+        norm = self.kernels.rms_norm_int8 if rounded else self.kernels.rms_norm
+        return norm(stream, added, weight, self.spec.norm_eps)
+
+    def _gate(self, gate_up: Tensor, *, rounded: bool) -> Any:
+        gate = self.kernels.swiglu_int8 if rounded else self.kernels.swiglu
+        return gate(gate_up, self.norm.dtype)
+
+
+def _times(product: Product, x: Any, few: bool) -> Tensor:
+    return product.few(x) if few else product.many(x)

@@ -1,0 +1,213 @@
+"""One action as one launch: preprocessed image in; action ids, their leads and nothing else out.
+
+    pixels -> vision -> prefill -> first id -> passes over all further dimensions, each fed with the last one's answer
+
+Every pass looks at all further dimensions at once, in one shape. A dimension's answer is final once everything before
+it is: after `dims` - 1 passes all are, whatever was guessed at first, and sooner where the guess was good. So decoding
+with a draft and without one are the same computation, to the last bit; a draft only says when to stop.
+Knows token ids, graphs and static buffers. Knows nothing of files, prompts, units or robots.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edge_vla.errors import NumericError
+from edge_vla.runtime.drafts import Draft
+from edge_vla.runtime.gpu.buffers import Room, padded, rows_of
+from edge_vla.runtime.gpu.decoder import KernelDecoder
+from edge_vla.runtime.gpu.device import Card
+from edge_vla.runtime.gpu.graph import Graphs, Recorder, recorder
+from edge_vla.runtime.loop import Decision
+from edge_vla.runtime.network import Embeddings, Head
+from edge_vla.runtime.vision import Vision
+from edge_vla.spec import PolicySpec
+
+Piece = Literal["action", "prefill", "riding", "verify"]
+PIECES: Final[tuple[Piece, ...]] = ("action", "prefill", "verify", "riding")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What graphs are recorded for."""
+
+    prompt: int  # tokens
+    dims: int
+
+    def __str__(self) -> str:
+        return f"{self.prompt} prompt tokens and {self.dims} dimensions"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Of each dimension: the best bin, and its lead, given the bins that were fed."""
+
+    bins: list[int]
+    margins: list[float]
+
+
+class Engine:
+    """Acts for one robot at a time. Buffers and graphs are made for a prompt's length when it first comes."""
+
+    def __init__(
+        self,
+        spec: PolicySpec,
+        vision: Vision,
+        embeddings: Embeddings,
+        decoder: KernelDecoder,
+        head: Head,
+        card: Card,
+        record: Recorder | None = None,
+    ) -> None:
+        self.spec, self.card = spec, card
+        self.vision, self.embeddings, self.decoder, self.head = vision, embeddings, decoder, head
+        self.graphs = Graphs(record or recorder(card.device), card)
+        self._room: Room | None = None
+        self._text: tuple[int, ...] = ()
+
+    def decide(
+        self,
+        prompt: tuple[int, ...],
+        pixels: NDArray[np.float32] | Tensor,
+        dims: int,
+        draft: Draft | None = None,
+        *,
+        strict: bool = False,
+    ) -> Decision:
+        """The best action id at each dimension for pixel values (3 x towers, H, W).
+
+        With `strict`, drafted or not, tokens are the same to the last near-tie. Without it a draft rides in the
+        prefill, whose shape is then another one. Raises NumericError for a non-finite logit, ResourceError where
+        memory runs out, DeviceLostError once the device has failed.
+        """
+        shape = Shape(len(prompt), dims)
+        with self.card.using("an action"):
+            room = self._fit(shape)
+            self._put(room, prompt, torch.as_tensor(pixels))
+            drafted = draft((), ()) if draft is not None and dims > 1 else []
+            if draft is None or not drafted:
+                self._run("action", shape)
+                answer, passes = self._read(room, dims), dims - 1
+            else:
+                answer, passes = self._verified(room, shape, draft, drafted, strict)
+        first = self.spec.action.first
+        names = tuple(first + index for index in answer.bins)
+        return Decision(names, tuple(answer.margins), tuple(first + index for index in drafted), passes)
+
+    def warm(self, prompts: Iterable[int], dims: int, pieces: Sequence[Piece] = PIECES) -> None:
+        """Record the graphs for prompts of these lengths, so that no action waits for it."""
+        lengths = sorted(set(prompts))
+        with self.card.using("warming up"), torch.inference_mode():
+            self._fit(Shape(max(lengths), dims))
+            for length in lengths:
+                shape = Shape(length, dims)
+                for piece in pieces if dims > 1 else ("action",):
+                    self.graphs.ready((piece, shape), partial(self._do, piece, shape))
+
+    def bytes(self) -> dict[str, int]:
+        """On the device beside the weights, by part."""
+        return {} if self._room is None else self._room.bytes()
+
+    def _verified(
+        self, room: Room, shape: Shape, draft: Draft, drafted: Sequence[int], strict: bool
+    ) -> tuple[Answer, int]:
+        """Guess, look, keep what holds: the host waits for the device once a pass."""
+        dims, given = shape.dims, list(drafted[: shape.dims - 1])
+        room.give(given)
+        if strict:
+            self._run("prefill", shape)  # it puts the first answer in the place of the first guess
+            self._run("verify", shape)
+        else:
+            self._run("riding", shape)
+        answer, passes = self._read(room, dims), int(strict)
+        given[0] = answer.bins[0] if strict else given[0]
+        while (known := 1 + _agreeing(given, answer.bins)) < dims:
+            bins = answer.bins
+            given = [*bins[:known], *draft(bins[:known], bins)[known:]][: dims - 1]
+            room.give(given)
+            self._run("verify", shape)
+            answer, passes = self._read(room, dims), passes + 1
+        return answer, passes
+
+    def _run(self, piece: Piece, shape: Shape) -> None:
+        self.graphs.run((piece, shape), partial(self._do, piece, shape))
+
+    def _do(self, piece: Piece, shape: Shape) -> None:
+        """What a graph of this piece records: reads and writes the room and nothing else."""
+        room = self._room
+        assert room is not None, "a room is made before anything runs in it"
+        if piece == "verify":
+            self._pass(room, shape)
+        else:
+            self._prefill(room, shape, shape.dims - 1 if piece == "riding" else 0)
+        if piece == "action":
+            for _ in range(shape.dims - 1):
+                self._pass(room, shape)
+                room.given[1 : shape.dims - 1] = room.bins[1 : shape.dims - 1]
+        room.publish()
+
+    def _prefill(self, room: Room, shape: Shape, riding: int) -> None:
+        """Image, prompt and `riding` guesses -> bins 0 .. `riding`."""
+        start = self._start(shape)
+        end = start + riding
+        rows = room.splice(self.vision(room.pixels)[0], shape.prompt)
+        if riding:
+            rows[start:end] = self.embeddings.actions[room.given[:riding]]
+        rows[end : padded(end)] = 0
+        hidden = self.decoder.run(rows[: padded(end)], 0, room.cache, range(start - 1, end))
+        self._choose(room, hidden, 0)
+        room.given[:1] = room.bins[:1]
+
+    def _pass(self, room: Room, shape: Shape) -> None:
+        """The bins given for dimensions 0 .. -> bins 1 .. of the answer."""
+        rows = self.embeddings.actions[room.given[: rows_of(shape.dims)]]
+        hidden = self.decoder.run(rows, self._start(shape), room.cache, range(rows.shape[0]))
+        self._choose(room, hidden[: shape.dims - 1], 1)
+
+    def _choose(self, room: Room, hidden: Tensor, first: int) -> None:
+        """The best bins, into the room from dimension `first` on."""
+        dims = slice(first, first + hidden.shape[0])
+        room.bins[dims], room.margins[dims] = self.decoder.choose(hidden, self.head.actions, self.embeddings.actions)
+
+    def _start(self, shape: Shape) -> int:
+        """The position after image and prompt."""
+        return shape.prompt + self.spec.patches
+
+    def _fit(self, shape: Shape) -> Room:
+        """The room, large enough. A larger one leaves no graph: they know the old one's addresses."""
+        room = self._room
+        if room is None or not room.holds(shape.prompt, shape.dims):
+            self.graphs.clear()
+            self._room, self._text = None, ()
+            embeddings = self.embeddings.actions
+            least = (0, 0) if room is None else (room.prompt, room.dims)
+            prompt, dims = max(shape.prompt, least[0]), max(shape.dims, least[1])
+            room = self._room = Room(self.spec, prompt, dims, embeddings.dtype, self.card.device)
+        return room
+
+    def _put(self, room: Room, prompt: tuple[int, ...], pixels: Tensor) -> None:
+        room.see(pixels)
+        if prompt != self._text:
+            room.text[: len(prompt)] = self.embeddings.text(prompt)[0]
+            self._text = prompt
+
+    def _read(self, room: Room, dims: int) -> Answer:
+        bins, margins = room.answer(dims)
+        if not all(map(math.isfinite, margins)):
+            room.clear()  # what is in the cache would poison the next action through 0 * NaN
+            raise NumericError("the network produced a non-finite number: no action; verify the artifact's files")
+        return Answer(bins, margins)
+
+
+def _agreeing(given: Sequence[int], bins: Sequence[int]) -> int:
+    """How many guesses, from the first on, are what the network says there."""
+    return next((i for i, (guess, said) in enumerate(zip(given, bins, strict=False)) if guess != said), len(given))

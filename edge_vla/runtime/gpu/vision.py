@@ -1,0 +1,173 @@
+"""Towers and projector as kernel calls: pixel values in, image embeddings out, weights in 8 or 16 bits.
+
+A tower's residual stream goes from norm to norm as the decoder's does; attention is torch's. Weights stored in int8
+stay so. Arithmetic follows `edge_vla.model.vision`. Knows shapes and the checkpoint's keys; knows nothing of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edge_vla.artifact import VISION_SCALES
+from edge_vla.checkpoint.keys import TOWER_PREFIXES
+from edge_vla.quant import PackedWeight, Scheme
+from edge_vla.runtime.gpu.kernels.weights import repack_int8
+from edge_vla.runtime.gpu.products import many_int8
+from edge_vla.runtime.gpu.ways import Ways
+from edge_vla.spec import PolicySpec, TowerSpec
+
+
+class Linear:
+    """A weight and its bias. `times` leaves the bias to the kernel that reads its output; a call adds it.
+
+    Both take what `read` makes of rows (M, K): those, or with `rounded` the same in int8.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], name: str, ways: Ways) -> None:
+        weight, self._quantise = weights[f"{name}.weight"], ways.kernels.quantise
+        self.bias = weights[f"{name}.bias"].to(ways.dtype)
+        self.rounded = weight.dtype == torch.int8 and ways.activations == "8"
+        self.times: Callable[[Any], Tensor]
+        if weight.dtype == torch.int8:
+            scales, shape = weights[f"{name}.weight{VISION_SCALES}"], (weight.shape[0], weight.shape[1])
+            eight = repack_int8(PackedWeight(Scheme.INT8, shape, None, weight, scales).check(name))
+            self.times, size = many_int8(eight, ways, self.rounded), eight.bytes
+        else:
+            dense = weight.to(ways.dtype)
+            self.times, size = lambda x: F.linear(x, dense), dense.nbytes
+        self.bytes = size + self.bias.nbytes
+
+    def read(self, x: Tensor) -> Any:
+        return self._quantise(x) if self.rounded else x
+
+    def __call__(self, x: Any) -> Tensor:
+        return self.times(x) + self.bias
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What a half of a block adds to the stream, as its last product left it: scale times (out + bias)."""
+
+    out: Tensor
+    bias: Tensor
+    scale: Tensor | None
+
+
+@dataclass(frozen=True)
+class Norm:
+    weight: Tensor
+    shift: Tensor
+
+
+@dataclass(frozen=True)
+class Block:
+    norms: tuple[Norm, Norm]
+    scales: tuple[Tensor | None, Tensor | None]
+    qkv: Linear
+    proj: Linear
+    fc1: Linear
+    fc2: Linear
+
+    @property
+    def bytes(self) -> int:
+        norms = sum(norm.weight.nbytes + norm.shift.nbytes for norm in self.norms)
+        scales = sum(scale.nbytes for scale in self.scales if scale is not None)
+        return norms + scales + sum(linear.bytes for linear in (self.qkv, self.proj, self.fc1, self.fc2))
+
+
+class Tower:
+    """Pixel values (3, H, W) -> features of the second-to-last block (patches, width)."""
+
+    def __init__(self, spec: TowerSpec, weights: Mapping[str, Tensor], prefix: str, ways: Ways) -> None:
+        self.spec, self.kernels = spec, ways.kernels
+
+        def load(name: str) -> Tensor:
+            return weights[prefix + name].to(ways.dtype)
+
+        def block(at: str) -> Block:
+            norms = [Norm(load(f"{at}{name}.weight"), load(f"{at}{name}.bias")) for name in ("norm1", "norm2")]
+            scales = [load(f"{at}{name}.scale_factor") if spec.layer_scale else None for name in ("ls1", "ls2")]
+            names = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+            linears = [Linear(weights, prefix + at + name, ways) for name in names]
+            return Block((norms[0], norms[1]), (scales[0], scales[1]), *linears)
+
+        first = [load("cls_token")[0]] if spec.class_token else []
+        first += [load("reg_token")[0]] if spec.registers else []
+        self.first = torch.cat(first) if first else None  # (prefix, width)
+        self.positions = load("pos_embed")[0]
+        self.patch_weight, self.patch_bias = load("patch_embed.proj.weight").flatten(1), load("patch_embed.proj.bias")
+        self.blocks = [block(f"blocks.{i}.") for i in range(spec.used_blocks)]
+
+    @property
+    def bytes(self) -> int:
+        tensors = (self.first, self.positions, self.patch_weight, self.patch_bias)
+        return sum(one.nbytes for one in tensors if one is not None) + sum(block.bytes for block in self.blocks)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        stream = F.linear(self._patches(pixels), self.patch_weight, self.patch_bias) + self.positions
+        if self.first is not None:
+            stream = torch.cat([self.first, stream])
+        branch: Branch | None = None
+        for block in self.blocks:
+            stream, normed = self._norm(stream, branch, block.norms[0], block.qkv.rounded)
+            mixed = self._attend(block.qkv(normed))
+            branch = Branch(block.proj.times(block.proj.read(mixed)), block.proj.bias, block.scales[0])
+            stream, normed = self._norm(stream, branch, block.norms[1], block.fc1.rounded)
+            hidden = self._gelu(block.fc1.times(normed), block.fc1.bias, block.fc2.rounded)
+            branch = Branch(block.fc2.times(hidden), block.fc2.bias, block.scales[1])
+        if branch is not None:
+            step = branch.out + branch.bias
+            stream = stream + (step if branch.scale is None else step * branch.scale)
+        return stream[self.spec.prefix :]
+
+    def _patches(self, pixels: Tensor) -> Tensor:
+        """(3, H, W) -> (patches, 3 x patch x patch): strides of a patch make a convolution a matrix product."""
+        side, grid = self.spec.patch, self.spec.grid
+        cut = pixels[:, : grid * side, : grid * side].reshape(-1, grid, side, grid, side)
+        return cut.permute(1, 3, 0, 2, 4).reshape(grid * grid, -1)
+
+    def _attend(self, qkv: Tensor) -> Tensor:
+        rows = qkv.shape[0]
+        query, key, value = qkv.view(rows, 3, self.spec.heads, -1).permute(1, 2, 0, 3)[:, None]
+        return F.scaled_dot_product_attention(query, key, value)[0].transpose(0, 1).reshape(rows, -1)
+
+    def _norm(self, stream: Tensor, branch: Branch | None, norm: Norm, rounded: bool) -> tuple[Tensor, Any]:
+        """The stream with what the branch adds, and its norm as the next product reads it."""
+        layer_norm = self.kernels.layer_norm_int8 if rounded else self.kernels.layer_norm
+        added = (None, None, None) if branch is None else (branch.out, branch.bias, branch.scale)
+        return layer_norm(stream, *added, norm.weight, norm.shift, self.spec.norm_eps)
+
+    def _gelu(self, x: Tensor, bias: Tensor, rounded: bool) -> Any:
+        return (self.kernels.gelu_int8 if rounded else self.kernels.gelu)(x, bias)
+
+
+class KernelVision:
+    """Pixel values (B, 3 x towers, H, W) of any float type -> image embeddings (B, patches, decoder width)."""
+
+    def __init__(self, spec: PolicySpec, weights: Mapping[str, Tensor], ways: Ways) -> None:
+        self.dtype = ways.dtype
+        self.towers = [
+            Tower(tower, weights, prefix, ways) for tower, prefix in zip(spec.towers, TOWER_PREFIXES, strict=False)
+        ]
+        self.projector = [Linear(weights, f"projector.fc{i}", ways) for i in range(1, len(spec.projector_widths))]
+
+    @property
+    def bytes(self) -> int:
+        return sum(tower.bytes for tower in self.towers) + sum(linear.bytes for linear in self.projector)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        values = pixels.to(self.towers[0].positions.device, self.dtype)
+        return torch.stack([self._one(image) for image in values])
+
+    def _one(self, pixels: Tensor) -> Tensor:
+        seen = [tower(pixels[3 * i : 3 * i + 3]) for i, tower in enumerate(self.towers)]
+        x = torch.cat(seen, dim=1)
+        for i, linear in enumerate(self.projector):
+            x = linear(linear.read(F.gelu(x) if i else x))
+        return x
