@@ -1,11 +1,13 @@
-"""What drafts save: the demo policy in closed loop, every kind of draft asked on every frame.
+"""What drafts save: the demo policy in closed loop, every proposal asked on every frame.
 
-    python -m edge_vla.benchmarks.drafts --model ARTIFACT --episodes 200 --out benchmarks/results/drafts.json
+    python -m edge_vla.benchmarks.drafts --model ARTIFACT --episodes 200 --actions 20000 --out RESULT.json
 
-The arm moves by plain decoding, so all kinds see the same frames and the same past. On each frame the picture is seen
-once, then decoded plainly, plainly in strict mode, and with each kind of draft in both modes. Counted: first drafts
-that were right, by dimension and by phase of the task; passes; tokens that differ from plain decoding of the same mode
-(in strict mode there must be none); and milliseconds of prefill and decoding, in turns on the same frames.
+The arm moves by plain decoding, so all proposals see the same frames and the same past. On each frame the picture is
+seen once, then decoded plainly, and with each proposal both in strict mode and riding in the prefill ("fast"). Counted:
+first drafts that were right, by dimension and by phase of the task; passes; tokens that differ from plain decoding of
+the same mode (in strict mode there must be none). After `--episodes` only what a session does is asked, until there
+were `--actions`. Each episode is kept in `--records`: the same command goes on where it was stopped. With `--time` the
+result says what passes cost too, proposals in turns on the same frames: for a quiet machine and few episodes.
 """
 
 from __future__ import annotations
@@ -15,9 +17,7 @@ import json
 import logging
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -26,7 +26,8 @@ import torch
 from numpy.typing import NDArray
 
 from edge_vla.benchmarks.environment import environment
-from edge_vla.benchmarks.statistics import wilson
+from edge_vla.benchmarks.proposals import AFTER_PREFILL, PROPOSALS, Heads, Known, Transitions, Tree
+from edge_vla.benchmarks.statistics import cluster_interval
 from edge_vla.demo.instructions import phrase
 from edge_vla.demo.render import render, world
 from edge_vla.demo.rollout import MAX_STEPS
@@ -35,57 +36,16 @@ from edge_vla.errors import EdgeVLAError
 from edge_vla.files import write_whole
 from edge_vla.openvla import as_rgb, preprocess
 from edge_vla.runtime import Policy, load
-from edge_vla.runtime.drafts import KINDS, Bins, Past, Transitions, drafting
+from edge_vla.runtime.drafts import Bins, Draft
 from edge_vla.runtime.loop import Decision
 
 LOG: Final = logging.getLogger("edge_vla.benchmarks.drafts")
 TASKS: Final[tuple[Literal["pick", "put"], ...]] = ("pick", "put")
+MODES: Final[Mapping[str, bool]] = {"strict": True, "fast": False}
+SESSION: Final = ("none", "previous")  # what is asked of every frame
+PHASES: Final = ("reach", "carry")
 
-
-@dataclass
-class Tally:
-    """One kind in one mode."""
-
-    actions: int = 0
-    different: int = 0  # actions whose tokens are not those of plain decoding in this mode
-    tokens_different: int = 0
-    drafted: int = 0
-    whole: int = 0  # drafts that were right to the last dimension
-    passes: list[int] = field(default_factory=list)
-    right: dict[str, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))  # of, right
-    milliseconds: list[float] = field(default_factory=list)
-
-    def add(self, decision: Decision, plain: Decision, phase: str, milliseconds: float) -> None:
-        wrong = sum(ours != theirs for ours, theirs in zip(decision.tokens, plain.tokens, strict=True))
-        self.actions += 1
-        self.different += wrong > 0
-        self.tokens_different += wrong
-        self.passes.append(decision.passes)
-        self.milliseconds.append(milliseconds)
-        if decision.drafted:
-            self.drafted += 1
-            self.whole += decision.drafted == plain.tokens
-            for dim, (guess, token) in enumerate(zip(decision.drafted, plain.tokens, strict=True)):
-                for name in (f"dimension {dim}", phase, "all"):
-                    self.right[name][0] += 1
-                    self.right[name][1] += guess == token
-
-    def summary(self) -> dict[str, Any]:
-        return {
-            "actions": self.actions,
-            "different actions": self.different,
-            "different tokens": self.tokens_different,
-            "passes per action": round(float(np.mean(self.passes)), 3),
-            "passes": {str(n): self.passes.count(n) for n in sorted(set(self.passes))},
-            "decoder ms, median": round(float(np.median(self.milliseconds)), 3),
-            "decoder ms, mean": round(float(np.mean(self.milliseconds)), 3),
-            "drafted": self.drafted,
-            "right to the last": self.whole,
-            "acceptance": {
-                name: {"p": round(good / of, 4), "95%": [round(bound, 4) for bound in wilson(good, of)]}
-                for name, (of, good) in sorted(self.right.items())
-            },
-        }
+Record = dict[str, Any]  # of one action: phase, plain bins, and by mode and proposal what `_answer` gives
 
 
 class Frame:
@@ -93,23 +53,33 @@ class Frame:
 
     def __init__(self, policy: Policy, state: State, instruction: str, look: int, key: str | None) -> None:
         self.policy = policy
-        self.key = policy.config.statistics.resolve(key)
-        self.statistics = policy.config.statistics[self.key]
+        self.statistics = policy.config.statistics[policy.config.statistics.resolve(key)]
         self.prompt = policy.prompter(instruction)
-        pixels = preprocess(as_rgb(render(state, world(look))), policy.config.image)
+        self.phase = "carry" if state.held is not None else "reach"
+        image = render(state, world(look))
+        began = time.perf_counter()
+        pixels = preprocess(as_rgb(image), policy.config.image)
         with torch.inference_mode():
             self.embeddings = policy.network.vision(torch.from_numpy(pixels)[None])
+        self.seen_ms = (time.perf_counter() - began) * 1e3
 
-    def decode(self, kind: str, past: Past, strict: bool) -> tuple[Decision, float]:
+    def decode(self, draft: Draft | None, strict: bool) -> tuple[Decision, float]:
         """The decision, and milliseconds from image embeddings to tokens."""
-        dims = self.statistics.dims
         began = time.perf_counter()
         with torch.inference_mode():
             decision = self.policy.loop.greedy(
-                self.prompt, self.embeddings, dims, lambda stage: None,  # noqa: ARG005
-                draft=drafting(KINDS[kind], past, dims), strict=strict,
+                self.prompt, self.embeddings, self.statistics.dims, lambda stage: None,  # noqa: ARG005
+                draft=draft, strict=strict,
             )  # fmt: skip
         return decision, (time.perf_counter() - began) * 1e3
+
+    def hidden(self) -> torch.Tensor:
+        """(width,) float32: the prefill's last row."""
+        with torch.inference_mode():
+            return self.policy.loop.forced(self.prompt, self.embeddings, (0,))[0].float().clone()
+
+    def bins(self, tokens: Sequence[int]) -> Bins:
+        return tuple(token - self.policy.config.spec.action.first for token in tokens)
 
     def values(self, decision: Decision) -> NDArray[np.float64]:
         return self.statistics.unnormalise(self.policy.tokens.decode(decision.tokens))
@@ -117,59 +87,149 @@ class Frame:
 
 def frames(
     policy: Policy, seed: int, task: Literal["pick", "put"], look: int, key: str | None
-) -> Iterator[tuple[Frame, str, list[Decision]]]:
-    """An episode's frames, each with its phase; the receiver appends the decision that moves the arm."""
+) -> Iterator[tuple[Frame, list[Decision]]]:
+    """An episode's frames; the receiver appends the decision that moves the arm."""
     state, asked = start(seed, task)
     instruction = phrase(asked, seed, "trained")
     for _ in range(MAX_STEPS):
         answer: list[Decision] = []
         frame = Frame(policy, state, instruction, look, key)
-        yield frame, "carry" if state.held is not None else "reach", answer
+        yield frame, answer
         state = step(state, frame.values(answer[0]))
         if verdict(state, asked) != "running":
             return
 
 
-def bins(policy: Policy, decision: Decision) -> Bins:
-    return tuple(token - policy.config.spec.action.first for token in decision.tokens)
+class Proposers:
+    """What the proposals learnt from the policy's own actions, on seeds that nothing is measured on."""
+
+    def __init__(self, policy: Policy, episodes: int, look: int, key: str | None) -> None:
+        self.policy, self.look, self.key = policy, look, key
+        self.bins = policy.config.spec.action.bins
+        recorded, before, hidden = list[list[Bins]](), list[Bins | None](), list[torch.Tensor]()
+        for number in range(episodes):
+            actions = list[Bins]()
+            for frame, answer in frames(policy, TRAINING_SEEDS[-1 - number], TASKS[number % 2], look, key):
+                answer.append(frame.decode(None, False)[0])
+                before.append(actions[-1] if actions else None)
+                hidden.append(frame.hidden())
+                actions.append(frame.bins(answer[0].tokens))
+            recorded.append(actions)
+        self.transitions = Transitions.count(recorded)
+        every = [action for actions in recorded for action in actions]
+        LOG.info("%d actions to learn from", len(every))
+        self.heads = {past: Heads(torch.stack(hidden), before, every, self.bins, past) for past in (False, True)}
+
+    def episode(self, number: int, proposals: Sequence[str]) -> list[Record]:
+        seed, task, past, records = EVALUATION_SEEDS[number // 2], TASKS[number % 2], list[Bins](), list[Record]()
+        for moment, (frame, answer) in enumerate(frames(self.policy, seed, task, self.look, self.key)):
+            plain = {mode: frame.decode(None, strict)[0] for mode, strict in MODES.items()}
+            answer.append(plain["strict"])
+            truth = frame.bins(answer[0].tokens)
+            learnt = set(proposals) & set(AFTER_PREFILL)
+            hidden = frame.hidden() if learnt else torch.empty(0)
+            record: Record = {"phase": frame.phase, "plain": truth, "seen ms": round(frame.seen_ms, 3)}
+            turn = (number + moment) % len(proposals)
+            for mode, strict in MODES.items():
+                record[mode] = {}
+                for name in [*proposals[turn:], *proposals[:turn]]:  # none is always first
+                    if strict or name not in AFTER_PREFILL:
+                        known = Known(past, self.bins, hidden, self.transitions, self.heads, truth, strict)
+                        draft = PROPOSALS[name](known)
+                        decision, milliseconds = frame.decode(draft, strict)
+                        record[mode][name] = _answer(frame, draft, decision, plain[mode], milliseconds)
+            records.append(record)
+            past = [truth, *past][:2]
+        return records
 
 
-def calibrate(policy: Policy, episodes: int, look: int, key: str | None) -> Transitions:
-    """A table from the policy's own actions, on seeds that nothing is measured on."""
-    recorded: list[Sequence[Bins]] = []
-    none = Past((), policy.config.spec.action.bins)
-    for number in range(episodes):
-        actions = list[Bins]()
-        for frame, _, answer in frames(policy, TRAINING_SEEDS[-1 - number], TASKS[number % 2], look, key):
-            answer.append(frame.decode("none", none, False)[0])
-            actions.append(bins(policy, answer[0]))
-        recorded.append(actions)
-    return Transitions.count(recorded)
+def _answer(
+    frame: Frame, draft: Draft | None, decision: Decision, plain: Decision, milliseconds: float
+) -> Record:  # fmt: skip
+    spared = draft.spared if isinstance(draft, Tree) else 0
+    return {
+        "drafted": frame.bins(decision.drafted),
+        "passes": decision.passes - spared,
+        "different": sum(ours != theirs for ours, theirs in zip(decision.tokens, plain.tokens, strict=True)),
+        "ms": round(milliseconds, 3),
+    }
 
 
-def measure(
-    policy: Policy, kinds: Sequence[str], episodes: int, look: int, key: str | None, transitions: Transitions,
-    modes: Mapping[str, bool], actions: int = 0,
-) -> dict[str, dict[str, Tally]]:  # fmt: skip
-    """Mode -> kind -> tally, over so many episodes, and on until there were so many actions."""
-    tallies = {mode: {kind: Tally() for kind in kinds} for mode in modes}
-    number, done = 0, 0
-    while number < episodes or done < actions:
-        past = Past((), policy.config.spec.action.bins, transitions)
-        for frame, phase, answer in frames(policy, EVALUATION_SEEDS[number // 2], TASKS[number % 2], look, key):
-            for mode, strict in modes.items():
-                order = [*kinds[done % len(kinds) :], *kinds[: done % len(kinds)]]  # no kind is always first
-                found = {kind: frame.decode(kind, past, strict) for kind in order}
-                plain = found["none"][0]
-                for kind, (decision, milliseconds) in found.items():
-                    tallies[mode][kind].add(decision, plain, phase, milliseconds)
-            answer.append(plain)
-            past = past.and_now(bins(policy, plain))
-            done += 1
-        number += 1
-        if number % 20 == 0:
-            LOG.info("%d episodes, %d actions", number, done)
-    return tallies
+def summary(episodes: Sequence[Sequence[Record]], mode: str, name: str) -> dict[str, Any] | None:
+    """One proposal in one mode; None where it was never asked. Intervals resample episodes."""
+    asked = [
+        (str(number), record, record[mode][name])
+        for number, records in enumerate(episodes)
+        for record in records
+        if name in record[mode]
+    ]
+    if not asked:
+        return None
+    passes = [answer["passes"] for _, _, answer in asked]
+    row: dict[str, Any] = {
+        "actions": len(asked),
+        "actions that differ": sum(answer["different"] > 0 for _, _, answer in asked),
+        "tokens that differ": sum(answer["different"] for _, _, answer in asked),
+        "passes per action": cluster_interval(np.array(passes, float), [episode for episode, _, _ in asked]).to_json(),
+        "passes": {str(count): passes.count(count) for count in sorted(set(passes))},
+    }
+    drafted = [one for one in asked if one[2]["drafted"]]
+    if drafted:
+        off = np.array([np.subtract(answer["drafted"], record["plain"]) for _, record, answer in drafted])
+        of = [episode for episode, _, _ in drafted]
+        phase = np.array([record["phase"] for _, record, _ in drafted])
+        row["drafted"] = len(drafted)
+        row["acceptance"] = _shares(off == 0, of, phase)
+        row["acceptance"]["the whole action"] = cluster_interval((off == 0).all(1).astype(float), of, 1).to_json()
+        row["at most one bin off"] = {"all": round(float((abs(off) <= 1).mean()), 4)} | {
+            f"dimension {dim}": round(float((abs(off[:, dim]) <= 1).mean()), 4) for dim in range(off.shape[1])
+        }
+    return row
+
+
+def _shares(right: NDArray[np.bool_], episodes: Sequence[str], phase: NDArray[np.str_]) -> dict[str, Any]:
+    """Of all dimensions, of each, and of all in each phase: (actions, dims) -> name -> interval."""
+    dims = right.shape[1]
+    found = {"all": cluster_interval(right.mean(1), episodes, dims).to_json()}
+    found |= {
+        f"dimension {dim}": cluster_interval(right[:, dim].astype(float), episodes, 1).to_json() for dim in range(dims)
+    }
+    for name in PHASES:
+        chosen = phase == name
+        if chosen.any():
+            of = [episode for episode, kept in zip(episodes, chosen, strict=True) if kept]
+            found[name] = cluster_interval(right[chosen].mean(1), of, dims).to_json()
+    return found
+
+
+def times(episodes: Sequence[Sequence[Record]], proposals: Sequence[str]) -> dict[str, Any]:
+    """Medians in milliseconds, and how much faster than plain decoding of the same mode; a pretence has no time."""
+    records = [record for episode in episodes for record in episode]
+    seen = float(np.median([record["seen ms"] for record in records]))
+    found: dict[str, Any] = {"preprocess and vision ms": round(seen, 3)}
+    for mode in MODES:
+        taken = {
+            name: float(np.mean([record[mode][name]["ms"] for record in records]))
+            for name in proposals
+            if name in records[0][mode] and not name.startswith("neighbours")
+        }
+        found[mode] = {
+            name: {
+                "decoder ms, mean": round(mean, 3),
+                "decoder, times faster than plain": round(taken["none"] / mean, 3),
+                "action, times faster than plain": round((seen + taken["none"]) / (seen + mean), 3),
+            }
+            for name, mean in taken.items()
+        }
+    return found
+
+
+def kept(records: Path | None) -> list[list[Record]]:
+    """Whole episodes of an earlier run; a line that was cut off is left out."""
+    if records is None or not records.exists():
+        return []
+    lines = records.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines]
 
 
 def main() -> None:
@@ -179,40 +239,42 @@ def main() -> None:
     parser.add_argument("--world", type=int, choices=(1, 2), default=1)
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--actions", type=int, default=0, help="go on until there were so many")
-    parser.add_argument("--calibration", type=int, default=60, help="episodes behind the table of transitions")
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
-    parser.add_argument("--modes", nargs="+", choices=("fast", "strict"), default=["fast", "strict"])
+    parser.add_argument("--calibration", type=int, default=200, help="episodes that proposals learn from")
+    parser.add_argument("--proposals", nargs="+", choices=list(PROPOSALS), default=list(PROPOSALS))
+    parser.add_argument("--records", type=Path, help="one line an episode; there already: go on behind it")
+    parser.add_argument("--time", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(given.threads)
     policy = load(given.model, "cpu")
-    kinds = list(dict.fromkeys(["none", *given.kinds]))
-    table = calibrate(policy, given.calibration, given.world, given.unnorm_key)
-    modes = {mode: mode == "strict" for mode in given.modes}
-    began = time.perf_counter()
-    tallies = measure(policy, kinds, given.episodes, given.world, given.unnorm_key, table, modes, given.actions)
+    every = list(dict.fromkeys([*SESSION, *given.proposals]))
+    episodes = kept(given.records)
+    proposers = Proposers(policy, given.calibration, given.world, given.unnorm_key)
+    done = sum(map(len, episodes))
+    while len(episodes) < given.episodes or done < given.actions:
+        episodes.append(proposers.episode(len(episodes), every if len(episodes) < given.episodes else SESSION))
+        done += len(episodes[-1])
+        if given.records is not None:
+            with given.records.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(episodes[-1]) + "\n")
+        if len(episodes) % 20 == 0:
+            LOG.info("%d episodes, %d actions", len(episodes), done)
     result = {
-        "version": 1,
+        "version": 2,
         "kind": "drafts",
         "environment": environment(),
         "kernels": dict(policy.network.kernels),
         "world": given.world,
-        "episodes": given.episodes,
-        "calibration episodes": given.calibration,
-        "seconds": round(time.perf_counter() - began, 1),
-        "modes": {mode: {kind: tally.summary() for kind, tally in rows.items()} for mode, rows in tallies.items()},
-        "speed-up over plain, by mean decoder ms": {
-            mode: {kind: round(_mean(rows["none"]) / _mean(tally), 3) for kind, tally in rows.items()}
-            for mode, rows in tallies.items()
-        },
+        "episodes": len(episodes),
+        "episodes with every proposal": given.episodes,
+        "episodes learnt from": given.calibration,
+        "modes": {mode: {name: summary(episodes, mode, name) for name in every} for mode in MODES},
     }
+    if given.time:
+        result["times"] = times(episodes, every)
     write_whole(given.out, json.dumps(result, indent=1) + "\n")
-
-
-def _mean(tally: Tally) -> float:
-    return float(np.mean(tally.milliseconds))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,6 @@ from edge_vla.demo.world import EVALUATION_SEEDS, start, step, verdict
 from edge_vla.errors import EdgeVLAError
 from edge_vla.files import write_whole
 from edge_vla.runtime import Policy, load
-from edge_vla.runtime.drafts import KINDS
 
 LOG: Final = logging.getLogger("edge_vla.benchmarks.steady")
 BLOCK: Final = 25
@@ -67,8 +66,8 @@ def plain(policy: Policy, key: str | None) -> Callable[[Shown], int]:
     return lambda shown: policy.act(shown.image, shown.instruction, key).passes
 
 
-def drafting(policy: Policy, draft: str, key: str | None) -> Callable[[Shown], int]:
-    session = policy.session(draft)
+def drafting(policy: Policy, key: str | None) -> Callable[[Shown], int]:
+    session = policy.session()
 
     def act(shown: Shown) -> int:
         if shown.begins:
@@ -146,7 +145,6 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--reference", required=True)
     parser.add_argument("--unnorm-key")
-    parser.add_argument("--draft", choices=list(KINDS), default="previous")
     parser.add_argument("--actions", type=int, default=10_000)
     parser.add_argument("--compared", type=int, default=2_000, help="actions a side, in turns")
     parser.add_argument("--episodes", type=int, default=12)
@@ -161,7 +159,7 @@ def main() -> None:
     sides = {
         "reference": plain(reference, key),
         "artifact": plain(policy, key),
-        "artifact, session": drafting(policy, given.draft, key),
+        "artifact, session": drafting(policy, key),
     }
     compared = {name: spread(times) for name, times in turns(sides, frames, given.compared).items()}
     times, resident = alone(sides["artifact, session"], frames, given.actions)
@@ -170,7 +168,6 @@ def main() -> None:
         "kind": "steady",
         "environment": environment(),
         "kernels": dict(policy.network.kernels),
-        "draft": given.draft,
         "frames": len(frames),
         "compared in turns": compared,
         "times faster than the reference, by p50": {

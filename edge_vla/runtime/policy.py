@@ -25,7 +25,7 @@ from edge_vla.checkpoint import Arithmetic, open_checkpoint
 from edge_vla.errors import ArtifactError, BackendError, EdgeVLAWarning, NumericError, UsageError
 from edge_vla.frames import open_image
 from edge_vla.openvla import ActionTokens, PolicyConfig, Prompter, Statistics, as_rgb, preprocess
-from edge_vla.runtime.drafts import Draft, Transitions
+from edge_vla.runtime.drafts import Draft
 from edge_vla.runtime.kernels import AUTO
 from edge_vla.runtime.loop import Decision, Loop, Stopwatch
 from edge_vla.runtime.network import Network, from_artifact, from_checkpoint
@@ -78,11 +78,9 @@ class Policy:
         self._turn = threading.Lock()
         self._prompt = lru_cache(PROMPTS)(self.prompter.__call__)
 
-    def session(
-        self, draft: str = "previous", *, strict: bool = True, transitions: Transitions | None = None
-    ) -> Session:
+    def session(self, *, strict: bool = True) -> Session:
         """A robot's own memory: see `Session`."""
-        return Session(self, draft, strict=strict, transitions=transitions)
+        return Session(self, strict=strict)
 
     def act(
         self,

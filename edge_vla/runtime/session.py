@@ -1,4 +1,4 @@
-"""One robot's memory of its last actions, which makes the next one cheaper and never different.
+"""One robot's memory of its last action, which makes the next one cheaper and never different.
 
 `policy.session()` makes one. A `Policy` may have many; they take turns on its network.
 """
@@ -12,50 +12,41 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edge_vla.errors import UsageError
-from edge_vla.runtime.drafts import KINDS, Past, Transitions, drafting
+from edge_vla.runtime.drafts import Bins, drafting
 
 if TYPE_CHECKING:
     from edge_vla.runtime.policy import Action, Policy
 
 
 class Session:
-    """`act` as a policy's, with the previous actions as drafts of the next. Calls from several threads are safe.
+    """`act` as a policy's, with the previous action as the draft of the next. Calls from several threads are safe.
 
-    Tokens equal those of `draft="none"`, bit for bit. Without `strict` a draft rides in the prefill, which saves part
+    Tokens equal those of plain decoding, bit for bit. Without `strict` a draft rides in the prefill, which saves part
     of a pass, but then two logits that nearly tie can fall either way, as they can between any two batch shapes.
     """
 
-    def __init__(
-        self, policy: Policy, draft: str = "previous", *, strict: bool = True, transitions: Transitions | None = None
-    ) -> None:
-        if draft not in KINDS:
-            raise UsageError(f"draft {draft!r}: choose one of {list(KINDS)}")
-        if draft == "transitions" and transitions is None:
-            raise UsageError("draft 'transitions' needs a table: count one on recorded episodes")
+    def __init__(self, policy: Policy, *, strict: bool = True) -> None:
         if policy.head != "actions":
             raise UsageError("a session decodes over the action ids: load the policy with the head 'actions'")
-        self.policy, self.draft, self.strict = policy, draft, strict
-        self._empty = Past((), policy.config.spec.action.bins, transitions)
-        self._past = self._empty
+        self.policy, self.strict = policy, strict
+        self._previous: Bins | None = None
         self._lock = threading.Lock()
         self._life = 0  # counts resets: an action begun before a reset leaves nothing behind
 
     def act(self, image: Image.Image | NDArray[Any], instruction: str, unnorm_key: str | None = None) -> Action:
         """One action. An error leaves the memory as it was: a memory is only ever a guess."""
         with self._lock:
-            past, life = self._past, self._life
+            previous, life = self._previous, self._life
         dims = self.policy.config.statistics[self.policy.config.statistics.resolve(unnorm_key)].dims
-        action = self.policy.act(
-            image, instruction, unnorm_key, draft=drafting(KINDS[self.draft], past, dims), strict=self.strict
-        )
+        action = self.policy.act(image, instruction, unnorm_key, draft=drafting(previous, dims), strict=self.strict)
         first = self.policy.config.spec.action.first
         with self._lock:
             if life == self._life:
-                self._past = self._past.and_now(tuple(token - first for token in action.tokens))
+                self._previous = tuple(token - first for token in action.tokens)
         return action
 
     def reset(self) -> None:
         """Forget, as at the start of an episode. Safe while `act` runs in another thread."""
         with self._lock:
-            self._past = self._empty
+            self._previous = None
             self._life += 1

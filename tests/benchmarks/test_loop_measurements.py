@@ -10,11 +10,9 @@ import pytest
 
 import edge_vla
 from edge_vla.benchmarks import engine, limits, steady
-from edge_vla.benchmarks.drafts import Tally
 from edge_vla.benchmarks.profile import profile, waterfall
 from edge_vla.frames import synthetic_image
 from edge_vla.runtime.kernels import AUTO
-from edge_vla.runtime.loop import Decision
 from edge_vla.spec import TINY
 
 CEILINGS = limits.Ceilings(1e9, {"bf16": 1e9}, "made up")
@@ -86,19 +84,6 @@ def test_blocks_of_the_sides_alternate_and_all_see_the_same_frames() -> None:
     assert [len(times) for times in taken.values()] == [2 * steady.BLOCK] * 2
     assert seen["a"] == seen["b"]
     assert list(islice(order, 0, None, steady.BLOCK)) == ["a", "b", "b", "a"]
-
-
-def test_a_tally_counts_drafts_against_plain_decoding() -> None:
-    tally, plain = Tally(), Decision((5, 6, 7), (1.0, 1.0, 1.0), (), 2)
-    tally.add(Decision((5, 6, 7), (1.0, 1.0, 1.0), (5, 9, 7), 1), plain, "reach", 2.0)
-    tally.add(Decision((5, 8, 8), (1.0, 1.0, 1.0), (5, 6, 7), 0), plain, "carry", 4.0)
-    tally.add(plain, plain, "carry", 6.0)
-    row = tally.summary()
-    assert (row["actions"], row["different actions"], row["different tokens"]) == (3, 1, 2)
-    assert (row["drafted"], row["right to the last"], row["passes per action"]) == (2, 1, 1.0)
-    assert {name: each["p"] for name, each in row["acceptance"].items()} == {
-        "all": 0.8333, "carry": 1.0, "reach": 0.6667, "dimension 0": 1.0, "dimension 1": 0.5, "dimension 2": 1.0,
-    }  # fmt: skip
 
 
 def test_the_waterfall_of_an_action(tiny_artifacts: Mapping[int, Path]) -> None:

@@ -16,7 +16,7 @@ import edge_vla
 from edge_vla.errors import EdgeVLAError, FrameError, UsageError
 from edge_vla.frames import synthetic_image
 from edge_vla.runtime import Policy
-from edge_vla.runtime.drafts import KINDS, Draft, Past, Transitions, drafting
+from edge_vla.runtime.drafts import Draft, drafting
 from tests.conftest import TINY
 
 TEXT, OTHER = "put the red block on the plate", "open the very much longer drawer of the cabinet on the left"
@@ -211,11 +211,7 @@ class TestBadInput:
         session.act(image(1), TEXT)
         assert session.act(picture, TEXT).tokens == fast.act(picture, TEXT, strict=True).tokens
 
-    def test_names_that_do_not_exist(self, fast: Policy, golden_checkpoint: Path) -> None:
-        with pytest.raises(UsageError, match="choose one of"):
-            fast.session("psychic")
-        with pytest.raises(UsageError, match="table"):
-            fast.session("transitions")
+    def test_a_head_over_the_whole_vocabulary(self, golden_checkpoint: Path) -> None:
         full = edge_vla.load(golden_checkpoint, "cpu", head="full")
         with pytest.raises(UsageError, match="head"):
             full.session()
@@ -225,8 +221,7 @@ class TestBadInput:
 @CALM
 def test_any_order_of_acts_and_resets(fast: Policy, data: st.DataObject) -> None:
     """Several robots, instructions, pictures and resets in any order: always the tokens of a stateless policy."""
-    table = Transitions.count([[(1,) * DIMS, (2,) * DIMS]])
-    sessions = [fast.session(kind, strict=True, transitions=table) for kind in KINDS]
+    sessions = [fast.session(strict=True) for _ in range(3)]
     for _ in range(data.draw(st.integers(1, 8))):
         session = data.draw(st.sampled_from(sessions))
         if data.draw(st.integers(0, 4)) == 0:
@@ -236,42 +231,16 @@ def test_any_order_of_acts_and_resets(fast: Policy, data: st.DataObject) -> None
         assert session.act(image(seed), text).tokens == fast.act(image(seed), text, strict=True).tokens
 
 
-class TestDrafts:
-    past = Past(((10, 20, 63), (8, 25, 60)), 64)
+def test_a_miss_is_drafted_again_by_the_network_itself() -> None:
+    draft = drafting((10, 20, 63), 3)
+    assert draft is not None
+    assert draft((), ()) == [10, 20, 63]
+    assert draft([9], [9, 8]) == [9, 8, 63]
 
-    @pytest.mark.parametrize(
-        ("kind", "expected"),
-        [("previous", [10, 20, 63]), ("velocity", [12, 15, 63]), ("previous, kept", [10, 20, 63])],
-    )
-    def test_first(self, kind: str, expected: list[int]) -> None:
-        draft = drafting(KINDS[kind], self.past, 3)
-        assert draft is not None
-        assert draft((), ()) == expected
 
-    def test_again(self) -> None:
-        jacobi, kept = (drafting(KINDS[kind], self.past, 3) for kind in ("previous", "previous, kept"))
-        assert jacobi is not None
-        assert kept is not None
-        assert jacobi([9], [9, 8]) == [9, 8, 63]
-        assert kept([9], [9, 8]) == [10, 20, 63]
-
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_nothing_to_go_by(self, kind: str) -> None:
-        assert drafting(KINDS[kind], Past((), 64), 3) is None
-        assert drafting(KINDS[kind], self.past, 4) is None, "the data set changed and has actions of another length"
-
-    def test_a_table_counts_what_followed(self) -> None:
-        episodes = [[(1, 5), (1, 6), (2, 6), (1, 5)], [(1, 5), (1, 9)], []]
-        table = Transitions.count(episodes)
-        assert table.after((1, 5)) == (1, 6), "6 and 9 followed 5 once each: the nearer one"
-        assert table.after((2, 9)) == (1, 9), "nothing followed 9: it stays"
-        assert table.after((1, 5, 7)) == (1, 6, 7)
-
-    def test_the_past_is_short(self) -> None:
-        past = Past((), 64)
-        for bin in range(5):
-            past = past.and_now((bin,))
-        assert past.actions == ((4,), (3,))
+@pytest.mark.parametrize("first", [None, (), (10, 20)])
+def test_nothing_to_go_by(first: tuple[int, ...] | None) -> None:
+    assert drafting(first, 3) is None, "nothing before, or the data set changed and has actions of another length"
 
 
 def test_instructions_are_remembered_and_bounded(tiny_artifacts: Mapping[int, Path]) -> None:
