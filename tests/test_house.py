@@ -16,7 +16,20 @@ from edge_vla.cli import main
 PACKAGE = Path(edge_vla.__file__).parent
 ROOT = PACKAGE.parent
 BUILD = ("export", "calibration", "demo")
-RUN = ("runtime", "serve", "model", "quant", "openvla", "checkpoint", "artifact", "frames", "spec", "errors", "files")
+RUN = (
+    "runtime",
+    "serve",
+    "model",
+    "quant",
+    "interop",
+    "openvla",
+    "checkpoint",
+    "artifact",
+    "frames",
+    "spec",
+    "errors",
+    "files",
+)
 HEAVY = ("transformers", "peft", "timm", "torchvision", "onnx", "onnxscript", "onnx_ir", "scipy", "pandas")
 RUN_MAY_IMPORT = {"torch", "numpy", "safetensors", "tokenizers", "PIL", "edge_vla"}
 LAZY = {"onnxruntime", "tensorrt", "triton", "huggingface_hub"}

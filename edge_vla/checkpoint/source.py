@@ -1,6 +1,6 @@
 """One checkpoint as the rest of the code sees it: tensors, config and tokenizer, from wherever they come.
 
-`SRC` is a local Hugging Face directory, a Hub id (`org/name[@revision]`), or `random:openvla-7b`.
+`SRC` is a local Hugging Face directory, quantised or not, a Hub id (`org/name[@revision]`), or `random:openvla-7b`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from pathlib import Path
 
 from edge_vla.checkpoint.keys import check_tensors
 from edge_vla.checkpoint.lora import Adapter, Arithmetic, merge_adapters
+from edge_vla.checkpoint.quantised import open_directory
 from edge_vla.checkpoint.random import open_random
-from edge_vla.checkpoint.tensors import SafetensorsDirectory, TensorSource
+from edge_vla.checkpoint.tensors import TensorSource
 from edge_vla.errors import BackendError, CheckpointError, UsageError
 from edge_vla.files import sha256_of
 from edge_vla.openvla.config import PolicyConfig, read_statistics
@@ -83,14 +84,14 @@ def _open_base(source: str) -> Checkpoint:
     tokenizer = directory / "tokenizer.json"
     if not tokenizer.is_file():
         raise CheckpointError(f"{tokenizer} is missing: copy it from the base model (tokenizer.model is not read)")
-    tensors = SafetensorsDirectory(directory)
+    tensors, files = open_directory(directory)
     config = PolicyConfig.read(directory)
     try:
         text = tokenizer.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{tokenizer} is not UTF-8 text ({error}): download it again") from error
     Prompter(text, config.prompt, config.spec.decoder)("go")  # a tokenizer that fails must fail now, not after hours
-    return Checkpoint(source, tensors, config, text, (tuple(tensors.files),))
+    return Checkpoint(source, tensors, config, text, (tuple(files),))
 
 
 def _directory(path: Path) -> Path:

@@ -7,7 +7,7 @@ in exactly one shard, and that its numbers are finite.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, KeysView
+from collections.abc import Collection, Iterator, KeysView
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,10 +36,13 @@ class TensorSource(Protocol):
 
 
 class SafetensorsDirectory:
-    """The shards of one directory behind their index, or its single `model.safetensors`."""
+    """The shards of one directory behind their index, or its single `model.safetensors`.
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    `types` are the stored types that are expected, under safetensors' names.
+    """
+
+    def __init__(self, directory: Path, types: Collection[str] = FLOATS) -> None:
+        self.directory, self.types = directory, types
         self._file: dict[str, Path] = {}
         self._shape: dict[str, tuple[int, ...]] = {}
         expected = _read_index(directory)
@@ -76,8 +79,11 @@ class SafetensorsDirectory:
                 )
             for name in names:
                 view = file.get_slice(name)
-                if view.get_dtype() not in FLOATS:
-                    raise CheckpointError(f"{path}: {name} is {view.get_dtype()}, expected one of {sorted(FLOATS)}")
+                if view.get_dtype() not in self.types:
+                    raise CheckpointError(
+                        f"{path}: {name} is {view.get_dtype()}, expected one of {sorted(self.types)}"
+                        " (config.json's quantization_config says whether a checkpoint is quantised, and how)"
+                    )
                 self._file[name] = path
                 self._shape[name] = tuple(view.get_shape())
 

@@ -1,0 +1,112 @@
+"""GPTQ checkpoints, as AutoGPTQ began them and gptqmodel, transformers, vLLM and TensorRT-Edge-LLM read them.
+
+A matrix of N outputs and K inputs is stored input first: `qweight` (bits K/32, N) int32 with the codes of K packed low
+bits first, `qzeros` (K/group, bits N/32) int32, `scales` (K/group, N) float16, and `g_idx` (K,) int32, each input's
+group. The first version, which everybody writes, stores zeros minus one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from edge_vla import __version__
+from edge_vla.errors import CheckpointError, UsageError
+from edge_vla.interop.integers import (
+    BITS,
+    WORD,
+    Integers,
+    in_order,
+    middle,
+    order,
+    pack_words,
+    unpack_words,
+    unsigned,
+    whole,
+)
+from edge_vla.interop.layout import Parts, Shape, one_of, refuse
+from edge_vla.quant import PackedWeight
+
+ONES = {4: 0x11111111, 8: 0x01010101}  # one in every code of a word
+VERSIONS = ("gptq", "gptq_v2")
+
+
+@dataclass(frozen=True)
+class Gptq:
+    """`group` None: one scale an output. `minus_one`: the stored zeros are the first version's."""
+
+    bits: int
+    group: int | None
+    minus_one: bool = True
+
+    name: ClassVar[str] = "gptq"
+    parts: ClassVar[Mapping[str, bool]] = {"qweight": True, "qzeros": True, "scales": True, "g_idx": False}
+
+    @staticmethod
+    def read(raw: Mapping[str, Any]) -> Gptq:
+        """From `quantization_config`; CheckpointError for what would be read wrongly."""
+        version = one_of({"format": "gptq", **raw, **_renamed(raw)}, "format", VERSIONS)
+        one_of(raw, "pack_dtype", ("int32",), "int32")
+        changed = [rule for rule in raw.get("dynamic") or {} if not rule.startswith("-:")]  # the others only skip
+        if changed:
+            refuse(f"quantization_config: dynamic gives {changed[0]!r} another format")
+        group = raw.get("group_size")
+        if type(group) is not int or not (group > 0 or group == -1):
+            refuse(f"quantization_config: group_size {group!r} is neither a positive number nor -1")
+        return Gptq(one_of(raw, "bits", BITS), None if group == -1 else group, version == VERSIONS[0])
+
+    def to_json(self, layers: str) -> dict[str, Any]:
+        """`quantization_config`, and quantize_config.json; `layers` is where the decoder's stand in the model."""
+        return {
+            "quant_method": "gptq",
+            "bits": self.bits,
+            "group_size": self.group or -1,
+            "desc_act": False,
+            "sym": True,
+            "lm_head": False,
+            "format": VERSIONS[0],
+            "checkpoint_format": VERSIONS[0],
+            "pack_dtype": "int32",
+            "block_name_to_quantize": layers,
+            "meta": {"quantizer": [f"edge-vla:{__version__}"]},
+        }
+
+    def shape(self, parts: Parts) -> Shape:
+        words, outer = (*parts.shape("qweight"), 0, 0)[:2]
+        return outer, words * WORD // self.bits
+
+    def decode(self, parts: Parts) -> Integers:
+        outer, inner = self.shape(parts)
+        group = self.group or inner
+        if not inner or inner % group:
+            raise CheckpointError(f"{parts.what}: group_size {group} does not divide its {inner} inputs: wrong config?")
+        count = inner // group
+        qweight = whole(parts, "qweight", (inner * self.bits // WORD, outer))
+        qzeros = whole(parts, "qzeros", (count, outer * self.bits // WORD))
+        # Word by word, as gptqmodel adds it: a stored zero of 15 carries into its neighbour there too.
+        zeros = unpack_words(qzeros + ONES[self.bits] if self.minus_one else qzeros, self.bits)
+        scales = parts.load("scales", (count, outer))
+        groups = order(parts, "g_idx", inner, count)
+        return Integers(self.bits, unpack_words(qweight.T, self.bits), zeros.T, scales.T, groups)
+
+    def encode(self, what: str, packed: PackedWeight) -> dict[str, Tensor]:
+        """An int4 or int8 weight as its parts. UsageError if its outputs or inputs don't fill whole words."""
+        outer, inner = packed.shape
+        if packed.scales is None or outer * self.bits % WORD or inner * self.bits % WORD:
+            raise UsageError(f"--format gptq packs {WORD // self.bits} codes a word, {what} is {outer} x {inner}")
+        group = self.group or inner
+        stored_zero = torch.full((inner // group, outer), middle(self.bits) - self.minus_one, dtype=torch.uint8)
+        return {
+            "qweight": pack_words(unsigned(packed), self.bits).T.contiguous(),
+            "qzeros": pack_words(stored_zero, self.bits),
+            "scales": packed.scales.view(outer, -1).T.contiguous(),
+            "g_idx": in_order(inner, group).int(),
+        }
+
+
+def _renamed(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {"format": raw["checkpoint_format"]} if "checkpoint_format" in raw else {}
