@@ -28,7 +28,7 @@ from edge_vla.quant import NARROW, PackedWeight, Scheme, as_int4, dequantise
 from edge_vla.spec import ActionSpec, DecoderSpec, PolicySpec, TowerSpec
 
 FORMAT: Final = "edge-vla"
-VERSIONS: Final = (1, 2)  # that are read; 2 adds int3, int2 and int8 towers, and is written only where they occur
+VERSIONS: Final = (1, 2, 3)  # that are read; 2 adds int3, int2 and int8 towers, 3 uint4 and w8a8
 MANIFEST: Final = "manifest.json"
 EVIDENCE: Final = "evidence"
 VISION: Final = "vision.safetensors"
@@ -86,6 +86,8 @@ class Manifest:
     def version(self) -> int:
         """The oldest whose readers understand it."""
         schemes = {linear.scheme for layer in self.layers for linear in layer.values()}
+        if schemes & {Scheme.UINT4, Scheme.W8A8}:
+            return 3
         return 2 if schemes & set(NARROW) or self.recipe.get("vision_bits", 16) != 16 else 1
 
     def to_json(self) -> dict[str, Any]:
@@ -109,7 +111,7 @@ class Manifest:
         if raw.get("format") != FORMAT:
             raise ArtifactError(f"{MANIFEST}: format is {raw.get('format')!r}, expected {FORMAT!r}")
         if type(raw.get("version")) is not int or raw["version"] not in VERSIONS:
-            known = " and ".join(map(str, VERSIONS))
+            known = ", ".join(map(str, VERSIONS[:-1])) + f" and {VERSIONS[-1]}"
             raise ArtifactError(
                 f"{MANIFEST}: format version {raw.get('version')!r}, this edge-vla reads {known}: export again, "
                 "or install the edge-vla that made it"
@@ -271,7 +273,9 @@ def widen_vision(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str,
 
 def unpack_linear(name: str, linear: Linear, tensors: Mapping[str, Tensor]) -> PackedWeight:
     scales = None if linear.scheme is Scheme.BF16 else tensors[f"{name}.scales"]
-    return PackedWeight(linear.scheme, linear.shape, linear.group, tensors[f"{name}.weight"], scales).check(name)
+    zeros = tensors[f"{name}.zeros"] if linear.scheme is Scheme.UINT4 else None
+    codes = tensors[f"{name}.weight"]
+    return PackedWeight(linear.scheme, linear.shape, linear.group, codes, scales, zeros).check(name)
 
 
 def map_matrix(path: Path, name: str) -> Tensor:

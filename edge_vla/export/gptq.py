@@ -15,7 +15,18 @@ import torch
 from torch import Tensor
 
 from edge_vla.errors import NumericError
-from edge_vla.quant import GRIDS, PackedWeight, Scheme, expand_scales, nearest, pack_codes, round_scale
+from edge_vla.quant import (
+    GRIDS,
+    PackedWeight,
+    Scheme,
+    Steps,
+    expand_scales,
+    extent,
+    nearest,
+    pack,
+    packed,
+    spanning,
+)
 
 LOG: Final = logging.getLogger("edge_vla.export.gptq")
 DAMPING: Final = 0.01  # of the mean energy, added to every input's
@@ -75,43 +86,56 @@ def gptq(weight: Tensor, factor: Factor, scheme: Scheme, group: int | None) -> P
         raise AssertionError("16 bits are not rounded")
     outer, inner = weight.shape
     left = weight.float()
-    scales = search_scales(left, factor.energy, scheme, group)
-    steps = expand_scales(scales, (outer, inner))[:, factor.order]
+    found = search_steps(left, factor.energy, scheme, group)
+    steps = expand_scales(found.scales, (outer, inner))[:, factor.order]
+    offsets = expand_scales(found.offsets(), (outer, inner))[:, factor.order]
     left, codes = left[:, factor.order], torch.empty(outer, inner, dtype=torch.uint8)
     for start in range(0, inner, COLUMNS):
         stop = min(start + COLUMNS, inner)
         block, upper = left[:, start:stop].clone(), factor.upper[start:stop, start:stop]
         errors = torch.empty_like(block)
         for column in range(stop - start):
-            now, step = block[:, column], steps[:, start + column]
-            chosen = nearest(now / step, scheme)
+            now, step, offset = block[:, column], steps[:, start + column], offsets[:, start + column]
+            chosen = nearest((now - offset) / step, scheme)
             codes[:, start + column] = chosen
-            errors[:, column] = (now - GRIDS[scheme].levels(chosen) * step) / upper[column, column]
+            there = GRIDS[scheme].levels(chosen) * step + offset
+            errors[:, column] = (now - there) / upper[column, column]
             if column + 1 < stop - start:
                 block[:, column + 1 :].addr_(errors[:, column], upper[column, column + 1 :], alpha=-1)
         left[:, stop:].addmm_(errors, factor.upper[start:stop, stop:], alpha=-1)
     unordered = torch.empty_like(codes)
     unordered[:, factor.order] = codes
-    stored = scales.half() if group else scales[:, 0].half()
-    return PackedWeight(scheme, (outer, inner), group, pack_codes(unordered, scheme), stored)
+    return packed(unordered, found, scheme, group)
 
 
-def search_scales(weight: Tensor, energy: Tensor, scheme: Scheme, group: int | None) -> Tensor:
-    """(N, K) float32 -> (N, K/group) scales that lose least of each group's output, each input weighed by its energy.
+def clipped(weight: Tensor, energy: Tensor, scheme: Scheme, group: int | None) -> PackedWeight:
+    """A (N, K) weight at the nearest codes of the searched steps: GPTQ without making up for errors."""
+    real = weight.float()
+    steps = search_steps(real, energy, scheme, group)
+    return pack(real.view(len(real), -1, group or real.shape[1]), steps, scheme, group)
+
+
+def search_steps(weight: Tensor, energy: Tensor, scheme: Scheme, group: int | None) -> Steps:
+    """(N, K) float32 -> (N, K/group) steps that lose least of each group's output, each input weighed by its energy.
 
     Tries how much of the range to keep; the whole range is the first candidate and wins ties.
     """
     outer, inner = weight.shape
     if outer > ROWS:
-        return torch.cat([search_scales(rows, energy, scheme, group) for rows in torch.split(weight, ROWS)])
+        parts = [search_steps(rows, energy, scheme, group) for rows in torch.split(weight, ROWS)]
+        moved = [part.zeros for part in parts if part.zeros is not None]
+        return Steps(torch.cat([part.scales for part in parts]), torch.cat(moved) if moved else None)
     grouped = weight.view(outer, -1, group or inner)
     importance = energy.view(1, -1, group or inner)
-    whole = grouped.abs().amax(dim=2) / GRIDS[scheme].reach
-    best, least = torch.empty_like(whole), torch.full_like(whole, torch.inf)
+    low, high = extent(grouped, scheme)
+    best, least = spanning(low, high, scheme), torch.full_like(low, torch.inf)
     for part in SHRINK:
-        scales = round_scale(whole * part)
-        there = GRIDS[scheme].levels(nearest(grouped / scales[..., None], scheme)) * scales[..., None]
+        steps = spanning(low, high, scheme, part)
+        scales, offsets = steps.scales[..., None], steps.offsets()[..., None]
+        there = GRIDS[scheme].levels(nearest((grouped - offsets) / scales, scheme)) * scales + offsets
         loss = ((there - grouped).square_() * importance).sum(dim=2)
         better = loss < least
-        best, least = torch.where(better, scales, best), torch.where(better, loss, least)
+        zeros = None if steps.zeros is None or best.zeros is None else torch.where(better, steps.zeros, best.zeros)
+        best = Steps(torch.where(better, steps.scales, best.scales), zeros)
+        least = torch.where(better, loss, least)
     return best

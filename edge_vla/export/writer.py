@@ -190,6 +190,6 @@ def _discard(folder: Path, known: set[str]) -> None:
 
 
 def pack_linear(name: str, packed: PackedWeight) -> dict[str, Tensor]:
-    """The tensors under which a linear is stored: `NAME.weight` and, when quantised, `NAME.scales`."""
-    stored = {f"{name}.weight": packed.codes}
-    return stored if packed.scales is None else {**stored, f"{name}.scales": packed.scales}
+    """The tensors under which a linear is stored: `NAME.weight`, and `NAME.scales` and `NAME.zeros` if it has them."""
+    stored = {"weight": packed.codes, "scales": packed.scales, "zeros": packed.zeros}
+    return {f"{name}.{part}": tensor for part, tensor in stored.items() if tensor is not None}

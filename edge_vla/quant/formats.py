@@ -1,9 +1,10 @@
 """The formats on disk, and the arithmetic between them and real weights.
 
 int4, int3, int2: codes for whole levels times a scale, packed low bits first, one scale per `group` inputs; the
-levels of the narrow two are among int4's, so that `as_int4` changes no weight. int8: codes -127..127 times a scale,
-one scale per output. Scales are float16 rounded *up* to eight significant bits: bf16 and fp16 both hold them exactly,
-and rounding to nearest leaves no weight further than half a step from its code.
+levels of the narrow two are among int4's, so that `as_int4` changes no weight. uint4: int4 with a zero point in each
+group. int8: codes -127..127 times a scale, one scale per output. w8a8: int8, and the product rounds each row of
+activations to int8 too. Scales are float16 rounded *up* to eight significant bits: bf16 and fp16 both hold them
+exactly, and rounding to nearest leaves no weight further than half a step from its code.
 Knows nothing of layers, files or how good a code is for the policy.
 """
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from edge_vla.errors import CheckpointError, UsageError
+from edge_vla.quant.packing import BYTE, pack_bits, pack_nibbles, unpack_bits, unpack_nibbles
 
 GROUPS: Final = (128, 64, 32)
 INT8_MAX: Final = 127
@@ -28,7 +30,9 @@ SMALLEST_SCALE: Final = 2.0**-24  # fp16's smallest positive number
 class Scheme(str, Enum):
     BF16 = "bf16"
     INT8 = "int8"
+    W8A8 = "w8a8"
     INT4 = "int4"
+    UINT4 = "uint4"
     INT3 = "int3"
     INT2 = "int2"
 
@@ -51,11 +55,6 @@ class Grid:
     step: int
     count: int
 
-    @property
-    def reach(self) -> float:
-        """How many scales the largest magnitude is put at when nothing is clipped."""
-        return (self.count - 1) * self.step / 2
-
     def levels(self, codes: Tensor) -> Tensor:
         """uint8 codes -> float32 levels."""
         return codes.float() * self.step + self.lowest
@@ -64,13 +63,33 @@ class Grid:
 # The narrow grids have no zero but are symmetric: with so few levels, one fewer on a side costs more than a zero gains.
 GRIDS: Final[Mapping[Scheme, Grid]] = {
     Scheme.INT8: Grid(8, -127, 1, 255),
+    Scheme.W8A8: Grid(8, -127, 1, 255),
     Scheme.INT4: Grid(4, -8, 1, 16),
+    Scheme.UINT4: Grid(4, -8, 1, 16),
     Scheme.INT3: Grid(3, -7, 2, 8),
     Scheme.INT2: Grid(2, -3, 2, 4),
 }
 NARROW: Final = (Scheme.INT3, Scheme.INT2)
-GROUPED: Final = (Scheme.INT4, *NARROW)
-BYTE: Final = 8  # bits; narrow codes are packed in eights, so that eight fill whole bytes
+EIGHT: Final = (Scheme.INT8, Scheme.W8A8)
+FOUR: Final = (Scheme.INT4, Scheme.UINT4)
+GROUPED: Final = (*FOUR, *NARROW)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Where the codes of each group stand: level times scale, plus what a zero point moves them by."""
+
+    scales: Tensor  # (N, K/group) float32 of eight significant bits; int8: (N, 1)
+    zeros: Tensor | None = None  # (N, K/group) uint8, the code that stands for 0; uint4 only
+
+    def offsets(self) -> Tensor:
+        """(N, K/group) float32, what level 0 stands for.
+
+        Rounded to eight significant bits, because products take it as bf16: by a 32nd of a step at most.
+        """
+        if self.zeros is None:
+            return torch.zeros_like(self.scales)
+        return ((-GRIDS[Scheme.UINT4].lowest - self.zeros.float()) * self.scales).bfloat16().float()
 
 
 @dataclass(frozen=True)
@@ -80,12 +99,18 @@ class PackedWeight:
     scheme: Scheme
     shape: tuple[int, int]
     group: int | None
-    codes: Tensor  # int4, int3, int2: (N, bits K/8) uint8; int8: (N, K) int8; bf16: (N, K) in a 16-bit float type
+    codes: Tensor  # 4, 3, 2 bits: (N, bits K/8) uint8; int8: (N, K) int8; bf16: (N, K) in a 16-bit float type
     scales: Tensor | None  # grouped: (N, K/group) float16; int8: (N,) float16
+    zeros: Tensor | None = None  # uint4: (N, K/group) uint8, the code that stands for 0
 
     @property
     def bytes(self) -> int:
-        return self.codes.nbytes + (0 if self.scales is None else self.scales.nbytes)
+        return sum(part.nbytes for part in (self.codes, self.scales, self.zeros) if part is not None)
+
+    @property
+    def steps(self) -> Steps:
+        assert self.scales is not None, "16 bits have no steps"
+        return Steps(self.scales.float(), self.zeros)
 
     def check(self, name: str) -> PackedWeight:
         """Itself, or CheckpointError if shapes and types do not fit the scheme."""
@@ -94,9 +119,8 @@ class PackedWeight:
             raise CheckpointError(f"{name}: group {self.group} must be even and divide {inner} inputs")
         if self.scheme in NARROW and inner % BYTE:
             raise CheckpointError(f"{name}: {self.scheme.value} needs inputs in eights, got {inner}")
-        types = {Scheme.INT8: {torch.int8}, Scheme.BF16: {torch.bfloat16, torch.float16}}.get(
-            self.scheme, {torch.uint8}
-        )
+        sixteens = {torch.bfloat16, torch.float16}
+        types = sixteens if self.scheme is Scheme.BF16 else {torch.int8 if self.scheme in EIGHT else torch.uint8}
         if self.codes.dtype not in types or (self.scales is not None and self.scales.dtype != torch.half):
             raise CheckpointError(f"{name}: {self.codes.dtype} is no type of {self.scheme.value} codes and its scales")
         codes, scales = _layout(self.scheme, outer, inner, self.group)
@@ -105,6 +129,14 @@ class PackedWeight:
             raise CheckpointError(f"{name}: {self.scheme.value} needs codes {codes} and scales {scales}, got {got}")
         if self.scales is not None and not (torch.isfinite(self.scales).all() and (self.scales > 0).all()):
             raise CheckpointError(f"{name}: scales must be finite and positive")
+        if (self.scheme is Scheme.UINT4) != (self.zeros is not None):
+            raise CheckpointError(f"{name}: uint4, and it alone, has zero points")
+        if self.zeros is not None and (
+            self.zeros.dtype != torch.uint8
+            or tuple(self.zeros.shape) != scales
+            or int(self.zeros.max()) >= GRIDS[self.scheme].count
+        ):
+            raise CheckpointError(f"{name}: zero points must be codes 0..15, uint8 {scales}")
         return self
 
 
@@ -138,16 +170,48 @@ def quantise(weight: Tensor, scheme: Scheme, group: int | None) -> PackedWeight:
     if scheme is Scheme.BF16:
         return PackedWeight(scheme, shape, None, sixteen(weight).contiguous(), None)
     real = weight.float()
-    if scheme is Scheme.INT8:
+    if scheme in EIGHT:
         scales = round_scale(real.abs().amax(dim=1) / INT8_MAX)
         codes = (real / scales[:, None]).round_().clamp_(-INT8_MAX, INT8_MAX).to(torch.int8)
         return PackedWeight(scheme, shape, None, codes, scales.half())
     if group is None:
         raise AssertionError(f"{scheme.value} needs a group: ask `plan` for one")
     grouped = real.view(outer, inner // group, group)
-    scales = round_scale(grouped.abs().amax(dim=2) / GRIDS[scheme].reach)
-    codes = nearest(grouped / scales[..., None], scheme).view(outer, inner)
-    return PackedWeight(scheme, shape, group, pack_codes(codes, scheme), scales.half())
+    return pack(grouped, spanning(*extent(grouped, scheme), scheme), scheme, group)
+
+
+def extent(grouped: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    """Least and greatest weight that each group's grid must reach: (N, K/group, group) -> twice (N, K/group).
+
+    With zero points those of the group and 0, else the largest magnitude on either side.
+    """
+    if scheme is Scheme.UINT4:
+        return grouped.amin(dim=2).clamp_(max=0), grouped.amax(dim=2).clamp_(min=0)
+    high = grouped.abs().amax(dim=2)
+    return -high, high
+
+
+def spanning(low: Tensor, high: Tensor, scheme: Scheme, part: float = 1.0) -> Steps:
+    """The steps whose levels reach over this part of an extent."""
+    grid = GRIDS[scheme]
+    scales = round_scale((high - low) / ((grid.count - 1) * grid.step) * part)
+    if scheme is not Scheme.UINT4:
+        return Steps(scales)
+    return Steps(scales, (-low * part / scales).round_().clamp_(0, grid.count - 1).to(torch.uint8))
+
+
+def pack(grouped: Tensor, steps: Steps, scheme: Scheme, group: int | None) -> PackedWeight:
+    """Weights (N, K/group, group) at their nearest codes on these steps."""
+    outer, inner = grouped.shape[0], grouped.shape[1] * grouped.shape[2]
+    codes = nearest((grouped - steps.offsets()[..., None]) / steps.scales[..., None], scheme).view(outer, inner)
+    return packed(codes, steps, scheme, group)
+
+
+def packed(codes: Tensor, steps: Steps, scheme: Scheme, group: int | None) -> PackedWeight:
+    """(N, K) uint8 codes as they are stored."""
+    outer, inner = codes.shape
+    scales = (steps.scales if group else steps.scales[:, 0]).half()
+    return PackedWeight(scheme, (outer, inner), group, pack_codes(codes, scheme), scales, steps.zeros)
 
 
 def nearest(values: Tensor, scheme: Scheme) -> Tensor:
@@ -162,10 +226,13 @@ def dequantise(packed: PackedWeight, dtype: torch.dtype = torch.float32) -> Tens
     if packed.scales is None:
         return packed.codes.to(dtype)
     scales = packed.scales.float()
-    if packed.scheme is Scheme.INT8:
+    if packed.scheme in EIGHT:
         return (packed.codes.float() * scales[:, None]).to(dtype)
-    codes = GRIDS[packed.scheme].levels(unpack_codes(packed.codes, packed.scheme))
-    return codes.mul_(expand_scales(scales, packed.shape)).to(dtype)
+    weight = GRIDS[packed.scheme].levels(unpack_codes(packed.codes, packed.scheme))
+    weight.mul_(expand_scales(scales, packed.shape))
+    if packed.zeros is not None:
+        weight.add_(expand_scales(packed.steps.offsets(), packed.shape))  # exact: both have few bits
+    return weight.to(dtype)
 
 
 def as_int4(packed: PackedWeight) -> PackedWeight:
@@ -192,44 +259,18 @@ def sixteen(tensor: Tensor) -> Tensor:
     return rounded
 
 
-def pack_nibbles(codes: Tensor) -> Tensor:
-    """(N, K) uint8 in 0..15 -> (N, K/2) uint8, the even column in the low nibble."""
-    return codes[:, 0::2] | (codes[:, 1::2] << 4)
-
-
-def unpack_nibbles(packed: Tensor) -> Tensor:
-    """Inverse of `pack_nibbles`."""
-    return torch.stack([packed & 0xF, packed >> 4], dim=-1).flatten(1)
-
-
 def pack_codes(codes: Tensor, scheme: Scheme) -> Tensor:
     """(N, K) uint8 codes as they are stored: int8 as signed levels, the rest in 4, 3 or 2 bits each."""
-    if scheme is Scheme.INT8:
+    if scheme in EIGHT:
         return GRIDS[scheme].levels(codes).to(torch.int8)
-    return pack_nibbles(codes) if scheme is Scheme.INT4 else pack_bits(codes, GRIDS[scheme].bits)
+    return pack_nibbles(codes) if scheme in FOUR else pack_bits(codes, GRIDS[scheme].bits)
 
 
 def unpack_codes(packed: Tensor, scheme: Scheme) -> Tensor:
     """Inverse of `pack_codes`."""
-    if scheme is Scheme.INT8:
+    if scheme in EIGHT:
         return (packed.to(torch.int16) - GRIDS[scheme].lowest).to(torch.uint8)
-    return unpack_nibbles(packed) if scheme is Scheme.INT4 else unpack_bits(packed, GRIDS[scheme].bits)
-
-
-def pack_bits(codes: Tensor, bits: int) -> Tensor:
-    """(N, K) uint8 below 2**bits -> (N, bits K/8) uint8: eight codes to `bits` bytes, the lowest bits first."""
-    outer, inner = codes.shape
-    eights = codes.view(outer, inner // BYTE, BYTE).to(torch.int32)
-    word = (eights << (bits * torch.arange(BYTE))).sum(dim=2)
-    return ((word[..., None] >> (BYTE * torch.arange(bits))) & 0xFF).to(torch.uint8).view(outer, -1)
-
-
-def unpack_bits(packed: Tensor, bits: int) -> Tensor:
-    """Inverse of `pack_bits`."""
-    outer, size = packed.shape
-    word = (packed.view(outer, size // bits, bits).to(torch.int32) << (BYTE * torch.arange(bits))).sum(dim=2)
-    codes: Tensor = ((word[..., None] >> (bits * torch.arange(BYTE))) & (2**bits - 1)).to(torch.uint8)
-    return codes.view(outer, -1)
+    return unpack_nibbles(packed) if scheme in FOUR else unpack_bits(packed, GRIDS[scheme].bits)
 
 
 def round_scale(scale: Tensor) -> Tensor:
@@ -246,9 +287,10 @@ def round_scale(scale: Tensor) -> Tensor:
 
 
 def stored_bytes(scheme: Scheme, shape: tuple[int, int], group: int | None) -> int:
-    """Bytes of a weight on disk and on the device: codes and scales."""
+    """Bytes of a weight on disk and on the device: codes, scales and zero points."""
     codes, scales = _layout(scheme, *shape, group)
-    return math.prod(codes) * (2 if scheme is Scheme.BF16 else 1) + (2 * math.prod(scales) if scales else 0)
+    step = 3 if scheme is Scheme.UINT4 else 2
+    return math.prod(codes) * (2 if scheme is Scheme.BF16 else 1) + (step * math.prod(scales) if scales else 0)
 
 
 def relative_error(weight: Tensor, packed: PackedWeight) -> float:
@@ -263,4 +305,4 @@ def _layout(
 ) -> tuple[tuple[int, int], tuple[int, ...] | None]:
     if scheme in GROUPED:
         return (outer, inner * GRIDS[scheme].bits // BYTE), (outer, inner // (group or inner))
-    return (outer, inner), (outer,) if scheme is Scheme.INT8 else None
+    return (outer, inner), (outer,) if scheme in EIGHT else None

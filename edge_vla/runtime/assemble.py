@@ -70,6 +70,7 @@ def fused(parts: Sequence[PackedWeight]) -> PackedWeight | None:
     if len({(part.scheme, part.group, part.shape[1], part.codes.dtype) for part in parts}) > 1:
         return None
     scales = [part.scales for part in parts if part.scales is not None]
+    zeros = [part.zeros for part in parts if part.zeros is not None]
     outer = sum(part.shape[0] for part in parts)
     return PackedWeight(
         scheme=first.scheme,
@@ -77,6 +78,7 @@ def fused(parts: Sequence[PackedWeight]) -> PackedWeight | None:
         group=first.group,
         codes=torch.cat([part.codes for part in parts]),
         scales=torch.cat(scales) if scales else None,
+        zeros=torch.cat(zeros) if zeros else None,
     )
 
 

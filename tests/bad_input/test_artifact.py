@@ -130,7 +130,7 @@ STRUCTURE = [
     Fault("no format", dropped("format"), ArtifactError, ("None", "expected 'edge-vla'")),
     *(
         Fault(f"version {version!r}", manifest(version, "version"), ArtifactError, (repr(version), "reads 1", "again"))
-        for version in (3, 0, "1", 1.0, True, None)
+        for version in (4, 0, "1", 1.0, True, None)
     ),
     *(
         Fault(f"no {key}", dropped(key), ArtifactError, (MANIFEST, "malformed", key, "export again"))

@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from edge_vla.errors import NumericError
-from edge_vla.export.gptq import DAMPING, Factor, factorise, gptq, search_scales
+from edge_vla.export.gptq import DAMPING, Factor, clipped, factorise, gptq, search_steps
 from edge_vla.quant import GRIDS, PackedWeight, Scheme, dequantise, expand_scales, nearest, quantise, unpack_codes
 
 FORMS = [
     (Scheme.INT4, 128),
     (Scheme.INT4, 64),
     (Scheme.INT4, 32),
+    (Scheme.UINT4, 128),
+    (Scheme.UINT4, 32),
     (Scheme.INT3, 64),
     (Scheme.INT2, 32),
     (Scheme.INT8, None),
@@ -41,14 +43,16 @@ def textbook(weight: Tensor, hessian: Tensor, scheme: Scheme, group: int | None)
     """
     energy = hessian.diagonal()
     order = torch.sort(energy.double(), descending=True, stable=True).indices
-    scales = search_scales(weight.float(), energy.float(), scheme, group)
-    steps = expand_scales(scales, (weight.shape[0], weight.shape[1])).double()
+    shape = (weight.shape[0], weight.shape[1])
+    found = search_steps(weight.float(), energy.float(), scheme, group)
+    steps, offsets = (expand_scales(part, shape).double() for part in (found.scales, found.offsets()))
     damped = hessian.double() + DAMPING * energy.double().mean() * torch.eye(len(hessian), dtype=torch.float64)
     inverse, left, out = torch.linalg.inv(damped), weight.double().clone(), torch.empty_like(weight, dtype=torch.uint8)
     for column in order.tolist():
-        codes = nearest(left[:, column] / steps[:, column], scheme)
+        codes = nearest((left[:, column] - offsets[:, column]) / steps[:, column], scheme)
         out[:, column] = codes
-        error = (left[:, column] - GRIDS[scheme].levels(codes) * steps[:, column]) / inverse[column, column]
+        there = GRIDS[scheme].levels(codes) * steps[:, column] + offsets[:, column]
+        error = (left[:, column] - there) / inverse[column, column]
         left -= error[:, None] * inverse[column][None]
         inverse -= inverse[:, column, None] * inverse[column][None] / inverse[column, column]
     return out
@@ -107,8 +111,7 @@ def test_the_searched_scale_is_never_worse_than_the_whole_range(seed: int, form:
     scheme, group = form
     weight, hessian = problem(seed)
     energy = hessian.diagonal()
-    scales = expand_scales(search_scales(weight, energy, scheme, group), (24, 256))
-    searched = GRIDS[scheme].levels(nearest(weight / scales, scheme)) * scales
+    searched = dequantise(clipped(weight, energy, scheme, group))
     whole = dequantise(quantise(weight, scheme, group))
     assert ((searched - weight).square() * energy).sum() <= ((whole - weight).square() * energy).sum() * (1 + 1e-6)
 

@@ -16,7 +16,13 @@ from edge_vla.runtime.kernels.wide import FEW, DynamicInt8, WideInt4
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
 CASES = [
     (kernel, scheme, group)
-    for scheme, group in [(Scheme.INT4, 32), (Scheme.INT4, 128), (Scheme.INT8, None)]
+    for scheme, group in [
+        (Scheme.INT4, 32),
+        (Scheme.INT4, 128),
+        (Scheme.UINT4, 32),
+        (Scheme.UINT4, 128),
+        (Scheme.INT8, None),
+    ]
     for kernel in KERNELS[scheme]
     if kernel not in (DynamicInt8, DynamicInt4)
 ]

@@ -18,6 +18,7 @@ from edge_vla.runtime.kernels.arm import ARM, DynamicInt4
 from edge_vla.runtime.kernels.cpu import CpuInt4, CpuInt8
 from edge_vla.runtime.kernels.probe import widening_pays
 from edge_vla.runtime.kernels.reference import Dense, Reference
+from edge_vla.runtime.kernels.w8a8 import CpuW8A8, RoundedRows
 from edge_vla.runtime.kernels.wide import DynamicInt8, WideInt4, WideInt8
 
 AUTO: Final = "auto"
@@ -36,10 +37,12 @@ class Kernel(Protocol):
     def __call__(self, x: Tensor) -> Tensor: ...
 
 
-# Fastest at a decode step first; Dense and Reference always run, on any format. After those: what only a name chooses.
+# Fastest at a decode step first; the last of those always runs, on any device. After those: what only a name chooses.
 KERNELS: Final[Mapping[Scheme, tuple[type[Kernel], ...]]] = {
     Scheme.BF16: (Dense,),
     Scheme.INT8: (CpuInt8, WideInt8, Reference, DynamicInt8),
+    Scheme.W8A8: (CpuW8A8, RoundedRows),
+    Scheme.UINT4: (CpuInt4, Reference),
     Scheme.INT4: (DynamicInt4, CpuInt4, WideInt4, Reference) if ARM else (CpuInt4, WideInt4, Reference, DynamicInt4),
 }
 NAMES: Final = tuple(sorted({kernel.name for kernels in KERNELS.values() for kernel in kernels}))

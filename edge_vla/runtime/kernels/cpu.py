@@ -34,8 +34,9 @@ class CpuInt4(nn.Module):
         codes = unpack_nibbles(packed.codes).to(torch.int32)
         self.codes = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
         scales = packed.scales.to(dtype).T.contiguous()
-        # The operator computes (code - 8) * scale + zero, so our symmetric grid has zero 0.
-        self.scales_and_zeros = torch.stack([scales, torch.zeros_like(scales)], dim=-1).to(device)
+        # The operator computes (code - 8) * scale + offset; a symmetric grid has offset 0.
+        offsets = packed.steps.offsets().to(dtype).T
+        self.scales_and_zeros = torch.stack([scales, offsets], dim=-1).to(device)
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])

@@ -50,8 +50,8 @@ class Reference(nn.Module):
 
     def __init__(self, packed: PackedWeight, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
-        scales = None if packed.scales is None else packed.scales.to(device)
-        self.packed = dataclasses.replace(packed, codes=packed.codes.to(device), scales=scales)
+        scales, zeros = (None if part is None else part.to(device) for part in (packed.scales, packed.zeros))
+        self.packed = dataclasses.replace(packed, codes=packed.codes.to(device), scales=scales, zeros=zeros)
         self.dtype = dtype
 
     def forward(self, x: Tensor) -> Tensor:

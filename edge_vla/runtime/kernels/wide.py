@@ -16,6 +16,7 @@ from torch import Tensor
 from edge_vla.quant import PackedWeight, Scheme, dequantise, quantise
 from edge_vla.runtime.kernels.cpu import CpuInt4, CpuInt8
 from edge_vla.runtime.kernels.native import BLOCK, widen
+from edge_vla.runtime.kernels.w8a8 import multiply, works
 
 FEW = 16  # rows up to which a weight is streamed: a decode step, a verifying pass
 SLICE = 512  # outputs widened at a time: few enough to stay in a shared cache, enough to keep the product busy
@@ -85,15 +86,11 @@ class DynamicInt8(WideInt8):
 
     @classmethod
     def runs(cls, packed: PackedWeight, dtype: torch.dtype, device: torch.device) -> bool:
-        return CpuInt8.runs(packed, dtype, device) and hasattr(torch, "_int_mm")
+        return CpuInt8.runs(packed, dtype, device) and works()
 
     def many(self, x: Tensor) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1]).float()
-        scale = flat.abs().amax(-1, keepdim=True).div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
-        codes = flat.div_(scale).round_().to(torch.int8)
-        sums = torch._int_mm(codes, self.codes.t()).float()
-        out = sums.mul_(scale).mul_(self.scales.float()).to(x.dtype)
-        return out.view(*x.shape[:-1], self.codes.shape[0])
+        flat = x.reshape(-1, x.shape[-1])
+        return multiply(flat, self.codes, self.scales.float()).view(*x.shape[:-1], -1)
 
 
 _buffer = torch.empty(0, dtype=torch.bfloat16)
