@@ -16,7 +16,7 @@ from edge_vla.checkpoint.tensors import FLOATS, SafetensorsDirectory, TensorSour
 from edge_vla.errors import CheckpointError
 from edge_vla.interop import Layout, Parts, Shape, read_layout
 from edge_vla.openvla.config import read_json
-from edge_vla.quant import PackedWeight
+from edge_vla.quant import PackedWeight, Scheme
 
 STORED: Final = (*FLOATS, "U8", "I8", "I32", "I64")
 SETTINGS: Final = "quantize_config.json"  # where GPTQ's were before config.json held them
@@ -70,6 +70,12 @@ class DequantisedTensors:
     def packed(self, name: str) -> PackedWeight | None:
         """The codes as they are stored, or None for a plain tensor or a grid that is not ours."""
         return self.layout.decode(self._parts[name]).packed() if name in self._parts else None
+
+
+def stored_codes(source: TensorSource, name: str, scheme: Scheme, group: int | None) -> PackedWeight | None:
+    """The codes that a quantised source has of a matrix, if they are of this scheme and group."""
+    packed = source.packed(name) if isinstance(source, DequantisedTensors) else None
+    return packed if packed is not None and (packed.scheme, packed.group) == (scheme, group) else None
 
 
 def _gather(stored: SafetensorsDirectory, layout: Layout) -> dict[str, Parts]:

@@ -23,6 +23,7 @@ from edge_vla.calibration.stream import STAGES, load_layer, pass_layer, quantise
 from edge_vla.calibration.weights import row_weights
 from edge_vla.checkpoint import Checkpoint
 from edge_vla.checkpoint.keys import layer_prefix
+from edge_vla.checkpoint.quantised import stored_codes
 from edge_vla.errors import NumericError
 from edge_vla.export.gptq import factorise, gptq
 from edge_vla.export.progress import Progress
@@ -40,14 +41,15 @@ Formats = Sequence[Mapping[str, tuple[Scheme, int | None]]]  # for each layer, e
 def round_layers(
     checkpoint: Checkpoint, formats: Formats, writer: ArtifactWriter, progress: Progress
 ) -> list[dict[str, Linear]]:
-    """Every linear to its nearest codes."""
+    """Every linear to its nearest codes, or as it is where the source has such codes already."""
     layers = _resume(writer, len(formats), progress)
     for index in range(len(layers), len(formats)):
         packed: dict[str, PackedWeight] = {}
         linears: dict[str, Linear] = {}
         for name, (scheme, group) in formats[index].items():
-            weight = checkpoint.tensors.load(f"{layer_prefix(index)}{name}.weight")
-            packed[name] = quantise(weight, scheme, group)
+            key = f"{layer_prefix(index)}{name}.weight"
+            weight = checkpoint.tensors.load(key)
+            packed[name] = stored_codes(checkpoint.tensors, key, scheme, group) or quantise(weight, scheme, group)
             linears[name] = _describe(weight, packed[name])
         _write(checkpoint, index, packed, writer)
         layers.append(_finish(writer, progress, index, linears))

@@ -10,8 +10,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from edge_vla.checkpoint import Checkpoint, TensorSource, open_checkpoint
 from edge_vla.checkpoint.keys import DECODER_PREFIX
 from edge_vla.checkpoint.keys import EMBEDDINGS as EMBEDDINGS_KEY
 from edge_vla.checkpoint.keys import HEAD as HEAD_KEY
+from edge_vla.checkpoint.quantised import DequantisedTensors
 from edge_vla.errors import ResourceError, UsageError
 from edge_vla.export import budget
 from edge_vla.export.decoder import Calibration, Formats, round_layers
@@ -55,7 +58,12 @@ class Job:
     recipe: Recipe
     frames: Sequence[Frame]
     chosen: CalibrationSet | None
-    identity: list[dict[str, str]]
+    formats: Formats  # where the bits are not mixed
+    form: str = "artifact"
+
+    @cached_property
+    def identity(self) -> list[dict[str, str]]:
+        return self.checkpoint.identity()
 
     def key(self) -> dict[str, Any]:
         """Everything that decides the bytes: a journal with another key is another export's."""
@@ -68,6 +76,7 @@ class Job:
             "recipe": dataclasses.asdict(self.recipe),
             "calibration": None if self.chosen is None else self.chosen.sha256,
             "golden": hashlib.sha256("\n".join(candidates).encode()).hexdigest(),
+            "form": self.form,
             **environment,
         }
 
@@ -90,28 +99,40 @@ def export(
     recipe, progress = recipe or Recipe(), progress or Silent()
     require_exporter()
     checkpoint = open_checkpoint(source, adapters, recipe.merge_arithmetic)
-    spec = checkpoint.config.spec
-    formats = [_formats(spec, recipe)] * spec.decoder.layers
-    for frame in frames[:MOST_CANDIDATES]:  # known now, not after hours
+    job = prepare(checkpoint, recipe, frames)
+    check_room(job, out, fixed_bytes(checkpoint.config.spec, recipe.vision_bits))
+    with writing(job, out) as writer:
+        return _export(job, writer, progress)
+
+
+def prepare(checkpoint: Checkpoint, recipe: Recipe, frames: Sequence[Frame], form: str = "artifact") -> Job:
+    """Everything that can be wrong with recipe and frames is wrong now, not after hours."""
+    if recipe.group is None and recipe.bits == 4 and isinstance(checkpoint.tensors, DequantisedTensors):
+        recipe = dataclasses.replace(recipe, group=checkpoint.tensors.layout.group)  # its codes may then stay
+    formats = [_formats(checkpoint.config.spec, recipe)] * checkpoint.config.spec.decoder.layers
+    for frame in frames[:MOST_CANDIDATES]:
         frame.open()
         checkpoint.config.statistics.resolve(frame.unnorm_key or next(iter(checkpoint.config.statistics)))
-    chosen = _calibration(checkpoint, recipe, frames)
-    _check_room(checkpoint, recipe, formats, chosen, out)
-    job = Job(checkpoint, recipe, frames, chosen, checkpoint.identity())
+    return Job(checkpoint, recipe, frames, _calibration(checkpoint, recipe, frames), formats, form)
+
+
+@contextmanager
+def writing(job: Job, out: Path) -> Iterator[ArtifactWriter]:
+    """A writer of `out`; what goes wrong leaves nothing, or of a calibrated export what it had finished."""
     writer = ArtifactWriter(out, job.key())
     try:
-        return _export(job, formats, writer, progress)
+        yield writer
     except (KeyboardInterrupt, ResourceError, MemoryError):
-        _stop(writer, keep=chosen is not None)
+        _stop(writer, keep=job.chosen is not None)
         raise
     except BaseException:
         _stop(writer, keep=False)
         raise
 
 
-def _export(job: Job, formats: Formats, writer: ArtifactWriter, progress: Progress) -> Artifact:
+def _export(job: Job, writer: ArtifactWriter, progress: Progress) -> Artifact:
     checkpoint, config = job.checkpoint, job.checkpoint.config
-    layers = _write_decoder(job, formats, writer, progress)
+    layers = write_decoder(job, writer, progress)
     progress.stage("vision", 3)
     if "ends" not in writer.done:
         _write_ends(checkpoint.tensors, config.spec, writer)
@@ -140,7 +161,9 @@ def _export(job: Job, formats: Formats, writer: ArtifactWriter, progress: Progre
     return writer.publish(dataclasses.replace(manifest, golden=(golden,)))
 
 
-def _write_decoder(job: Job, formats: Formats, writer: ArtifactWriter, progress: Progress) -> list[dict[str, Linear]]:
+def write_decoder(job: Job, writer: ArtifactWriter, progress: Progress) -> list[dict[str, Linear]]:
+    """Every layer's file, and how its linears are stored."""
+    formats = job.formats
     if job.chosen is None:
         return round_layers(job.checkpoint, formats, writer, progress)
     calibration = Calibration(job.checkpoint, job.recipe, job.chosen, writer, progress)
@@ -173,16 +196,13 @@ def _calibration(checkpoint: Checkpoint, recipe: Recipe, frames: Sequence[Frame]
     return choose(frames, checkpoint.config, recipe.calibration_frames, recipe.seed)
 
 
-def _check_room(
-    checkpoint: Checkpoint, recipe: Recipe, formats: Formats, chosen: CalibrationSet | None, out: Path
-) -> None:
-    """Disk for the artifact and what calibrating keeps, and memory, before the first byte."""
-    spec = checkpoint.config.spec
-    need = fixed_bytes(spec, recipe.vision_bits)
-    need += budget.limit(spec, recipe) if recipe.mixed else linear_bytes(formats, spec)
-    if chosen is not None:
-        prompter = Prompter(checkpoint.tokenizer_json, checkpoint.config.prompt, spec.decoder)
-        rows = sum(spec.patches + len(prompter(f.instruction)) + len(f.action or ()) for f in chosen.frames)
+def check_room(job: Job, out: Path, fixed: int) -> None:
+    """Disk for `fixed` bytes, the linears and what calibrating keeps, and memory, before the first byte."""
+    spec, recipe = job.checkpoint.config.spec, job.recipe
+    need = fixed + (budget.limit(spec, recipe) if recipe.mixed else linear_bytes(job.formats, spec))
+    if job.chosen is not None:
+        prompter = Prompter(job.checkpoint.tokenizer_json, job.checkpoint.config.prompt, spec.decoder)
+        rows = sum(spec.patches + len(prompter(f.instruction)) + len(f.action or ()) for f in job.chosen.frames)
         need += scratch_bytes(spec, rows)
         check_memory(calibration_memory(spec, rows), "close other programs, or fewer calibration_frames")
     check_disk(out, need)
