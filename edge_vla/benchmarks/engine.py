@@ -1,11 +1,13 @@
-"""The decoder at the true shapes of a network, random weights, against the machine and against eager transformers.
+"""The decoder at the true shapes of a network, random weights, against the machine and against other engines.
 
-    python -m edge_vla.benchmarks.engine --model random:openvla-7b --bits 4 --out RESULT.json
+    python -m edge_vla.benchmarks.engine --model random:openvla-7b --bits 4 --prompt 288 --vision \\
+        --llamacpp PYTHON --out RESULT.json
 
-One process measures, in this order: read bandwidth (best sums over 2 GB) and the bf16 product's rate; then prefill and
-decode step of the packed decoder and of transformers' eager bf16 layers, in turns. transformers gets fewer layers than
-the network has (`--reference-layers`), because 13 GB of bf16 leave no room beside it: its times are multiplied up,
-and the result says by how much. Speed does not depend on what the weights are.
+One process measures, in this order: read bandwidth (best sums over 2 GB) and the rate of products; then prefill and
+decode step of the packed decoder, of transformers' eager bf16 layers, and with `--llamacpp` of llama.cpp in a child of
+its own, in turns; then the towers. transformers gets fewer layers than the network has (`--reference-layers`), because
+13 GB of bf16 leave no room beside it: its times are multiplied up, and the result says by how much. What was to be
+reached stands beside what was, in `claims`. Speed does not depend on what the weights are.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import logging
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,105 +27,25 @@ import torch
 from torch import Tensor
 
 from edge_vla.benchmarks import limits
+from edge_vla.benchmarks.decoders import BF16, CPU, Eager, Packed, packed_decoder
 from edge_vla.benchmarks.environment import environment, peak_memory_bytes
-from edge_vla.benchmarks.peers.llama import llama_config
-from edge_vla.benchmarks.peers.packages import needed
+from edge_vla.benchmarks.peers.llamacpp import LlamaCpp
 from edge_vla.errors import EdgeVLAError
 from edge_vla.files import write_whole
-from edge_vla.model import Cache
-from edge_vla.quant import PackedWeight, Scheme, plan
-from edge_vla.runtime.assemble import Assembly
-from edge_vla.runtime.engine import FusedDecoder
 from edge_vla.runtime.kernels import AUTO
 from edge_vla.spec import OPENVLA_7B, TINY, PolicySpec
 
 LOG: Final = logging.getLogger("edge_vla.benchmarks.engine")
 MODELS: Final = {"random:openvla-7b": OPENVLA_7B, "random:openvla-tiny": TINY}
 BUFFER: Final = 2 << 30  # bytes that are summed
-PAD_TO: Final = 16
-CPU: Final = torch.device("cpu")
-BF16: Final = torch.bfloat16
+OURS: Final = "packed"
+EAGER: Final = "eager"
+LLAMA_CPP: Final = "llama.cpp"
+
+Stages = Mapping[str, tuple[Callable[[], object], int]]  # by name: a call, and how often in a row
 
 
-def random_weight(shape: tuple[int, int], bits: int, generator: torch.Generator) -> PackedWeight:
-    """Codes from a generator, scales of one size."""
-    outer, inner = shape
-    scheme, group = plan(bits, inner, None, "a random weight")
-    if scheme is Scheme.BF16:
-        codes = torch.randn(shape, generator=generator).bfloat16() * 0.02
-        return PackedWeight(scheme, shape, None, codes, None)
-    if scheme is Scheme.INT8:
-        codes = torch.randint(-127, 128, shape, dtype=torch.int8, generator=generator)
-        return PackedWeight(scheme, shape, None, codes, torch.full((outer,), 2.0**-12, dtype=torch.half))
-    assert group is not None, "4 bits have a group"
-    codes = torch.randint(0, 256, (outer, inner // 2), dtype=torch.uint8, generator=generator)
-    return PackedWeight(scheme, shape, group, codes, torch.full((outer, inner // group), 2.0**-8, dtype=torch.half))
-
-
-def packed_decoder(spec: PolicySpec, bits: int, layers: int, kernel: str) -> tuple[FusedDecoder, int, dict[str, str]]:
-    """A decoder of so many layers, bytes of its weights, and its kernels."""
-    generator = torch.Generator().manual_seed(0)
-    assembly, made, size = Assembly(spec, BF16, CPU, kernel), [], 0
-    ones = torch.ones(spec.decoder.width, dtype=BF16)
-    for index in range(layers):
-        linears = {name: random_weight(shape, bits, generator) for name, shape in spec.decoder.linears().items()}
-        size += sum(weight.bytes for weight in linears.values())
-        norms = {"input_layernorm.weight": ones, "post_attention_layernorm.weight": ones}
-        made.append(assembly.layer(index, linears, norms))
-        LOG.info("layer %d of %d", index + 1, layers)
-    return FusedDecoder(spec.decoder, made, assembly.norm(ones)), size, assembly.kernels()
-
-
-class Packed:
-    """One action's prefill and steps on our decoder, all buffers made before."""
-
-    def __init__(self, decoder: FusedDecoder, layers: int, prompt: int, dims: int) -> None:
-        self.decoder, self.prompt = decoder, prompt
-        padded, reach = (-(-rows // PAD_TO) * PAD_TO for rows in (prompt, prompt + dims))
-        width, heads = decoder.spec.width, decoder.spec.kv_heads
-        shape = (layers, 1, heads, reach, decoder.spec.head_width)
-        self.cache = Cache(torch.zeros(shape, dtype=BF16), torch.zeros(shape, dtype=BF16))
-        self.rows = torch.randn(1, padded, width).to(BF16)
-        self.first = self.cache.first(padded)
-
-    def prefill(self) -> None:
-        self.decoder.rows(self.rows, 0, self.first, slice(self.prompt - 1, self.prompt))
-
-    def step(self) -> None:
-        self.decoder.rows(self.rows[:, :1], self.prompt, self.cache)
-
-    def verify(self) -> None:
-        """Six rows at once, as a draft is verified."""
-        self.decoder.rows(self.rows[:, :6], self.prompt, self.cache)
-
-
-class Eager:
-    """The same on transformers' Llama, bf16, its own cache and attention, in so many layers."""
-
-    def __init__(self, spec: PolicySpec, layers: int, prompt: int) -> None:
-        transformers = needed("transformers")
-        config = llama_config(spec.decoder, "sdpa")
-        config.num_hidden_layers, config.vocab_size = layers, 8  # rows of the vocabulary are not read
-        torch.manual_seed(0)
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(BF16)
-        try:
-            self.model = transformers.LlamaModel(config).eval().requires_grad_(False)
-        finally:
-            torch.set_default_dtype(default)
-        self.rows = torch.randn(1, prompt, spec.decoder.width).to(BF16)
-        self.cache: Any = None
-
-    def prefill(self) -> None:
-        self.cache = self.model(inputs_embeds=self.rows, use_cache=True).past_key_values
-
-    def step(self) -> None:
-        self.model(inputs_embeds=self.rows[:, :1], past_key_values=self.cache, use_cache=True)
-
-
-def in_turns(
-    stages: Mapping[str, tuple[Callable[[], object], int]], rounds: int
-) -> dict[str, list[float]]:  # fmt: skip
+def in_turns(stages: Stages, rounds: int) -> dict[str, list[float]]:
     """Milliseconds of each, `times` calls in a row a round, forward and back; the first of a row is thrown away."""
     taken: dict[str, list[float]] = {name: [] for name in stages}
     names = list(stages)
@@ -141,7 +64,7 @@ def in_turns(
 
 def compare(
     spec: PolicySpec, bits: int, kernel: str, layers: int, reference_layers: int, prompt: int, dims: int, rounds: int,
-    buffer: int = BUFFER,
+    buffer: int = BUFFER, llamacpp: str | None = None, vision: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """The result document but for its head. Milliseconds are of the whole network: fewer layers are multiplied up."""
     ceilings = limits.measure(spec, CPU, prompt - spec.patches, buffer)
@@ -149,48 +72,107 @@ def compare(
     decoder, size, kernels = packed_decoder(spec, bits, layers, kernel)
     ours = Packed(decoder, layers, prompt, dims)
     stages: dict[str, tuple[Callable[[], object], int]] = {
-        "prefill": (ours.prefill, 1), "step": (ours.step, 6), "verify": (ours.verify, 3),
+        "prefill": (ours.prefill, 1), "step": (ours.step, dims - 1), "verify": (ours.verify, 3),
     }  # fmt: skip
     if reference_layers:
         eager = Eager(spec, reference_layers, prompt)
-        stages |= {"eager prefill": (eager.prefill, 1), "eager step": (eager.step, 6)}
-    taken = in_turns(stages, rounds)
+        stages |= {"eager prefill": (eager.prefill, 1), "eager step": (eager.step, dims - 1)}
+    threads = torch.get_num_threads()
+    with LlamaCpp(llamacpp, spec.decoder, prompt, threads) if llamacpp else nullcontext() as peer:
+        if peer is not None:
+            stages |= {"llama.cpp prefill": (peer.prefill, 1), "llama.cpp step": (peer.step, dims - 1)}
+        taken = in_turns(stages, rounds)
     whole = spec.decoder.layers
-    scale = {name: whole / (reference_layers if name.startswith("eager") else layers) for name in stages}
+    measured = {OURS: layers, EAGER: reference_layers, LLAMA_CPP: whole}
+    scale = {name: whole / measured[_side(name)] for name in stages}
     best = {name: min(taken[name]) * scale[name] for name in stages}
     middle = {name: statistics.median(taken[name]) * scale[name] for name in stages}
-    passes = {cost.name: cost for cost in limits.costs(spec, size * whole // layers, prompt - spec.patches, dims)}
+    arithmetic = _arithmetic(kernels)
+    passes = {
+        cost.name: cost
+        for cost in limits.costs(
+            spec, size * whole // layers, prompt - spec.patches, dims,
+            arithmetic=arithmetic if arithmetic in ceilings.gemm_flops else "bf16",
+        )
+    }  # fmt: skip
     read_ms, _ = ceilings.limit_ms(_once(passes["one step"]))
     _, compute_ms = ceilings.limit_ms(passes["prefill"])
-    steps = dims - 1
     result: dict[str, Any] = {
         "kernels": kernels,
-        "layers measured": {"packed": layers, "eager": reference_layers, "of": whole},
+        "layers measured": {OURS: layers, EAGER: reference_layers, "of": whole},
         "prompt rows": prompt,
         "ceilings": ceilings.to_json(),
         "milliseconds, median": {name: round(value, 2) for name, value in middle.items()},
         "milliseconds, best": {name: round(value, 2) for name, value in best.items()},
         "predicted ms": {"step, bytes alone": round(read_ms, 2), "prefill, arithmetic alone": round(compute_ms, 2)},
         "step, share of read bandwidth": _shares(read_ms, middle["step"], best["step"]),
-        "prefill, share of bf16 rate": _shares(compute_ms, middle["prefill"], best["prefill"]),
+        f"prefill, share of {passes['prefill'].arithmetic} rate": _shares(
+            compute_ms, middle["prefill"], best["prefill"]
+        ),
         "peak_bytes": peak_memory_bytes(),
     }
-    if reference_layers:
-        decoder_ms = {
-            "packed": middle["prefill"] + steps * middle["step"],
-            "packed, a draft that is right": middle["prefill"] + middle["verify"],
-            "eager": middle["eager prefill"] + steps * middle["eager step"],
+    if peer is not None:
+        result[LLAMA_CPP] = peer.about
+    result["decoder part of an action, ms"] = parts = {
+        name: round(value, 1) for name, value in _decoder_parts(middle, dims - 1)
+    }
+    if vision:
+        result["vision, ms, median"] = seen = vision_ms(spec, rounds)
+        result["whole action, ms"] = {
+            OURS: round(seen["vision"] + parts[OURS], 1),
+            **({EAGER: round(seen["eager vision"] + parts[EAGER], 1)} if reference_layers else {}),
         }
-        result["decoder part of an action, ms"] = {name: round(value, 1) for name, value in decoder_ms.items()}
-        result["times faster than eager"] = {
-            "step": round(middle["eager step"] / middle["step"], 3),
-            "prefill": round(middle["eager prefill"] / middle["prefill"], 3),
-            "decoder part": round(decoder_ms["eager"] / decoder_ms["packed"], 3),
-            "decoder part, a draft that is right": round(
-                decoder_ms["eager"] / decoder_ms["packed, a draft that is right"], 3
-            ),
-        }
+    for other in (EAGER, LLAMA_CPP):
+        if other in parts:
+            result[f"times faster than {other}"] = _ratios(result, middle, other)
+    result["claims"] = list(claims(result))
     return result
+
+
+def _side(stage: str) -> str:
+    return next((side for side in (EAGER, LLAMA_CPP) if stage.startswith(side)), OURS)
+
+
+def _arithmetic(kernels: Mapping[str, str]) -> str:
+    """What all kernels compute in, as their names say it: int8 where activations are rounded too."""
+    found = {kernel.rpartition("/")[2] for kernel in kernels.values()}
+    return found.pop() if len(found) == 1 else "bf16"
+
+
+def _decoder_parts(middle: Mapping[str, float], steps: int) -> Iterator[tuple[str, float]]:
+    """A prefill and the steps behind it, in milliseconds, by side."""
+    yield OURS, middle["prefill"] + steps * middle["step"]
+    yield f"{OURS}, a draft that is right", middle["prefill"] + middle["verify"]
+    for side in (EAGER, LLAMA_CPP):
+        if f"{side} step" in middle:
+            yield side, middle[f"{side} prefill"] + steps * middle[f"{side} step"]
+
+
+def _ratios(result: Mapping[str, Any], middle: Mapping[str, float], other: str) -> dict[str, float]:
+    parts, actions = result["decoder part of an action, ms"], result.get("whole action, ms", {})
+    draft = f"{OURS}, a draft that is right"
+    found = {
+        "step": middle[f"{other} step"] / middle["step"],
+        "prefill": middle[f"{other} prefill"] / middle["prefill"],
+        "decoder part": parts[other] / parts[OURS],
+        "decoder part, a draft that is right": parts[other] / parts[draft],
+    }
+    if other in actions:
+        found["whole action"] = actions[other] / actions[OURS]
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+def claims(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What this engine set out to reach, beside what it did: ratios of medians of this run."""
+    wanted = [("step, share of read bandwidth", "median", 0.75)]
+    wanted += [(name, "median", 0.75) for name in result if name.startswith("prefill, share of ")]
+    wanted += [("times faster than eager", "step", 4.0), ("times faster than eager", "whole action", 1.2)]
+    wanted += [("times faster than llama.cpp", "decoder part", 1.0)]
+    for group, name, bar in wanted:
+        ratio = result.get(group, {}).get(name)
+        if ratio is not None:
+            what = group if name == "median" else f"{name}, {group}"
+            yield {"what": what, "ratio": ratio, "at least": bar, "holds": ratio >= bar}
 
 
 def _once(cost: limits.Cost) -> limits.Cost:
@@ -228,6 +210,7 @@ def main() -> None:
     parser.add_argument("--dims", type=int, default=7)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--vision", action="store_true", help="the towers too")
+    parser.add_argument("--llamacpp", metavar="PYTHON", help="a Python with llama-cpp-python and gguf")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
@@ -237,10 +220,8 @@ def main() -> None:
     spec = MODELS[given.model]
     result = compare(
         spec, given.bits, given.kernel, given.layers or spec.decoder.layers, given.reference_layers,
-        given.prompt or spec.patches + 27, given.dims, given.rounds,
+        given.prompt or spec.patches + 27, given.dims, given.rounds, llamacpp=given.llamacpp, vision=given.vision,
     )  # fmt: skip
-    if given.vision:
-        result["vision, ms, median"] = vision_ms(spec, given.rounds)
     document = {"version": 1, "kind": "engine", "model": given.model, "bits": given.bits}
     document |= {"environment": environment(), **result}
     write_whole(given.out, json.dumps(document, indent=1) + "\n")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -10,7 +13,9 @@ import pytest
 
 import edge_vla
 from edge_vla.benchmarks import engine, limits, steady
+from edge_vla.benchmarks.peers.llamacpp import LlamaCpp
 from edge_vla.benchmarks.profile import profile, waterfall
+from edge_vla.errors import BackendError
 from edge_vla.frames import synthetic_image
 from edge_vla.runtime.kernels import AUTO
 from edge_vla.spec import TINY
@@ -43,6 +48,57 @@ def test_a_whole_run_at_toy_size() -> None:
     result = engine.compare(TINY, 4, AUTO, 2, 1, TINY.patches + 20, 7, 2, buffer=1 << 20)
     assert set(result["kernels"]) == {"int4"}
     assert all(milliseconds > 0 for milliseconds in result["milliseconds, best"].values())
+
+
+def test_what_was_to_be_reached_stands_beside_what_was() -> None:
+    result = engine.compare(TINY, 4, AUTO, 2, 1, TINY.patches + 20, 7, 1, buffer=1 << 20, vision=True)
+    actions, seen = result["whole action, ms"], result["vision, ms, median"]
+    assert actions["eager"] == pytest.approx(seen["eager vision"] + result["decoder part of an action, ms"]["eager"])
+    assert [claim["what"] for claim in result["claims"]] == [
+        "step, share of read bandwidth",
+        "prefill, share of bf16 rate",
+        "step, times faster than eager",
+        "whole action, times faster than eager",
+    ]
+    for claim in result["claims"]:
+        assert claim["holds"] == (claim["ratio"] >= claim["at least"])
+    assert result["claims"][3]["ratio"] == pytest.approx(actions["eager"] / actions["packed"], abs=1e-3)
+
+
+def test_kernels_that_round_activations_are_held_to_the_rate_of_integers() -> None:
+    result = engine.compare(TINY, 8, "torch-int8pack/int8", 1, 0, TINY.patches + 20, 7, 1, buffer=1 << 20)
+    assert "prefill, share of int8 rate" in result
+
+
+@pytest.fixture
+def llamacpp() -> str:
+    """A Python that has llama.cpp: the one named by LLAMACPP_PYTHON, or this one."""
+    python = os.environ.get("LLAMACPP_PYTHON", sys.executable)
+    if subprocess.run([python, "-c", "import llama_cpp, gguf"], capture_output=True, check=False).returncode:
+        pytest.skip("pip install llama-cpp-python gguf, or name a Python that has them in LLAMACPP_PYTHON")
+    return python
+
+
+def test_beside_llama_cpp(llamacpp: str) -> None:
+    result = engine.compare(TINY, 4, AUTO, 2, 0, TINY.patches + 20, 7, 2, buffer=1 << 20, llamacpp=llamacpp)
+    parts = result["decoder part of an action, ms"]
+    assert result["claims"][-1]["ratio"] == pytest.approx(parts["llama.cpp"] / parts["packed"], rel=0.2)
+    weights = TINY.decoder.layers * sum(outer * inner for outer, inner in TINY.decoder.linears().values())
+    about = result["llama.cpp"]
+    assert about["bytes"] - about["head_bytes"] == weights * 18 // 32
+
+
+def test_a_python_without_llama_cpp(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="pip install llama-cpp-python gguf"):
+        LlamaCpp(str(_bare_python(tmp_path)), TINY.decoder, 20, 1)
+
+
+def _bare_python(directory: Path) -> Path:
+    """An interpreter that finds numpy and nothing else of ours."""
+    script = directory / "python"
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "raise ModuleNotFoundError(\'No llama_cpp\')"\n')
+    script.chmod(0o755)
+    return script
 
 
 def test_turns_go_there_and_back() -> None:
