@@ -32,14 +32,13 @@ try:
     import triton
     import triton.language as tl
 
-    INTERPRETED = bool(triton.knobs.runtime.interpret)
     jit = triton.jit
 except ImportError as cause:
     _missing = _Missing(cause)
-    INTERPRETED, tl = False, None
+    tl = None
 
     def jit(_: Callable[..., Any]) -> Any:
         return _missing
 
 
-__all__ = ["INTERPRETED", "Block", "Pointer", "Scalar", "jit", "tl"]
+__all__ = ["Block", "Pointer", "Scalar", "jit", "tl"]

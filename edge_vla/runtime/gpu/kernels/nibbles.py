@@ -1,0 +1,45 @@
+"""From words of nibbles to what tensor cores multiply, two weights to an instruction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import torch
+
+from edge_vla.runtime.gpu.kernels.language import Block, Scalar, jit, tl
+from edge_vla.runtime.gpu.kernels.weights import BLOCK, REACH
+
+# A power of two whose last mantissa bits are ones: a nibble put there is added to it, and no conversion is needed.
+# Both halves of a word get it. What is then subtracted is that power and the code of a zero weight.
+MAGIC: Final[Mapping[torch.dtype, tuple[int, float]]] = {
+    torch.bfloat16: (0x43004300, 128.0 + 8.0),
+    torch.float16: (0x64006400, 1024.0 + 8.0),
+}
+
+
+def span_of(group: int) -> int:
+    """Inputs of a block that share their scale: as many as a group covers without a remainder."""
+    return next(span for span in (BLOCK, BLOCK // 2, REACH) if group % span == 0)
+
+
+@jit
+def weights_of(words: Block, shift: Scalar, TYPE: tl.constexpr, MAGIC: tl.constexpr, OFFSET: tl.constexpr) -> Block:
+    """words (N, 16) -> levels -8..7 of 32 neighbouring inputs (N, 32), exactly, in the 16-bit TYPE."""
+    codes = ((words >> shift) & 0x000F000F) | MAGIC
+    halves = tl.join(codes.to(tl.int16), (codes >> 16).to(tl.int16))
+    return halves.reshape(words.shape[0], 2 * words.shape[1]).to(TYPE, bitcast=True) - OFFSET
+
+
+@jit
+def bytes_of(words: Block, shift: Scalar, KEEP: tl.constexpr) -> Block:
+    """words (N, 16) -> levels -8..7 of 64 inputs (N, 64) int8, in the order of `weights.in_byte_order`.
+
+    Bits that KEEP lacks become levels 0.
+    """
+    # In every byte: 128 + code - 8, whose highest bit is then turned; no byte borrows from its neighbour.
+    raised = (((words >> shift) & 0x0F0F0F0F) | -0x7F7F7F80) - 0x08080808
+    codes = (raised ^ -0x7F7F7F80) & KEEP
+    even = tl.join(codes.to(tl.int8), (codes >> 16).to(tl.int8))
+    odd = tl.join((codes >> 8).to(tl.int8), (codes >> 24).to(tl.int8))
+    return tl.join(even, odd).reshape(words.shape[0], 4 * words.shape[1])

@@ -1,0 +1,62 @@
+"""What row kernels share: adding up partial sums, rounding where the model rounds, and a row to int8."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from edge_vla.runtime.gpu.kernels.language import Block, Pointer, Scalar, jit, tl
+
+
+def block_of(width: int) -> int:
+    """The power of two that holds a row."""
+    return 1 << (width - 1).bit_length()
+
+
+def warps_of(block: int) -> int:
+    """Enough for a thread to hold a few loads' worth of the row, within what a program may have."""
+    return max(1, min(16, block // (32 * 8)))
+
+
+def parts_of(added: Tensor) -> int:
+    """How many partial sums to add: none are made of a product (M, N) that is already one."""
+    return added.shape[0] if added.dim() == 3 else 1
+
+
+@jit
+def sum_of(parts: Pointer, place: Block, real: Block, stride: Scalar, PARTS: tl.constexpr) -> Block:
+    """Values at `place` of PARTS tensors `stride` apart, added in order in float32."""
+    total = tl.load(parts + place, mask=real, other=0.0).to(tl.float32)
+    for part in tl.static_range(1, PARTS):
+        total += tl.load(parts + part * stride + place, mask=real, other=0.0).to(tl.float32)
+    return total
+
+
+@jit
+def rounded(values: Block, TYPE: tl.constexpr) -> Block:
+    """float32 as a 16-bit tensor would hold it."""
+    return values.to(TYPE).to(tl.float32)
+
+
+@jit
+def store_int8(
+    codes: Pointer,
+    scales: Pointer,
+    values: Block,
+    row: Scalar,
+    column: Block,
+    STRIDE: tl.constexpr,
+    FOR_INT4: tl.constexpr,
+) -> None:
+    """One row of float32 values, zeros beyond its width, as `weights.quantised` rounds it, and in the order it says."""
+    largest = tl.max(tl.where(values == values, tl.abs(values), float("inf")), axis=0)
+    inverse = tl.where(largest > 0, tl.math.div_rn(127.0, largest), 0.0)
+    steps = values * inverse
+    steps = tl.where(steps == steps, tl.minimum(tl.maximum(steps, -127.0), 127.0), 0.0)
+    steps = (steps + 12582912.0) - 12582912.0  # 1.5 x 2^23 leaves no bits for a fraction: rounds half to even
+    place = column
+    if FOR_INT4:
+        block, inside = column // 128, column % 128
+        shift, near = inside // 32, inside % 32
+        place = block * 128 + shift % 2 * 64 + near // 2 * 4 + near % 2 * 2 + shift // 2
+    tl.store(codes + row * STRIDE + place, steps.to(tl.int8), mask=column < STRIDE)
+    tl.store(scales + row, tl.math.div_rn(largest, 127.0))

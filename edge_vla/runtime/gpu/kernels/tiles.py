@@ -1,0 +1,99 @@
+"""How a chip's kernels cut their work: a table by compute capability, fitted to the shared memory that the device has.
+
+Pure functions of numbers read off the device; no CUDA call is made when this is imported. The tables are choices to
+start from: `make bench-gpu` says what each is worth on a chip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Final
+
+import torch
+
+FEW_ROWS: Final = 8  # a decode step or a verifying pass: rows that one tensor-core instruction takes for one
+RESERVE: Final = 8 * 1024  # bytes of shared memory that a kernel needs beside its pipeline
+PER_PROCESSOR: Final = 4  # programs that a streaming kernel wants on each multiprocessor, to hide latency
+MOST_SPLITS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Chip:
+    capability: tuple[int, int]
+    processors: int
+    shared_bytes: int  # that one program may have
+
+    @staticmethod
+    def of(device: torch.device) -> Chip:
+        """What the device says of itself; for the interpreter on a CPU, the least that any chip has."""
+        return _chip(device) if device.type == "cuda" else INTERPRETER
+
+
+INTERPRETER: Final = Chip((8, 0), 2, 99 * 1024)
+
+
+@cache
+def _chip(device: torch.device) -> Chip:
+    about = torch.cuda.get_device_properties(device)
+    return Chip((about.major, about.minor), about.multi_processor_count, about.shared_memory_per_block_optin)
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A program's share: `outputs` of a weight by `rows` of activations, `inner` inputs at a time."""
+
+    outputs: int
+    rows: int
+    inner: int
+    warps: int
+    stages: int
+
+    def stage_bytes(self, weight_bits: int, row_bits: int) -> int:
+        return self.inner * (self.outputs * weight_bits + self.rows * row_bits) // 8
+
+    def fitted(self, chip: Chip, weight_bits: int, row_bits: int) -> Tile:
+        """With as many stages as shared memory holds, at least one."""
+        room = chip.shared_bytes - RESERVE
+        return replace(self, stages=max(1, min(self.stages, room // self.stage_bytes(weight_bits, row_bits))))
+
+
+# From the smallest capability on: what has 8.0 in common with its successors stands once.
+_FEW: Final = {(8, 0): Tile(64, FEW_ROWS, 128, 4, 4), (9, 0): Tile(128, FEW_ROWS, 128, 4, 4)}
+_GEMM: Final = {
+    "w4a16": {(8, 0): Tile(128, 64, 128, 4, 3), (9, 0): Tile(128, 128, 128, 8, 3), (12, 0): Tile(128, 64, 128, 4, 3)},
+    "w8a16": {(8, 0): Tile(128, 64, 64, 4, 3), (9, 0): Tile(128, 128, 64, 8, 3), (12, 0): Tile(128, 64, 64, 4, 3)},
+    "w8a8": {(8, 0): Tile(128, 64, 128, 4, 3), (9, 0): Tile(128, 128, 128, 8, 4), (12, 0): Tile(128, 64, 128, 4, 3)},
+    "w4a8": {(8, 0): Tile(128, 64, 128, 4, 3), (9, 0): Tile(128, 128, 128, 8, 3), (12, 0): Tile(128, 64, 128, 4, 3)},
+}
+_BITS: Final = {"w4a16": (4, 16), "w8a16": (8, 16), "w8a8": (8, 8), "w4a8": (4, 8)}
+
+
+def few_tile(chip: Chip, weight_bits: int, outer: int) -> Tile:
+    """For a product of a few rows; narrower where the outputs would leave half of the chip without a program."""
+    tile = _of(_FEW, chip)
+    if outer < tile.outputs * chip.processors // 2:
+        tile = replace(tile, outputs=_FEW[(8, 0)].outputs)
+    return tile.fitted(chip, weight_bits, 16)
+
+
+def head_tile(chip: Chip) -> Tile:
+    """For the action ids' logits: a head of few outputs, so that each program takes as few as there can be."""
+    return Tile(16, FEW_ROWS, 128, 2, 4).fitted(chip, 16, 16)
+
+
+def splits(chip: Chip, tile: Tile, outer: int, blocks: int) -> tuple[int, int]:
+    """(programs along the inputs, blocks of each). Independent of the rows, so that their number changes no bit."""
+    programs = -(-outer // tile.outputs)
+    wanted = round(PER_PROCESSOR * chip.processors / programs)
+    each = -(-blocks // max(1, min(wanted, MOST_SPLITS, blocks)))
+    return -(-blocks // each), each
+
+
+def gemm_tile(chip: Chip, kind: str) -> Tile:
+    """For a product of many rows; `kind` is "w4a16", "w8a16", "w8a8" or "w4a8"."""
+    return _of(_GEMM[kind], chip).fitted(chip, *_BITS[kind])
+
+
+def _of(table: dict[tuple[int, int], Tile], chip: Chip) -> Tile:
+    return table[max((known for known in table if known <= chip.capability), default=min(table))]
