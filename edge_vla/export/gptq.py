@@ -2,12 +2,17 @@
 
 The order is that of the inputs' energy, the groups and their scales are fixed before the first column (so the packed
 layout is that of rounding to nearest), and the factor of the Hessian is shared by all weights that read one input.
-Knows matrices only; `edge_vla.calibration` makes the Hessians. Frantar et al., arXiv:2210.17323.
+The method is usually told with the Hessian's inverse and its Cholesky factor. The same codes follow from a factor of
+the Hessian itself (Chee et al., arXiv:2307.13304, theorem 6), which is a third of the arithmetic and better
+conditioned. Knows matrices only; `edge_vla.calibration` makes the Hessians. Frantar et al., arXiv:2210.17323.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,7 +25,6 @@ from edge_vla.quant import (
     PackedWeight,
     Scheme,
     Steps,
-    expand_scales,
     extent,
     nearest,
     pack,
@@ -32,22 +36,23 @@ LOG: Final = logging.getLogger("edge_vla.export.gptq")
 DAMPING: Final = 0.01  # of the mean energy, added to every input's
 MOST_DAMPING: Final = 10.0
 COLUMNS: Final = 128  # rounded together before the rest of the matrix is told
+OUTPUTS: Final = 1024  # rounded by one worker
 ROWS: Final = 128  # searched together: few enough to stay in the processor's cache
 SHRINK: Final = tuple(round(1 - 0.025 * step, 3) for step in range(25))  # clipping tried, as parts of the whole range
 
 
 @dataclass(frozen=True)
 class Factor:
-    """What GPTQ needs of a Hessian: `upper` is U with U'U its damped inverse, inputs taken in `order`."""
+    """The damped Hessian as U D U', inputs taken in `order`: `upper[j, k]` is what an error in j asks of a later k."""
 
     energy: Tensor  # (K,) float32: the diagonal, dead inputs at the mean
     order: Tensor  # (K,) int64
-    upper: Tensor  # (K, K) float32
+    upper: Tensor  # (K, K) float32: U, ones on its diagonal
     damping: float
 
 
 def factorise(hessian: Tensor, what: str, damping: float = DAMPING) -> Factor:
-    """Order, damp and factor a (K, K) Hessian in float64.
+    """Order, damp and factor a (K, K) Hessian in float64. Holds two such matrices beside the one it is given.
 
     An input that is never active gets the mean energy and so is rounded to nearest; a matrix that is still singular
     gets ten times the damping, until it is none. Both are logged. NumericError for what is not finite.
@@ -63,49 +68,67 @@ def factorise(hessian: Tensor, what: str, damping: float = DAMPING) -> Factor:
         LOG.warning("%s: %d of %d inputs are never active, rounded to nearest", what, int(dead.sum()), len(dead))
         energy[dead] = mean
     order = torch.sort(energy, descending=True, stable=True).indices
-    wide = hessian.double()[order][:, order]
+    backwards = order.flip(0)  # then a lower factor, flipped again, is an upper one
+    damped = hessian[backwards][:, backwards].double()
     while True:
-        damped = wide.clone()
-        damped.diagonal().copy_(energy[order] + damping * mean)
-        # H = R R' with R upper, by flipping both axes; U = 1/R then has U'U = 1/H.
-        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        damped.diagonal().copy_(energy[backwards] + damping * mean)
+        lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             break
         if damping >= MOST_DAMPING:
             raise NumericError(f"{what}: the Hessian stays singular with damping {damping:g}: give more frames")
         LOG.warning("%s: singular with damping %g, tried again with %g", what, damping, damping * 10)
         damping *= 10
-    root = lower.flip(0, 1)
-    upper = torch.linalg.solve_triangular(root, torch.eye(len(root), dtype=root.dtype), upper=True)
-    return Factor(energy.float(), order, upper.float(), damping)
+    del damped
+    upper = lower.div_(lower.diagonal().clone()).float().flip(0, 1)
+    return Factor(energy.float(), order, upper, damping)
 
 
 def gptq(weight: Tensor, factor: Factor, scheme: Scheme, group: int | None) -> PackedWeight:
     """Round a (N, K) weight so that its outputs, not its entries, stay near."""
     if scheme is Scheme.BF16:
         raise AssertionError("16 bits are not rounded")
+
+    def settle(part: Tensor) -> tuple[Tensor, Steps]:
+        steps = search_steps(part.float(), factor.energy, scheme, group)
+        return round_outputs(part, factor, steps, scheme), steps
+
+    with one_thread_each() as workers:
+        codes, steps = zip(*workers.map(settle, torch.split(weight, OUTPUTS)), strict=True)
+    return packed(torch.cat(codes), joined(steps), scheme, group)
+
+
+def round_outputs(weight: Tensor, factor: Factor, found: Steps, scheme: Scheme) -> Tensor:
+    """(N, K) weight -> (N, K) uint8 codes. Outputs do not know of each other: any part of them gets the same codes."""
     outer, inner = weight.shape
-    left = weight.float()
-    found = search_steps(left, factor.energy, scheme, group)
-    steps = expand_scales(found.scales, (outer, inner))[:, factor.order]
-    offsets = expand_scales(found.offsets(), (outer, inner))[:, factor.order]
-    left, codes = left[:, factor.order], torch.empty(outer, inner, dtype=torch.uint8)
+    group, levels = inner // found.scales.shape[1], GRIDS[scheme].levels
+    steps, offsets = found.scales.T.contiguous(), found.offsets().T.contiguous()  # (K/group, N)
+    codes = torch.empty(inner, outer, dtype=torch.uint8)
+    asked = torch.zeros(inner, outer)  # of each input in its order, by the errors of the blocks before it
     for start in range(0, inner, COLUMNS):
-        stop = min(start + COLUMNS, inner)
-        block, upper = left[:, start:stop].clone(), factor.upper[start:stop, start:stop]
-        errors = torch.empty_like(block)
-        for column in range(stop - start):
-            now, step, offset = block[:, column], steps[:, start + column], offsets[:, start + column]
-            chosen = nearest((now - offset) / step, scheme)
-            codes[:, start + column] = chosen
-            there = GRIDS[scheme].levels(chosen) * step + offset
-            errors[:, column] = (now - there) / upper[column, column]
-            if column + 1 < stop - start:
-                block[:, column + 1 :].addr_(errors[:, column], upper[column, column + 1 :], alpha=-1)
-        left[:, stop:].addmm_(errors, factor.upper[start:stop, stop:], alpha=-1)
-    unordered = torch.empty_like(codes)
-    unordered[:, factor.order] = codes
-    return packed(unordered, found, scheme, group)
+        inputs, upper = factor.order[start : start + COLUMNS], factor.upper[start : start + COLUMNS]
+        among = upper[:, start : start + COLUMNS].T.contiguous()
+        exact = weight[:, inputs].T.float()
+        wanted, errors = exact + asked[start : start + COLUMNS], torch.empty_like(exact)
+        for place, chosen in enumerate(inputs.tolist()):
+            step, offset = steps[chosen // group], offsets[chosen // group]
+            now = torch.addmv(wanted[place], errors[:place].T, among[place, :place])
+            codes[chosen] = code = nearest(now.sub_(offset).div_(step), scheme)
+            torch.sub(exact[place], levels(code).mul_(step).add_(offset), out=errors[place])
+        asked[start + COLUMNS :].addmm_(upper[:, start + COLUMNS :].T, errors)
+    return codes.T.contiguous()
+
+
+@contextmanager
+def one_thread_each() -> Iterator[ThreadPoolExecutor]:
+    """As many workers as torch has threads, each with one: many small steps must not wait for one another's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as workers:
+            yield workers
+    finally:
+        torch.set_num_threads(threads)
 
 
 def clipped(weight: Tensor, energy: Tensor, scheme: Scheme, group: int | None) -> PackedWeight:
@@ -122,9 +145,7 @@ def search_steps(weight: Tensor, energy: Tensor, scheme: Scheme, group: int | No
     """
     outer, inner = weight.shape
     if outer > ROWS:
-        parts = [search_steps(rows, energy, scheme, group) for rows in torch.split(weight, ROWS)]
-        moved = [part.zeros for part in parts if part.zeros is not None]
-        return Steps(torch.cat([part.scales for part in parts]), torch.cat(moved) if moved else None)
+        return joined([search_steps(rows, energy, scheme, group) for rows in torch.split(weight, ROWS)])
     grouped = weight.view(outer, -1, group or inner)
     importance = energy.view(1, -1, group or inner)
     low, high = extent(grouped, scheme)
@@ -139,3 +160,9 @@ def search_steps(weight: Tensor, energy: Tensor, scheme: Scheme, group: int | No
         best = Steps(torch.where(better, steps.scales, best.scales), zeros)
         least = torch.where(better, loss, least)
     return best
+
+
+def joined(parts: Sequence[Steps]) -> Steps:
+    """The steps of consecutive outputs as one."""
+    zeros = [part.zeros for part in parts if part.zeros is not None]
+    return Steps(torch.cat([part.scales for part in parts]), torch.cat(zeros) if zeros else None)

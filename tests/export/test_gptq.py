@@ -84,15 +84,33 @@ def test_outputs_err_less_than_rounding_to_nearest(seed: int, form: tuple[Scheme
 
 @settings(max_examples=25)
 @given(seeds)
-def test_the_factor_is_that_of_the_inverse(seed: int) -> None:
+def test_the_factor_is_that_of_the_damped_hessian(seed: int) -> None:
     _, hessian = problem(seed, inner=48, rows=100)
     factor = factorise(hessian, "w")
     energy = hessian.diagonal()
     damped = hessian.double() + DAMPING * float(energy.double().mean()) * torch.eye(48, dtype=torch.float64)
-    inverse = torch.linalg.inv(damped[factor.order][:, factor.order])
+    damped = damped[factor.order][:, factor.order]
     upper = factor.upper.double()
     assert torch.equal(upper, upper.triu())
-    assert torch.allclose(upper.T @ upper, inverse, rtol=1e-4, atol=1e-5 * float(inverse.abs().max()))
+    assert torch.equal(upper.diagonal(), torch.ones(48, dtype=torch.float64))
+    inside = torch.linalg.solve_triangular(upper, damped, upper=True)  # D U'
+    between = torch.linalg.solve_triangular(upper, inside.T, upper=True)
+    assert torch.allclose(between, torch.diag(between.diagonal()), atol=1e-5 * float(damped.abs().max()))
+
+
+def test_parts_and_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, hessian = problem(5, outer=40)
+    factor = factorise(hessian, "w")
+    whole = gptq(weight, factor, Scheme.INT4, 64)
+    monkeypatch.setattr("edge_vla.export.gptq.OUTPUTS", 8)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        parts = gptq(weight, factor, Scheme.INT4, 64)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(dequantise(parts), dequantise(whole))
 
 
 def test_without_correlation_it_rounds_to_nearest() -> None:
