@@ -21,6 +21,7 @@ from edge_vla.model.decoder import DecoderLayer, Step, rotary_tables
 from edge_vla.spec import DecoderSpec
 
 ROWS_AT_ONCE: Final = 2048
+BLOCK: Final = 1024  # of a Hessian's side
 STAGES: Final = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("self_attn.o_proj",),
@@ -90,8 +91,8 @@ def quantise_layer(layer: DecoderLayer, rows: Sequence[Rows], weights: Sequence[
         moments = torch.zeros([shapes[STAGES[stage][0]][1]] * 2)
         for chunk in chunks(spec, rows):
             counted = weights[stage][chunk.index].expand(rows[chunk.index].hidden.shape[:2])[chunk.part]
-            read_rows = (read(chunk).float() * counted.sqrt()[..., None]).flatten(0, 1)
-            moments.addmm_(read_rows.T, read_rows)
+            add_moments_(moments, (read(chunk).float() * counted.sqrt()[..., None]).flatten(0, 1))
+        mirror_(moments)
         for name, weight in replace(STAGES[stage], moments).items():
             linears[name].weight = nn.Parameter(weight, requires_grad=False)
 
@@ -111,6 +112,18 @@ def quantise_layer(layer: DecoderLayer, rows: Sequence[Rows], weights: Sequence[
     mlp.down_proj = linears["mlp.down_proj"]
     for chunk in chunks(spec, rows):
         chunk.hidden.add_(mlp(layer.post_attention_layernorm(chunk.hidden)))
+
+
+def add_moments_(moments: Tensor, rows: Tensor) -> None:
+    """Add rows' rows, (K, K), but what is below the diagonal's blocks: half of the arithmetic."""
+    for start in range(0, len(moments), BLOCK):
+        moments[start : start + BLOCK, start:].addmm_(rows[:, start : start + BLOCK].T, rows[:, start:])
+
+
+def mirror_(moments: Tensor) -> None:
+    """Fill in what `add_moments_` left out."""
+    for start in range(BLOCK, len(moments), BLOCK):
+        moments[start : start + BLOCK, :start] = moments[:start, start : start + BLOCK].T
 
 
 @torch.inference_mode()

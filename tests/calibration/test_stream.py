@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from edge_vla.calibration import stream
 from edge_vla.calibration.answers import action_logits, back_through, probe_answers
 from edge_vla.calibration.sequences import Rows, action_tokens, embed
 from edge_vla.calibration.stream import STAGES, chunks, load_layer, pass_layer, quantise_layer
@@ -203,3 +204,14 @@ def test_a_frame_needs_an_action_that_fits(checkpoint: Checkpoint, frames: list[
     for action, words in ((None, "no recorded action"), ((0.0,) * 6, "expected 7"), ((float("nan"),) * 7, "finite")):
         with pytest.raises(FrameError, match=words):
             action_tokens(dataclasses.replace(frames[0], action=action), checkpoint.config)
+
+
+def test_half_of_the_moments_mirrored_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "BLOCK", 24)  # 64 is no multiple of it
+    rows = torch.randn(100, 64, generator=torch.Generator().manual_seed(0))
+    moments = torch.zeros(64, 64)
+    for part in rows.split(40):
+        stream.add_moments_(moments, part)
+    stream.mirror_(moments)
+    assert torch.allclose(moments, rows.T @ rows, atol=1e-4)
+    assert torch.allclose(moments, moments.T)
