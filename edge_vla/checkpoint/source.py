@@ -22,7 +22,7 @@ from edge_vla.openvla.prompt import Prompter
 
 RANDOM = "random:"
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?")
-HUB_FILES = ["*.json", "*.safetensors"]
+HUB_FILES = ["*.json", "*.safetensors", "*.py"]  # code is copied by `--format`, never run
 
 
 @dataclass(frozen=True)

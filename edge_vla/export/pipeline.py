@@ -46,7 +46,7 @@ from edge_vla.export.vision import check_graph, export_vision, require_exporter
 from edge_vla.export.writer import ArtifactWriter
 from edge_vla.frames import Frame, synthetic_image
 from edge_vla.openvla import PolicyConfig, Prompter, preprocess
-from edge_vla.quant import plan, sixteen
+from edge_vla.quant import Scheme, plan, sixteen
 from edge_vla.spec import PolicySpec
 
 
@@ -91,7 +91,7 @@ def export(
 ) -> Artifact:
     """Make the artifact `out` from `source` with `adapters` merged in order.
 
-    `frames` are candidates for the golden frame, and with `method="gptq"` what it is calibrated on; then they need
+    `frames` are candidates for the golden frame, and unless `method` is `rtn` what it is calibrated on; then they need
     recorded actions. Without any, the golden frame is synthetic. Raises a typed error, and leaves nothing under `out`,
     for anything that is wrong with the input, the recipe or the disk. A calibrated export that was interrupted, or
     ran out of disk, leaves `OUT.partial`, and the same call goes on where it stopped.
@@ -107,13 +107,20 @@ def export(
 
 def prepare(checkpoint: Checkpoint, recipe: Recipe, frames: Sequence[Frame], form: str = "artifact") -> Job:
     """Everything that can be wrong with recipe and frames is wrong now, not after hours."""
-    if recipe.group is None and recipe.bits == 4 and isinstance(checkpoint.tensors, DequantisedTensors):
-        recipe = dataclasses.replace(recipe, group=checkpoint.tensors.layout.group)  # its codes may then stay
+    recipe = follow_source(recipe, checkpoint)
     formats = [_formats(checkpoint.config.spec, recipe)] * checkpoint.config.spec.decoder.layers
     for frame in frames[:MOST_CANDIDATES]:
         frame.open()
         checkpoint.config.statistics.resolve(frame.unnorm_key or next(iter(checkpoint.config.statistics)))
     return Job(checkpoint, recipe, frames, _calibration(checkpoint, recipe, frames), formats, form)
+
+
+def follow_source(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
+    """With the group of a source that has 4 bits already, unless told another: its codes may then stay."""
+    tensors = checkpoint.tensors
+    if recipe.group is None and recipe.bits == 4 and isinstance(tensors, DequantisedTensors):
+        return dataclasses.replace(recipe, group=tensors.layout.group)
+    return recipe
 
 
 @contextmanager
@@ -184,15 +191,18 @@ def _stop(writer: ArtifactWriter, *, keep: bool) -> None:
         writer.abandon()
 
 
-def _formats(spec: PolicySpec, recipe: Recipe) -> dict[str, Any]:
-    return {name: plan(recipe.bits, shape[1], recipe.group, name) for name, shape in spec.decoder.linears().items()}
+def _formats(spec: PolicySpec, recipe: Recipe) -> dict[str, tuple[Scheme, int | None]]:
+    kinds = {Scheme.INT8: Scheme.W8A8} if recipe.rounds_activations else {}
+    kinds |= {Scheme.INT4: Scheme.UINT4} if recipe.asymmetric else {}
+    planned = {n: plan(recipe.bits, shape[1], recipe.group, n) for n, shape in spec.decoder.linears().items()}
+    return {name: (kinds.get(scheme, scheme), group) for name, (scheme, group) in planned.items()}
 
 
 def _calibration(checkpoint: Checkpoint, recipe: Recipe, frames: Sequence[Frame]) -> CalibrationSet | None:
     if not recipe.calibrated:
         return None
     if not frames:
-        raise UsageError("--method gptq needs frames with recorded actions: --frames DIR")
+        raise UsageError(f"--method {recipe.method} needs frames with recorded actions: --frames DIR")
     return choose(frames, checkpoint.config, recipe.calibration_frames, recipe.seed)
 
 

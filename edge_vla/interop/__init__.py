@@ -14,14 +14,26 @@ from edge_vla.interop.compressed import CompressedTensors
 from edge_vla.interop.gptq import Gptq
 from edge_vla.interop.layout import Layout, Parts, Shape, refuse
 
-__all__ = ["FORMATS", "WRITTEN", "BitsAndBytes", "CompressedTensors", "Gptq", "Layout", "Parts", "Shape", "read_layout"]
+__all__ = [
+    "FORMATS",
+    "WRITTEN",
+    "BitsAndBytes",
+    "CompressedTensors",
+    "Gptq",
+    "Layout",
+    "Parts",
+    "Shape",
+    "Written",
+    "read_layout",
+]
 
 FORMATS: Final[Mapping[str, Callable[[Mapping[str, Any]], Layout]]] = {
     Gptq.name: Gptq.read,
     CompressedTensors.name: CompressedTensors.read,
     BitsAndBytes.name: BitsAndBytes.read,
 }
-WRITTEN: Final[Mapping[str, type[Gptq] | type[CompressedTensors]]] = {
+Written = Gptq | CompressedTensors
+WRITTEN: Final[Mapping[str, Callable[[int, int | None], Written]]] = {
     Gptq.name: Gptq,
     CompressedTensors.name: CompressedTensors,
 }

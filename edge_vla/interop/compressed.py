@@ -14,8 +14,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from edge_vla.errors import CheckpointError, UsageError
-from edge_vla.interop.integers import BITS, WORD, Integers, middle, order, pack_words, unpack_words, unsigned, whole
+from edge_vla.errors import CheckpointError
+from edge_vla.interop.integers import (
+    BITS,
+    WORD,
+    Integers,
+    middle,
+    order,
+    pack_words,
+    symmetric_scales,
+    unpack_words,
+    unsigned,
+    whole,
+)
 from edge_vla.interop.layout import Parts, Shape, one_of, refuse
 from edge_vla.quant import PackedWeight
 
@@ -99,13 +110,15 @@ class CompressedTensors:
         groups = order(parts, "weight_g_idx", inner, count)
         return Integers(self.bits, unpack_words(words, self.bits)[:, :inner], zeros, scales, groups)
 
-    def encode(self, what: str, packed: PackedWeight) -> dict[str, Tensor]:
-        """An int4 or int8 weight as its parts. UsageError if its inputs don't fill whole words."""
-        outer, inner = packed.shape
-        if packed.scales is None or inner * self.bits % WORD:
-            raise UsageError(f"--format {self.name} packs {WORD // self.bits} codes a word, {what} has {inner} inputs")
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Whether a matrix of this shape (outputs, inputs) fills whole words and whole groups."""
+        return not (shape[1] * self.bits % WORD or shape[1] % (self.group or shape[1]))
+
+    def encode(self, packed: PackedWeight) -> dict[str, Tensor]:
+        """A symmetric weight of these bits, group and a shape that `fits`, as its parts."""
+        scales = symmetric_scales(packed, self.bits)
         return {
             "weight_packed": pack_words(unsigned(packed), self.bits),
-            "weight_scale": packed.scales.view(outer, -1).bfloat16(),
-            "weight_shape": torch.tensor([outer, inner]),
+            "weight_scale": scales.bfloat16(),
+            "weight_shape": torch.tensor(packed.shape),
         }

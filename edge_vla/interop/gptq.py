@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from edge_vla import __version__
-from edge_vla.errors import CheckpointError, UsageError
+from edge_vla.errors import CheckpointError
 from edge_vla.interop.integers import (
     BITS,
     WORD,
@@ -24,6 +24,7 @@ from edge_vla.interop.integers import (
     middle,
     order,
     pack_words,
+    symmetric_scales,
     unpack_words,
     unsigned,
     whole,
@@ -93,17 +94,20 @@ class Gptq:
         groups = order(parts, "g_idx", inner, count)
         return Integers(self.bits, unpack_words(qweight.T, self.bits), zeros.T, scales.T, groups)
 
-    def encode(self, what: str, packed: PackedWeight) -> dict[str, Tensor]:
-        """An int4 or int8 weight as its parts. UsageError if its outputs or inputs don't fill whole words."""
-        outer, inner = packed.shape
-        if packed.scales is None or outer * self.bits % WORD or inner * self.bits % WORD:
-            raise UsageError(f"--format gptq packs {WORD // self.bits} codes a word, {what} is {outer} x {inner}")
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Whether a matrix of this shape (outputs, inputs) fills whole words and whole groups."""
+        outer, inner = shape
+        return not (outer * self.bits % WORD or inner * self.bits % WORD or inner % (self.group or inner))
+
+    def encode(self, packed: PackedWeight) -> dict[str, Tensor]:
+        """A symmetric weight of these bits, group and a shape that `fits`, as its parts."""
+        (outer, inner), scales = packed.shape, symmetric_scales(packed, self.bits)
         group = self.group or inner
         stored_zero = torch.full((inner // group, outer), middle(self.bits) - self.minus_one, dtype=torch.uint8)
         return {
             "qweight": pack_words(unsigned(packed), self.bits).T.contiguous(),
             "qzeros": pack_words(stored_zero, self.bits),
-            "scales": packed.scales.view(outer, -1).T.contiguous(),
+            "scales": scales.T.contiguous(),
             "g_idx": in_order(inner, group).int(),
         }
 

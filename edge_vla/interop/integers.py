@@ -62,6 +62,13 @@ def unsigned(packed: PackedWeight) -> Tensor:
     return unpack_codes(packed.codes, packed.scheme) + int(packed.scheme is Scheme.INT8)
 
 
+def symmetric_scales(packed: PackedWeight, bits: int) -> Tensor:
+    """(N, G) scales of a weight that `unsigned` can give the codes of."""
+    if packed.scheme is not SCHEMES[bits] or packed.scales is None:
+        raise AssertionError(f"{packed.scheme.value} is not {bits} bits around the middle")
+    return packed.scales.view(packed.shape[0], -1)
+
+
 def middle(bits: int) -> int:
     """The code of zero on a symmetric grid."""
     return 1 << (bits - 1)

@@ -95,7 +95,7 @@ def test_written_as_the_library_wrote_it(case: str) -> None:
     assert isinstance(layout, Gptq | CompressedTensors)
     packed = layout.decode(parts_of({name: part for name, part in tensors.items() if name != "weight"})).packed()
     assert packed is not None
-    written = layout.encode("matrix", packed)
+    written = layout.encode(packed)
     for part, tensor in written.items():
         if part.endswith(("scales", "weight_scale")):  # rounded to eight significant bits
             tensor, tensors[part] = tensor.bfloat16(), tensors[part].bfloat16()
