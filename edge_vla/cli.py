@@ -70,6 +70,8 @@ def export(
     budget: Annotated[str | None, typer.Option(help="Mixed bits: so many bytes in all, like 4.2GB, with gptq.")] = None,
     calibration_frames: Annotated[int | None, typer.Option(help="Frames that gptq uses (default 128).")] = None,
     vision_bits: Annotated[int | None, typer.Option(help="16 (default) or 8, of towers and projector.")] = None,
+    form: Annotated[str, typer.Option("--format", help="artifact, gptq or compressed-tensors.")] = "artifact",
+    decoder_only: Annotated[bool, typer.Option("--decoder-only", help="Other formats: just the Llama.")] = False,
     adapter: Adapters = None,
     merge_arithmetic: Annotated[str | None, typer.Option(help="fp32 (default) or upstream.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="A TOML recipe; options given here override it.")] = None,
@@ -77,13 +79,18 @@ def export(
         Path | None, typer.Option(help="Frames for the golden frame, and with recorded actions for gptq.")
     ] = None,
 ) -> None:
-    """Merge, quantise and export SRC to an artifact directory. The same command resumes one that was killed."""
+    """Merge, quantise and export SRC to an artifact, or to a checkpoint that other programs load.
+
+    The same command resumes one that was killed.
+    """
     from dataclasses import replace
 
     from edge_vla.export import Recipe
     from edge_vla.export import export as run_export
+    from edge_vla.export.huggingface import export_checkpoint
     from edge_vla.export.recipe import METHODS, parse_bytes
     from edge_vla.frames import read_frames
+    from edge_vla.interop import WRITTEN
 
     given: dict[str, Any] = {
         "bits": bits,
@@ -97,12 +104,18 @@ def export(
     }
     base = Recipe.read(recipe) if recipe else Recipe()
     chosen = replace(base, **{name: value for name, value in given.items() if value is not None})
+    choice("--format", form, ("artifact", *WRITTEN))
+    if decoder_only and form == "artifact":
+        raise UsageError(f"--decoder-only is for --format {' and '.join(WRITTEN)}: an artifact is a whole policy")
+    shown = read_frames(frames) if frames else ()
     with export_progress() as progress:
-        artifact = run_export(
-            source, out_dir, chosen, adapter or (), read_frames(frames) if frames else (), progress=progress
-        )
-    size = sum(entry["size"] for entry in artifact.manifest.files.values())
-    err.print(f"{out_dir}: {size / 1e9:.3f} GB, artifact {artifact.identity[:12]}")
+        if form == "artifact":
+            made = run_export(source, out_dir, chosen, adapter or (), shown, progress).identity[:12]
+        else:
+            export_checkpoint(source, out_dir, form, chosen, adapter or (), shown, progress, decoder_only=decoder_only)
+            made = "decoder alone" if decoder_only else "whole policy"
+    size = sum(path.stat().st_size for path in out_dir.rglob("*") if path.is_file())
+    err.print(f"{out_dir}: {size / 1e9:.3f} GB, {form}, {made}")
 
 
 @app.command()
