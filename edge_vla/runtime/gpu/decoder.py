@@ -16,7 +16,7 @@ from torch import Tensor
 
 from edge_vla.model import Cache
 from edge_vla.model.decoder import rotary_tables
-from edge_vla.runtime.gpu.products import FEW, Product
+from edge_vla.runtime.gpu.products import FEW, PLAIN, Product, Reads
 from edge_vla.runtime.gpu.ways import Kernels
 from edge_vla.spec import DecoderSpec
 
@@ -61,6 +61,9 @@ class KernelDecoder:
         tables = (self.cos, self.sin, self.positions, self.norm)
         return sum(layer.bytes for layer in self.layers) + sum(tensor.nbytes for tensor in tables)
 
+    def cache(self, length: int) -> Cache:
+        return Cache.allocate(self.spec, 1, length, self.norm.dtype, self.norm.device)
+
     def rows(self, x: Tensor, start: int, cache: Cache, wanted: slice = slice(None)) -> Tensor:
         """Of the `wanted` rows only: the last layer leaves out what nobody reads."""
         chosen = range(x.shape[1])[wanted]
@@ -95,33 +98,37 @@ class KernelDecoder:
     ) -> tuple[Tensor, Tensor]:
         """The stream before this layer's MLP, and what the MLP adds to it."""
         few = stream.shape[0] <= FEW
-        stream, normed = self._norm(stream, added, layer.input_layernorm, rounded=layer.qkv.rounded and not few)
+        stream, normed = self._norm(stream, added, layer.input_layernorm, _reads(layer.qkv, few))
         query = self.kernels.rotary(_times(layer.qkv, normed, few), self.cos, self.sin, self._at(start), keys, values)
         if wanted is not None:
-            query, stream, start = (
-                query[wanted.start : wanted.stop],
-                stream[wanted.start : wanted.stop],
-                start + wanted.start,
-            )
+            rows = slice(wanted.start, wanted.stop)
+            query, stream, start = query[rows], stream[rows], start + wanted.start
             few = stream.shape[0] <= FEW
-        mixed = self.kernels.attention(query, keys, values, self._at(start))
-        output = _times(layer.o_proj, self.kernels.quantise(mixed) if layer.o_proj.rounded and not few else mixed, few)
-        stream, normed = self._norm(
-            stream, output, layer.post_attention_layernorm, rounded=layer.gate_up.rounded and not few
-        )
-        gated = self._gate(_times(layer.gate_up, normed, few), rounded=layer.down_proj.rounded and not few)
+        mixed = self._as(_reads(layer.o_proj, few), self.kernels.attention(query, keys, values, self._at(start)))
+        output = _times(layer.o_proj, mixed, few)
+        stream, normed = self._norm(stream, output, layer.post_attention_layernorm, _reads(layer.gate_up, few))
+        gated = self._gate(_times(layer.gate_up, normed, few), _reads(layer.down_proj, few))
         return stream, _times(layer.down_proj, gated, few)
 
     def _at(self, position: int) -> Tensor:
         return self.positions[position : position + 1]
 
-    def _norm(self, stream: Tensor, added: Tensor | None, weight: Tensor, *, rounded: bool) -> tuple[Tensor, Any]:
-        norm = self.kernels.rms_norm_int8 if rounded else self.kernels.rms_norm
-        return norm(stream, added, weight, self.spec.norm_eps)
+    def _norm(self, stream: Tensor, added: Tensor | None, weight: Tensor, reads: Reads) -> tuple[Tensor, Any]:
+        if reads == PLAIN:
+            return self.kernels.rms_norm(stream, added, weight, self.spec.norm_eps)
+        return self.kernels.rms_norm_int8(stream, added, weight, self.spec.norm_eps, for_int4=reads == "int8 for int4")
 
-    def _gate(self, gate_up: Tensor, *, rounded: bool) -> Any:
-        gate = self.kernels.swiglu_int8 if rounded else self.kernels.swiglu
-        return gate(gate_up, self.norm.dtype)
+    def _gate(self, gate_up: Tensor, reads: Reads) -> Any:
+        if reads == PLAIN:
+            return self.kernels.swiglu(gate_up, self.norm.dtype)
+        return self.kernels.swiglu_int8(gate_up, self.norm.dtype, for_int4=reads == "int8 for int4")
+
+    def _as(self, reads: Reads, x: Tensor) -> Any:
+        return x if reads == PLAIN else self.kernels.quantise(x, for_int4=reads == "int8 for int4")
+
+
+def _reads(product: Product, few: bool) -> Reads:
+    return PLAIN if few else product.reads
 
 
 def _times(product: Product, x: Any, few: bool) -> Tensor:

@@ -90,7 +90,7 @@ class Engine:
         memory runs out, DeviceLostError once the device has failed.
         """
         shape = Shape(len(prompt), dims)
-        with self.card.using("an action"):
+        with self.card.using("an action"), torch.inference_mode():
             room = self._fit(shape)
             self._put(room, prompt, torch.as_tensor(pixels))
             drafted = draft((), ()) if draft is not None and dims > 1 else []

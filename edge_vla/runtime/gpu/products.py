@@ -7,8 +7,8 @@ into every result. Knows formats; knows nothing of layers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,86 +16,104 @@ from torch import Tensor
 
 from edge_vla.errors import BackendError
 from edge_vla.quant import PackedWeight, Scheme
-from edge_vla.runtime.gpu.kernels.weights import Int4Weight, Int8Weight, repack_int4, repack_int8, summed
+from edge_vla.runtime.gpu.kernels.weights import Int4Weight, Int8Rows, Int8Weight, repack_int4, repack_int8, summed
 from edge_vla.runtime.gpu.ways import Ways
 
 AT_ONCE: Final = 8 << 20  # weights repacked at a time: each takes some ten bytes while it is
 FEW: Final = 8  # rows that the kernels for a few rows take
 
 
+Reads = Literal["16 bits", "int8", "int8 for int4"]
+PLAIN: Final[Reads] = "16 bits"
+
+
 @dataclass(frozen=True)
 class Product:
     """`few(x (M <= 8, K))` gives (M, N), or partial sums (S, M, N) in float32; `many` gives (M, N).
 
-    With `rounded`, `many` takes rows rounded to int8.
+    `few` reads rows of the working type, `many` what `reads` says.
     """
 
     few: Callable[[Tensor], Tensor]
     many: Callable[[Any], Tensor]
-    rounded: bool
+    reads: Reads
     names: tuple[str, str]
     bytes: int
 
 
 def product(parts: Sequence[PackedWeight], ways: Ways) -> Product:
     """One product whose outputs are those of `parts` in order. Parts are on the device, in the layout of the disk."""
-    rounded = ways.activations == "8" and all(part.scheme is not Scheme.BF16 for part in parts)
-    made = [_one(part, ways, rounded) for part in parts]
+    if ways.activations == "8" and len({part.scheme for part in parts}) > 1:
+        ways = replace(ways, activations="16")  # they would read rows in different orders
+    made = [_one(part, ways) for part in parts]
     if len(made) == 1:
         return made[0]
     few, many = (tuple(dict.fromkeys(one.names[i] for one in made)) for i in range(2))
     return Product(
         lambda x: torch.cat([summed(one.few(x), ways.dtype) for one in made], dim=-1),
         lambda x: torch.cat([one.many(x) for one in made], dim=-1),
-        rounded,
+        made[0].reads,
         ("+".join(few), "+".join(many)),
         sum(one.bytes for one in made),
     )
 
 
-def _one(packed: PackedWeight, ways: Ways, rounded: bool) -> Product:
-    if packed.scheme is Scheme.BF16:
-        return dense(packed.codes.to(ways.dtype))
-    if ways.dtype not in (torch.bfloat16, torch.float16):
-        scheme = packed.scheme.value
-        raise BackendError(f"the GPU engine multiplies {scheme} weights in 16 bits, not {ways.dtype}: --dtype bf16")
-    return _int4(repack(packed), ways, rounded) if packed.scheme is Scheme.INT4 else _int8(packed, ways, rounded)
+def _one(packed: PackedWeight, ways: Ways) -> Product:
+    make = {Scheme.BF16: _dense, Scheme.INT8: _int8, Scheme.W8A8: _w8a8, Scheme.INT4: _int4}.get(packed.scheme)
+    if make is None:
+        raise BackendError(
+            f"the GPU engine has no kernel for {packed.scheme.value} weights: export with int4 or int8, or run with "
+            "--kernel reference (slow)"
+        )
+    return make(packed, ways)
 
 
-def dense(weight: Tensor) -> Product:
+def _dense(packed: PackedWeight, ways: Ways) -> Product:
     """A 16-bit weight: torch's own product."""
+    weight = packed.codes.to(ways.dtype)
 
     def times(x: Tensor) -> Tensor:
         return F.linear(x, weight)
 
-    return Product(times, times, False, ("torch", "torch"), weight.nbytes)
+    return Product(times, times, PLAIN, ("torch", "torch"), weight.nbytes)
 
 
-def _int4(weight: Int4Weight, ways: Ways, rounded: bool) -> Product:
-    use = ways.kernels
-    return Product(
-        lambda x: use.w4a16_few(x, weight),
-        (lambda x: use.w4a8_gemm(x, weight, ways.dtype)) if rounded else (lambda x: use.w4a16_gemm(x, weight)),
-        rounded,
-        ("w4a16_few", "w4a8_gemm" if rounded else "w4a16_gemm"),
-        weight.bytes,
-    )
+def _int4(packed: PackedWeight, ways: Ways) -> Product:
+    weight, use = repack(packed), ways.kernels
+
+    def few(x: Tensor) -> Tensor:
+        return use.w4a16_few(x, weight)
+
+    if ways.activations == "8":
+        names = ("w4a16_few", "w4a8_gemm")
+        return Product(few, lambda x: use.w4a8_gemm(x, weight, ways.dtype), "int8 for int4", names, weight.bytes)
+    return Product(few, lambda x: use.w4a16_gemm(x, weight), PLAIN, ("w4a16_few", "w4a16_gemm"), weight.bytes)
 
 
-def _int8(packed: PackedWeight, ways: Ways, rounded: bool) -> Product:
-    weight = repack_int8(packed)
+def _int8(packed: PackedWeight, ways: Ways) -> Product:
+    weight, rounded = repack_int8(packed), ways.activations == "8"
     return Product(
         lambda x: ways.kernels.w8a16_few(x, weight),
-        many_int8(weight, ways, rounded),
-        rounded,
+        many_int8(weight, ways),
+        "int8" if rounded else PLAIN,
         ("w8a16_few", "w8a8_gemm" if rounded else "w8a16_gemm"),
         weight.bytes,
     )
 
 
-def many_int8(weight: Int8Weight, ways: Ways, rounded: bool) -> Callable[[Any], Tensor]:
-    """Many rows in the working type, or with `rounded` in int8, times an int8 weight."""
-    if rounded:
+def _w8a8(packed: PackedWeight, ways: Ways) -> Product:
+    """Inputs are int8 by the format's own definition, few rows or many."""
+    weight, use = repack_int8(replace(packed, scheme=Scheme.INT8)), ways.kernels
+
+    def many(rows: Int8Rows) -> Tensor:
+        return use.w8a8_gemm(rows, weight, ways.dtype)
+
+    return Product(lambda x: many(use.quantise(x)), many, "int8", ("w8a8_gemm", "w8a8_gemm"), weight.bytes)
+
+
+def many_int8(weight: Int8Weight, ways: Ways) -> Callable[[Any], Tensor]:
+    """Many rows, rounded to int8 if activations are, times an int8 weight."""
+    if ways.activations == "8":
         return lambda x: ways.kernels.w8a8_gemm(x, weight, ways.dtype)
     return lambda x: ways.kernels.w8a16_gemm(x, weight)
 

@@ -37,7 +37,7 @@ class Linear:
         if weight.dtype == torch.int8:
             scales, shape = weights[f"{name}.weight{VISION_SCALES}"], (weight.shape[0], weight.shape[1])
             eight = repack_int8(PackedWeight(Scheme.INT8, shape, None, weight, scales).check(name))
-            self.times, size = many_int8(eight, ways, self.rounded), eight.bytes
+            self.times, size = many_int8(eight, ways), eight.bytes
         else:
             dense = weight.to(ways.dtype)
             self.times, size = lambda x: F.linear(x, dense), dense.nbytes

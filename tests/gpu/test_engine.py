@@ -1,0 +1,271 @@
+"""The engine against the original's numbers, the torch loop, and itself with and without drafts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import edge_vla
+from edge_vla.artifact import Artifact
+from edge_vla.demo import BASE
+from edge_vla.demo.instructions import phrase
+from edge_vla.demo.render import render, world
+from edge_vla.demo.world import EVALUATION_SEEDS, start
+from edge_vla.errors import BackendError, NumericError
+from edge_vla.export import Recipe, export
+from edge_vla.quant import Scheme, dequantise, quantise
+from edge_vla.runtime.drafts import Draft
+from edge_vla.runtime.gpu.kernels.weights import summed
+from edge_vla.runtime.gpu.products import PLAIN, product
+from edge_vla.runtime.gpu.ways import Activations, Ways, kernels
+from edge_vla.runtime.loop import Decision
+from edge_vla.runtime.policy import Policy, replay
+from tests.conftest import TINY
+from tests.golden.openvla_tiny import Case, cases
+from tests.gpu.made import WORDS, Counted, engine, pixels, policy, torch_loop
+
+DIMS = 7
+
+
+def guess(bins: Sequence[int]) -> Draft:
+    """As a session drafts: these first, then the network's own guesses."""
+    return lambda known, guesses: [*guesses, *bins[len(guesses) :]]
+
+
+def decide(made: Policy, index: int, draft: Draft | None = None, *, strict: bool = True, dims: int = DIMS) -> Decision:
+    prompt = made.prompter(WORDS[index % len(WORDS)])
+    return engine(made).decide(prompt, pixels(made, index), dims, draft, strict=strict)
+
+
+def bins(made: Policy, decision: Decision) -> list[int]:
+    return [token - made.config.spec.action.first for token in decision.tokens]
+
+
+@pytest.fixture(scope="module")
+def golden(golden_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    out = tmp_path_factory.mktemp("golden") / "artifact"
+    return policy(export(golden_checkpoint, out, Recipe(bits=16)).directory, torch.float32)
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+def test_the_originals_tokens(golden: Policy, case: Case) -> None:
+    action = golden.act(case.image, case.instruction, case.unnorm_key)
+    assert action.tokens == case.token_ids
+    assert np.array_equal(action.values, case.action)
+    np.testing.assert_allclose(action.margins, case.top2_margin, atol=2e-3)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Mapping[int, Path]:
+    root = tmp_path_factory.mktemp("demo")
+    return {bits: export(BASE, root / f"int{bits}", Recipe(bits=bits)).directory for bits in (16, 8, 4)}
+
+
+def scenes(count: int) -> list[tuple[Image.Image, str]]:
+    drawn = [start(seed, "pick") for seed in EVALUATION_SEEDS[2000 : 2000 + count]]
+    return [(render(state, world(1)), phrase(task, i)) for i, (state, task) in enumerate(drawn)]
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_the_demo_policys_tokens_in_float32(bits: int, demo: Mapping[int, Path]) -> None:
+    """Nothing rounds, so nothing may differ."""
+    ours = policy(demo[bits], torch.float32)
+    theirs = edge_vla.load(demo[bits], "cpu", dtype="fp32", kernel="reference" if bits < 16 else "auto", check=False)
+    for image, text in scenes(8):
+        got, expected = ours.act(image, text), theirs.act(image, text)
+        assert got.tokens == expected.tokens
+        np.testing.assert_allclose(got.margins, expected.margins, atol=1e-3)
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_the_demo_policy_in_bfloat16(bits: int, demo: Mapping[int, Path]) -> None:
+    """Tokens differ from the torch loop's at near-ties only, and logits are as close to float32's as the loop's are."""
+    ours, theirs, directory = policy(demo[bits]), torch_loop(demo[bits]), demo[bits]
+    exact = edge_vla.load(directory, "cpu", dtype="fp32", kernel="reference" if bits < 16 else "auto", check=False)
+    (frame,) = Artifact(directory).manifest.golden
+    assert replay(ours, directory, [frame]) == []
+    errors = np.zeros(2)
+    for image, text in scenes(8):
+        got, expected = ours.act(image, text), theirs.act(image, text)
+        pairs = zip(got.tokens, expected.tokens, expected.margins, strict=True)
+        leads = [lead for one, two, lead in pairs if one != two]
+        assert not leads or leads[0] <= frame.noise
+        truth, *logits = (
+            made.network.head.logits(made.forced(image, text, expected.tokens)) for made in (exact, ours, theirs)
+        )
+        errors += [float((one - truth).square().mean()) for one in logits]
+    assert errors[0] ** 0.5 <= 1.5 * errors[1] ** 0.5
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("activations", ["16", "8"])
+def test_a_draft_never_changes_a_bit(bits: int, activations: Activations, tiny_artifacts: Mapping[int, Path]) -> None:
+    made = policy(tiny_artifacts[bits], activations=activations)
+    generator = np.random.default_rng(0)
+    for index in range(4):
+        plain = decide(made, index)
+        right = bins(made, plain)
+        assert plain.passes == DIMS - 1
+        for wrong in range(DIMS):
+            draft = [*right[:wrong], *generator.integers(0, made.config.spec.action.bins, DIMS - wrong).tolist()]
+            drafted = decide(made, index, guess(draft))
+            assert (drafted.tokens, drafted.margins) == (plain.tokens, plain.margins)
+            assert 1 <= drafted.passes <= DIMS - 1
+            assert drafted.drafted == tuple(made.config.spec.action.first + one for one in draft)
+        assert decide(made, index, guess(right)).passes == 1
+
+
+def test_a_draft_that_keeps_its_own_guesses(tiny_artifacts: Mapping[int, Path]) -> None:
+    made = policy(tiny_artifacts[4])
+    plain = decide(made, 0)
+    drafted = decide(made, 0, lambda known, guesses: [0] * DIMS)
+    assert (drafted.tokens, drafted.margins) == (plain.tokens, plain.margins)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_riding_saves_the_last_pass(bits: int, tiny_artifacts: Mapping[int, Path]) -> None:
+    """Another shape rounds differently: tokens may differ where the lead is within rounding, and only there."""
+    made = policy(tiny_artifacts[bits])
+    for index in range(6):
+        plain = decide(made, index)
+        riding = decide(made, index, guess(bins(made, plain)), strict=False)
+        pairs = zip(riding.tokens, plain.tokens, plain.margins, strict=True)
+        differing = [lead for one, two, lead in pairs if one != two]
+        assert not differing or differing[0] < 0.05
+        assert riding.passes == 0 or differing
+        far = decide(made, index, guess([0] * DIMS), strict=False)
+        assert far.tokens == plain.tokens or min(plain.margins) < 0.05
+
+
+@pytest.mark.parametrize("dims", [1, 2, 9, 10, 20])
+def test_any_number_of_dimensions(dims: int, tiny_artifacts: Mapping[int, Path]) -> None:
+    """More than eight rows of a pass go through the products for many."""
+    made, oracle = policy(tiny_artifacts[16], torch.float32), torch_loop(tiny_artifacts[16])
+    oracle = edge_vla.load(tiny_artifacts[16], "cpu", dtype="fp32", check=False)
+    prompt = made.prompter(WORDS[1])
+    with torch.inference_mode():
+        seen = oracle.network.vision(torch.from_numpy(pixels(made, 1))[None])
+        expected = oracle.loop.greedy(prompt, seen, dims, lambda stage: None)
+    got = decide(made, 1, dims=dims)
+    assert got.tokens == expected.tokens
+    np.testing.assert_allclose(got.margins, expected.margins, atol=1e-4)
+
+
+def test_teacher_forcing_predicts_what_the_engine_answers(tiny_artifacts: Mapping[int, Path]) -> None:
+    made = policy(tiny_artifacts[4])
+    image = np.full((40, 40, 3), 90, np.uint8)
+    action = made.act(image, WORDS[0])
+    logits = made.network.head.logits(made.forced(image, WORDS[0], action.tokens))
+    first = made.config.spec.action.first
+    clear = [lead > 0.05 for lead in action.margins]
+    for got, expected, is_clear in zip(logits.argmax(-1).tolist(), action.tokens, clear, strict=True):
+        assert got == expected - first or not is_clear
+
+
+def test_a_session_drafts_on_the_engine(tiny_artifacts: Mapping[int, Path]) -> None:
+    made = policy(tiny_artifacts[4])
+    session, image = made.session(), np.full((40, 40, 3), 90, np.uint8)
+    first, again = session.act(image, WORDS[0]), session.act(image, WORDS[0])
+    assert first.tokens == again.tokens
+    assert first.margins == again.margins
+    assert (first.passes, again.passes) == (DIMS - 1, 1)
+    assert {"preprocess", "graph", "total"} <= set(first.timing_ms)
+
+
+def test_a_number_that_is_not_finite_acts_on_nothing_and_leaves_nothing_behind(
+    tiny_artifacts: Mapping[int, Path],
+) -> None:
+    made = policy(tiny_artifacts[4])
+    before = decide(made, 0)
+    norm = engine(made).decoder.layers[0].input_layernorm
+    kept = norm.clone()
+    with torch.inference_mode():
+        norm.fill_(torch.nan)
+    with pytest.raises(NumericError, match="no action"):
+        decide(made, 0)
+    with torch.inference_mode():
+        norm.copy_(kept)
+    after = decide(made, 0)
+    assert (after.tokens, after.margins) == (before.tokens, before.margins)
+
+
+def test_graphs_are_recorded_once_and_replayed(tiny_artifacts: Mapping[int, Path]) -> None:
+    counted = Counted()
+    made = policy(tiny_artifacts[4], record=counted)
+    first = decide(made, 0)
+    assert (counted.recorded, counted.replayed) == (1, 1)
+    assert decide(made, 0) == first
+    assert (counted.recorded, counted.replayed) == (1, 2)
+    assert decide(made, 3) != first, "another picture, the same words: a replay reads its inputs anew"
+    assert counted.recorded == 1
+
+
+def test_warm_is_before_the_first_action(tiny_artifacts: Mapping[int, Path]) -> None:
+    counted = Counted()
+    made = policy(tiny_artifacts[4], record=counted)
+    made.warm(WORDS)
+    warm = counted.recorded
+    assert warm == 4 * len({len(made.prompter(words)) for words in WORDS})
+    for index in range(len(WORDS)):
+        right = bins(made, decide(made, index))
+        decide(made, index, guess(right))
+        decide(made, index, guess([0] * DIMS), strict=False)
+    assert counted.recorded == warm
+
+
+def test_a_longer_prompt_makes_room_and_records_again(tiny_artifacts: Mapping[int, Path]) -> None:
+    counted = Counted()
+    made = policy(tiny_artifacts[4], record=counted)
+    before = decide(made, 0)
+    longer = made.prompter(" ".join(WORDS * 8))
+    assert len(longer) > 60
+    engine(made).decide(longer, pixels(made, 0), DIMS)
+    assert counted.recorded == 2
+    assert decide(made, 0) == before
+    assert counted.recorded == 3, "the old graph knew the old addresses"
+
+
+def test_products_of_different_formats_side_by_side() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(n, 128, generator=generator) for n in (32, 48, 16)]
+    parts = [
+        quantise(weights[0], Scheme.INT4, 32),
+        quantise(weights[1], Scheme.INT8, None),
+        quantise(weights[2], Scheme.BF16, None),
+    ]
+    made = product(parts, Ways(kernels("reference"), torch.bfloat16, "8"))
+    assert made.reads == PLAIN, "each would read rounded rows in an order of its own"
+    assert made.names == ("w4a16_few+w8a16_few+torch", "w4a16_gemm+w8a16_gemm+torch")
+    x = torch.randn(5, 128, generator=generator).bfloat16()
+    truth = x.double() @ torch.cat([dequantise(part).double() for part in parts]).T
+    for out in (summed(made.few(x), torch.bfloat16), made.many(x)):
+        assert (out.double() - truth).abs().max() <= 2**-8 * truth.abs().max() + 1e-2
+
+
+def test_a_format_of_int8_rows_rounds_them_however_few() -> None:
+    generator = torch.Generator().manual_seed(0)
+    packed = quantise(torch.randn(32, 128, generator=generator), Scheme.W8A8, None)
+    ways = Ways(kernels("reference"), torch.bfloat16, "16")
+    made, x = product([packed], ways), torch.randn(5, 128, generator=generator).bfloat16()
+    assert torch.equal(made.few(x), made.many(ways.kernels.quantise(x)))
+    truth = x.double() @ dequantise(packed).double().T
+    assert (made.few(x).double() - truth).abs().max() <= 0.03 * truth.abs().max()
+
+
+def test_a_format_without_a_kernel_is_refused() -> None:
+    packed = quantise(torch.randn(32, 128), Scheme.UINT4, 32)
+    with pytest.raises(BackendError, match="no kernel for uint4 weights.*--kernel reference"):
+        product([packed], Ways(kernels("reference"), torch.bfloat16, "16"))
+
+
+def test_int8_towers_stay_int8(tmp_path: Path) -> None:
+    wide = policy(export(TINY, tmp_path / "16", Recipe(bits=4)).directory)
+    small = policy(export(TINY, tmp_path / "8", Recipe(bits=4, vision_bits=8)).directory)
+    assert small.network.weight_bytes["vision"] < 0.75 * wide.network.weight_bytes["vision"]
+    got, expected = (one.network.vision(torch.from_numpy(pixels(one, 0))[None]).float() for one in (small, wide))
+    assert (got - expected).abs().max() < 0.05 * expected.abs().max()

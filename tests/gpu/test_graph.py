@@ -1,0 +1,86 @@
+"""What is recorded, what is let go and in which order; what is replayed is what was recorded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from edge_vla.errors import DeviceLostError, ResourceError
+from edge_vla.runtime.gpu.device import Card
+from edge_vla.runtime.gpu.graph import Direct, Graphs, Work
+from tests.gpu.made import CPU, Counted
+
+
+def graphs(most: int) -> tuple[Graphs, Counted]:
+    counted = Counted()
+    return Graphs(counted, Card(CPU), most), counted
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    kept, counted = graphs(2)
+    for key in "abab":
+        kept.run(key, lambda: None)
+    assert counted.recorded == 2
+    kept.run("a", lambda: None)
+    kept.run("c", lambda: None)
+    assert ("a" in kept, "b" in kept, "c" in kept) == (True, False, True)
+    assert len(kept) == 2
+    kept.run("b", lambda: None)
+    assert counted.recorded == 4
+    assert counted.replayed == 7
+
+
+def test_a_key_keeps_the_work_it_was_recorded_with() -> None:
+    kept, _ = graphs(2)
+    seen = list[str]()
+    kept.run("a", lambda: seen.append("first"))
+    kept.run("a", lambda: seen.append("second"))
+    assert set(seen) == {"first"}
+
+
+def test_ready_records_without_replaying() -> None:
+    kept, counted = graphs(2)
+    kept.ready("a", lambda: None)
+    kept.ready("a", lambda: None)
+    assert (counted.recorded, counted.replayed) == (1, 0)
+    kept.clear()
+    assert len(kept) == 0
+
+
+class Failing:
+    """A recorder whose recording ends as torch's does when something goes wrong inside of a capture."""
+
+    def __init__(self, inside: RuntimeError, at_the_end: RuntimeError | None = None) -> None:
+        self.inside, self.at_the_end = inside, at_the_end
+
+    def record(self, work: Work) -> Work:
+        if self.at_the_end is None:
+            raise self.inside
+        try:
+            raise self.inside
+        finally:
+            raise self.at_the_end
+
+
+INVALID = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+
+@pytest.mark.parametrize("at_the_end", [None, INVALID])
+def test_memory_that_runs_out_in_a_recording(at_the_end: RuntimeError | None) -> None:
+    """`torch.cuda.graph` ends the capture on the way out, and that fails too, with other words."""
+    card = Card(CPU)
+    kept = Graphs(Failing(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB"), at_the_end), card)
+    with pytest.raises(ResourceError, match=r"recording the graph of a: out of memory.*fewer bits"):
+        kept.run("a", lambda: None)
+    assert not card.lost
+    assert len(kept) == 0
+    kept.recorder = Direct()
+    kept.run("a", lambda: None)
+
+
+def test_a_capture_that_breaks_loses_the_card() -> None:
+    card = Card(CPU)
+    kept = Graphs(Failing(RuntimeError("CUDA error: an illegal memory access was encountered")), card)
+    with pytest.raises(DeviceLostError, match="recording the graph of a: CUDA error: an illegal memory access"):
+        kept.run("a", lambda: None)
+    assert card.lost
