@@ -259,7 +259,7 @@ def test_a_format_of_int8_rows_rounds_them_however_few() -> None:
 
 def test_a_format_without_a_kernel_is_refused() -> None:
     packed = quantise(torch.randn(32, 128), Scheme.UINT4, 32)
-    with pytest.raises(BackendError, match="no kernel for uint4 weights.*--kernel reference"):
+    with pytest.raises(BackendError, match=r"no kernel for uint4 weights.*--kernel reference"):
         product([packed], Ways(kernels("reference"), torch.bfloat16, "16"))
 
 
