@@ -3,8 +3,8 @@
     PYTHON foreign.py LOADER DIRECTORY ROWS.safetensors LOGITS.safetensors
 
 Run as text, with nothing of this package importable: the directory has to stand for itself. `rows` are (B, T, width)
-input embeddings, `logits` (B, T, vocabulary) float32. LOGITS' metadata names the programs' versions and the class of the
-layers that computed.
+input embeddings, `logits` (B, T, vocabulary) float32. LOGITS' metadata names the programs' versions and the class of
+the layers that computed.
 """
 
 from __future__ import annotations
