@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from edge_vla.errors import EdgeVLAWarning
+from edge_vla.forecast import Costs, Forecast
 
 out: Final = Console(highlight=False, soft_wrap=True, markup=False)
 err: Final = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
@@ -31,18 +32,30 @@ class Bar:
             disable=not err.is_terminal,
         )
         self.name, self.steps, self.done, self.started = "", 0, 0, time.monotonic()
+        self.plan({})
+
+    def plan(self, costs: Costs) -> None:
+        self.forecast = Forecast(costs, time.monotonic)
 
     def stage(self, name: str, steps: int) -> None:
         self.name, self.steps, self.done, self.started = name, steps, 0, time.monotonic()
+        self.forecast.stage(name, steps)
         self.task = self.bar.add_task(name, total=steps, detail="")
 
     def step(self, detail: str) -> None:
         self.done += 1
+        self.forecast.step()
+        whole = self.forecast.left()
+        in_all = "" if whole is None else f", {_minutes(whole)} left in all"
         each = (time.monotonic() - self.started) / self.done
-        self.bar.update(self.task, advance=1, detail=f"{each:.1f} s each, {detail}")
+        self.bar.update(self.task, advance=1, detail=f"{each:.1f} s each{in_all}, {detail}")
         if not err.is_terminal:
             left = each * (self.steps - self.done)
-            err.print(f"{self.name} {self.done}/{self.steps}, {each:.1f} s each, {left:.0f} s left: {detail}")
+            err.print(f"{self.name} {self.done}/{self.steps}, {each:.1f} s each, {left:.0f} s left{in_all}: {detail}")
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 600 else f"{seconds:.0f} s"
 
 
 def show_warning(

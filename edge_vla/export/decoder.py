@@ -74,18 +74,20 @@ class Calibration:
         spec, writer = self.checkpoint.config.spec.decoder, self.writer
         layers = range(spec.layers)
         if "embedded" not in writer.done:
+            self.progress.stage("calibration, pictures", 1)
             rows = embed(self.checkpoint, self.chosen.frames, DTYPE)
             writer.keep("rows-0", _hidden(rows))
             writer.finish("embedded", [[same.prompt, same.dims] for same in rows])
-        self.progress.stage("calibration, forward", spec.layers)
+            self.progress.step(f"{len(self.chosen.frames)} frames")
+        self.progress.stage("calibration, forward", sum(f"forward-{index}" not in writer.done for index in layers))
         for index in layers:
             if (unit := f"forward-{index}") not in writer.done:
                 rows = self._rows(f"rows-{index}")
                 pass_layer(load_layer(self.checkpoint.tensors, spec, index, DTYPE), rows)
                 writer.keep(f"rows-{index + 1}", _hidden(rows))
                 writer.finish(unit)
-            self.progress.step(f"layer {index}")
-        self.progress.stage("calibration, back", spec.layers)
+                self.progress.step(f"layer {index}")
+        self.progress.stage("calibration, back", sum(f"back-{index}" not in writer.done for index in layers))
         if (unit := "answers") not in writer.done:
             gradients = probe_answers(self.checkpoint, self._rows(f"rows-{spec.layers}"), self.recipe.seed)
             writer.keep(f"gradients-{spec.layers}", _gradients(gradients))
@@ -94,8 +96,8 @@ class Calibration:
         for index in reversed(layers):
             if (unit := f"back-{index}") not in writer.done:
                 writer.finish(unit, self._listen_at(index))
+                self.progress.step(f"layer {index}")
             writer.drop(f"gradients-{index + 1}", *([f"rows-{index}"] if index else []))
-            self.progress.step(f"layer {index}")
         writer.drop("gradients-0")
         return [writer.done[f"back-{index}"] for index in layers]
 

@@ -31,6 +31,7 @@ from edge_vla.checkpoint.quantised import DequantisedTensors
 from edge_vla.errors import ResourceError, UsageError
 from edge_vla.export import budget
 from edge_vla.export.decoder import Calibration, Formats, round_layers
+from edge_vla.export.duration import expected
 from edge_vla.export.golden import MOST_CANDIDATES, choose_golden
 from edge_vla.export.preflight import (
     calibration_memory,
@@ -64,6 +65,16 @@ class Job:
     @cached_property
     def identity(self) -> list[dict[str, str]]:
         return self.checkpoint.identity()
+
+    @cached_property
+    def rows(self) -> int:
+        """How many rows it is calibrated on."""
+        if self.chosen is None:
+            return 0
+        config = self.checkpoint.config
+        prompter = Prompter(self.checkpoint.tokenizer_json, config.prompt, config.spec.decoder)
+        lengths = (len(prompter(frame.instruction)) + len(frame.action or ()) for frame in self.chosen.frames)
+        return sum(config.spec.patches + length for length in lengths)
 
     def key(self) -> dict[str, Any]:
         """Everything that decides the bytes: a journal with another key is another export's."""
@@ -139,6 +150,7 @@ def writing(job: Job, out: Path) -> Iterator[ArtifactWriter]:
 
 def _export(job: Job, writer: ArtifactWriter, progress: Progress) -> Artifact:
     checkpoint, config = job.checkpoint, job.checkpoint.config
+    progress.plan(expected(config.spec, job.frames, job.rows, 0 if job.chosen is None else len(job.chosen.frames)))
     layers = write_decoder(job, writer, progress)
     progress.stage("vision", 3)
     if "ends" not in writer.done:
@@ -211,10 +223,8 @@ def check_room(job: Job, out: Path, fixed: int) -> None:
     spec, recipe = job.checkpoint.config.spec, job.recipe
     need = fixed + (budget.limit(spec, recipe) if recipe.mixed else linear_bytes(job.formats, spec))
     if job.chosen is not None:
-        prompter = Prompter(job.checkpoint.tokenizer_json, job.checkpoint.config.prompt, spec.decoder)
-        rows = sum(spec.patches + len(prompter(f.instruction)) + len(f.action or ()) for f in job.chosen.frames)
-        need += scratch_bytes(spec, rows)
-        check_memory(calibration_memory(spec, rows), "close other programs, or fewer calibration_frames")
+        need += scratch_bytes(spec, job.rows)
+        check_memory(calibration_memory(spec, job.rows), "close other programs, or fewer calibration_frames")
     check_disk(out, need)
 
 

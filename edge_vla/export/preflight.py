@@ -51,7 +51,7 @@ def calibration_memory(spec: PolicySpec, rows: int) -> int:
     layer = sum(math.prod(shape) for shape in decoder.linears().values()) * HALF
     widest = max(inner for _, inner in decoder.linears().values())
     weight = max(math.prod(shape) for shape in decoder.linears().values())
-    hessian = widest**2 * (SINGLE + 3 * DOUBLE) + 4 * weight * SINGLE
+    hessian = widest**2 * (2 * SINGLE + 2 * DOUBLE) + 2 * weight * SINGLE
     return 2 * layer + hessian + rows * decoder.width * HALF * (2 + 2 * PROBES)
 
 

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from edge_vla.forecast import Costs
+
 
 class Progress(Protocol):
+    def plan(self, costs: Costs) -> None:
+        """Before the first stage: what is to come. Stages are known by the part of their name before `, resumed`."""
+        ...
+
     def stage(self, name: str, steps: int) -> None:
         """A stage of `steps` equal steps begins."""
         ...
@@ -16,6 +22,9 @@ class Progress(Protocol):
 
 
 class Silent:
+    def plan(self, costs: Costs) -> None:
+        pass
+
     def stage(self, name: str, steps: int) -> None:
         pass
 

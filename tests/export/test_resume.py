@@ -66,7 +66,7 @@ def test_random_kills(stage: Stage) -> None:
 def test_ctrl_c_keeps_what_is_done_and_says_where_it_goes_on(stage: Stage, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        export(SOURCE, out, RECIPE, frames=stage.frames, progress=Stops(8))  # after the first rounded layer
+        export(SOURCE, out, RECIPE, frames=stage.frames, progress=Stops(10))  # after the first rounded layer
     assert not out.exists()
     before = (tmp_path / "out.partial" / JOURNAL).read_text(encoding="utf-8").splitlines()
     assert any('"unit": "layer-0"' in line for line in before)
@@ -101,7 +101,7 @@ def test_another_export_is_refused(stage: Stage, tmp_path: Path, other: Recipe, 
 def test_a_damaged_file_is_made_again(stage: Stage, tmp_path: Path) -> None:
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     with pytest.raises(KeyboardInterrupt):
-        export(SOURCE, out, RECIPE, frames=stage.frames, progress=Stops(8))
+        export(SOURCE, out, RECIPE, frames=stage.frames, progress=Stops(10))
     layer = partial / "decoder" / "layer-000.safetensors"
     content = layer.read_bytes()
     layer.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
