@@ -27,7 +27,7 @@ THEN = "--then"
 
 def measure(arguments: Sequence[str], repeat: int = 1) -> dict[str, Any]:
     """Run `edge-vla ARGUMENTS`; raises BackendError with its last words if it fails."""
-    seconds, peaks, last = [], [], ""
+    seconds, cpu, peaks, last = [], [], [], ""
     for _ in range(repeat):
         with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
             started = time.perf_counter()
@@ -38,6 +38,7 @@ def measure(arguments: Sequence[str], repeat: int = 1) -> dict[str, Any]:
             if child.returncode:
                 errors.seek(0)
                 raise BackendError(f"edge-vla {' '.join(arguments)}: {errors.read().strip().splitlines()[-1]}")
+            cpu.append(usage.ru_utime + usage.ru_stime)
             peaks.append(usage.ru_maxrss * 1024)
             output.seek(0)
             last = (output.read().strip().splitlines() or [""])[-1]
@@ -46,6 +47,7 @@ def measure(arguments: Sequence[str], repeat: int = 1) -> dict[str, Any]:
         "runs": repeat,
         "seconds": round(statistics.median(seconds), 3),
         "fastest_seconds": round(min(seconds), 3),
+        "cpu_seconds": round(statistics.median(cpu), 3),
         "peak_bytes": max(peaks),
         "last_line": last,
     }
