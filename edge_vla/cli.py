@@ -65,10 +65,15 @@ def export(
     out_dir: Annotated[Path, typer.Option("--out", help="The artifact to make; must not exist.")],
     bits: Annotated[int | None, typer.Option(help="16, 8, 4, 3 or 2 (default 4).")] = None,
     group: Annotated[int | None, typer.Option(help="Weights a scale; default the largest of 128, 64, 32.")] = None,
-    method: Annotated[str | None, typer.Option(help="rtn (default), or gptq, which needs --frames.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="rtn (default), or with --frames gptq, awq, awq+gptq or smoothquant.")
+    ] = None,
+    activations: Annotated[int | None, typer.Option(help="16 (default) or 8, with --bits 8.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Exponent of awq or smoothquant; default searched.")] = None,
+    asymmetric: Annotated[bool | None, typer.Option("--asymmetric", help="Zero points, with --bits 4.")] = None,
     bpw: Annotated[float | None, typer.Option(help="Mixed bits: so many a decoder weight, with gptq.")] = None,
     budget: Annotated[str | None, typer.Option(help="Mixed bits: so many bytes in all, like 4.2GB, with gptq.")] = None,
-    calibration_frames: Annotated[int | None, typer.Option(help="Frames that gptq uses (default 128).")] = None,
+    calibration_frames: Annotated[int | None, typer.Option(help="Frames to calibrate on (default 128).")] = None,
     vision_bits: Annotated[int | None, typer.Option(help="16 (default) or 8, of towers and projector.")] = None,
     form: Annotated[str, typer.Option("--format", help="artifact, gptq or compressed-tensors.")] = "artifact",
     decoder_only: Annotated[bool, typer.Option("--decoder-only", help="Other formats: just the Llama.")] = False,
@@ -76,7 +81,7 @@ def export(
     merge_arithmetic: Annotated[str | None, typer.Option(help="fp32 (default) or upstream.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="A TOML recipe; options given here override it.")] = None,
     frames: Annotated[
-        Path | None, typer.Option(help="Frames for the golden frame, and with recorded actions for gptq.")
+        Path | None, typer.Option(help="Frames for the golden frame, and with recorded actions to calibrate on.")
     ] = None,
 ) -> None:
     """Merge, quantise and export SRC to an artifact, or to a checkpoint that other programs load.
@@ -101,6 +106,9 @@ def export(
         "budget": None if budget is None else parse_bytes(budget),
         "calibration_frames": calibration_frames,
         "vision_bits": vision_bits,
+        "activations": activations,
+        "alpha": alpha,
+        "asymmetric": asymmetric,
     }
     base = Recipe.read(recipe) if recipe else Recipe()
     chosen = replace(base, **{name: value for name, value in given.items() if value is not None})

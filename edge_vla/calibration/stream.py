@@ -29,7 +29,8 @@ STAGES: Final = (
     ("mlp.down_proj",),
 )
 
-Replace = Callable[[Sequence[str], Tensor], Mapping[str, Tensor]]  # linears and their input's Hessian -> new weights
+# Linears and their input's Hessian -> new weights, or products to put in the linears' place.
+Replace = Callable[[Sequence[str], Tensor], Mapping[str, Tensor | nn.Module]]
 Weights = Sequence[Tensor]  # for each `Rows` what each row counts: (n, T) or (1, T) float32
 
 
@@ -93,8 +94,12 @@ def quantise_layer(layer: DecoderLayer, rows: Sequence[Rows], weights: Sequence[
             counted = weights[stage][chunk.index].expand(rows[chunk.index].hidden.shape[:2])[chunk.part]
             add_moments_(moments, (read(chunk).float() * counted.sqrt()[..., None]).flatten(0, 1))
         mirror_(moments)
-        for name, weight in replace(STAGES[stage], moments).items():
-            linears[name].weight = nn.Parameter(weight, requires_grad=False)
+        for name, new in replace(STAGES[stage], moments).items():
+            if isinstance(new, Tensor):
+                linears[name].weight = nn.Parameter(new, requires_grad=False)
+            else:
+                layer.set_submodule(name, new)
+                linears[name] = new
 
     settle(0, lambda chunk: layer.input_layernorm(chunk.hidden))
     attention.o_proj = nn.Identity()  # the layer's own code, up to what o reads

@@ -8,30 +8,33 @@ export goes on with the same bits.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edge_vla.artifact import NORMS, Linear, layer_file, linear_from_json, linear_json
 from edge_vla.calibration.answers import PROBES, Gradients, probe_answers
+from edge_vla.calibration.inputs import observe
 from edge_vla.calibration.sequences import Rows, embed
 from edge_vla.calibration.sets import CalibrationSet
-from edge_vla.calibration.stream import STAGES, load_layer, pass_layer, quantise_layer
+from edge_vla.calibration.stream import STAGES, Weights, load_layer, pass_layer, quantise_layer
 from edge_vla.calibration.weights import row_weights
 from edge_vla.checkpoint import Checkpoint
 from edge_vla.checkpoint.keys import layer_prefix
 from edge_vla.checkpoint.quantised import stored_codes
 from edge_vla.errors import NumericError
-from edge_vla.export.gptq import factorise, gptq
 from edge_vla.export.progress import Progress
 from edge_vla.export.recipe import Recipe
+from edge_vla.export.rounding import round_together, stand_in
 from edge_vla.export.sensitivity import Damages, measure
+from edge_vla.export.smoothing import Fold, smooth
 from edge_vla.export.writer import ArtifactWriter, pack_linear
 from edge_vla.model.decoder import DecoderLayer
-from edge_vla.quant import PackedWeight, Scheme, dequantise, quantise, relative_error, sixteen
+from edge_vla.quant import PackedWeight, Scheme, quantise, relative_error, sixteen
 
 DTYPE: Final = torch.bfloat16  # the arithmetic that the policy runs in
 
@@ -107,11 +110,16 @@ class Calibration:
         for index in range(len(layers), len(formats)):
             rows = self._rows("rows-0" if index == 0 else f"moved-{index}")
             layer = load_layer(self.checkpoint.tensors, self.checkpoint.config.spec.decoder, index, DTYPE)
-            packed, linears = self._round(index, layer, rows, formats[index])
-            _write(self.checkpoint, index, packed, self.writer)
+            packed, linears, fold = self._round(index, layer, rows, formats[index])
+            if self.recipe.scaled:
+                self.writer.finish(f"scales-{index}", {name: asdict(found) for name, found in fold.choices.items()})
+            _write(self.checkpoint, index, packed, self.writer, fold.norms)
             self.writer.keep(f"moved-{index + 1}", _hidden(rows))
             layers.append(_finish(self.writer, self.progress, index, linears))
             self.writer.drop(f"weights-{index}", "rows-0" if index == 0 else f"moved-{index}")
+        if self.recipe.scaled:
+            found = [self.writer.done[f"scales-{index}"] for index in range(len(formats))]
+            self.writer.evidence("scales.json", json.dumps(found, indent=1))
         return layers
 
     def _listen_at(self, index: int) -> Damages:
@@ -128,29 +136,48 @@ class Calibration:
 
     def _round(
         self, index: int, layer: DecoderLayer, rows: Sequence[Rows], formats: Mapping[str, tuple[Scheme, int | None]]
-    ) -> tuple[dict[str, PackedWeight], dict[str, Linear]]:
+    ) -> tuple[dict[str, PackedWeight], dict[str, Linear], Fold]:
         stored = self.writer.kept(f"weights-{index}")
         weights = [[stored[f"{stage}.{which}"] for which in range(len(rows))] for stage in range(len(STAGES))]
         packed: dict[str, PackedWeight] = {}
         linears: dict[str, Linear] = {}
+        fold = self._fold(index, layer, rows, weights, formats)
 
-        def replace(names: Sequence[str], hessian: Tensor) -> Mapping[str, Tensor]:
-            rounded = [name for name in names if formats[name][0] is not Scheme.BF16]
-            factor = factorise(hessian, f"layer {index}, {names[0]}") if rounded else None
-            for name in names:
-                weight = self.checkpoint.tensors.load(f"{layer_prefix(index)}{name}.weight")
-                scheme, group = formats[name]
-                if factor is None or scheme is Scheme.BF16:
-                    packed[name] = quantise(weight, Scheme.BF16, None)
-                else:
-                    packed[name] = gptq(weight, factor, scheme, group)
-                linears[name] = _describe(weight, packed[name])
-            return {name: dequantise(packed[name], DTYPE) for name in names}
+        def replace(names: Sequence[str], hessian: Tensor) -> Mapping[str, Tensor | nn.Module]:
+            real = {name: fold.weight(name, self._load(index, f"{name}.weight")) for name in names}
+            found = round_together(self.recipe, real, hessian, formats, f"layer {index}, {names[0]}")
+            packed.update(found)
+            linears.update({name: _describe(real[name], found[name]) for name in names})
+            return {name: stand_in(found[name], DTYPE) for name in names}
 
+        for name, norm in fold.norms.items():
+            module = layer.get_submodule(name.removesuffix(".weight"))
+            module.weight = nn.Parameter(norm.to(DTYPE), requires_grad=False)
         quantise_layer(layer, rows, weights, replace)
         if not all(bool(torch.isfinite(same.hidden).all()) for same in rows):
             raise NumericError(f"layer {index} gives non-finite numbers once it is rounded: use --bits 8")
-        return packed, {name: linears[name] for name in formats}
+        return packed, {name: linears[name] for name in formats}, fold
+
+    def _fold(
+        self,
+        index: int,
+        layer: DecoderLayer,
+        rows: Sequence[Rows],
+        weights: Sequence[Weights],
+        formats: Mapping[str, tuple[Scheme, int | None]],
+    ) -> Fold:
+        """The scales that move from inputs into weights, if the recipe moves any."""
+        if self.recipe.scaled is None:
+            return Fold()
+        what = f"layer {index}"
+        inputs = observe(layer, rows, weights, what)
+        linears = {name: self._load(index, f"{name}.weight") for name in formats}
+        norms = {name: self._load(index, name) for name in NORMS}
+        spec = self.checkpoint.config.spec.decoder
+        return smooth(self.recipe.scaled, spec, inputs, linears, norms, formats, what, self.recipe.alpha)
+
+    def _load(self, index: int, name: str) -> Tensor:
+        return self.checkpoint.tensors.load(layer_prefix(index) + name)
 
     def _rows(self, name: str) -> list[Rows]:
         stored, shapes = self.writer.kept(name), self.writer.done["embedded"]
@@ -182,8 +209,15 @@ def _describe(weight: Tensor, packed: PackedWeight) -> Linear:
     return Linear(packed.scheme, packed.shape, packed.group, float(f"{relative_error(weight, packed):.2e}"))
 
 
-def _write(checkpoint: Checkpoint, index: int, packed: Mapping[str, PackedWeight], writer: ArtifactWriter) -> None:
-    stored = {name: sixteen(checkpoint.tensors.load(layer_prefix(index) + name)) for name in NORMS}
+def _write(
+    checkpoint: Checkpoint,
+    index: int,
+    packed: Mapping[str, PackedWeight],
+    writer: ArtifactWriter,
+    norms: Mapping[str, Tensor] | None = None,
+) -> None:
+    """One layer's file. `norms` stand for the checkpoint's where scales have moved."""
+    stored = {name: sixteen(checkpoint.tensors.load(layer_prefix(index) + name)) for name in NORMS} | dict(norms or {})
     for name in checkpoint.config.spec.decoder.linears():
         stored |= pack_linear(name, packed[name])
     writer.save(layer_file(index), stored)

@@ -19,8 +19,9 @@ else:
     import tomli as tomllib
 
 
-Method = Literal["rtn", "gptq"]
+Method = Literal["rtn", "gptq", "awq", "awq+gptq", "smoothquant"]
 METHODS: Final = get_args(Method)
+INT8: Final = 8
 ALWAYS: Final = ("bits", "group", "merge_arithmetic")
 
 
@@ -30,6 +31,10 @@ class Recipe:
 
     `method` is how codes are chosen: `rtn` rounds each weight to the nearest, `gptq` rounds so that the answers on
     `calibration_frames` recorded frames stay. It is never chosen by itself: calibrating takes about ten times as long.
+    `awq` and `smoothquant` move scales from each input into its weight first, `awq` for few bits and `smoothquant` for
+    int8 activations; `alpha` is their exponent, searched where it is None. `activations` are the bits that products
+    round their input to, 16 or 8, and None means 8 for `smoothquant` alone. `asymmetric` gives groups of 4 bits a zero
+    point.
     `bits_per_weight` or `budget` (bytes of the decoder's linears) gives each linear 2, 3, 4, 8 or 16 bits by what it
     costs the answers, and then `bits` is ignored. `vision_bits` are those of towers and projector: 16 or 8.
     """
@@ -43,6 +48,9 @@ class Recipe:
     bits_per_weight: float | None = None
     budget: int | None = None
     vision_bits: int = 16
+    activations: int | None = None
+    alpha: float | None = None
+    asymmetric: bool = False
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
@@ -59,6 +67,7 @@ class Recipe:
             raise UsageError(f"calibration_frames {self.calibration_frames}: at least 1")
         if self.mixed and self.method != "gptq":
             raise UsageError("a budget is spent by measuring answers on frames: --method gptq --frames DIR")
+        self._check_scaling()
         if self.bits_per_weight is not None and self.budget is not None:
             raise UsageError("bits per weight and a budget in bytes are two ways to say one thing: give one")
 
@@ -69,13 +78,46 @@ class Recipe:
 
     @property
     def calibrated(self) -> bool:
-        return self.method == "gptq" and (self.mixed or self.bits < 16)
+        return self.method != "rtn" and (self.mixed or self.bits < 16)
+
+    @property
+    def scaled(self) -> Literal["awq", "smoothquant"] | None:
+        """By which rule scales move from inputs into weights."""
+        if self.method == "smoothquant":
+            return "smoothquant"
+        return "awq" if self.method.startswith("awq") else None
+
+    @property
+    def compensated(self) -> bool:
+        """Whether later columns make up for earlier ones' errors."""
+        return self.method.endswith("gptq")
+
+    @property
+    def rounds_activations(self) -> bool:
+        return self.activations == INT8 or self.method == "smoothquant"
+
+    def _check_scaling(self) -> None:
+        if self.activations not in (None, 16, INT8):
+            raise UsageError(f"activations {self.activations}: choose 16 or 8")
+        if self.rounds_activations and (self.bits != INT8 or self.mixed):
+            raise UsageError("activations in 8 bits are for weights in 8 bits: --bits 8")
+        if self.method == "smoothquant" and self.activations == 16:
+            raise UsageError("smoothquant is for activations in 8 bits: leave out --activations, or --method rtn")
+        if self.scaled == "awq" and not 2 <= self.bits <= 4:
+            raise UsageError(f"{self.method} is for 4 bits and fewer, got {self.bits}: --method smoothquant for 8")
+        if self.alpha is not None and self.scaled is None:
+            raise UsageError(f"alpha is the exponent of awq and smoothquant; {self.method} has none")
+        if self.alpha is not None and not 0 <= self.alpha <= 1:  # NaN is not either
+            raise UsageError(f"alpha {self.alpha:g}: choose 0 to 1, or leave it out to have it searched")
+        if self.asymmetric and (self.bits != 4 or self.mixed):
+            raise UsageError("asymmetric grids are for --bits 4, the same everywhere")
 
     def to_json(self) -> dict[str, Any]:
         """What was asked for: the first three always, the rest where it is not the default."""
         default = Recipe()
         values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if name in ALWAYS or value != getattr(default, name)}
+        told = {name: value for name, value in values.items() if name in ALWAYS or value != getattr(default, name)}
+        return {**told, "activations": INT8} if self.rounds_activations else told
 
     @staticmethod
     def read(path: Path) -> Recipe:
@@ -111,6 +153,9 @@ def _known(raw: dict[str, Any], path: Path) -> dict[str, Any]:
         "bits_per_weight": float,
         "budget": int,
         "vision_bits": int,
+        "activations": int,
+        "alpha": float,
+        "asymmetric": bool,
     }
     for key, value in raw.items():
         if key not in types:

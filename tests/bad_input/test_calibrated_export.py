@@ -15,7 +15,23 @@ from tests.export.crash import tiny_frames
 TINY = "random:openvla-tiny"
 
 WRONG: list[tuple[tuple[str, ...], int, tuple[str, ...]]] = [
-    (("--method", "awq"), 2, ("--method awq", "rtn", "gptq")),
+    (("--method", "hqq"), 2, ("--method hqq", "rtn", "gptq", "awq", "smoothquant")),
+    (("--method", "awq"), 2, ("awq needs frames", "--frames")),
+    (("--method", "smoothquant", "--bits", "8"), 2, ("smoothquant needs frames", "--frames")),
+    (("--method", "smoothquant", "--frames", "frames"), 2, ("weights in 8 bits", "--bits 8")),
+    (("--method", "smoothquant", "--bits", "8", "--frames", "frames", "--activations", "16"), 2, ("leave out", "rtn")),
+    (("--method", "smoothquant", "--bits", "8", "--frames", "frames", "--alpha", "1.5"), 2, ("alpha 1.5", "0 to 1")),
+    (("--method", "awq", "--frames", "frames", "--alpha", "-0.1"), 2, ("alpha -0.1", "0 to 1")),
+    (("--method", "awq", "--frames", "frames", "--alpha", "nan"), 2, ("alpha nan", "0 to 1")),
+    (("--method", "awq", "--bits", "8", "--frames", "frames"), 2, ("4 bits and fewer", "smoothquant")),
+    (("--method", "gptq", "--frames", "frames", "--alpha", "0.5"), 2, ("alpha", "gptq has none")),
+    (("--method", "awq", "--frames", "few"), 2, ("5 frames", "at least 8")),
+    (("--method", "smoothquant", "--bits", "8", "--frames", "few"), 2, ("5 frames", "at least 8")),
+    (("--method", "awq", "--frames", "frames", "--bpw", "3"), 2, ("measuring answers", "--method gptq")),
+    (("--activations", "8"), 2, ("activations in 8 bits", "--bits 8")),
+    (("--bits", "8", "--activations", "4"), 2, ("activations 4", "16 or 8")),
+    (("--bits", "8", "--asymmetric"), 2, ("asymmetric", "--bits 4")),
+    (("--method", "gptq", "--frames", "frames", "--asymmetric", "--bpw", "3"), 2, ("asymmetric", "same everywhere")),
     (("--method", "gptq"), 2, ("gptq needs frames", "--frames")),
     (("--bpw", "3.5"), 2, ("measuring answers", "--method gptq")),
     (("--method", "gptq", "--frames", "frames", "--bpw", "1"), 2, ("--bpw 1", "floor", "give more")),
@@ -81,7 +97,8 @@ def test_a_container_has_less_than_its_machine(
     assert edge_vla.export.preflight.available_memory() == expected
 
 
-def test_non_finite_activations_end_it(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_non_finite_activations_end_it(method: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     import torch
 
     import edge_vla.calibration.sequences as sequences
@@ -93,5 +110,5 @@ def test_non_finite_activations_end_it(place: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(sequences, "_see", spoiled)
     with nothing_left(place / "out"):
-        ended = command(capsys, "export", TINY, "--out", "out", "--method", "gptq", "--frames", "frames")
+        ended = command(capsys, "export", TINY, "--out", "out", "--method", method, "--frames", "frames")
     ended.refused_with(6, ["non-finite", "verify the checkpoint"], lines=None)

@@ -1,0 +1,45 @@
+"""The linears that read one input, each rounded as the recipe says. Knows which method does what; nothing of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from edge_vla.export.gptq import clipped, factorise, gptq
+from edge_vla.export.recipe import Recipe
+from edge_vla.quant import PackedWeight, Scheme, dequantise, quantise
+from edge_vla.runtime.kernels import pick
+
+Form = tuple[Scheme, int | None]
+
+
+def round_together(
+    recipe: Recipe, weights: Mapping[str, Tensor], hessian: Tensor, forms: Mapping[str, Form], what: str
+) -> dict[str, PackedWeight]:
+    """`weights` (N, K) that share an input with this (K, K) Hessian; `what` names them in warnings and errors."""
+    rounded = any(forms[name][0] is not Scheme.BF16 for name in weights)
+    factor = factorise(hessian, what) if rounded and recipe.compensated else None
+    packed = {}
+    for name, weight in weights.items():
+        scheme, group = forms[name]
+        if scheme is Scheme.BF16:
+            packed[name] = quantise(weight, scheme, None)
+        elif factor is not None:
+            packed[name] = gptq(weight, factor, scheme, group)
+        elif recipe.method == "awq":
+            packed[name] = clipped(weight, hessian.diagonal(), scheme, group)
+        else:
+            packed[name] = quantise(weight, scheme, group)
+    return packed
+
+
+def stand_in(packed: PackedWeight, dtype: torch.dtype) -> Tensor | nn.Module:
+    """What a calibrated layer goes on with: the rounded weight, or the product where that rounds its input too."""
+    if packed.scheme is not Scheme.W8A8:
+        return dequantise(packed, dtype)
+    cpu = torch.device("cpu")
+    product = pick(packed, dtype, cpu)(packed, dtype, cpu)
+    assert isinstance(product, nn.Module), "a kernel is a module"
+    return product

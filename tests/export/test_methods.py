@@ -1,0 +1,124 @@
+"""Every method end to end on the tiny policy: what the artifact says, how it acts, and that it can be resumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from edge_vla.artifact import EVIDENCE, Artifact
+from edge_vla.calibration.inputs import Inputs, observe
+from edge_vla.calibration.judge import divergence, forced_logits
+from edge_vla.calibration.sequences import Rows
+from edge_vla.calibration.stream import STAGES, Weights, load_layer, pass_layer
+from edge_vla.checkpoint import open_checkpoint
+from edge_vla.export import Recipe, export
+from edge_vla.frames import Frame
+from edge_vla.model.decoder import DecoderLayer
+from edge_vla.quant import Scheme
+from edge_vla.runtime import load
+from edge_vla.runtime.kernels.w8a8 import CpuW8A8
+from tests.conftest import TINY
+from tests.export.crash import tiny_frames
+
+RECIPES = {
+    "smoothquant": Recipe(bits=8, method="smoothquant", calibration_frames=12),
+    "w8a8": Recipe(bits=8, activations=8),
+    "awq": Recipe(method="awq", calibration_frames=12),
+    "uint4": Recipe(asymmetric=True),
+    "uint4 awq+gptq": Recipe(method="awq+gptq", asymmetric=True, calibration_frames=12),
+}
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> list[Frame]:
+    return tiny_frames(tmp_path_factory.mktemp("frames") / "frames")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, frames: Sequence[Frame]) -> dict[str, Artifact]:
+    root = tmp_path_factory.mktemp("made")
+    return {
+        name: export(TINY, root / name.replace(" ", "-"), recipe, (), frames if recipe.calibrated else ())
+        for name, recipe in RECIPES.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "version", "kernel"),
+    [
+        ("smoothquant", Scheme.W8A8, 3, "torch-int-mm"),
+        ("w8a8", Scheme.W8A8, 3, "torch-int-mm"),
+        ("awq", Scheme.INT4, 1, None),
+        ("uint4", Scheme.UINT4, 3, "torch-int4pack"),
+        ("uint4 awq+gptq", Scheme.UINT4, 3, "torch-int4pack"),
+    ],
+)
+def test_the_manifest_says_what_it_is(
+    name: str, scheme: Scheme, version: int, kernel: str | None, made: dict[str, Artifact], frames: Sequence[Frame]
+) -> None:
+    """Written, read back, hashed, and acting with its golden frame as it did when it was made."""
+    artifact = Artifact(made[name].directory)
+    artifact.verify()
+    assert {linear.scheme for layer in artifact.manifest.layers for linear in layer.values()} == {scheme}
+    assert artifact.manifest.version == version
+    assert artifact.manifest.recipe.get("activations") == (8 if scheme is Scheme.W8A8 else None)
+    assert artifact.manifest.recipe.get("asymmetric") == (True if scheme is Scheme.UINT4 else None)
+    policy = load(artifact.directory, "cpu")
+    action = policy.act(frames[0].open(), frames[0].instruction, "random")
+    assert kernel is None or action.kernels[scheme.value] == kernel
+
+
+@pytest.mark.parametrize("name", ["smoothquant", "awq", "uint4 awq+gptq"])
+def test_scales_are_on_record(name: str, made: dict[str, Artifact]) -> None:
+    found = json.loads((made[name].directory / EVIDENCE / "scales.json").read_text(encoding="utf-8"))
+    assert len(found) == len(made[name].manifest.layers)
+    for layer in found:
+        assert list(layer) == [names[0] for names in STAGES]
+        for choice in layer.values():
+            assert 0 < choice["error"] <= 1, "no scaling is among what is tried"
+
+
+def test_scaling_alone_changes_nothing_but_rounding(made: dict[str, Artifact], frames: Sequence[Frame]) -> None:
+    """Moved scales leave the policy where int8 leaves it: answers as near to the reference's as int8's own step."""
+    truth = forced_logits(load(TINY, "cpu", dtype="fp32"), frames)
+    near = {name: divergence(truth, forced_logits(load(made[name].directory, "cpu"), frames)) for name in made}
+    assert near["smoothquant"].mean() < 0.02 * near["uint4"].mean()
+    assert near["w8a8"].mean() < 0.02 * near["uint4"].mean()
+
+
+def test_the_reference_kernel_acts_alike(made: dict[str, Artifact], frames: Sequence[Frame]) -> None:
+    """The whole network on the slow product: for int8 activations the same bits, as the sums are whole."""
+    fast, slow = (load(made["smoothquant"].directory, "cpu", kernel=kernel) for kernel in ("auto", "reference"))
+    for frame in frames[:3]:
+        assert torch.equal(forced_logits(fast, [frame]), forced_logits(slow, [frame]))
+
+
+def test_calibrating_goes_on_with_what_will_run(
+    tmp_path: Path, frames: Sequence[Frame], made: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second layer is smoothed for just what the artifact's own first layer gives it, int8 products and all."""
+    seen: list[list[Rows]] = []
+
+    def spy(layer: DecoderLayer, rows: Sequence[Rows], weights: Sequence[Weights], what: str) -> list[Inputs]:
+        seen.append([Rows(same.hidden.clone(), same.prompt, same.dims) for same in rows])
+        return observe(layer, rows, weights, what)
+
+    monkeypatch.setattr("edge_vla.export.decoder.observe", spy)
+    recipe = RECIPES["smoothquant"]
+    again = export(TINY, tmp_path / "again", recipe, (), frames)
+    assert again.identity == made["smoothquant"].identity
+    first, second = seen
+    checkpoint = open_checkpoint(TINY)
+    layer = load_layer(checkpoint.tensors, checkpoint.config.spec.decoder, 0, torch.bfloat16)
+    packed, norms = next(again.layers())
+    for name, weight in packed.items():
+        layer.set_submodule(name, CpuW8A8(weight, torch.bfloat16, torch.device("cpu")))
+    for name, norm in norms.items():
+        layer.get_parameter(name).copy_(norm)
+    pass_layer(layer, first)
+    for ours, theirs in zip(first, second, strict=True):
+        assert torch.equal(ours.hidden, theirs.hidden)
