@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels.language import Pointer, Scalar, jit, tl
+from edge_vla.runtime.gpu.kernels.language import jit, tl
 from edge_vla.runtime.gpu.kernels.rounding import block_of
 from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS
 
@@ -61,16 +61,16 @@ def kernel(query: Tensor, keys: Tensor, values: Tensor, start: Tensor) -> Tensor
 
 @jit
 def _attention(
-    query: Pointer,
-    keys: Pointer,
-    values: Pointer,
-    start: Pointer,
-    out: Pointer,
-    rows: Scalar,
-    length: Scalar,
-    key_stride: Scalar,
-    value_stride: Scalar,
-    scale: Scalar,
+    query: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    start: tl.tensor,
+    out: tl.tensor,
+    rows: tl.tensor,
+    length: tl.tensor,
+    key_stride: tl.tensor,
+    value_stride: tl.tensor,
+    scale: tl.tensor,
     SHARE: tl.constexpr,
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,

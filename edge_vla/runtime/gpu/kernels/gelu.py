@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels.language import Pointer, jit, tl
+from edge_vla.runtime.gpu.kernels.language import jit, tl
 from edge_vla.runtime.gpu.kernels.rounding import block_of, rounded, store_int8, warps_of
 from edge_vla.runtime.gpu.kernels.weights import Int8Rows, empty_rows, quantised
 
@@ -54,10 +54,10 @@ def _launch(x: Tensor, bias: Tensor | None, out: Tensor, int8: Int8Rows | None, 
 
 @jit
 def _gelu(
-    x: Pointer,
-    bias: Pointer,
-    out: Pointer,
-    scales: Pointer,
+    x: tl.tensor,
+    bias: tl.tensor,
+    out: tl.tensor,
+    scales: tl.tensor,
     BIASED: tl.constexpr,
     WIDTH: tl.constexpr,
     STRIDE: tl.constexpr,

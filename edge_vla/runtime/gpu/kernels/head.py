@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels.language import Pointer, Scalar, jit, tl
+from edge_vla.runtime.gpu.kernels.language import jit, tl
 from edge_vla.runtime.gpu.kernels.rounding import block_of, rounded, sum_of, warps_of
 from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS, Chip, head_tile, splits
 
@@ -80,14 +80,14 @@ def kernel(hidden: Tensor, head: Tensor, embeddings: Tensor) -> Choice:
 
 @jit
 def _logits(
-    hidden: Pointer,
-    head: Pointer,
-    logits: Pointer,
-    rows: Scalar,
-    count: Scalar,
-    width: Scalar,
-    blocks: Scalar,
-    each: Scalar,
+    hidden: tl.tensor,
+    head: tl.tensor,
+    logits: tl.tensor,
+    rows: tl.tensor,
+    count: tl.tensor,
+    width: tl.tensor,
+    blocks: tl.tensor,
+    each: tl.tensor,
     OUTPUTS: tl.constexpr,
     ROWS: tl.constexpr,
     INNER: tl.constexpr,
@@ -114,11 +114,11 @@ def _logits(
 
 @jit
 def _choose(
-    logits: Pointer,
-    embeddings: Pointer,
-    bins: Pointer,
-    margins: Pointer,
-    embedded: Pointer,
+    logits: tl.tensor,
+    embeddings: tl.tensor,
+    bins: tl.tensor,
+    margins: tl.tensor,
+    embedded: tl.tensor,
     PARTS: tl.constexpr,
     ROWS: tl.constexpr,
     COUNT: tl.constexpr,

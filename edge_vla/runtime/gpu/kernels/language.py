@@ -6,16 +6,11 @@ Whether kernels are interpreted on the CPU is Triton's to say: it reads TRITON_I
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from edge_vla.errors import BackendError
 
 REMEDY: Final = "pip install 'edge-vla[triton]' (Linux), or name the reference kernels"
-
-# What a kernel's parameters hold. Triton compiles them by its own types; these are for the reader.
-Pointer: TypeAlias = Any  # the first element of a tensor
-Scalar: TypeAlias = Any  # a number known only when launched
-Block: TypeAlias = Any  # a tile of values inside a kernel
 
 
 class _Missing:
@@ -32,13 +27,14 @@ try:
     import triton
     import triton.language as tl
 
-    jit = triton.jit
+    _missing: _Missing | None = None
 except ImportError as cause:
-    _missing = _Missing(cause)
-    tl = None
-
-    def jit(_: Callable[..., Any]) -> Any:
-        return _missing
+    tl, _missing = None, _Missing(cause)
 
 
-__all__ = ["Block", "Pointer", "Scalar", "jit", "tl"]
+def jit(function: Callable[..., Any]) -> Any:
+    """`triton.jit`; without Triton, what raises when it is launched."""
+    return triton.jit(function) if _missing is None else _missing
+
+
+__all__ = ["jit", "tl"]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels.language import Pointer, Scalar, jit, tl
+from edge_vla.runtime.gpu.kernels.language import jit, tl
 from edge_vla.runtime.gpu.kernels.rounding import block_of, rounded, store_int8, warps_of
 from edge_vla.runtime.gpu.kernels.weights import Int8Rows, empty_rows, quantised
 
@@ -116,16 +116,16 @@ def _launch(
 
 @jit
 def _layer_norm(
-    x: Pointer,
-    added: Pointer,
-    bias: Pointer,
-    layer_scale: Pointer,
-    weight: Pointer,
-    shift: Pointer,
-    total: Pointer,
-    normed: Pointer,
-    scales: Pointer,
-    eps: Scalar,
+    x: tl.tensor,
+    added: tl.tensor,
+    bias: tl.tensor,
+    layer_scale: tl.tensor,
+    weight: tl.tensor,
+    shift: tl.tensor,
+    total: tl.tensor,
+    normed: tl.tensor,
+    scales: tl.tensor,
+    eps: tl.tensor,
     ADDED: tl.constexpr,
     BIASED: tl.constexpr,
     SCALED: tl.constexpr,

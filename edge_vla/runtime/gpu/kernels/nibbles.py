@@ -7,7 +7,7 @@ from typing import Final
 
 import torch
 
-from edge_vla.runtime.gpu.kernels.language import Block, Scalar, jit, tl
+from edge_vla.runtime.gpu.kernels.language import jit, tl
 from edge_vla.runtime.gpu.kernels.weights import BLOCK, REACH
 
 # A power of two whose last mantissa bits are ones: a nibble put there is added to it, and no conversion is needed.
@@ -24,7 +24,9 @@ def span_of(group: int) -> int:
 
 
 @jit
-def weights_of(words: Block, shift: Scalar, TYPE: tl.constexpr, MAGIC: tl.constexpr, OFFSET: tl.constexpr) -> Block:
+def weights_of(
+    words: tl.tensor, shift: tl.tensor, TYPE: tl.constexpr, MAGIC: tl.constexpr, OFFSET: tl.constexpr
+) -> tl.tensor:
     """words (N, 16) -> levels -8..7 of 32 neighbouring inputs (N, 32), exactly, in the 16-bit TYPE."""
     codes = ((words >> shift) & 0x000F000F) | MAGIC
     halves = tl.join(codes.to(tl.int16), (codes >> 16).to(tl.int16))
@@ -32,7 +34,7 @@ def weights_of(words: Block, shift: Scalar, TYPE: tl.constexpr, MAGIC: tl.conste
 
 
 @jit
-def bytes_of(words: Block, shift: Scalar, KEEP: tl.constexpr) -> Block:
+def bytes_of(words: tl.tensor, shift: tl.tensor, KEEP: tl.constexpr) -> tl.tensor:
     """words (N, 16) -> levels -8..7 of 64 inputs (N, 64) int8, in the order of `weights.in_byte_order`.
 
     Bits that KEEP lacks become levels 0.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels.language import Pointer, jit, tl
+from edge_vla.runtime.gpu.kernels.language import jit, tl
 from edge_vla.runtime.gpu.kernels.rounding import block_of, store_int8, warps_of
 from edge_vla.runtime.gpu.kernels.weights import Int8Rows, empty_rows, quantised
 
@@ -33,9 +33,9 @@ def kernel(x: Tensor, *, for_int4: bool = False) -> Int8Rows:
 
 @jit
 def _quantise_rows(
-    x: Pointer,
-    codes: Pointer,
-    scales: Pointer,
+    x: tl.tensor,
+    codes: tl.tensor,
+    scales: tl.tensor,
     WIDTH: tl.constexpr,
     STRIDE: tl.constexpr,
     FOR_INT4: tl.constexpr,

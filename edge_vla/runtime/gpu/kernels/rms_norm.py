@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels.language import Pointer, Scalar, jit, tl
+from edge_vla.runtime.gpu.kernels.language import jit, tl
 from edge_vla.runtime.gpu.kernels.rounding import block_of, parts_of, rounded, store_int8, sum_of, warps_of
 from edge_vla.runtime.gpu.kernels.weights import Int8Rows, empty_rows, quantised, summed
 
@@ -69,13 +69,13 @@ def _launch(
 
 @jit
 def _rms_norm(
-    x: Pointer,
-    added: Pointer,
-    weight: Pointer,
-    total: Pointer,
-    normed: Pointer,
-    scales: Pointer,
-    eps: Scalar,
+    x: tl.tensor,
+    added: tl.tensor,
+    weight: tl.tensor,
+    total: tl.tensor,
+    normed: tl.tensor,
+    scales: tl.tensor,
+    eps: tl.tensor,
     ADDED: tl.constexpr,
     PARTS: tl.constexpr,
     ROWS: tl.constexpr,

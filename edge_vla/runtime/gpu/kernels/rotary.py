@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from edge_vla.model.decoder import rotate
-from edge_vla.runtime.gpu.kernels.language import Pointer, Scalar, jit, tl
+from edge_vla.runtime.gpu.kernels.language import jit, tl
 from edge_vla.runtime.gpu.kernels.rounding import block_of, parts_of, rounded, sum_of
 from edge_vla.runtime.gpu.kernels.weights import summed
 
@@ -58,15 +58,15 @@ def kernel(qkv: Tensor, cos: Tensor, sin: Tensor, start: Tensor, keys: Tensor, v
 
 @jit
 def _rotary(
-    qkv: Pointer,
-    cos: Pointer,
-    sin: Pointer,
-    start: Pointer,
-    query: Pointer,
-    keys: Pointer,
-    values: Pointer,
-    key_stride: Scalar,
-    value_stride: Scalar,
+    qkv: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    start: tl.tensor,
+    query: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    key_stride: tl.tensor,
+    value_stride: tl.tensor,
     PARTS: tl.constexpr,
     ROWS: tl.constexpr,
     HEADS: tl.constexpr,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels.language import Block, Pointer, Scalar, jit, tl
+from edge_vla.runtime.gpu.kernels.language import jit, tl
 
 
 def block_of(width: int) -> int:
@@ -23,7 +23,7 @@ def parts_of(added: Tensor) -> int:
 
 
 @jit
-def sum_of(parts: Pointer, place: Block, real: Block, stride: Scalar, PARTS: tl.constexpr) -> Block:
+def sum_of(parts: tl.tensor, place: tl.tensor, real: tl.tensor, stride: tl.tensor, PARTS: tl.constexpr) -> tl.tensor:
     """Values at `place` of PARTS tensors `stride` apart, added in order in float32."""
     total = tl.load(parts + place, mask=real, other=0.0).to(tl.float32)
     for part in tl.static_range(1, PARTS):
@@ -32,18 +32,18 @@ def sum_of(parts: Pointer, place: Block, real: Block, stride: Scalar, PARTS: tl.
 
 
 @jit
-def rounded(values: Block, TYPE: tl.constexpr) -> Block:
+def rounded(values: tl.tensor, TYPE: tl.constexpr) -> tl.tensor:
     """float32 as a 16-bit tensor would hold it."""
     return values.to(TYPE).to(tl.float32)
 
 
 @jit
 def store_int8(
-    codes: Pointer,
-    scales: Pointer,
-    values: Block,
-    row: Scalar,
-    column: Block,
+    codes: tl.tensor,
+    scales: tl.tensor,
+    values: tl.tensor,
+    row: tl.tensor,
+    column: tl.tensor,
     STRIDE: tl.constexpr,
     FOR_INT4: tl.constexpr,
 ) -> None:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels.language import Pointer, jit, tl
+from edge_vla.runtime.gpu.kernels.language import jit, tl
 from edge_vla.runtime.gpu.kernels.rounding import block_of, parts_of, rounded, store_int8, sum_of, warps_of
 from edge_vla.runtime.gpu.kernels.weights import Int8Rows, empty_rows, quantised, summed
 
@@ -61,10 +61,10 @@ def _launch(gate_up: Tensor, typed: Tensor, out: Tensor, int8: Int8Rows | None, 
 
 @jit
 def _swiglu(
-    gate_up: Pointer,
-    typed: Pointer,
-    out: Pointer,
-    scales: Pointer,
+    gate_up: tl.tensor,
+    typed: tl.tensor,
+    out: tl.tensor,
+    scales: tl.tensor,
     PARTS: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -35,8 +35,9 @@ INTERPRETER: Final = Chip((8, 0), 2, 99 * 1024)
 
 @cache
 def _chip(device: torch.device) -> Chip:
-    about = torch.cuda.get_device_properties(device)
-    return Chip((about.major, about.minor), about.multi_processor_count, about.shared_memory_per_block_optin)
+    about: Any = torch.cuda.get_device_properties(device)  # torch's stubs lack the field, its CUDA builds do not
+    shared = getattr(about, "shared_memory_per_block_optin", about.shared_memory_per_block)
+    return Chip((about.major, about.minor), about.multi_processor_count, shared)
 
 
 @dataclass(frozen=True, slots=True)

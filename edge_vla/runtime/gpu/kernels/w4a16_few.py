@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edge_vla.quant import dequantise
-from edge_vla.runtime.gpu.kernels.language import Pointer, Scalar, jit, tl
+from edge_vla.runtime.gpu.kernels.language import jit, tl
 from edge_vla.runtime.gpu.kernels.nibbles import MAGIC, span_of, weights_of
 from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS, Chip, Tile, few_tile, splits
 from edge_vla.runtime.gpu.kernels.weights import BLOCK, REACH, WORDS, Int4Weight, restore_int4
@@ -61,15 +61,15 @@ def kernel(x: Tensor, weight: Int4Weight, tile: Tile | None = None) -> Tensor:
 
 @jit
 def _w4a16_few(
-    x: Pointer,
-    codes: Pointer,
-    scales: Pointer,
-    out: Pointer,
-    rows: Scalar,
-    outer: Scalar,
-    inner: Scalar,
-    blocks: Scalar,
-    each: Scalar,
+    x: tl.tensor,
+    codes: tl.tensor,
+    scales: tl.tensor,
+    out: tl.tensor,
+    rows: tl.tensor,
+    outer: tl.tensor,
+    inner: tl.tensor,
+    blocks: tl.tensor,
+    each: tl.tensor,
     GROUP: tl.constexpr,
     SPAN: tl.constexpr,
     EVEN: tl.constexpr,

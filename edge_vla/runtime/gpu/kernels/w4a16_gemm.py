@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edge_vla.quant import dequantise
-from edge_vla.runtime.gpu.kernels.language import Pointer, Scalar, jit, tl
+from edge_vla.runtime.gpu.kernels.language import jit, tl
 from edge_vla.runtime.gpu.kernels.nibbles import MAGIC, span_of, weights_of
 from edge_vla.runtime.gpu.kernels.tiles import Chip, Tile, gemm_tile
 from edge_vla.runtime.gpu.kernels.weights import BLOCK, REACH, WORDS, Int4Weight, restore_int4
@@ -62,14 +62,14 @@ def kernel(x: Tensor, weight: Int4Weight, *, half_sums: bool = False, tile: Tile
 
 @jit
 def _w4a16_gemm(
-    x: Pointer,
-    codes: Pointer,
-    scales: Pointer,
-    out: Pointer,
-    rows: Scalar,
-    outer: Scalar,
-    inner: Scalar,
-    blocks: Scalar,
+    x: tl.tensor,
+    codes: tl.tensor,
+    scales: tl.tensor,
+    out: tl.tensor,
+    rows: tl.tensor,
+    outer: tl.tensor,
+    inner: tl.tensor,
+    blocks: tl.tensor,
     GROUP: tl.constexpr,
     SPAN: tl.constexpr,
     EVEN: tl.constexpr,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edge_vla.quant import GRIDS, Scheme, unpack_nibbles
-from edge_vla.runtime.gpu.kernels.language import Pointer, Scalar, jit, tl
+from edge_vla.runtime.gpu.kernels.language import jit, tl
 from edge_vla.runtime.gpu.kernels.nibbles import bytes_of, span_of
 from edge_vla.runtime.gpu.kernels.tiles import Chip, Tile, gemm_tile
 from edge_vla.runtime.gpu.kernels.weights import BLOCK, REACH, WORDS, Int4Weight, Int8Rows, in_input_order, restore_int4
@@ -63,15 +63,15 @@ def kernel(x: Int8Rows, weight: Int4Weight, dtype: torch.dtype, tile: Tile | Non
 
 @jit
 def _w4a8_gemm(
-    x: Pointer,
-    row_scales: Pointer,
-    codes: Pointer,
-    scales: Pointer,
-    out: Pointer,
-    rows: Scalar,
-    outer: Scalar,
-    stride: Scalar,
-    blocks: Scalar,
+    x: tl.tensor,
+    row_scales: tl.tensor,
+    codes: tl.tensor,
+    scales: tl.tensor,
+    out: tl.tensor,
+    rows: tl.tensor,
+    outer: tl.tensor,
+    stride: tl.tensor,
+    blocks: tl.tensor,
     GROUP: tl.constexpr,
     SPAN: tl.constexpr,
     OUTPUTS: tl.constexpr,

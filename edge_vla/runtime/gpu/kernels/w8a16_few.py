@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edge_vla.quant import dequantise
-from edge_vla.runtime.gpu.kernels.language import Pointer, Scalar, jit, tl
+from edge_vla.runtime.gpu.kernels.language import jit, tl
 from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS, Chip, Tile, few_tile, splits
 from edge_vla.runtime.gpu.kernels.weights import Int8Weight, restore_int8
 
@@ -50,15 +50,15 @@ def kernel(x: Tensor, weight: Int8Weight, tile: Tile | None = None) -> Tensor:
 
 @jit
 def _w8a16_few(
-    x: Pointer,
-    codes: Pointer,
-    scales: Pointer,
-    out: Pointer,
-    rows: Scalar,
-    outer: Scalar,
-    inner: Scalar,
-    blocks: Scalar,
-    each: Scalar,
+    x: tl.tensor,
+    codes: tl.tensor,
+    scales: tl.tensor,
+    out: tl.tensor,
+    rows: tl.tensor,
+    outer: tl.tensor,
+    inner: tl.tensor,
+    blocks: tl.tensor,
+    each: tl.tensor,
     EVEN: tl.constexpr,
     OUTPUTS: tl.constexpr,
     ROWS: tl.constexpr,

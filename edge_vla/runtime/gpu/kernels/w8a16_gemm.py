@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edge_vla.quant import dequantise
-from edge_vla.runtime.gpu.kernels.language import Pointer, Scalar, jit, tl
+from edge_vla.runtime.gpu.kernels.language import jit, tl
 from edge_vla.runtime.gpu.kernels.tiles import Chip, Tile, gemm_tile
 from edge_vla.runtime.gpu.kernels.weights import Int8Weight, restore_int8
 
@@ -43,13 +43,13 @@ def kernel(x: Tensor, weight: Int8Weight, tile: Tile | None = None) -> Tensor:
 
 @jit
 def _w8a16_gemm(
-    x: Pointer,
-    codes: Pointer,
-    scales: Pointer,
-    out: Pointer,
-    rows: Scalar,
-    outer: Scalar,
-    inner: Scalar,
+    x: tl.tensor,
+    codes: tl.tensor,
+    scales: tl.tensor,
+    out: tl.tensor,
+    rows: tl.tensor,
+    outer: tl.tensor,
+    inner: tl.tensor,
     EVEN: tl.constexpr,
     OUTPUTS: tl.constexpr,
     ROWS: tl.constexpr,

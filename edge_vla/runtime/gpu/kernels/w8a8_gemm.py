@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels.language import Pointer, Scalar, jit, tl
+from edge_vla.runtime.gpu.kernels.language import jit, tl
 from edge_vla.runtime.gpu.kernels.tiles import Chip, Tile, gemm_tile
 from edge_vla.runtime.gpu.kernels.weights import Int8Rows, Int8Weight
 
@@ -50,15 +50,15 @@ def kernel(
 
 @jit
 def _w8a8_gemm(
-    x: Pointer,
-    row_scales: Pointer,
-    codes: Pointer,
-    scales: Pointer,
-    bias: Pointer,
-    out: Pointer,
-    rows: Scalar,
-    outer: Scalar,
-    inner: Scalar,
+    x: tl.tensor,
+    row_scales: tl.tensor,
+    codes: tl.tensor,
+    scales: tl.tensor,
+    bias: tl.tensor,
+    out: tl.tensor,
+    rows: tl.tensor,
+    outer: tl.tensor,
+    inner: tl.tensor,
     BIASED: tl.constexpr,
     EVEN: tl.constexpr,
     OUTPUTS: tl.constexpr,

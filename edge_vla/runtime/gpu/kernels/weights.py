@@ -125,9 +125,10 @@ def quantised(x: Tensor, *, for_int4: bool = False) -> Int8Rows:
     """Rows (M, K) of a float type to the nearest of 255 codes; a row that is not finite gets scale infinity."""
     wide = x.float()
     largest = torch.where(wide.isnan(), torch.inf, wide.abs()).amax(dim=1)
-    inverse = torch.where(largest > 0, INT8_MAX / largest, 0.0)
+    whole = torch.full_like(largest, INT8_MAX)  # a tensor: by a number torch multiplies, which rounds otherwise
+    inverse = torch.where(largest > 0, whole / largest, 0.0)
     codes = torch.round(wide * inverse[:, None]).nan_to_num_(0.0).clamp_(-INT8_MAX, INT8_MAX).to(torch.int8)
-    return Int8Rows(in_byte_order(codes) if for_int4 else codes, largest / INT8_MAX, for_int4)
+    return Int8Rows(in_byte_order(codes) if for_int4 else codes, largest / whole, for_int4)
 
 
 def in_byte_order(codes: Tensor) -> Tensor:

@@ -1,0 +1,115 @@
+"""A Triton driver without a device: kernels' own launchers compile for a named chip, with the real arguments, and stop.
+
+Run as a program (Triton decides at import whether to interpret): `python -m tests.gpu.kernels.dry_driver 90 232448`
+compiles every kernel at the shapes of OpenVLA-7B and prints one JSON line a kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edge_vla.runtime.gpu.kernels import tiles
+from edge_vla.runtime.gpu.kernels.cases import of_policy
+from edge_vla.runtime.gpu.kernels.trials import Maker
+from edge_vla.spec import OPENVLA_7B, PolicySpec
+
+PREFILL = 288
+
+
+@contextmanager
+def compiling_for(chip: tiles.Chip) -> Iterator[list[dict[str, Any]]]:
+    """Within, launching a kernel on CPU tensors compiles it for `chip`; what the compiler says is added to the list."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.driver import DriverBase
+    from triton.runtime.driver import driver
+
+    compiled = list[dict[str, Any]]()
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+    class Utils:
+        def get_device_properties(self, _: int) -> dict[str, int]:
+            return {"max_shared_mem": chip.shared_bytes}
+
+        def load_binary(self, name: str, binary: bytes, shared: int, _: int) -> tuple[None, None, int, int, int]:
+            compiled.append({"kernel": name, "shared": shared, **resources(tools, binary)})
+            return None, None, 0, 0, 1024
+
+    class Dry(DriverBase):  # type: ignore[misc]
+        utils = Utils()
+
+        class launcher_cls:  # noqa: N801
+            def __init__(self, *_: object) -> None: ...
+
+            def __call__(self, *_: object) -> None: ...
+
+        is_active = staticmethod(lambda: True)
+
+        def map_python_to_cpp_type(self, kind: str) -> str:
+            return kind
+
+        def get_current_target(self) -> Any:
+            return GPUTarget("cuda", chip.capability[0] * 10 + chip.capability[1], 32)
+
+        def get_active_torch_device(self) -> torch.device:
+            return torch.device("cpu")
+
+        def get_benchmarker(self) -> Any:
+            raise NotImplementedError
+
+        def get_current_device(self) -> int:
+            return 0
+
+        def get_current_stream(self, _: int) -> int:
+            return 0
+
+    before, tiles.INTERPRETER = tiles.INTERPRETER, chip  # type: ignore[misc]
+    driver.set_active(Dry())
+    try:
+        yield compiled
+    finally:
+        tiles.INTERPRETER = before  # type: ignore[misc]
+
+
+def resources(tools: Path, binary: bytes) -> dict[str, Any]:
+    """Registers, bytes of stack, and how often each of the instructions occurs that say what a kernel runs on."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        used = subprocess.run(
+            [tools / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
+        )
+        sass = subprocess.run([tools / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", used.stdout + used.stderr)
+    assert found, used
+    names = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z0-9]+)", sass, re.M)
+    telling = {name: names.count(name) for name in sorted(set(names)) if re.search("MMA|LDL|STL|LDGSTS|UTMALDG", name)}
+    return {"registers": int(found[1]), "stack": int(found[2]), "instructions": len(names), **telling}
+
+
+def compile_policy(spec: PolicySpec, chip: tiles.Chip) -> list[dict[str, Any]]:
+    """One line a compiled kernel; kernels that differ in nothing that is compiled come once."""
+    make = Maker.seeded(0, torch.device("cpu"), torch.bfloat16)
+    lines = list[dict[str, Any]]()
+    with compiling_for(chip) as compiled:
+        for case in of_policy(spec, PREFILL):
+            known = len(compiled)
+            case.make(make).kernel()
+            lines += [{"case": case.name, **line} for line in compiled[known:]]
+    return lines
+
+
+if __name__ == "__main__":
+    major, minor = divmod(int(sys.argv[1]), 10)
+    for line in compile_policy(OPENVLA_7B, tiles.Chip((major, minor), int(sys.argv[3]), int(sys.argv[2]))):
+        sys.stdout.write(json.dumps(line) + "\n")

@@ -1,0 +1,165 @@
+"""The kernels between products: as exact as PyTorch, and where only moves and roundings happen, its bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from edge_vla.runtime.gpu.kernels import attention, gelu, head, layer_norm, quantise_rows, rms_norm, rotary, swiglu
+from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS
+from edge_vla.runtime.gpu.kernels.trial_rows import attend, choose, gate, int8_rows, norm, tower_gelu, tower_norm, turn
+from edge_vla.runtime.gpu.kernels.trials import Maker, Trial, judge
+from edge_vla.runtime.gpu.kernels.weights import Int8Rows
+from edge_vla.spec import DecoderSpec
+
+# The interpreter's numpy tells of infinities that are asked for here.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+TYPES = (torch.bfloat16, torch.float16)
+few_examples = settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
+rows_, widths, parts_, seeds = st.integers(1, 9), st.integers(2, 300), st.integers(0, 4), st.integers(0, 99)
+
+
+def assert_passes(trial: Trial) -> None:
+    verdict = judge(trial)
+    assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@few_examples
+@given(rows=rows_, width=widths, parts=parts_, seed=seeds)
+def test_norms_and_gates(
+    dtype: torch.dtype, rows: int, width: int, parts: int, seed: int, device: torch.device
+) -> None:
+    make = Maker.seeded(seed, device, dtype)
+    assert_passes(norm(make, rows, width, parts))
+    assert_passes(gate(make, rows, width, parts))
+    assert_passes(tower_norm(make, rows, width))
+    assert_passes(tower_gelu(make, rows, width))
+    assert_passes(int8_rows(make, rows, width, for_int4=seed % 2 == 0))
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@few_examples
+@given(
+    kv_heads=st.integers(1, 3),
+    share=st.integers(1, 3),
+    head_width=st.sampled_from((16, 20, 72, 128)),
+    rows=st.sampled_from((1, 7, 17, 66)),
+    start=st.integers(0, 90),
+    parts=parts_,
+    seed=seeds,
+)
+def test_turning_and_attending(
+    dtype: torch.dtype,
+    kv_heads: int,
+    share: int,
+    head_width: int,
+    rows: int,
+    start: int,
+    parts: int,
+    seed: int,
+    device: torch.device,
+) -> None:
+    heads = kv_heads * share
+    spec = DecoderSpec(width=heads * head_width, heads=heads, kv_heads=kv_heads)
+    make = Maker.seeded(seed, device, dtype)
+    assert_passes(turn(make, spec, rows, start, start + rows + 3, parts))
+    assert_passes(attend(make, spec, rows, start, start + rows + 3))
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@few_examples
+@given(rows=st.integers(1, FEW_ROWS), width=widths, bins=st.integers(2, 70), seed=seeds)
+def test_choosing(dtype: torch.dtype, rows: int, width: int, bins: int, seed: int, device: torch.device) -> None:
+    assert_passes(choose(Maker.seeded(seed, device, dtype), rows, width, bins))
+
+
+def test_the_lowest_of_equal_logits_wins(device: torch.device) -> None:
+    make = Maker.seeded(1, device, torch.bfloat16)
+    hidden, embeddings = make.rows(1, 64), make.rows(33, 64)
+    weight = hidden.expand(33, 64).contiguous()
+    weight[:7] *= -1
+    choice = head.kernel(hidden, weight, embeddings)
+    assert (int(choice.bins), float(choice.margins)) == (7, 0.0)
+    assert torch.equal(choice.embedded, embeddings[7:8])
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_is_told(wrong: float, device: torch.device) -> None:
+    make = Maker.seeded(1, device, torch.bfloat16)
+    hidden = make.rows(3, 64)
+    hidden[1, 5] = wrong
+    choice = head.kernel(hidden, make.rows(20, 64), make.rows(20, 64))
+    assert choice.margins.isfinite().tolist() == [True, False, True]
+    assert 0 <= int(choice.bins.min()) <= int(choice.bins.max()) < 20
+    rows = quantise_rows.kernel(hidden)
+    assert rows.scales.isfinite().tolist() == [True, False, True]
+    normed = rms_norm.kernel(hidden, None, make.rows(64), 1e-6)[1]
+    assert normed.isfinite().all(dim=1).tolist()[::2] == [True, True]
+
+
+def test_a_row_of_zeros_has_codes_of_zero(device: torch.device) -> None:
+    rows = quantise_rows.kernel(torch.zeros(2, 40, dtype=torch.float16, device=device))
+    assert not rows.codes.any()
+    assert not rows.scales.any()
+
+
+@pytest.mark.parametrize("for_int4", [False, True])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_fused_quantisation_is_that_of_the_rounded_rows(
+    dtype: torch.dtype, for_int4: bool, device: torch.device
+) -> None:
+    """To the bit: what is fused leaves out a trip through memory, not a rounding."""
+    make = Maker.seeded(5, device, dtype)
+    x, added, wide = make.rows(4, 200), make.wide(2, 4, 200), make.wide(3, 4, 400)
+    bias, weight, shift = make.rows(200), make.rows(200), make.rows(200)
+    pairs: list[tuple[Tensor, Int8Rows]] = [
+        (
+            rms_norm.kernel(x, added, weight, 1e-6)[1],
+            rms_norm.kernel_int8(x, added, weight, 1e-6, for_int4=for_int4)[1],
+        ),
+        (swiglu.kernel(wide, dtype), swiglu.kernel_int8(wide, dtype, for_int4=for_int4)),
+        (gelu.kernel(x, bias), gelu.kernel_int8(x, bias, for_int4=for_int4)),
+        (
+            layer_norm.kernel(x, x, bias, None, weight, shift, 1e-6)[1],
+            layer_norm.kernel_int8(x, x, bias, None, weight, shift, 1e-6, for_int4=for_int4)[1],
+        ),
+    ]
+    for plain, fused in pairs:
+        two = quantise_rows.reference(plain, for_int4=for_int4)
+        assert torch.equal(two.codes, fused.codes)
+        assert torch.equal(two.scales, fused.scales)
+
+
+def test_attention_of_a_row_depends_on_no_other_row(device: torch.device) -> None:
+    make = Maker.seeded(6, device, torch.bfloat16)
+    query, keys, values = make.rows(FEW_ROWS, 4, 32), make.rows(2, 150, 32), make.rows(2, 150, 32)
+
+    def at(start: int, rows: Tensor) -> Tensor:
+        return attention.kernel(rows, keys, values, torch.tensor([start], dtype=torch.int32, device=device))
+
+    whole = at(120, query)
+    for row in range(FEW_ROWS):
+        assert torch.equal(at(120 + row, query[row : row + 1]), whole[row : row + 1])
+
+
+def test_a_cache_longer_than_the_pass_is_read_by_its_strides(device: torch.device) -> None:
+    """Layers' caches are views of one tensor, and a pass sees the first slots of each."""
+    make = Maker.seeded(7, device, torch.bfloat16)
+    whole = make.rows(2, 3, 90, 32)
+    keys, values = whole[0, :, :64], whole[1, :, :64]
+    start = torch.tensor([20], dtype=torch.int32, device=device)
+    query = make.rows(5, 6, 32)
+    same = attention.kernel(query, keys.contiguous(), values.contiguous(), start)
+    assert torch.equal(attention.kernel(query, keys, values, start), same)
+    run: Callable[..., Tensor] = rotary.kernel
+    qkv, cos, sin = make.rows(5, 12 * 32), make.rows(64, 32), make.rows(64, 32)
+    untouched = whole[:, :, 64:].clone()
+    run(qkv, cos, sin, start, keys, values)
+    assert torch.equal(whole[:, :, 64:], untouched)
+    assert torch.equal(values[:, 20:25], qkv.view(5, 12, 32)[:, 9:].transpose(0, 1))
