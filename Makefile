@@ -4,7 +4,7 @@ BIN := .venv/bin
 # libgomp reads this once, when torch is loaded: without it, waiting threads spin beside other work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test check bench-demo format clean
+.PHONY: demo test check bench-demo bench-gpu format clean
 
 demo: .venv/ready
 	rm -rf demo-out
@@ -22,6 +22,10 @@ check: .venv/ready
 # The demo policy in 16, 8 and 4 bits beside bf16 and eager Hugging Face; fails on a red gate.
 bench-demo: .venv/ready
 	$(BIN)/python -m edge_vla.demo.judge --limit 400 --episodes 0 --profile quick --peer hf-bf16 --out bench-out
+
+# The GPU engine beside its peers on this machine's card, in less than eight minutes; `make bench-gpu DRY=1` needs none.
+bench-gpu: .venv/ready
+	$(BIN)/python -m edge_vla.benchmarks.gpu $(if $(DRY),--dry-run)
 
 format: .venv/ready
 	$(BIN)/ruff format edge_vla tests

@@ -47,10 +47,13 @@ WORDS: Final = re.findall(
 
 
 class RandomTensors:
-    """Matrices of variance 1 / fan-in; norms one; biases and positions small. Each keyed by its own name."""
+    """Matrices of variance 1 / fan-in; norms one; biases and positions small. Each keyed by its own name.
 
-    def __init__(self, name: str, spec: PolicySpec) -> None:
-        self.name = name
+    Made on `device`; another kind of device makes other numbers.
+    """
+
+    def __init__(self, name: str, spec: PolicySpec, device: torch.device | None = None) -> None:
+        self.name, self.device = name, device or torch.device("cpu")
         self.table: dict[str, Key] = key_table(spec)
 
     def __str__(self) -> str:
@@ -65,11 +68,11 @@ class RandomTensors:
     def load(self, name: str) -> Tensor:
         shape = self.shape(name)
         if "norm" in name and name.endswith("weight"):
-            return torch.ones(shape, dtype=torch.bfloat16)
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            return torch.ones(shape, dtype=torch.bfloat16, device=self.device)
+        generator = torch.Generator(self.device).manual_seed(zlib.crc32(name.encode()))
         matrix = name.endswith(".weight") and len(shape) > 1 and "embed_tokens" not in name
         deviation = 1 / math.sqrt(math.prod(shape[1:])) if matrix else 0.02
-        return (torch.randn(shape, generator=generator) * deviation).to(torch.bfloat16)
+        return (torch.randn(shape, generator=generator, device=self.device) * deviation).to(torch.bfloat16)
 
 
 def open_random(name: str) -> tuple[RandomTensors, PolicyConfig, str]:

@@ -32,7 +32,7 @@ from edge_vla.runtime.network import Embeddings, Head
 from edge_vla.runtime.vision import Vision
 from edge_vla.spec import PolicySpec
 
-Piece = Literal["action", "prefill", "riding", "verify"]
+Piece = Literal["action", "prefill", "riding", "verify", "vision"]
 PIECES: Final[tuple[Piece, ...]] = ("action", "prefill", "verify", "riding")
 
 
@@ -95,7 +95,7 @@ class Engine:
             self._put(room, prompt, torch.as_tensor(pixels))
             drafted = draft((), ()) if draft is not None and dims > 1 else []
             if draft is None or not drafted:
-                self._run("action", shape)
+                self.run("action", shape)
                 answer, passes = self._read(room, dims), dims - 1
             else:
                 answer, passes = self._verified(room, shape, draft, drafted, strict)
@@ -124,27 +124,31 @@ class Engine:
         dims, given = shape.dims, list(drafted[: shape.dims - 1])
         room.give(given)
         if strict:
-            self._run("prefill", shape)  # it puts the first answer in the place of the first guess
-            self._run("verify", shape)
+            self.run("prefill", shape)  # it puts the first answer in the place of the first guess
+            self.run("verify", shape)
         else:
-            self._run("riding", shape)
+            self.run("riding", shape)
         answer, passes = self._read(room, dims), int(strict)
         given[0] = answer.bins[0] if strict else given[0]
         while (known := 1 + _agreeing(given, answer.bins)) < dims:
             bins = answer.bins
             given = [*bins[:known], *draft(bins[:known], bins)[known:]][: dims - 1]
             room.give(given)
-            self._run("verify", shape)
+            self.run("verify", shape)
             answer, passes = self._read(room, dims), passes + 1
         return answer, passes
 
-    def _run(self, piece: Piece, shape: Shape) -> None:
+    def run(self, piece: Piece, shape: Shape) -> None:
+        """One piece of an action, on what the room holds by now."""
         self.graphs.run((piece, shape), partial(self._do, piece, shape))
 
     def _do(self, piece: Piece, shape: Shape) -> None:
         """What a graph of this piece records: reads and writes the room and nothing else."""
         room = self._room
         assert room is not None, "a room is made before anything runs in it"
+        if piece == "vision":  # alone it serves nobody but a clock
+            room.splice(self.vision(room.pixels)[0], shape.prompt)
+            return
         if piece == "verify":
             self._pass(room, shape)
         else:

@@ -1,0 +1,117 @@
+"""How long one action takes on every side that loads here, in turns A B B A.
+
+A side that breaks says why, and the others go on. Knows clocks; `gpu_sides` knows who is timed.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from edge_vla.benchmarks import gpu_sides, latency
+from edge_vla.benchmarks.gpu_clock import host_ms
+from edge_vla.benchmarks.gpu_forms import CHANCE, DRAFTED, DRAFTS_ON, FORMS, RIDING, load
+from edge_vla.benchmarks.gpu_run import Run
+from edge_vla.benchmarks.gpu_sides import Side, Task
+from edge_vla.benchmarks.peers.packages import versions
+from edge_vla.errors import DeviceLostError
+from edge_vla.runtime.gpu.device import broke_cuda
+from edge_vla.runtime.network import Network
+
+FIRST = 4  # actions before any is timed: kernels are compiled, graphs recorded
+
+
+def latency_of_all(run: Run) -> dict[str, Any]:
+    task = Task.make(run.checkpoint, run.scale.pictures, run.scale.text, run.scale.dims, run.device)
+    sides, rows = list[Side](), dict[str, dict[str, Any]]()
+    for name, make in _makers(run, task):
+        try:
+            side = make()
+            cold = [_timed(side, index) for index in range(FIRST)]
+        except Exception as error:
+            if isinstance(error, DeviceLostError) or (isinstance(error, RuntimeError) and broke_cuda(error)):
+                raise
+            rows[name] = {"failed": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
+            continue
+        sides.append(side)
+        rows[name] = {"about": side.about, "first_ms": cold[0], "tokens": list(side.act(0))}
+    blocks = _in_turns(sides, run)
+    for side in sides:
+        rows[side.name] |= _summary(blocks[side.name], side)
+    return {
+        "prompt_rows": run.checkpoint.config.spec.patches + run.scale.text,
+        "dims": run.scale.dims,
+        "sides": rows,
+        "times_faster": _ratios(blocks),
+        "versions": versions(),
+        "not_timed": dict.fromkeys(("gptqmodel", "gemlite"), "no side for it has been written"),
+    }
+
+
+def _makers(run: Run, task: Task) -> Iterator[tuple[str, Callable[[], Side]]]:
+    loaded = dict[str, Network]()
+
+    def plain(form: str) -> Side:
+        loaded[form] = load(run, form)
+        bits, vision, activations = FORMS[form]
+        about = f"{bits}-bit decoder, {vision}-bit towers, {activations}-bit activations where rows are many"
+        return gpu_sides.ours(form, loaded[form], task, about)
+
+    def drafted(name: str, strict: bool) -> Side:
+        where = "after the prefill, same bits as without" if strict else "in the prefill, near-ties may fall otherwise"
+        about = f"planted drafts, each dimension right with p = {CHANCE:g}, verified {where}"
+        return gpu_sides.drafted(name, loaded[DRAFTS_ON], task, CHANCE, strict=strict, about=about)
+
+    for form in FORMS:
+        yield form, partial(plain, form)
+    yield DRAFTED, partial(drafted, DRAFTED, True)
+    yield RIDING, partial(drafted, RIDING, False)
+    for name, make in gpu_sides.PEERS.items():
+        yield name, partial(make, run.checkpoint, task)
+
+
+def _in_turns(sides: Sequence[Side], run: Run) -> dict[str, list[list[float]]]:
+    """Milliseconds by side and block. The first action of a block is thrown away: clocks and caches were another's."""
+    taken: dict[str, list[list[float]]] = {side.name: [] for side in sides}
+    by_name, turns = {side.name: side for side in sides}, 2 * run.scale.rounds
+    counts = {
+        side.name: max(2, min(run.scale.actions, int(run.scale.side_s * 1e3 / _timed(side, 0))) // turns)
+        for side in sides
+    }
+    for side in sides:
+        side.passes.clear()
+    asked = 0
+    for name in latency.blocks(list(by_name), run.scale.rounds):
+        block = [_timed(by_name[name], asked + index) for index in range(counts[name] + 1)]
+        asked += counts[name]
+        taken[name].append(block[1:])
+    return taken
+
+
+def _timed(side: Side, index: int) -> float:
+    """Its tokens are on the host when a side returns, so the device has finished."""
+    return host_ms(partial(side.act, index))
+
+
+def _summary(blocks: Sequence[Sequence[float]], side: Side) -> dict[str, Any]:
+    times = [one for block in blocks for one in block]
+    low, high = latency.p50_interval(blocks)
+    return {
+        "actions": len(times),
+        "p50_ms": statistics.median(times),
+        "p50_interval": [low, high],
+        "best_ms": min(times),
+        "worst_ms": max(times),
+        "samples_ms": [[round(one, 4) for one in block] for block in blocks],
+        **({"passes_mean": statistics.fmean(side.passes)} if side.passes else {}),
+    }
+
+
+def _ratios(blocks: Mapping[str, list[list[float]]]) -> dict[str, dict[str, Any]]:
+    """How much faster each of ours is than each other side that it took turns with."""
+    mine = [name for name in blocks if name in FORMS or name in (DRAFTED, RIDING)]
+    return {
+        name: {other: latency.ratio(blocks[name], blocks[other]) for other in blocks if other != name} for name in mine
+    }

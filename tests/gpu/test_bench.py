@@ -1,0 +1,154 @@
+"""`make bench-gpu` without a GPU: the dry run goes through every part, and what fails in one spoils no other."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from edge_vla.benchmarks import gpu, gpu_bars, gpu_sides, gpu_stages
+from edge_vla.benchmarks.gpu_bars import BARS
+from edge_vla.benchmarks.gpu_forms import DRAFTED, FORMS, RIDING
+from edge_vla.benchmarks.gpu_run import DRY, FULL, Run
+from edge_vla.benchmarks.gpu_weights import seeded, write
+from edge_vla.errors import BackendError, DeviceLostError, UsageError
+from edge_vla.runtime.policy import load
+from edge_vla.spec import OPENVLA_7B, TINY
+from tests.gpu.made import CPU
+
+
+@pytest.fixture(scope="module")
+def dry(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+    path = gpu.bench(tmp_path_factory.mktemp("dry"), dry=True)
+    assert path.name.startswith("dry-run-")
+    read: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return read
+
+
+def test_every_part_ends(dry: Mapping[str, Any]) -> None:
+    assert dry["kind"] == "gpu"
+    assert dry["dry_run"] is True
+    assert not {name: part["failed"] for name, part in dry["parts"].items() if "failed" in part}
+    assert {row["verdict"] for row in dry["table"]} == {"dry run"}, "what a CPU took says nothing of a GPU"
+    assert dry["parts"]["kernels"]["passed"] == dry["parts"]["kernels"]["of"] > 40
+
+
+def test_every_side_is_timed_or_says_why_not(dry: Mapping[str, Any]) -> None:
+    sides = dry["parts"]["latency"]["sides"]
+    assert set(sides) == {*FORMS, DRAFTED, RIDING, *gpu_sides.PEERS}
+    for name in (*FORMS, DRAFTED, RIDING, "hf bf16, eager", "hf bf16, compiled"):
+        assert sides[name]["actions"] == DRY.actions // (2 * DRY.rounds) * 2 * DRY.rounds
+    assert sides["hf bf16, compiled"]["tokens"] == sides["hf bf16, eager"]["tokens"], "the same weights, the same loop"
+    assert sides[DRAFTED]["tokens"] == sides["int4, w4a8 prefill"]["tokens"], "a draft changes nothing"
+    assert 1 <= sides[DRAFTED]["passes_mean"] <= DRY.dims - 1
+    assert sides[RIDING]["passes_mean"] < sides[DRAFTED]["passes_mean"]
+
+
+def test_the_engine_answers_as_its_reference_does(dry: Mapping[str, Any]) -> None:
+    """Here they are one and the same, so this tests the comparison."""
+    for row in dry["parts"]["demo tokens"]["forms"]:
+        assert (row["equal"], row["differ_above_the_noise"]) == (DRY.frames, 0)
+    forms = {row["form"]: row for row in dry["parts"]["agreement"]["forms"]}
+    assert all(row["tokens_equal_to_reference"] == 1 for row in forms.values())
+    assert forms["bf16"]["tokens_equal_to_bf16"] == 1
+
+
+def test_every_bar_finds_its_figure_in_a_result(dry: Mapping[str, Any]) -> None:
+    """All but those that only a GPU or an absent package can give."""
+    absent = {row["what"] for row in dry["table"] if row["value"] is None}
+    assert absent <= {
+        "int4 against bitsandbytes NF4",
+        "allocator peak int4",
+        "allocator peak int8",
+        "load peak int4 over its weights",
+    }
+
+
+def test_bars_are_met_missed_or_not_measured() -> None:
+    ms = {"bf16": 31.0, "int4, w4a16 prefill": 16.0, "int4, w4a8 prefill": 14.5, "int8, w8a8 prefill": 22.0}
+    parts = {
+        "latency": {
+            "sides": {name: {"p50_ms": value} for name, value in ms.items()},
+            "times_faster": {"int4, w4a8 prefill": {"bf16": {"ratio": 2.1}}},
+        },
+        "kernels": {"of": 50, "passed": 49},
+    }
+    rows = {row["what"]: row for row in gpu_bars.judge(parts)}
+    assert len(rows) == len(BARS)
+    assert rows["bf16"]["verdict"] == "met"
+    assert rows["int8, the faster prefill"]["verdict"] == "missed"
+    assert rows["int4, the fastest prefill"]["verdict"] == "met"
+    assert rows["int4, the fastest prefill"]["named"] == "int4, w4a8 prefill"
+    assert rows["int4 against our bf16"]["verdict"] == "met"
+    assert rows["int4 against bitsandbytes NF4"]["verdict"] == "not measured"
+    assert rows["kernels further off than twice plain bf16"]["verdict"] == "missed"
+    assert len(gpu_bars.lines(list(rows.values()))) == len(rows)
+
+
+def test_a_part_that_fails_spoils_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(run: object) -> Mapping[str, Any]:
+        raise ZeroDivisionError("nothing by nothing")
+
+    monkeypatch.setattr(gpu_stages, "ceilings", broken)
+    path = gpu.bench(tmp_path, dry=True, only=["ceilings", "stages: bf16"])
+    parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
+    assert parts["ceilings"]["failed"] == "ZeroDivisionError: nothing by nothing"
+    assert parts["stages: bf16"]["ms"]["action"] > 0
+    assert parts["stages: bf16"]["stages"] == {}, "without ceilings there is no share of them"
+
+
+def test_nothing_is_asked_of_a_card_that_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(run: object) -> Mapping[str, Any]:
+        raise DeviceLostError("the GPU failed")
+
+    monkeypatch.setattr(gpu_stages, "ceilings", lost)
+    parts = json.loads(gpu.bench(tmp_path, dry=True, only=["ceilings", "stages"]).read_text(encoding="utf-8"))["parts"]
+    assert len(parts) == 1 + len(FORMS)
+    assert all("the GPU failed" in part["failed"] for part in parts.values())
+
+
+def test_what_would_not_fit_in_the_time_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "parts", lambda run: {"long": (lambda: {"never": 1}, 100.0)})
+    monkeypatch.setattr(Run, "part", _without_patience(Run.part))
+    part = json.loads(gpu.bench(tmp_path, dry=True, budget_s=50).read_text(encoding="utf-8"))["parts"]["long"]
+    assert "it takes about 100" in part["failed"]
+
+
+def _without_patience(part: Any) -> Any:
+    return lambda run, name, measure, least_s: part(run, name, measure, 100.0)
+
+
+def test_a_dry_run_is_no_result(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("sys.argv", ["gpu", "--dry-run", "--out", "benchmarks/results"])
+    with pytest.raises(UsageError, match="does not belong in benchmarks/results"):
+        gpu.main()
+    with pytest.raises(UsageError, match="--only nonsense: choose among"):
+        gpu.bench(Path("bench-out"), dry=True, only=["nonsense"])
+
+
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one here")
+    with pytest.raises(BackendError, match="torch sees no CUDA device"):
+        gpu.bench(tmp_path, dry=False)
+
+
+def test_seeded_weights_are_the_same_each_time_and_load_as_any_artifact(tmp_path: Path) -> None:
+    names = ["language_model.model.layers.0.mlp.up_proj.weight", "projector.fc1.bias"]
+    first, again = seeded("openvla-tiny", CPU), seeded("openvla-tiny", CPU)
+    assert all(torch.equal(first.tensors.load(name), again.tensors.load(name)) for name in names)
+    write(tmp_path / "a", first, 4, 8, CPU)
+    action = load(tmp_path / "a", "cpu", check=False).act(torch.zeros(28, 28, 3, dtype=torch.uint8).numpy(), "go")
+    assert len(action.tokens) == DRY.dims
+
+
+def test_the_prompt_is_that_of_the_bars() -> None:
+    """288 rows: the picture's patches and 32 tokens; the dry run's fits its network."""
+    assert OPENVLA_7B.patches + FULL.text == 288
+    assert TINY.patches + DRY.text < TINY.decoder.max_positions
