@@ -24,6 +24,8 @@ from edge_vla.errors import ArtifactError, UsageError
 from edge_vla.model import Decoder
 from edge_vla.runtime.assemble import Assembly
 from edge_vla.runtime.engine import FusedDecoder, FusedLayer
+from edge_vla.runtime.gpu import NAMES as ENGINE
+from edge_vla.runtime.gpu import TRITON
 from edge_vla.runtime.kernels import AUTO
 from edge_vla.runtime.vision import OnnxVision, Vision, torch_vision, with_flat_patches
 from edge_vla.spec import ActionSpec, PolicySpec
@@ -89,10 +91,11 @@ def from_artifact(
     artifact: Artifact, dtype: torch.dtype, device: torch.device, vision: str, kernel: str = AUTO
 ) -> Network:
     """Read the artifact layer by layer straight into device layouts. On CUDA, unless told otherwise, into an engine."""
-    from edge_vla.runtime.gpu import load as gpu
+    if kernel in ENGINE or (kernel == AUTO and device.type == "cuda"):
+        from edge_vla.runtime.gpu import load as gpu
 
-    if kernel in gpu.NAMES or (kernel == AUTO and device.type == "cuda"):
-        return gpu.from_artifact(artifact, dtype, device, *gpu.choose(gpu.TRITON if kernel == AUTO else kernel, vision))
+        backend, activations = gpu.choose(TRITON if kernel == AUTO else kernel, vision)
+        return gpu.from_artifact(artifact, dtype, device, backend, activations)
     spec = artifact.manifest.config.spec
     assembly, layers, decoder_bytes = Assembly(spec, dtype, device, kernel), list[FusedLayer](), 0
     for index, (linears, norms) in enumerate(artifact.layers()):

@@ -6,7 +6,6 @@ tokens or graphs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 import torch
@@ -18,6 +17,7 @@ from edge_vla.checkpoint.keys import vision_keys
 from edge_vla.errors import ArtifactError, BackendError, CheckpointError, UsageError
 from edge_vla.quant import NARROW, PackedWeight, Scheme, as_int4
 from edge_vla.runtime.assemble import TOGETHER, fused
+from edge_vla.runtime.gpu import ROUNDED, TRITON
 from edge_vla.runtime.gpu.decoder import KernelDecoder, KernelLayer
 from edge_vla.runtime.gpu.device import Backend, Card, check
 from edge_vla.runtime.gpu.engine import Engine
@@ -29,12 +29,6 @@ from edge_vla.runtime.gpu.ways import Activations, Ways, kernels
 from edge_vla.runtime.network import Embeddings, Head, Network
 from edge_vla.spec import DecoderSpec, PolicySpec
 
-TRITON: Final = "triton"
-ROUNDED: Final = "triton/int8"  # few rows as `triton`; the prefill and the towers with activations in int8
-NAMES: Final[Mapping[str, tuple[Backend, Activations]]] = {
-    TRITON: ("triton", "16"),
-    ROUNDED: ("triton", "8"),
-}
 SPARE: Final = 0.3e9  # beside the weights while loading: one product twice, the room, what kernels take
 
 
@@ -173,4 +167,4 @@ def choose(kernel: str, vision: str) -> tuple[Backend, Activations]:
         raise UsageError(
             f"--vision {vision} cannot be part of the GPU engine's graph: leave it out, or --kernel reference"
         )
-    return NAMES[kernel]
+    return "triton", "8" if kernel == ROUNDED else "16"
