@@ -212,10 +212,7 @@ class Artifact:
 
         Int8 weights of towers and projector come as bfloat16, each rounded once.
         """
-        try:
-            tensors: dict[str, Tensor] = load_file(self.directory / name)
-        except (SafetensorError, OSError) as error:
-            raise ArtifactError(f"{self.directory / name} cannot be read ({error}): export again") from error
+        tensors = self._load(name)
         if name == VISION:
             try:
                 tensors = widen_vision(tensors, torch.bfloat16)
@@ -223,6 +220,38 @@ class Artifact:
                 raise ArtifactError(f"{self.directory / name}: {error}: export again") from error
         if shapes is not None:
             _check_shapes(tensors, shapes, self.directory / name)
+        return tensors
+
+    def vision_weights(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor | PackedWeight]:
+        """Towers and projector as they are stored: matrices in 8 bits as packed weights, the rest in 16 bits.
+
+        They must be of these shapes, else ArtifactError.
+        """
+        stored, weights = self._load(VISION), dict[str, Tensor | PackedWeight]()
+        for name, tensor in stored.items():
+            if tensor.dtype == torch.int8 and tensor.ndim == 2:
+                outer, inner = tensor.shape
+                packed = PackedWeight(Scheme.INT8, (outer, inner), None, tensor, stored.get(name + VISION_SCALES))
+                try:
+                    weights[name] = packed.check(name)
+                except CheckpointError as error:
+                    raise ArtifactError(f"{self.directory / VISION}: {error}: export again") from error
+            elif not (name.endswith(VISION_SCALES) and name.removesuffix(VISION_SCALES) in stored):
+                weights[name] = tensor
+        wide = {
+            name: torch.empty(weight.shape, dtype=torch.bfloat16, device="meta")
+            if isinstance(weight, PackedWeight)
+            else weight
+            for name, weight in weights.items()
+        }
+        _check_shapes(wide, shapes, self.directory / VISION)
+        return weights
+
+    def _load(self, name: str) -> dict[str, Tensor]:
+        try:
+            tensors: dict[str, Tensor] = load_file(self.directory / name)
+        except (SafetensorError, OSError) as error:
+            raise ArtifactError(f"{self.directory / name} cannot be read ({error}): export again") from error
         return tensors
 
     def layers(self) -> Iterator[tuple[dict[str, PackedWeight], dict[str, Tensor]]]:

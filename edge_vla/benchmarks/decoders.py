@@ -11,12 +11,11 @@ from typing import Any, Final
 
 import torch
 
+from edge_vla.artifact import Linear
 from edge_vla.benchmarks.peers.llama import llama_config
 from edge_vla.benchmarks.peers.packages import needed
-from edge_vla.model import Cache
 from edge_vla.quant import PackedWeight, Scheme, plan
-from edge_vla.runtime.assemble import Assembly
-from edge_vla.runtime.engine import FusedDecoder
+from edge_vla.runtime.assemble import Assembly, CpuDecoder
 from edge_vla.spec import PolicySpec
 
 LOG: Final = logging.getLogger("edge_vla.benchmarks.decoders")
@@ -40,31 +39,32 @@ def random_weight(shape: tuple[int, int], bits: int, generator: torch.Generator)
     return PackedWeight(scheme, shape, group, codes, torch.full((outer, inner // group), 2.0**-8, dtype=torch.half))
 
 
-def packed_decoder(spec: PolicySpec, bits: int, layers: int, kernel: str) -> tuple[FusedDecoder, int, dict[str, str]]:
+def packed_decoder(spec: PolicySpec, bits: int, layers: int, kernel: str) -> tuple[CpuDecoder, int, dict[str, str]]:
     """A decoder of so many layers, bytes of its weights, and its kernels."""
     generator = torch.Generator().manual_seed(0)
-    assembly, made, size = Assembly(spec, BF16, CPU, kernel), [], 0
+    shapes = spec.decoder.linears()
+    plans = {name: plan(bits, inner, None, name) for name, (_, inner) in shapes.items()}
+    formats = {name: Linear(scheme, shapes[name], group, 0.0) for name, (scheme, group) in plans.items()}
+    assembly, made, size = Assembly(spec, BF16, CPU, [formats], kernel), [], 0
     ones = torch.ones(spec.decoder.width, dtype=BF16)
     for index in range(layers):
-        linears = {name: random_weight(shape, bits, generator) for name, shape in spec.decoder.linears().items()}
+        linears = {name: random_weight(shape, bits, generator) for name, shape in shapes.items()}
         size += sum(weight.bytes for weight in linears.values())
         norms = {"input_layernorm.weight": ones, "post_attention_layernorm.weight": ones}
         made.append(assembly.layer(index, linears, norms))
         LOG.info("layer %d of %d", index + 1, layers)
-    return FusedDecoder(spec.decoder, made, assembly.norm(ones)), size, assembly.kernels()
+    return assembly.decoder(made, ones), size, assembly.kernels()
 
 
 class Packed:
     """One action's prefill and steps on our decoder, all buffers made before."""
 
-    def __init__(self, decoder: FusedDecoder, layers: int, prompt: int, dims: int) -> None:
+    def __init__(self, decoder: CpuDecoder, prompt: int, dims: int) -> None:
         self.decoder, self.prompt = decoder, prompt
         padded, reach = (-(-rows // PAD_TO) * PAD_TO for rows in (prompt, prompt + dims))
-        width, heads = decoder.spec.width, decoder.spec.kv_heads
-        shape = (layers, 1, heads, reach, decoder.spec.head_width)
-        self.cache = Cache(torch.zeros(shape, dtype=BF16), torch.zeros(shape, dtype=BF16))
-        self.rows = torch.randn(1, padded, width).to(BF16)
-        self.first = self.cache.first(padded)
+        self.cache: Any = decoder.cache(reach)
+        self.rows = torch.randn(1, padded, decoder.spec.width).to(BF16)
+        self.first: Any = self.cache.first(padded)
 
     def prefill(self) -> None:
         self.decoder.rows(self.rows, 0, self.first, slice(self.prompt - 1, self.prompt))

@@ -70,7 +70,7 @@ def compare(
     ceilings = limits.measure(spec, CPU, prompt - spec.patches, buffer)
     LOG.info("reads %.1f GB/s, bf16 %.0f GFLOP/s", ceilings.read_bytes_per_s / 1e9, ceilings.gemm_flops["bf16"] / 1e9)
     decoder, size, kernels = packed_decoder(spec, bits, layers, kernel)
-    ours = Packed(decoder, layers, prompt, dims)
+    ours = Packed(decoder, prompt, dims)
     stages: dict[str, tuple[Callable[[], object], int]] = {
         "prefill": (ours.prefill, 1), "step": (ours.step, dims - 1), "verify": (ours.verify, 3),
     }  # fmt: skip

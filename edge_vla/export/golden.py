@@ -35,14 +35,16 @@ def choose_golden(draft: Artifact, frames: Sequence[Frame], writer: ArtifactWrit
     action, (image, instruction, used) = max(answered, key=lambda pair: min(pair[0].margins))
     name = "golden/000.png"
     writer.write(name, _png(image))
-    noise = _noise(policy, image, instruction, used, action)
+    del policy  # before the next is loaded
+    noise = _noise(load(draft.directory, "cpu", "torch", kernel="torch", check=False), image, instruction, used)
     margins = tuple(round(margin, 4) for margin in action.margins)
     return GoldenFrame(name, instruction, used, action.tokens, margins, noise)
 
 
-def _noise(policy: Policy, image: Image.Image, instruction: str, key: str, action: Action) -> float:
+def _noise(policy: Policy, image: Image.Image, instruction: str, key: str) -> float:
     """How far rounding everywhere moves a lead: the most over a few seeds, doubled, and never under two steps of
-    the logits' own rounding."""
+    the logits' own rounding. Of a policy in torch's operators, whose blocks can be shaken."""
+    action = policy.act(image, instruction, key)
     logits = policy.network.head.logits(policy.forced(image, instruction, action.tokens))
     moved = 2 * ROUNDING * float(logits.abs().max())
     for seed in range(SHAKES):

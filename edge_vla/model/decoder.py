@@ -140,6 +140,10 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(spec) for _ in range(spec.layers))
         self.norm = RMSNorm(spec.width, spec.norm_eps)
 
+    def cache(self, length: int) -> Cache:
+        """For one robot, as rows of this decoder's own type."""
+        return Cache.allocate(self.spec, 1, length, self.norm.weight.dtype, self.norm.weight.device)
+
     def step(self, positions: Tensor, length: int, dtype: torch.dtype) -> Step:
         cos, sin = rotary_tables(self.spec, positions, dtype)
         slots = torch.arange(length, device=positions.device)

@@ -6,16 +6,20 @@ Knows names of linear layers and kernels. Knows nothing of files.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from edge_vla.errors import UsageError
 from edge_vla.model.decoder import RMSNorm
 from edge_vla.quant import PackedWeight
-from edge_vla.runtime.engine import FusedLayer, Products
-from edge_vla.runtime.kernels import AUTO, pick
+from edge_vla.runtime.engine import FusedDecoder, FusedLayer, Products
+from edge_vla.runtime.kernels import AUTO, NATIVE, pick
+from edge_vla.runtime.native.decoder import NativeDecoder, NativeLayer, layer_fits
+from edge_vla.runtime.native.layout import Format
+from edge_vla.runtime.native.library import fast, library
 from edge_vla.spec import PolicySpec
 
 TOGETHER: Final[Mapping[str, tuple[str, ...]]] = {  # products that share their input
@@ -27,18 +31,48 @@ TOGETHER: Final[Mapping[str, tuple[str, ...]]] = {  # products that share their 
 TEXT_ROWS: Final = 32  # of a prompt beside the image, about: how many rows the probe takes a prefill to have
 
 
-class Assembly:
-    """Makes layers, and remembers which kernels it chose: scheme -> kernel name -> shapes (N, K)."""
+CpuDecoder = FusedDecoder | NativeDecoder
 
-    def __init__(self, spec: PolicySpec, dtype: torch.dtype, device: torch.device, want: str = AUTO) -> None:
+
+class Assembly:
+    """Makes layers, and remembers which kernels it chose: scheme -> kernel name -> shapes (N, K).
+
+    `formats` are those of all layers' linears: where C can run all of them, and this machine is fast at it or `want`
+    names it, the decoder is native; else each product has a kernel of its own.
+    """
+
+    def __init__(
+        self,
+        spec: PolicySpec,
+        dtype: torch.dtype,
+        device: torch.device,
+        formats: Iterable[Mapping[str, Format]],
+        want: str = AUTO,
+    ) -> None:
         self.spec, self.dtype, self.device, self.want = spec, dtype, device, want
+        self.native = want in (AUTO, NATIVE) and self._runs_native(formats)
+        if want == NATIVE and not self.native:
+            raise UsageError(
+                f"kernel {NATIVE} needs a C compiler, bf16 on the CPU, and formats bf16, int8 or int4 only"
+            )
         self.rows = spec.patches + TEXT_ROWS
         self.chosen: dict[str, dict[str, set[tuple[int, int]]]] = defaultdict(lambda: defaultdict(set))
 
-    def layer(self, index: int, linears: Mapping[str, PackedWeight], norms: Mapping[str, Tensor]) -> FusedLayer:
+    def layer(
+        self, index: int, linears: Mapping[str, PackedWeight], norms: Mapping[str, Tensor]
+    ) -> FusedLayer | NativeLayer:
+        if self.native:
+            return self._native_layer(linears, norms)
         products = {name: self._product([linears[part] for part in parts]) for name, parts in TOGETHER.items()}
         first, second = self.norm(norms["input_layernorm.weight"]), self.norm(norms["post_attention_layernorm.weight"])
         return FusedLayer(self.spec.decoder, index, products, (first, second))
+
+    def decoder(self, layers: Sequence[FusedLayer | NativeLayer], norm: Tensor) -> CpuDecoder:
+        """Of the layers that this assembly made."""
+        spec = self.spec.decoder
+        if self.native:
+            return NativeDecoder(spec, [layer for layer in layers if isinstance(layer, NativeLayer)], norm)
+        return FusedDecoder(spec, [layer for layer in layers if isinstance(layer, FusedLayer)], self.norm(norm)).eval()
 
     def norm(self, weight: Tensor) -> RMSNorm:
         # A copy: the tensor read from a file keeps the whole file mapped.
@@ -50,6 +84,19 @@ class Assembly:
         """Kernel by scheme; where shapes differ in theirs, each with its shapes."""
         return {scheme: _words(names) for scheme, names in self.chosen.items()}
 
+    def _runs_native(self, formats: Iterable[Mapping[str, Format]]) -> bool:
+        if self.dtype != torch.bfloat16 or self.device.type != "cpu":
+            return False
+        able = fast() if self.want == AUTO else library() is not None
+        return able and all(layer_fits(self.spec.decoder, _together(linears)) for linears in formats)
+
+    def _native_layer(self, linears: Mapping[str, PackedWeight], norms: Mapping[str, Tensor]) -> NativeLayer:
+        products = _together(linears)
+        for packed in linears.values():
+            self.chosen[packed.scheme.value][NATIVE].add(packed.shape)
+        whole = {name: [one] if (one := fused(parts)) is not None else parts for name, parts in products.items()}
+        return NativeLayer(whole, (norms["input_layernorm.weight"], norms["post_attention_layernorm.weight"]))
+
     def _product(self, parts: Sequence[PackedWeight]) -> nn.Module:
         whole = fused(parts)
         made: list[nn.Module] = []
@@ -60,6 +107,10 @@ class Assembly:
             assert isinstance(product, nn.Module), "a kernel is a module"
             made.append(product)
         return made[0] if len(made) == 1 else Products(made)
+
+
+def _together(linears: Mapping[str, Any]) -> dict[str, list[Any]]:
+    return {name: [linears[part] for part in parts] for name, parts in TOGETHER.items()}
 
 
 def fused(parts: Sequence[PackedWeight]) -> PackedWeight | None:

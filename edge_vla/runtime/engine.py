@@ -126,6 +126,9 @@ class FusedDecoder(nn.Module):
     def steady(self) -> bool:
         return self.norm.weight.device.type == "cpu"
 
+    def cache(self, length: int) -> Cache:
+        return Cache.allocate(self.spec, 1, length, self.norm.weight.dtype, self.norm.weight.device)
+
     def rows(self, x: Tensor, start: int, cache: Cache, wanted: slice | None = None) -> Tensor:
         """Of the `wanted` rows only, if given: the last layer then leaves out what nobody reads."""
         flat = x[0]

@@ -11,14 +11,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from edge_vla.errors import NumericError
-from edge_vla.model import Cache
 from edge_vla.runtime.drafts import Draft
 from edge_vla.runtime.kernels.reference import STEADY_ROWS
 from edge_vla.runtime.network import Network
@@ -45,7 +44,7 @@ class Room:
 
     def __init__(self, network: Network, length: int) -> None:
         self.length = length
-        self.cache = Cache.allocate(network.spec.decoder, 1, length, network.dtype, network.device)
+        self.cache: Any = network.decoder.cache(length)  # of the decoder's own kind
         self.rows = torch.zeros(1, length, network.spec.decoder.width, dtype=network.dtype, device=network.device)
 
 

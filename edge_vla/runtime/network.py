@@ -6,6 +6,7 @@ Knows weights, kernels and devices. Knows nothing of prompts, statistics or robo
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from edge_vla.artifact import EMBEDDINGS, HEAD, VISION, Artifact, map_matrix
 from edge_vla.checkpoint import Checkpoint, key_table
@@ -22,11 +23,14 @@ from edge_vla.checkpoint.keys import EMBEDDINGS as EMBEDDINGS_KEY
 from edge_vla.checkpoint.keys import HEAD as HEAD_KEY
 from edge_vla.errors import ArtifactError, UsageError
 from edge_vla.model import Decoder
-from edge_vla.runtime.assemble import Assembly
-from edge_vla.runtime.engine import FusedDecoder, FusedLayer
+from edge_vla.runtime.assemble import Assembly, CpuDecoder
+from edge_vla.runtime.engine import FusedLayer
 from edge_vla.runtime.gpu import NAMES as ENGINE
 from edge_vla.runtime.gpu import TRITON
-from edge_vla.runtime.kernels import AUTO
+from edge_vla.runtime.kernels import AUTO, NATIVE, TORCH
+from edge_vla.runtime.native.decoder import NativeLayer
+from edge_vla.runtime.native.library import fast, library
+from edge_vla.runtime.native.vision import NativeVision, vision_fits
 from edge_vla.runtime.vision import OnnxVision, Vision, torch_vision, with_flat_patches
 from edge_vla.spec import ActionSpec, PolicySpec
 
@@ -76,7 +80,7 @@ class Network:
     device: torch.device
     vision: Vision
     embeddings: Embeddings
-    decoder: Decoder | FusedDecoder | KernelDecoder
+    decoder: Decoder | CpuDecoder | KernelDecoder
     head: Head
     kernels: Mapping[str, str]
     weight_bytes: Mapping[str, int]
@@ -97,7 +101,8 @@ def from_artifact(
         backend, activations = gpu.choose(TRITON if kernel == AUTO else kernel, vision)
         return gpu.from_artifact(artifact, dtype, device, backend, activations)
     spec = artifact.manifest.config.spec
-    assembly, layers, decoder_bytes = Assembly(spec, dtype, device, kernel), list[FusedLayer](), 0
+    assembly = Assembly(spec, dtype, device, artifact.manifest.layers, kernel)
+    layers, decoder_bytes = list[FusedLayer | NativeLayer](), 0
     for index, (linears, norms) in enumerate(artifact.layers()):
         decoder_bytes += sum(packed.bytes for packed in linears.values()) + _bytes(norms)
         layers.append(assembly.layer(index, linears, norms))
@@ -105,19 +110,13 @@ def from_artifact(
     head = artifact.tensors(
         HEAD, {"actions": (spec.action.bins, spec.decoder.width), "norm.weight": (spec.decoder.width,)}
     )
-    decoder = FusedDecoder(spec.decoder, layers, assembly.norm(head["norm.weight"]))
     actions = head["actions"].to(device, dtype)
     table = map_matrix(artifact.directory / EMBEDDINGS, "embed_tokens.weight")
     if table.shape != (spec.decoder.vocab_rows, spec.decoder.width):
         raise ArtifactError(f"{EMBEDDINGS} is {tuple(table.shape)}, which is not the network's: export again")
-    if vision == "onnx":
-        see: Vision = OnnxVision(artifact.graph, device)
-    else:
-        keys = key_table(spec)
-        weights = artifact.tensors(VISION, {name: keys[name].shape for name in vision_keys(spec)})
-        see = with_flat_patches(torch_vision(spec, weights, dtype, device))
+    seeing, see = _vision(artifact, dtype, device, vision)
     chosen = assembly.chosen
-    if kernel != AUTO and kernel not in set().union(*chosen.values()):
+    if kernel not in (AUTO, TORCH) and kernel not in set().union(*chosen.values()):
         raise UsageError(f"--kernel {kernel}: this artifact's formats {sorted(chosen)} have no such kernel")
     return Network(
         spec=spec,
@@ -125,18 +124,34 @@ def from_artifact(
         device=device,
         vision=see,
         embeddings=_embeddings(table, spec.action, dtype, device),
-        decoder=decoder.eval(),
+        decoder=assembly.decoder(layers, head["norm.weight"]),
         head=Head(actions, None),
-        kernels={**assembly.kernels(), "vision": vision, **_where(dtype, device)},
+        kernels={**assembly.kernels(), "vision": seeing, **_where(dtype, device)},
         weight_bytes={
-            "vision": _bytes(see.state_dict())
-            if isinstance(see, nn.Module)
-            else artifact.manifest.files[VISION]["size"],
+            "vision": see.bytes,
             "decoder": decoder_bytes,
             "head": _bytes(head),
             "embeddings (host)": table.nbytes,
         },
     )
+
+
+def _vision(artifact: Artifact, dtype: torch.dtype, device: torch.device, want: str) -> tuple[str, Vision]:
+    """The backend of this name, and that name; `auto`: C where that is fastest, else torch."""
+    spec = artifact.manifest.config.spec
+    keys = key_table(spec)
+    shapes = {name: keys[name].shape for name in vision_keys(spec)}
+    if want == "onnx":
+        return want, OnnxVision(artifact.graph, device, parameters=sum(map(math.prod, shapes.values())))
+    if want in (AUTO, NATIVE) and dtype == torch.bfloat16 and device.type == "cpu":
+        weights = artifact.vision_weights(shapes)
+        able = fast() if want == AUTO else library() is not None
+        if able and vision_fits(spec, weights):
+            return NATIVE, NativeVision(spec, weights)
+    if want == NATIVE:
+        raise UsageError(f"--vision {NATIVE} needs a C compiler, and bf16 on the CPU")
+    network = torch_vision(spec, artifact.tensors(VISION, shapes), dtype, device)
+    return "torch", with_flat_patches(network)
 
 
 def from_checkpoint(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Network:
@@ -159,7 +174,7 @@ def from_checkpoint(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.de
         head=Head(full[spec.action.first : spec.action.end], full),
         kernels={"decoder": "torch", "vision": "torch", **_where(dtype, device)},
         weight_bytes={
-            "vision": _bytes(see.state_dict()),
+            "vision": see.bytes,
             "decoder": _bytes(decoder.state_dict()),
             "head": full.nbytes,
             "embeddings (host)": table.nbytes,

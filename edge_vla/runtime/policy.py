@@ -26,14 +26,14 @@ from edge_vla.errors import ArtifactError, BackendError, EdgeVLAWarning, Numeric
 from edge_vla.frames import open_image
 from edge_vla.openvla import ActionTokens, PolicyConfig, Prompter, Statistics, as_rgb, preprocess
 from edge_vla.runtime.drafts import Draft
-from edge_vla.runtime.kernels import AUTO
+from edge_vla.runtime.kernels import AUTO, NATIVE
 from edge_vla.runtime.loop import Decision, Loop, Stopwatch
 from edge_vla.runtime.network import Network, from_artifact, from_checkpoint
 from edge_vla.runtime.session import Session
 
 HeadChoice = Literal["actions", "full"]
 DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
-VISIONS = ("torch", "onnx")
+VISIONS = (AUTO, NATIVE, "torch", "onnx")
 PROMPTS = 32  # instructions whose ids are kept
 
 
@@ -190,7 +190,7 @@ class Policy:
 def load(
     path: str | Path,
     device: str = "auto",
-    vision: str = "torch",
+    vision: str = AUTO,
     *,
     dtype: str = "bf16",
     head: HeadChoice = "actions",
@@ -211,7 +211,7 @@ def load(
         if adapters or head != "actions":
             raise UsageError(f"{path} is an artifact: it has no full head and its adapters are merged already")
         return _open_artifact(Path(path), kind, place, vision, kernel, check)
-    if vision != "torch" or kernel != AUTO:
+    if vision not in (AUTO, "torch") or kernel != AUTO:
         raise UsageError(f"{path} is a checkpoint: --vision and --kernel choose among an artifact's backends")
     checkpoint = open_checkpoint(path, adapters, merge_arithmetic)
     return Policy(from_checkpoint(checkpoint, kind, place), checkpoint.config, checkpoint.tokenizer_json, head)

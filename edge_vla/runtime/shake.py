@@ -23,7 +23,7 @@ ROUNDING = 2.0**-8  # one bf16 step, relative
 def shaken(network: Network, seed: int) -> Iterator[None]:
     """While this lasts, every tower block and decoder layer of `network` answers with its output shaken."""
     if not isinstance(network.vision, nn.Module) or not isinstance(network.decoder, nn.Module):
-        raise UsageError("only a policy that sees with torch can be shaken: use --vision torch")
+        raise UsageError("only a policy in torch's own operators can be shaken: use --vision torch --kernel torch")
     generator = torch.Generator().manual_seed(seed)
 
     def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:  # noqa: ARG001

@@ -5,8 +5,9 @@ Both map pixel values (B, 3 x towers, H, W) float32 to image embeddings (B, patc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,7 +18,15 @@ from edge_vla.errors import ArtifactError, BackendError
 from edge_vla.model import Projector, Tower, VisionBackbone
 from edge_vla.spec import PolicySpec
 
-Vision = Callable[[Tensor], Tensor]
+
+class Vision(Protocol):
+    """Of a network's parts, the one that sees."""
+
+    @property
+    def bytes(self) -> int:
+        """Of its weights in memory."""
+
+    def __call__(self, pixels: Tensor) -> Tensor: ...
 
 
 class TorchVision(nn.Module):
@@ -25,6 +34,10 @@ class TorchVision(nn.Module):
         super().__init__()
         self.vision_backbone = VisionBackbone(spec)
         self.projector = Projector(spec)
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.state_dict().values())
 
     def forward(self, pixels: Tensor) -> Tensor:
         weight = self.projector.fc1.weight
@@ -70,10 +83,10 @@ def with_flat_patches(network: TorchVision) -> TorchVision:
 class OnnxVision:
     """The graph in ONNX Runtime, in float32, on the CPU or on CUDA where that provider is installed.
 
-    With `fold`, weights are widened once at load: faster, and twice the memory.
+    With `fold`, weights are widened once at load: faster, and twice the memory. `parameters`: how many there are.
     """
 
-    def __init__(self, graph: Path, device: torch.device, *, fold: bool = True) -> None:
+    def __init__(self, graph: Path, device: torch.device, *, fold: bool = True, parameters: int = 0) -> None:
         try:
             import onnxruntime as ort
         except ImportError as error:
@@ -81,6 +94,7 @@ class OnnxVision:
         provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
         if provider not in ort.get_available_providers():
             raise BackendError(f"--vision onnx on {device.type} needs {provider}: pip install onnxruntime-gpu")
+        self.bytes = 4 * parameters if fold else 0  # float32; what Runtime keeps besides is not counted
         options = ort.SessionOptions()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.intra_op_num_threads = torch.get_num_threads()

@@ -1,8 +1,9 @@
-"""The fused decoder against the plain one: the same bits where the products are the same, rounding where not."""
+"""The fused and the native decoder against the plain one: the same to rounding, whatever the shape of a pass."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +11,16 @@ from torch import Tensor
 
 from edge_vla.model import Cache, Decoder
 from edge_vla.model.decoder import DecoderLayer
-from edge_vla.quant import PackedWeight, Scheme, dequantise, quantise
-from edge_vla.runtime.assemble import Assembly, fused
+from edge_vla.quant import GROUPED, PackedWeight, Scheme, dequantise, quantise
+from edge_vla.runtime.assemble import Assembly, CpuDecoder, fused
 from edge_vla.runtime.engine import FusedDecoder
+from edge_vla.runtime.native.decoder import NativeDecoder
+from edge_vla.runtime.native.library import library
 from edge_vla.spec import TINY, DecoderSpec, PolicySpec
 
 CPU = torch.device("cpu")
+NEEDS_COMPILER = pytest.mark.skipif(library() is None, reason="no C compiler here")
+KERNELS = pytest.mark.parametrize("kernel", ["torch", pytest.param("native", marks=NEEDS_COMPILER)])
 SPECS = {
     "tiny": TINY.decoder,
     "grouped": DecoderSpec(vocab_rows=64, width=64, mlp_width=96, layers=2, heads=8, kv_heads=2),
@@ -23,15 +28,18 @@ SPECS = {
 
 
 def pair(
-    spec: DecoderSpec, scheme: Scheme = Scheme.BF16, dtype: torch.dtype = torch.bfloat16, mixed: bool = False
-) -> tuple[Decoder, FusedDecoder]:
-    """A decoder in plain torch with the weights that the codes stand for, and the fused one made of the codes."""
+    spec: DecoderSpec,
+    scheme: Scheme = Scheme.BF16,
+    dtype: torch.dtype = torch.bfloat16,
+    mixed: bool = False,
+    kernel: str = "torch",
+) -> tuple[Decoder, CpuDecoder]:
+    """A decoder in plain torch with the weights that the codes stand for, and a fast one made of the codes."""
     torch.manual_seed(0)
     plain = Decoder(spec, embeddings=False)
     whole: PolicySpec = dataclasses.replace(TINY, decoder=spec)
-    assembly = Assembly(whole, dtype, CPU)
-    layers = []
-    for index, layer in enumerate(plain.layers):
+    made = list[tuple[dict[str, PackedWeight], dict[str, Tensor]]]()
+    for layer in plain.layers:
         assert isinstance(layer, DecoderLayer)
         packed: dict[str, PackedWeight] = {}
         for name in spec.linears():
@@ -41,7 +49,7 @@ def pair(
             packed[name] = quantise(
                 linear.weight.detach(),
                 Scheme.INT8 if other else scheme,
-                32 if scheme is Scheme.INT4 and not other else None,
+                32 if scheme in GROUPED and not other else None,
             )
             linear.weight.data = dequantise(packed[name])
         norms: dict[str, Tensor] = {
@@ -50,15 +58,17 @@ def pair(
         }
         for norm in norms.values():
             norm.data.uniform_(0.5, 1.5)
-        layers.append(assembly.layer(index, packed, norms))
-    fast = FusedDecoder(spec, layers, assembly.norm(plain.norm.weight))
+        made.append((packed, norms))
+    assembly = Assembly(whole, dtype, CPU, [packed for packed, _ in made], kernel)
+    layers = [assembly.layer(index, *parts) for index, parts in enumerate(made)]
+    fast = assembly.decoder(layers, plain.norm.weight)
     return plain.to(dtype).eval().requires_grad_(False), fast
 
 
-def run(decoder: Decoder | FusedDecoder, x: Tensor, prompt: int) -> Tensor:
+def run(decoder: Decoder | CpuDecoder, x: Tensor, prompt: int) -> Tensor:
     """A prefill of `prompt` rows, then one row at a time, and the last two in one pass over a longer cache."""
     rows = x.shape[1]
-    cache = Cache.allocate(decoder.spec, 1, rows + 5, x.dtype, CPU)
+    cache: Any = decoder.cache(rows + 5)
     with torch.inference_mode():
         parts = [decoder.rows(x[:, :prompt], 0, cache.first(prompt))]
         for at in range(prompt, rows - 2):
@@ -77,10 +87,47 @@ def test_equal_to_the_plain_decoder(name: str, dtype: torch.dtype) -> None:
     assert (ours - theirs).abs().max() <= (2**-6 if dtype == torch.bfloat16 else 1e-5) * theirs.abs().max()
 
 
+@NEEDS_COMPILER
+@pytest.mark.parametrize("scheme", [Scheme.BF16, Scheme.INT8, Scheme.INT4])
+@pytest.mark.parametrize("name", SPECS)
+def test_native_is_as_exact_as_the_plain_decoder(name: str, scheme: Scheme) -> None:
+    """Error against float64 at most twice that of plain bf16 torch."""
+    plain, fast = pair(SPECS[name], scheme, kernel="native")
+    assert isinstance(fast, NativeDecoder)
+    x = torch.randn(1, 90, plain.spec.width, generator=torch.Generator().manual_seed(1)).bfloat16()
+    exact = Decoder(plain.spec, embeddings=False).double()
+    exact.load_state_dict(plain.state_dict())
+    truth = run(exact, x.double(), 70)
+    ours, theirs = run(fast, x, 70), run(plain, x, 70)
+    assert (ours - truth).abs().max() <= 2 * (theirs - truth).abs().max()
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("scheme", [Scheme.BF16, Scheme.INT8, Scheme.INT4])
+def test_a_native_row_is_the_same_in_a_prefill_and_alone(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only a few rows: a row's bits never depend on what is computed beside it, nor on the number of threads."""
+    monkeypatch.setattr("edge_vla.runtime.native.team.WORTH_A_THREAD", 1)
+    spec = dataclasses.replace(TINY.decoder, width=256, mlp_width=320)
+    _, fast = pair(spec, scheme, kernel="native")
+    x = torch.randn(1, 75, spec.width, generator=torch.Generator().manual_seed(1)).bfloat16()
+    whole, threads = run(fast, x, 73), torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(run(fast, x, 1), whole)
+            assert torch.equal(run(fast, x, 40), whole)
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("mixed", [False, True])
-@pytest.mark.parametrize("scheme", [Scheme.INT4, Scheme.INT8])
-def test_quantised_is_the_plain_decoder_with_its_weights(scheme: Scheme, mixed: bool) -> None:
-    plain, fast = pair(TINY.decoder, scheme, mixed=mixed)
+@pytest.mark.parametrize(
+    ("scheme", "kernel"),
+    [(scheme, "torch") for scheme in (Scheme.INT4, Scheme.INT8, Scheme.UINT4, Scheme.W8A8)]
+    + [pytest.param(scheme, "native", marks=NEEDS_COMPILER) for scheme in (Scheme.INT4, Scheme.INT8)],
+)
+def test_quantised_is_the_plain_decoder_with_its_weights(scheme: Scheme, mixed: bool, kernel: str) -> None:
+    plain, fast = pair(TINY.decoder, scheme, mixed=mixed, kernel=kernel)
     x = torch.randn(1, 40, plain.spec.width, generator=torch.Generator().manual_seed(1)).bfloat16()
     ours, theirs = run(fast, x, 32).float(), run(plain, x, 32).float()
     assert (ours - theirs).abs().max() <= 0.05 * theirs.abs().max()
@@ -90,6 +137,7 @@ def test_quantised_is_the_plain_decoder_with_its_weights(scheme: Scheme, mixed: 
 def test_rows_that_nobody_reads_are_left_out_and_the_others_stay(wanted: slice) -> None:
     plain, fast = pair(TINY.decoder, dtype=torch.float32)
     x = torch.randn(1, 16, plain.spec.width, generator=torch.Generator().manual_seed(1))
+    assert isinstance(fast, FusedDecoder)
     for decoder in (plain, fast):
         whole, part = (Cache.allocate(plain.spec, 1, 16, torch.float32, CPU) for _ in range(2))
         expected = decoder.rows(x, 0, whole)[:, wanted]
@@ -97,15 +145,16 @@ def test_rows_that_nobody_reads_are_left_out_and_the_others_stay(wanted: slice) 
         assert (part.keys - whole.keys).abs().max() < 1e-5, "their keys are needed all the same"
 
 
-def test_a_longer_prompt_after_a_shorter_one() -> None:
-    """Tables grow; what they gave before, they give again."""
-    plain, fast = pair(TINY.decoder)
+@KERNELS
+def test_a_longer_prompt_after_a_shorter_one(kernel: str) -> None:
+    """Tables and buffers grow; what they gave before, they give again."""
+    plain, fast = pair(TINY.decoder, kernel=kernel)
     for rows in (8, 64, 8):
         x = torch.randn(1, rows, plain.spec.width, generator=torch.Generator().manual_seed(rows)).bfloat16()
         assert (run(fast, x, rows - 4).float() - run(plain, x, rows - 4).float()).abs().max() < 0.05
 
 
-@pytest.mark.parametrize("scheme", [Scheme.BF16, Scheme.INT8, Scheme.INT4])
+@pytest.mark.parametrize("scheme", [Scheme.BF16, Scheme.INT8, Scheme.INT4, Scheme.UINT4, Scheme.W8A8])
 def test_a_few_rows_are_steady_at_true_width(scheme: Scheme) -> None:
     """With two threads too: a row's bits depend neither on how many rows there are nor on its place among them."""
     _, fast = pair(DecoderSpec(vocab_rows=32, layers=1, mlp_width=1024), scheme)
@@ -121,9 +170,9 @@ def test_a_few_rows_are_steady_at_true_width(scheme: Scheme) -> None:
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("scheme", [Scheme.BF16, Scheme.INT8, Scheme.INT4])
+@pytest.mark.parametrize("scheme", [Scheme.BF16, Scheme.INT8, Scheme.INT4, Scheme.UINT4, Scheme.W8A8])
 def test_a_fused_weight_is_its_parts_in_order(scheme: Scheme) -> None:
-    parts = [quantise(torch.randn(n, 64), scheme, 32 if scheme is Scheme.INT4 else None) for n in (32, 16, 48)]
+    parts = [quantise(torch.randn(n, 64), scheme, 32 if scheme in GROUPED else None) for n in (32, 16, 48)]
     whole = fused(parts)
     assert whole is not None
     assert torch.equal(dequantise(whole.check("whole")), torch.cat([dequantise(part) for part in parts]))

@@ -25,7 +25,7 @@ def test_noise_is_a_step_at_most_and_has_no_direction() -> None:
 
 
 def test_it_lasts_as_long_as_it_is_asked_to(tiny_artifacts: Mapping[int, Path]) -> None:
-    policy = edge_vla.load(tiny_artifacts[16], "cpu")
+    policy = edge_vla.load(tiny_artifacts[16], "cpu", "torch", kernel="torch")
     picture, text = synthetic_image(0, 28), "open the drawer"
     before = policy.act(picture, text)
     with shaken(policy.network, seed=0):

@@ -22,6 +22,8 @@ from edge_vla.runtime.kernels.w8a8 import CpuW8A8, RoundedRows
 from edge_vla.runtime.kernels.wide import DynamicInt8, WideInt4, WideInt8
 
 AUTO: Final = "auto"
+TORCH: Final = "torch"  # its own products of 16-bit weights, and operators for all between products
+NATIVE: Final = "native"  # the whole decoder in C, `edge_vla.runtime.native`: not chosen weight by weight
 
 
 class Kernel(Protocol):
@@ -45,7 +47,7 @@ KERNELS: Final[Mapping[Scheme, tuple[type[Kernel], ...]]] = {
     Scheme.UINT4: (CpuInt4, Reference),
     Scheme.INT4: (DynamicInt4, CpuInt4, WideInt4, Reference) if ARM else (CpuInt4, WideInt4, Reference, DynamicInt4),
 }
-NAMES: Final = tuple(sorted({kernel.name for kernels in KERNELS.values() for kernel in kernels}))
+NAMES: Final = tuple(sorted({NATIVE, *(kernel.name for kernels in KERNELS.values() for kernel in kernels)}))
 
 
 def pick(

@@ -1,0 +1,165 @@
+"""The decoder in C: the face of `edge_vla.runtime.engine.FusedDecoder`, one call a pass of all layers.
+
+Knows shapes, structures of decoder.c and who owns their memory. Knows nothing of tokens or robots.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from edge_vla.model.decoder import rotary_tables
+from edge_vla.quant import PackedWeight
+from edge_vla.runtime.native.layout import BLOCK, PIECE, STEP, Format, Matrix, address, fits, matrix, up, vector
+from edge_vla.runtime.native.library import library
+from edge_vla.runtime.native.team import Team
+from edge_vla.spec import DecoderSpec
+
+SIDE_BY_SIDE: Final = 3  # most products of one input whose formats differ
+TILE: Final = 3  # rows that attend together
+NAMES: Final = ("qkv", "o_proj", "gate_up", "down_proj")
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = (("part", Matrix * SIDE_BY_SIDE), ("parts", ctypes.c_int64))
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, _Linear) for name in NAMES),
+        ("input_norm", ctypes.c_void_p),
+        ("attention_norm", ctypes.c_void_p),
+    )
+
+
+class _Decoder(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("layers", "width", "mlp_width", "heads", "kv_heads", "head_width")),
+        ("norm_eps", ctypes.c_double),
+        ("layer", ctypes.c_void_p),
+        ("norm", ctypes.c_void_p),
+    )
+
+
+class _Desk(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "normed", "qkv", "mixed", "gate_up", "hidden")),
+        *((name, ctypes.c_int64) for name in ("pitch", "qkv_pitch", "gate_up_pitch", "hidden_pitch")),
+        ("own", ctypes.c_void_p),
+        ("own_bytes", ctypes.c_int64),
+    )
+
+
+class _Cache(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("keys", "values")),
+        ("slots", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("cos", "sin")),
+    )
+
+
+class _Pass(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("rows", "start", "wanted", "wanted_end"))
+
+
+@dataclass(frozen=True)
+class NativeCache:
+    """Keys and values as attention.h keeps them. A row sees what lies before it, however long the cache is."""
+
+    keys: Tensor  # (layers x kv heads, slots / 64, head width / 4, line) uint8
+    values: Tensor  # (layers x kv heads, head width / 64, slots / 4, line) uint8
+    cos: Tensor  # (slots, head width) float32, rounded to bfloat16 before
+    sin: Tensor
+    slots: int
+
+    @staticmethod
+    def allocate(spec: DecoderSpec, length: int) -> NativeCache:
+        slots, width, heads = up(length, BLOCK), spec.head_width, spec.layers * spec.kv_heads
+        keys = torch.zeros(heads, slots // BLOCK, width // STEP, STEP * BLOCK * 2, dtype=torch.uint8)
+        values = torch.zeros(heads, up(width, BLOCK) // BLOCK, slots // STEP, STEP * BLOCK * 2, dtype=torch.uint8)
+        cos, sin = rotary_tables(spec, torch.arange(slots)[None], torch.bfloat16)
+        return NativeCache(keys, values, cos[0, 0].float().contiguous(), sin[0, 0].float().contiguous(), slots)
+
+    def first(self, length: int) -> NativeCache:
+        assert length <= self.slots, f"a cache of {self.slots} slots has no {length}"
+        return self
+
+
+class NativeLayer:
+    """One layer's weights where C finds them."""
+
+    def __init__(self, products: Mapping[str, Sequence[PackedWeight]], norms: tuple[Tensor, Tensor]) -> None:
+        parts = {name: [matrix(packed) for packed in products[name]] for name in NAMES}
+        first, second = (vector(norm, norm.numel()) for norm in norms)
+        linears = [_Linear((Matrix * SIDE_BY_SIDE)(*parts[name]), len(parts[name])) for name in NAMES]
+        self.structure = _Layer(*linears, address(first), address(second))
+        self.kept = (parts, first, second)
+        self.multiplications = sum(part.outer * part.inner for members in parts.values() for part in members)
+
+
+def layer_fits(spec: DecoderSpec, products: Mapping[str, Sequence[Format]]) -> bool:
+    """Whether C can run such a layer: formats it knows; of several side by side, all but the last in 64s."""
+    apart = [parts for parts in products.values() if len({(part.scheme, part.group) for part in parts}) > 1]
+    whole = all(part.shape[0] % BLOCK == 0 for parts in apart for part in parts[:-1])
+    return whole and spec.head_width % STEP == 0 and all(fits(part) for parts in products.values() for part in parts)
+
+
+class NativeDecoder:
+    """Embeddings (1, T, width) of rows from position `start`, bfloat16 -> normed hidden states of the `wanted` rows.
+
+    `steady`: a row's bits depend neither on its neighbours nor on their number nor on the number of threads.
+    """
+
+    steady = True
+
+    def __init__(self, spec: DecoderSpec, layers: Sequence[NativeLayer], norm: Tensor) -> None:
+        compiled = library()
+        assert compiled is not None, "ask `fast` or `library` first"
+        self.spec, self._call = spec, compiled.edge_vla_decode
+        self._layers, self._norm = layers, vector(norm, spec.width)
+        self._structures = (_Layer * len(layers))(*(layer.structure for layer in layers))
+        self._decoder = _Decoder(
+            len(layers), spec.width, spec.mlp_width, spec.heads, spec.kv_heads, spec.head_width, spec.norm_eps,
+            ctypes.addressof(self._structures), address(self._norm),
+        )  # fmt: skip
+        self._multiplications = sum(layer.multiplications for layer in layers)
+        self._team, self._room = Team(), (0, 0, 0)
+        self._desk, self._buffers = _Desk(), list[Tensor]()
+
+    def cache(self, length: int) -> NativeCache:
+        return NativeCache.allocate(self.spec, length)
+
+    def rows(self, x: Tensor, start: int, cache: NativeCache, wanted: slice = slice(None)) -> Tensor:
+        x = x.contiguous()
+        rows, chosen = x.shape[1], range(x.shape[1])[wanted]
+        self._reach(rows, cache.slots)
+        out = x.new_empty(1, len(chosen), self.spec.width)
+        where = _Cache(address(cache.keys), address(cache.values), cache.slots, address(cache.cos), address(cache.sin))
+        step = _Pass(rows, start, chosen.start, chosen.stop)
+        shared = [ctypes.byref(one) for one in (self._decoder, self._desk, where, step)]
+        ends = [ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(out.data_ptr())]
+        self._team.run(lambda *member: self._call(*shared, *ends, *member), rows * self._multiplications)
+        return out
+
+    def _reach(self, rows: int, slots: int) -> None:
+        """Buffers for so many rows, slots and threads, made anew only when there are more than before."""
+        members = torch.get_num_threads()
+        if all(now <= had for now, had in zip((rows, slots, members), self._room, strict=True)):
+            return
+        rows, slots, members = (max(pair) for pair in zip((rows, slots, members), self._room, strict=True))
+        spec = self.spec
+        widths = [spec.width, spec.width + 2 * spec.kv_width, 2 * spec.mlp_width, spec.mlp_width]
+        pitch, qkv, gate_up, hidden = (up(width, BLOCK) for width in widths)
+        buffers = [
+            torch.zeros(rows, width, dtype=torch.bfloat16) for width in (pitch, pitch, qkv, pitch, gate_up, hidden)
+        ]
+        panel, sums, board = PIECE * BLOCK * 2, rows * BLOCK * 4, TILE * slots * 6
+        own = up(panel + max(sums, board), BLOCK)
+        buffers.append(torch.zeros(members, own, dtype=torch.uint8))
+        self._desk = _Desk(*map(address, buffers[:-1]), pitch, qkv, gate_up, hidden, address(buffers[-1]), own)
+        self._buffers, self._room = buffers, (rows, slots, members)

@@ -1,0 +1,97 @@
+"""Weights as the C files read them: lines of 64 outputs by 4 inputs. `lanes.h` and `product.h` say the same in C."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edge_vla.quant import NARROW, PackedWeight, Scheme, unpack_nibbles
+
+BLOCK: Final = 64  # outputs of a line
+STEP: Final = 4  # inputs of a line
+PARTS: Final = 4  # of 16 outputs
+PIECE: Final = 128  # inputs between two roundings of a sum to memory
+BITS: Final = {Scheme.BF16: 16, Scheme.INT8: 8, Scheme.INT4: 4}
+
+
+class Matrix(ctypes.Structure):
+    """`Matrix` of product.h. Keeps the tensors that it points into."""
+
+    _fields_ = (
+        ("codes", ctypes.c_void_p), ("scales", ctypes.c_void_p), ("bias", ctypes.c_void_p),
+        ("outer", ctypes.c_int64), ("inner", ctypes.c_int64), ("group", ctypes.c_int64), ("bits", ctypes.c_int64),
+    )  # fmt: skip
+    kept: tuple[Tensor | None, ...]
+
+
+class Format(Protocol):
+    """What is known of a weight before it is read."""
+
+    @property
+    def scheme(self) -> Scheme: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def group(self) -> int | None: ...
+
+
+def fits(weight: Format) -> bool:
+    """Whether the lines can hold it: a format they know (narrow ones come as int4), groups that pieces do not cut."""
+    group = weight.group
+    whole = group is None or (group % STEP == 0 and (group < PIECE or group % PIECE == 0))
+    return whole and weight.scheme in (*BITS, *NARROW)
+
+
+def matrix(packed: PackedWeight, bias: Tensor | None = None) -> Matrix:
+    """A weight that `fits`, its outputs padded to 64s and its inputs to fours with zeros."""
+    outer, inner = (up(packed.shape[0], BLOCK), up(packed.shape[1], STEP))
+    codes = lines(packed)
+    scales = None
+    if packed.scales is not None:
+        columns = packed.scales.view(packed.shape[0], -1)
+        padded = F.pad(columns.float(), (0, 0, 0, outer - packed.shape[0])).bfloat16()
+        scales = padded.view(outer // BLOCK, BLOCK, -1).transpose(1, 2).contiguous()
+    wide_bias = None if bias is None else vector(bias, outer)
+    made = Matrix(
+        codes.data_ptr(), address(scales), address(wide_bias), outer, inner, packed.group or inner, BITS[packed.scheme]
+    )
+    made.kept = (codes, scales, wide_bias)
+    return made
+
+
+def lines(packed: PackedWeight) -> Tensor:
+    """(outer / 64, inner / 4, bytes of a line) uint8."""
+    outer, inner = up(packed.shape[0], BLOCK), up(packed.shape[1], STEP)
+    if packed.scheme is Scheme.INT4:
+        codes = unpack_nibbles(packed.codes)
+    elif packed.scheme is Scheme.INT8:
+        codes = packed.codes
+    else:
+        codes = packed.codes.to(torch.bfloat16).view(torch.int16)
+    codes = F.pad(codes, (0, inner - packed.shape[1], 0, outer - packed.shape[0]))
+    places = codes.view(outer // BLOCK, PARTS, BLOCK // PARTS, inner // STEP, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    if packed.scheme is Scheme.INT4:
+        return (places[:, :, :, 0] | (places[:, :, :, 1] << 4)).reshape(outer // BLOCK, inner // STEP, -1)
+    return places.contiguous().view(torch.uint8).view(outer // BLOCK, inner // STEP, -1)
+
+
+def vector(values: Tensor, length: int) -> Tensor:
+    """A vector in bfloat16, a copy, padded to `length` with zeros."""
+    return F.pad(values.detach().to(torch.bfloat16, copy=True), (0, length - values.numel()))
+
+
+def array(kind: type[ctypes.Structure], members: Sequence[ctypes.Structure]) -> ctypes.Array[ctypes.Structure]:
+    return (kind * len(members))(*members)
+
+
+def address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def up(number: int, to: int) -> int:
+    return -(-number // to) * to
