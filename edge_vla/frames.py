@@ -1,7 +1,7 @@
 """Frames on disk: a folder of images and a `frames.jsonl` that says what was asked and done at each.
 
 One JSON object a line: `image` (file name), `instruction`, and where known `unnorm_key`, `episode`, `step`,
-`action` (recorded, robot units). Knows nothing of policies.
+`action` (recorded, robot units). A LeRobot dataset is read as well (`edge_vla.lerobot`). Knows nothing of policies.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,10 +49,13 @@ class Frame:
         return digest.hexdigest()
 
 
-def open_image(path: Path) -> Image.Image:
-    """An image file as RGB. Raises FrameError for a missing file or one that is no image of 8 bits a channel."""
+def open_image(path: Path, content: BinaryIO | None = None) -> Image.Image:
+    """An image file, or its `content`, as RGB.
+
+    Raises FrameError for a missing file or one that is no image of 8 bits a channel.
+    """
     try:
-        with Image.open(path) as image:
+        with Image.open(content or path) as image:
             image.load()
             return as_rgb(image)
     except FileNotFoundError as error:
@@ -64,7 +67,11 @@ def open_image(path: Path) -> Image.Image:
 
 
 def read_frames(directory: Path) -> list[Frame]:
-    """All frames of a folder, in the order of its index."""
+    """All frames of a folder, in the order of its index; or of a LeRobot dataset, or its camera DATASET/NAME."""
+    from edge_vla.lerobot import find_dataset, read_lerobot
+
+    if found := find_dataset(directory):
+        return read_lerobot(*found)
     path = directory / INDEX
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
