@@ -27,7 +27,7 @@ from edge_vla.benchmarks.gates import FLOOR
 from edge_vla.benchmarks.peers import PEERS
 from edge_vla.benchmarks.plan import FLOAT32, Plan, Reference, synthetic_frames
 from edge_vla.benchmarks.seen import calibration_frames_among
-from edge_vla.benchmarks.sides import Contestant
+from edge_vla.benchmarks.sides import Contestant, Station
 from edge_vla.benchmarks.speed import Measured
 from edge_vla.benchmarks.worst import worst_frames
 from edge_vla.checkpoint import Checkpoint
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 Tell = Callable[[str], None]
 
 VERSION: Final = 2
+WATERFALL: Final = 50  # actions behind its medians
 
 
 @dataclass
@@ -113,7 +114,7 @@ def bench(
         frames = read_frames(directory)[: reference.limit]
         run = Run(artifacts, reference, plan, Path(scratch), tell, checkpoint, directory, frames, checkpoint.identity())
         run.result = _empty(run)
-        for phase in (_agreement, _speed, _episodes):
+        for phase in (_agreement, _speed, _waterfalls, _episodes):
             try:
                 phase(run, out)
             finally:
@@ -243,6 +244,21 @@ def _speed(run: Run, out: Path) -> None:
         run.result["notes"] += [f"{row['name']}, {words}" for words in speed.warnings(row)]
     run.tell("measuring what this machine could do at best")
     run.result["limits"] = _limits(run)
+
+
+def _waterfalls(run: Run, out: Path) -> None:  # noqa: ARG001
+    """Of each candidate alone: where an action's time goes, and how near its stages are to their limits."""
+    for name in run.names() if run.plan.waterfall else ():
+        row = run.row(name)
+        if row.get("failed"):
+            continue
+        run.tell(f"{name}: looking into {WATERFALL} actions")
+        with Station(run.contestants()[name]) as station:
+            try:
+                station.load(run.directory, run.reference.limit)
+                row["waterfall"] = station.waterfall(WATERFALL)
+            except EdgeVLAError as error:
+                row["failed"] = str(error)
 
 
 def _limits(run: Run) -> dict[str, Any] | None:

@@ -63,6 +63,7 @@ class Plan:
     model: str | None = None
     agreement: bool = True
     time_reference: bool = True
+    waterfall: bool = False
 
     def __post_init__(self) -> None:
         if self.trial is not None and self.trial.live and self.profile == "none":

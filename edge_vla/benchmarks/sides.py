@@ -85,6 +85,10 @@ class Station:
     def warm_up(self, most_s: float) -> dict[str, Any]:
         return self._call("warm_up", most_s=most_s)
 
+    def waterfall(self, actions: int) -> dict[str, Any]:
+        """One action's stages, each beside its limit, and its costliest operators: `profile.profile`."""
+        return self._call("waterfall", actions=actions)
+
     def cuda(self) -> dict[str, int] | None:
         """Peaks of its torch allocator in bytes, if it uses a GPU."""
         peaks: dict[str, int] | None = self._call("cuda")["peaks"]

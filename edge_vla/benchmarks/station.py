@@ -178,6 +178,15 @@ class Worker:
     def warm_up(self, most_s: float) -> dict[str, Any]:
         return latency.warm_up(self.query, most_s=most_s).to_json()
 
+    def waterfall(self, actions: int) -> dict[str, Any]:
+        """Where the milliseconds of an action on the first frame go: `profile.profile`."""
+        from edge_vla.benchmarks.profile import profile
+
+        if not isinstance(self.policy, Ours):
+            raise UsageError("a peer is not looked into: a waterfall is drawn of an artifact")
+        frame = self.frames[0]
+        return profile(self.policy.policy, self.images[0], frame.instruction, self.key or frame.unnorm_key, actions)
+
     def cuda(self) -> dict[str, Any]:
         if not torch.cuda.is_available():
             return {"peaks": None}

@@ -359,6 +359,25 @@ def _candidate(rng: np.random.Generator, name: str, bits: int, level: float, p50
         "closed_loop": _closed_loop(0.03 * (1 - level)),
         "worst_frames": [_worst(rng, i) for i in range(3 if bits == 4 else 1)] if bits < 16 else [],
         "kernels": {"decoder": f"int{bits} reference", "vision": "torch"},
+        "waterfall": _waterfall() if bits == 4 else None,
+    }
+
+
+def _waterfall() -> Document:
+    measured = {"preprocess": 1.2, "vision": 16.0, "prefill": 12.9, "decode": 15.0}
+    limits = [
+        _limit("vision", 2.9e6, 1.1e9, 0.24, 12.1, 16.0),
+        _limit("prefill", 1.4e6, 2.6e8, 0.12, 2.9, 12.9),
+        _limit("decode", 8.2e6, 3.1e7, 0.68, 0.34, 15.0),
+        _limit("whole action", 1.25e7, 1.4e9, 1.04, 15.3, 43.9),
+    ]
+    return {
+        "actions": 50,
+        "prompt tokens": 27,
+        "kernels": {"decoder": "int4 reference"},
+        "measured_ms": {**measured, "total": sum(measured.values())},
+        "limits": {"model": "given", "ceilings": {"copy_bytes_per_s": 1.21e10}, "stages": limits},
+        "operators": [{"name": "aten::mm", "ms": 9.5, "calls": 61.0}],
     }
 
 

@@ -32,7 +32,8 @@ def run(tiny_artifacts: Mapping[int, Path], tmp_path_factory: pytest.TempPathFac
     """One bench of 4 and 16 bits with a peer that runs and one whose environment lacks what it needs."""
     root = tmp_path_factory.mktemp("bench")
     copies = [Path(shutil.copytree(tiny_artifacts[bits], root / name)) for bits, name in ((4, "int4"), (16, "whole"))]
-    plan = Plan(profile="few", peers=(("hf-bf16", None), ("bnb-nf4", "/bin/false")), floors=("rounding shaken",))
+    peers = (("hf-bf16", None), ("bnb-nf4", "/bin/false"))
+    plan = Plan(profile="few", peers=peers, floors=("rounding shaken",), waterfall=True)
     return bench(copies, Reference(TINY, limit=12), root / "out", plan), root
 
 
@@ -75,6 +76,23 @@ def test_speed_and_memory_of_every_side(run: tuple[dict[str, Any], Path]) -> Non
     assert sides[0]["memory"]["weights"]["decoder"] < sides[1]["memory"]["weights"]["decoder"] / 3
     assert result["reference_measured"]["ratio_to"]["int4"]["ratio"] > 0
     assert {stage["name"] for stage in result["limits"]["stages"]} >= {"vision", "prefill", "decode"}
+
+
+def test_where_the_time_of_an_action_goes(run: tuple[dict[str, Any], Path]) -> None:
+    """In the result, the Markdown and the page, of each candidate; a stage's limit is that of its bytes or products."""
+    for row in run[0]["candidates"]:
+        found = row["waterfall"]
+        stages = {stage["name"]: stage for stage in found["limits"]["stages"]}
+        for name in ("vision", "prefill", "decode"):
+            assert stages[name]["measured_ms"] == pytest.approx(found["measured_ms"][name], abs=1e-4)
+            assert stages[name]["bytes"] > 0
+            assert stages[name]["operations"] > 0
+        parts = [milliseconds for name, milliseconds in found["measured_ms"].items() if name != "total"]
+        assert sum(parts) == pytest.approx(found["measured_ms"]["total"], rel=0.5)
+        assert any(operator["name"].startswith("aten::") for operator in found["operators"])
+        title = f"One action of {row['name']}"
+        assert f"{title}, stage by stage" in (run[1] / "out" / "report.md").read_text(encoding="utf-8")
+        assert f"{title} beside its limit" in (run[1] / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_peer_that_cannot_run_is_a_row_that_says_why(run: tuple[dict[str, Any], Path]) -> None:

@@ -83,8 +83,8 @@ def _sections(result: Result, beside: Path | None) -> list[Section]:
         Section(
             "speed",
             "How fast?",
-            _present(plots.stages(result), plots.ecdf(result, beside)),
-            _present(tables.latency(result), tables.start(result)),
+            [*_present(plots.stages(result), plots.ecdf(result, beside)), *plots.waterfalls(result)],
+            _present(tables.latency(result), tables.start(result), more_tables.operators(result)),
         ),
         Section("memory", "How large?", tables=_present(tables.memory(result))),
         Section("peers", "Beside others", tables=_present(more_tables.peers(result))),

@@ -23,6 +23,8 @@ def markdown(result: Result) -> str:
         tables.memory(result),
         more_tables.closed_loop(result),
         more_tables.peers(result),
+        *more_tables.waterfalls(result),
+        more_tables.operators(result),
         more_tables.limits(result),
         more_tables.conditions(result),
     ]

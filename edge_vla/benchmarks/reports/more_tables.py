@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Final
+
 from edge_vla.benchmarks.reports import words
 from edge_vla.benchmarks.reports.sides import Result, sides
 from edge_vla.benchmarks.reports.tables import Table, table
+
+TOTAL: Final = "total"  # the whole action, as a policy times it
+WHOLE: Final = "whole action"  # and as its limits name it
 
 
 def closed_loop(result: Result) -> Table | None:
@@ -133,6 +139,47 @@ def limits(result: Result) -> Table | None:
     columns = ["stage", "bytes", "operations", "bytes alone", "arithmetic alone", "limit", "measured", "share of limit"]
     whose = (result["limits"] or {}).get("model", "")
     return table(f"What this machine allows: {whose}", columns, rows)
+
+
+def waterfalls(result: Result) -> Iterator[Table | None]:
+    """Of each candidate that was looked into: its stages in order, each beside its limit."""
+    for candidate in result["candidates"]:
+        if candidate.get("waterfall"):
+            yield waterfall(candidate)
+
+
+def waterfall(candidate: Result) -> Table | None:
+    measured = candidate["waterfall"]["measured_ms"]
+    limits = {stage["name"]: stage for stage in candidate["waterfall"]["limits"]["stages"]}
+    rows = []
+    for name, milliseconds in measured.items():
+        limit = limits.get(WHOLE if name == TOTAL else name, {})
+        operations = limit.get("operations")
+        rows.append(
+            [
+                name,
+                words.milliseconds(milliseconds),
+                words.share(milliseconds / measured[TOTAL]),
+                words.size(limit.get("bytes")),
+                words.ABSENT if operations is None else f"{words.number(operations / 1e9)} G",
+                words.milliseconds(limit.get("limit_ms")),
+                words.share(limit.get("share")),
+            ]
+        )
+    columns = ["stage", "median", "of the action", "bytes", "operations", "limit", "share of limit"]
+    return table(f"One action of {candidate['name']}, stage by stage", columns, rows)
+
+
+def operators(result: Result) -> Table | None:
+    """The costliest of one action, of each candidate that was looked into."""
+    rows = [
+        [candidate["name"], operator["name"], words.milliseconds(operator["ms"]), words.number(operator["calls"])]
+        for candidate in result["candidates"]
+        for operator in (candidate.get("waterfall") or {}).get("operators", ())
+    ]
+    return table(
+        "Costliest operators of one action, while watched", ["side", "operator", "time", "calls"], rows, prose=[1]
+    )
 
 
 def ceilings(result: Result) -> str:

@@ -248,6 +248,35 @@ def stages(result: Result) -> Figure | None:
     )
 
 
+def waterfalls(result: Result) -> Iterator[Figure]:
+    """One a candidate that was looked into: each stage, and below it the least that it could take here."""
+    for side in sides(result):
+        candidate = next(iter(_only(result, side.name)), {})
+        found = candidate.get("waterfall")
+        if not found:
+            continue
+        limits = {stage["name"]: stage for stage in found["limits"]["stages"]}
+        whole, at = found["measured_ms"][more_tables.TOTAL], 0.0
+        rows = [charts.Bar(side.name, side.slot, 0, whole, words.milliseconds(whole), head=True)]
+        for name, length in found["measured_ms"].items():
+            if name == more_tables.TOTAL:
+                continue
+            limit = limits.get(name)
+            told = words.milliseconds(length) + (f", {words.share(limit['share'])} of its limit" if limit else "")
+            rows.append(charts.Bar(name, side.slot, at, length, told))
+            if limit:
+                needs = f"{words.size(limit['bytes'])}, {words.number(limit['operations'] / 1e9)} G operations"
+                rows.append(charts.Bar("", side.slot, at, limit["limit_ms"], needs, faint=True))
+            at += length
+        yield Figure(
+            f"One action of {side.name} beside its limit",
+            "Medians of one frame, each stage from where the one above ended. The faint bar is the least that the "
+            "stage's bytes and operations take at this machine's measured ceilings.",
+            charts.waterfall(f"One action of {side.name} beside its limit", SEE, rows, "ms"),
+            more_tables.waterfall(candidate),
+        )
+
+
 def ecdf(result: Result, beside: Path | None) -> Figure | None:
     curves = []
     deadline = None
