@@ -190,6 +190,9 @@ def bench(
     episodes: Annotated[int, typer.Option(help="Closed-loop episodes of each kind of task.", min=1)] = 400,
     margin: Annotated[float, typer.Option(help="Non-inferior within this share of episodes, declared before.")] = 0.03,
     live: Annotated[bool, typer.Option("--live", help="Also let the world go on while a policy thinks.")] = False,
+    waterfall: Annotated[
+        bool, typer.Option("--waterfall", help="Also where one action's time goes, and how near it is to the limit.")
+    ] = False,
     model: Annotated[str | None, typer.Option(help="What the tables call the policy.")] = None,
     agreement: Annotated[bool, typer.Option(help="Compare tokens; without, speed and memory alone.")] = True,
     time_reference: Annotated[bool, typer.Option(help="Time the reference too; it may not fit.")] = True,
@@ -226,6 +229,7 @@ def bench(
         model=model,
         agreement=agreement,
         time_reference=time_reference,
+        waterfall=waterfall,
     )
     with err.status("measuring") as status:
         result = run_bench(artifacts, judged_by, out_dir, plan, lambda stage: status.update(f"measuring: {stage}"))
