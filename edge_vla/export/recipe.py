@@ -19,7 +19,7 @@ else:
     import tomli as tomllib
 
 
-Method = Literal["rtn", "gptq", "awq", "awq+gptq", "smoothquant"]
+Method = Literal["rtn", "gptq", "awq", "awq+gptq", "smoothquant", "smoothquant+gptq"]
 METHODS: Final = get_args(Method)
 INT8: Final = 8
 ALWAYS: Final = ("bits", "group", "merge_arithmetic")
@@ -32,9 +32,9 @@ class Recipe:
     `method` is how codes are chosen: `rtn` rounds each weight to the nearest, `gptq` rounds so that the answers on
     `calibration_frames` recorded frames stay. It is never chosen by itself: calibrating takes about ten times as long.
     `awq` and `smoothquant` move scales from each input into its weight first, `awq` for few bits and `smoothquant` for
-    int8 activations; `alpha` is their exponent, searched where it is None. `activations` are the bits that products
-    round their input to, 16 or 8, and None means 8 for `smoothquant` alone. `asymmetric` gives groups of 4 bits a zero
-    point.
+    int8 activations; `+gptq` then rounds as `gptq` does. `alpha` is the exponent, searched where it is None.
+    `activations` are the bits that products round their input to, 16 or 8; None means 8 for `smoothquant`, else 16.
+    `asymmetric` gives each group of 4 bits a zero point.
     `bits_per_weight` or `budget` (bytes of the decoder's linears) gives each linear 2, 3, 4, 8 or 16 bits by what it
     costs the answers, and then `bits` is ignored. `vision_bits` are those of towers and projector: 16 or 8.
     """
@@ -83,7 +83,7 @@ class Recipe:
     @property
     def scaled(self) -> Literal["awq", "smoothquant"] | None:
         """By which rule scales move from inputs into weights."""
-        if self.method == "smoothquant":
+        if self.method.startswith("smoothquant"):
             return "smoothquant"
         return "awq" if self.method.startswith("awq") else None
 
@@ -94,15 +94,15 @@ class Recipe:
 
     @property
     def rounds_activations(self) -> bool:
-        return self.activations == INT8 or self.method == "smoothquant"
+        return self.activations == INT8 or self.scaled == "smoothquant"
 
     def _check_scaling(self) -> None:
         if self.activations not in (None, 16, INT8):
             raise UsageError(f"activations {self.activations}: choose 16 or 8")
         if self.rounds_activations and (self.bits != INT8 or self.mixed):
             raise UsageError("activations in 8 bits are for weights in 8 bits: --bits 8")
-        if self.method == "smoothquant" and self.activations == 16:
-            raise UsageError("smoothquant is for activations in 8 bits: leave out --activations, or --method rtn")
+        if self.scaled == "smoothquant" and self.activations == 16:
+            raise UsageError(f"{self.method} is for activations in 8 bits: leave out --activations, or --method rtn")
         if self.scaled == "awq" and not 2 <= self.bits <= 4:
             raise UsageError(f"{self.method} is for 4 bits and fewer, got {self.bits}: --method smoothquant for 8")
         if self.alpha is not None and self.scaled is None:
