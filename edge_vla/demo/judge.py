@@ -1,6 +1,7 @@
 """The demo policy in every number format, judged by the benchmark room on recorded frames and at the table.
 
     python -m edge_vla.demo.judge --world 1 --out evidence
+    python -m edge_vla.demo.judge --format "mixed 3.25" --profile none --floors one --out evidence
 
 World 1 is the base's own; in world 2 the adapter is merged. The frames are the policy's own recorded episodes of the
 evaluation split, which neither training nor calibration has seen; the closed loop starts from other seeds again. GPTQ
@@ -31,16 +32,24 @@ RECIPES: Final[Mapping[str, Recipe]] = {
     "int4 GPTQ": Recipe(bits=4, method="gptq"),
     "mixed": Recipe(method="gptq", bits_per_weight=4.125),  # the bytes of int4 with groups of 128
 }
+NARROW: Final[Mapping[str, Recipe]] = {
+    "int3 GPTQ": Recipe(bits=3, method="gptq"),
+    "mixed 3.25": Recipe(method="gptq", bits_per_weight=3.25),
+}
+ALL: Final = {**RECIPES, **NARROW}
 
 
-def judge(number: int, out: Path, plan: Plan, scratch: Path, limit: int | None = None) -> dict[str, Any]:
-    """Export the policy of a world in each format and compare all of them with bf16."""
+def judge(
+    number: int, out: Path, plan: Plan, scratch: Path, limit: int | None = None, formats: Sequence[str] = tuple(RECIPES)
+) -> dict[str, Any]:
+    """Export the policy of a world in each of `formats` and compare all of them with bf16."""
     adapters = [ADAPTER] if number > 1 else []
     frames = scratch / f"world{number}-policy-evaluation"
     episodes.frames(f"world{number}-policy", "evaluation", frames)
     calibration = episodes.frames(f"world{number}-expert", "calibration", scratch / "calibration")
     artifacts = []
-    for name, recipe in RECIPES.items():
+    for name in formats:
+        recipe = ALL[name]
         LOG.info("exporting %s", name)
         known = calibration if recipe.calibrated else ()
         artifacts.append(export(BASE, scratch / name, recipe, adapters, known).directory)
@@ -53,6 +62,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m edge_vla.demo.judge", description=__doc__)
     parser.add_argument("--world", type=int, choices=(1, 2), default=1)
     parser.add_argument("--episodes", type=int, default=400, help="of each kind of task, and of each policy")
+    parser.add_argument(
+        "--format", action="append", choices=list(ALL), help=f"one or more; without it {', '.join(RECIPES)}"
+    )
     parser.add_argument("--limit", type=int, help="only the first so many frames")
     parser.add_argument("--profile", default="default")
     parser.add_argument("--floors", choices=("all", "one"), default="all")
@@ -71,7 +83,7 @@ def main(words: Sequence[str] | None = None) -> None:
         model=f"the demo policy, world {given.world}",
     )
     with tempfile.TemporaryDirectory(prefix="edge-vla-judge-") as scratch:
-        result = judge(given.world, given.out, plan, Path(scratch), given.limit)
+        result = judge(given.world, given.out, plan, Path(scratch), given.limit, given.format or tuple(RECIPES))
     red = [f"{gate['side']}: {gate['name']}" for gate in result["gates"] if gate["passed"] is False]
     if red:
         sys.exit(f"red gates: {', '.join(red)}; {given.out}/report.md says more")

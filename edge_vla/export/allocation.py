@@ -46,17 +46,35 @@ def allocate(items: Sequence[Sequence[Choice]], budget: int) -> Plan:
         raise UsageError(
             f"a budget of {budget} bytes is below the floor of {floor}, everything at its fewest bits: give more"
         )
-    unit = max(math.gcd(*(choice.size for item in items for choice in item)), -(-budget // MOST_UNITS))
+    unit = _unit(items, budget)
     table, taken = _solve(items, budget // unit, unit)
     return _trace(items, taken, unit, int(np.argmin(table)))
 
 
+def uniform(items: Sequence[Sequence[Choice]], budget: int) -> Plan | None:
+    """The best plan within `budget` that stores every item the same way, by the choices' names; None if none fits."""
+    shared = set.intersection(*({choice.name for choice in item} for item in items))
+    plans = []
+    for name in sorted(shared):
+        picks = tuple([choice.name for choice in item].index(name) for item in items)
+        chosen = [item[pick] for item, pick in zip(items, picks, strict=True)]
+        plans.append(Plan(picks, sum(c.size for c in chosen), math.fsum(c.damage for c in chosen)))
+    return min((plan for plan in plans if plan.size <= budget), key=lambda plan: plan.damage, default=None)
+
+
 def pareto(items: Sequence[Sequence[Choice]], points: int = 60) -> list[dict[str, float]]:
     """Least damage by size, from the floor to everything at its widest: rows of `bytes` and `damage`."""
-    least, most = (sum(pick(choice.size for choice in item) for item in items) for pick in (min, max))
-    budgets = np.unique(np.linspace(least, most, points).astype(np.int64))
-    plans = {plan.size: plan.damage for plan in (allocate(items, int(budget)) for budget in budgets)}
-    return [{"bytes": size, "damage": damage} for size, damage in sorted(plans.items())]
+    most = sum(max(choice.size for choice in item) for item in items)
+    unit = _unit(items, most)
+    table, taken = _solve(items, most // unit, unit)
+    floor = int(np.argmax(np.isfinite(table)))
+    ends = np.unique(np.linspace(floor, most // unit, points).astype(np.int64))
+    plans = [_trace(items, taken, unit, int(np.argmin(table[: end + 1]))) for end in ends]
+    return [{"bytes": size, "damage": damage} for size, damage in sorted({(p.size, p.damage) for p in plans})]
+
+
+def _unit(items: Sequence[Sequence[Choice]], budget: int) -> int:
+    return max(math.gcd(*(choice.size for item in items for choice in item)), -(-budget // MOST_UNITS))
 
 
 def _solve(

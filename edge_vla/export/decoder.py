@@ -27,10 +27,11 @@ from edge_vla.checkpoint import Checkpoint
 from edge_vla.checkpoint.keys import layer_prefix
 from edge_vla.checkpoint.quantised import stored_codes
 from edge_vla.errors import NumericError
+from edge_vla.export.budget import trades_vision
 from edge_vla.export.progress import Progress
 from edge_vla.export.recipe import Recipe
 from edge_vla.export.rounding import round_together, stand_in
-from edge_vla.export.sensitivity import Damages, measure
+from edge_vla.export.sensitivity import Damages, measure, vision_damage
 from edge_vla.export.smoothing import Fold, smooth
 from edge_vla.export.writer import ArtifactWriter, pack_linear
 from edge_vla.model.decoder import DecoderLayer
@@ -101,6 +102,9 @@ class Calibration:
                 writer.finish(unit, self._listen_at(index))
                 self.progress.step(f"layer {index}")
             writer.drop(f"gradients-{index + 1}", *([f"rows-{index}"] if index else []))
+        if trades_vision(self.recipe) and "vision damage" not in writer.done:
+            at_the_input = self._kept_gradients(0)
+            writer.finish("vision damage", vision_damage(self.checkpoint, self.chosen.frames, at_the_input))
         writer.drop("gradients-0")
         return [writer.done[f"back-{index}"] for index in layers]
 
@@ -125,8 +129,7 @@ class Calibration:
     def _listen_at(self, index: int) -> Damages:
         layer = load_layer(self.checkpoint.tensors, self.checkpoint.config.spec.decoder, index, DTYPE)
         rows = self._rows(f"rows-{index}")
-        stored = self.writer.kept(f"gradients-{index + 1}")
-        gradients: Gradients = [[stored[f"{probe}.{which}"] for which in range(len(rows))] for probe in range(PROBES)]
+        gradients = self._kept_gradients(index + 1)
         before = [[tensor.clone() for tensor in probe] for probe in gradients] if self.recipe.mixed else []
         weights = row_weights(layer, rows, gradients)
         self.writer.keep(f"gradients-{index}", _gradients(gradients))
@@ -178,6 +181,10 @@ class Calibration:
 
     def _load(self, index: int, name: str) -> Tensor:
         return self.checkpoint.tensors.load(layer_prefix(index) + name)
+
+    def _kept_gradients(self, index: int) -> Gradients:
+        stored = self.writer.kept(f"gradients-{index}")
+        return [[stored[f"{probe}.{i}"] for i in range(len(stored) // PROBES)] for probe in range(PROBES)]
 
     def _rows(self, name: str) -> list[Rows]:
         stored, shapes = self.writer.kept(name), self.writer.done["embedded"]

@@ -159,7 +159,7 @@ def _export(job: Job, writer: ArtifactWriter, progress: Progress) -> Artifact:
         writer.finish("ends")
     progress.step("embeddings, head, tokenizer")
     if "vision" not in writer.done:
-        export_vision(checkpoint.tensors, config.spec, writer, job.recipe.vision_bits)
+        export_vision(checkpoint.tensors, config.spec, writer, _vision_bits(job, writer))
         writer.finish("vision")
     progress.step("towers, projector, ONNX graph")
     if "vision check" not in writer.done:
@@ -169,7 +169,7 @@ def _export(job: Job, writer: ArtifactWriter, progress: Progress) -> Artifact:
     manifest = Manifest(
         config=config,
         source=_provenance(job),
-        recipe=_told(job),
+        recipe=_told(job, writer),
         layers=tuple(layers),
         vision_check=check,
         golden=(),
@@ -189,7 +189,10 @@ def write_decoder(job: Job, writer: ArtifactWriter, progress: Progress) -> list[
     writer.evidence("calibration.json", json.dumps(job.chosen.manifest(), indent=1))
     damages = calibration.listen()
     if job.recipe.mixed:
-        spent = budget.spend(job.checkpoint.config.spec, job.recipe, damages)
+        cost = writer.done.get("vision damage")
+        spent = budget.spend(job.checkpoint.config.spec, job.recipe, damages, cost)
+        if "spent" not in writer.done:
+            writer.finish("spent", {"vision_bits": spent.vision_bits})
         writer.evidence("sensitivity.json", json.dumps(spent.report(), indent=1))
         formats = spent.formats
     return calibration.round_layers(formats)
@@ -228,9 +231,14 @@ def check_room(job: Job, out: Path, fixed: int) -> None:
     check_disk(out, need)
 
 
-def _told(job: Job) -> dict[str, Any]:
-    """The recipe, and by which frames it was carried out."""
-    told = job.recipe.to_json()
+def _vision_bits(job: Job, writer: ArtifactWriter) -> int:
+    """What a budget for everything chose, else what the recipe says."""
+    return writer.done.get("spent", {}).get("vision_bits") or job.recipe.vision_bits
+
+
+def _told(job: Job, writer: ArtifactWriter) -> dict[str, Any]:
+    """The recipe, what its budget chose for the towers, and by which frames it was carried out."""
+    told = dataclasses.replace(job.recipe, vision_bits=_vision_bits(job, writer)).to_json()
     if job.chosen is not None:
         told["calibration"] = {"frames": len(job.chosen.frames), "sha256": job.chosen.sha256}
     return told

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from edge_vla.errors import UsageError
-from edge_vla.export.allocation import Choice, allocate, pareto
-from edge_vla.export.budget import limit, spend
+from edge_vla.export.allocation import Choice, allocate, pareto, uniform
+from edge_vla.export.budget import WORTH, limit, spend
 from edge_vla.export.preflight import fixed_bytes
 from edge_vla.export.recipe import Recipe
-from edge_vla.export.sensitivity import forms
+from edge_vla.export.sensitivity import Damages, forms
 from edge_vla.quant import Scheme, stored_bytes
 from edge_vla.spec import OPENVLA_7B, TINY, PolicySpec
 
@@ -86,7 +86,7 @@ def test_below_the_floor(problem: tuple[Items, int]) -> None:
         allocate(problem[0], floor - 1)
 
 
-def damages(spec: PolicySpec, hurt: str) -> list[dict[str, list[float]]]:
+def damages(spec: PolicySpec, hurt: str) -> list[Damages]:
     """A fall with the bits stored, a hundred times as much for one kind of linear."""
     shapes = spec.decoder.linears()
     each = {
@@ -96,7 +96,7 @@ def damages(spec: PolicySpec, hurt: str) -> list[dict[str, list[float]]]:
         ]
         for name, shape in shapes.items()
     }
-    layer = {name: [(100 if name == hurt else 1) * damage for damage in found] for name, found in each.items()}
+    layer = {name: [[(100 if name == hurt else 1) * damage for damage in found]] * 2 for name, found in each.items()}
     return [layer] * spec.decoder.layers
 
 
@@ -115,9 +115,46 @@ def test_a_budget_is_for_everything() -> None:
     given_ = limit(OPENVLA_7B, recipe)
     assert given_ == 4_200_000_000 - fixed_bytes(OPENVLA_7B, 8)
     spent = spend(OPENVLA_7B, recipe, damages(OPENVLA_7B, "mlp.down_proj"))
+    assert spent.vision_bits is None, "the recipe has said it"
     assert 0.995 * given_ < spent.plan.size <= given_
     weights = sum(stored_bytes(Scheme.BF16, item.shape, None) / 2 for item in spent.items)
     assert 3.5 < 8 * given_ / weights < 4.5
+
+
+@pytest.mark.parametrize(("damage", "bits"), [(1e-9, 8), (1e9, 16)])
+def test_towers_compete_for_a_budget_too(damage: float, bits: int) -> None:
+    """The bytes of int4 beside 16-bit towers: cheap towers give their half to the linears, dear ones keep it."""
+    linears = OPENVLA_7B.decoder.layers * sum(
+        stored_bytes(Scheme.INT4, shape, 128) for shape in OPENVLA_7B.decoder.linears().values()
+    )
+    recipe = Recipe(method="gptq", budget=linears + fixed_bytes(OPENVLA_7B, 16))
+    spent = spend(OPENVLA_7B, recipe, damages(OPENVLA_7B, "mlp.down_proj"), damage)
+    assert spent.vision_bits == bits
+    assert spent.report()["vision"]["bits"] == bits
+    assert spent.report()["linears_bytes"] + fixed_bytes(OPENVLA_7B, bits) <= recipe.budget
+    assert (spent.report()["linears_bytes"] > 1.15 * linears) == (bits == 8)
+
+
+def test_mixing_that_is_not_worth_it_is_left() -> None:
+    """All linears alike: the bytes of int4 in groups of 64 buy just that. One that stands out is worth mixing for."""
+    alike = spend(TINY, Recipe(method="gptq", bits_per_weight=4.25), damages(TINY, "none"))
+    assert {item.formats[pick] for item, pick in zip(alike.items, alike.plan.picks, strict=True)} == {(Scheme.INT4, 64)}
+    assert alike.plan == alike.same
+    uneven = spend(TINY, Recipe(method="gptq", bits_per_weight=4.25), damages(TINY, "mlp.down_proj"))
+    assert uneven.same is not None
+    assert uneven.plan == uneven.mixed
+    assert uneven.plan.damage < (1 - WORTH) * uneven.same.damage
+
+
+@given(problems())
+def test_the_best_uniform_plan(problem: tuple[Items, int]) -> None:
+    items, budget = problem
+    found = uniform(items, budget)
+    assert found is not None, "the fewest bits for all are the floor"
+    assert len(set(found.picks)) == 1
+    assert found.size <= budget
+    assert found.damage >= allocate(items, budget).damage - 1e-12
+    assert uniform(items, sum(item[0].size for item in items) - 1) is None
 
 
 @pytest.mark.parametrize("recipe", [Recipe(method="gptq", bits_per_weight=1.9), Recipe(method="gptq", budget=10**9)])

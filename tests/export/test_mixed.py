@@ -17,7 +17,7 @@ from edge_vla.checkpoint import open_checkpoint
 from edge_vla.errors import UsageError
 from edge_vla.export import Recipe, export
 from edge_vla.export.recipe import parse_bytes
-from edge_vla.export.sensitivity import forms, measure, rounding_changes
+from edge_vla.export.sensitivity import forms, in_fold, measure, rounding_changes
 from edge_vla.frames import Frame
 from edge_vla.quant import Scheme
 from edge_vla.runtime import load
@@ -81,9 +81,10 @@ def test_the_predicted_damage_is_what_one_linear_does(frames: list[Frame]) -> No
     gradients = probe_answers(checkpoint, rows, seed=0, probes=24)
     uniform = [[torch.ones(1, same.length) for same in rows] for _ in STAGES]
     found = measure(layers[-1], kept[-1], gradients, uniform, None)
-    half = [[(torch.arange(len(same.hidden)) % 2 == 0).float()[:, None].expand(-1, same.length) for same in rows]]
+    folds = in_fold(rows, 0)
+    half = [[mask.float()[:, None].expand(-1, same.length) for mask, same in zip(folds, rows, strict=True)]]
     changes = rounding_changes(layers[-1], kept[-1], half * len(STAGES), None)
-    odd = torch.cat([torch.arange(len(same.hidden)) % 2 == 1 for same in rows])
+    odd = ~torch.cat(folds)
     predicted, direct = [], []
     for name, shape in spec.linears().items():
         place = forms(shape[1], None).index((Scheme.INT4, 64))
@@ -92,7 +93,7 @@ def test_the_predicted_damage_is_what_one_linear_does(frames: list[Frame]) -> No
         moved = [Rows(same.hidden.clone(), same.prompt, same.dims) for same in kept[-1]]
         pass_layer(changed, moved)
         logits = torch.cat([action_logits(checkpoint, same.hidden[:, -same.dims :]) for same in moved])
-        predicted.append(found[name][place])
+        predicted.append(found[name][0][place])
         direct.append(float(divergence(truth[odd], logits[odd]).mean()))
         assert direct[-1] / 2 < predicted[-1] < direct[-1] * 2, f"{name}: 8 sequences and 24 probes give so much"
     assert sum(predicted) == pytest.approx(sum(direct), rel=0.3)
