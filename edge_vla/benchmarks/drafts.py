@@ -6,8 +6,9 @@ The arm moves by plain decoding, so all proposals see the same frames and the sa
 seen once, then decoded plainly, and with each proposal both in strict mode and riding in the prefill ("fast"). Counted:
 first drafts that were right, by dimension and by phase of the task; passes; tokens that differ from plain decoding of
 the same mode (in strict mode there must be none). After `--episodes` only what a session does is asked, until there
-were `--actions`. Each episode is kept in `--records`: the same command goes on where it was stopped. With `--time` the
-result says what passes cost too, proposals in turns on the same frames: for a quiet machine and few episodes.
+were `--actions`. Each episode is kept in `--records`: the same command goes on where it was stopped, and one told of
+several files sums them up (`--start` keeps two runs on different episodes). With `--time` the result says what passes
+cost too, proposals in turns on the same frames: for a quiet machine and few episodes.
 """
 
 from __future__ import annotations
@@ -118,7 +119,9 @@ class Proposers:
         self.transitions = Transitions.count(recorded)
         every = [action for actions in recorded for action in actions]
         LOG.info("%d actions to learn from", len(every))
-        self.heads = {past: Heads(torch.stack(hidden), before, every, self.bins, past) for past in (False, True)}
+        self.heads = {
+            past: Heads(torch.stack(hidden), before, every, self.bins, past) for past in (False, True) if every
+        }
 
     def episode(self, number: int, proposals: Sequence[str]) -> list[Record]:
         seed, task, past, records = EVALUATION_SEEDS[number // 2], TASKS[number % 2], list[Bins](), list[Record]()
@@ -224,12 +227,10 @@ def times(episodes: Sequence[Sequence[Record]], proposals: Sequence[str]) -> dic
     return found
 
 
-def kept(records: Path | None) -> list[list[Record]]:
-    """Whole episodes of an earlier run; a line that was cut off is left out."""
-    if records is None or not records.exists():
-        return []
-    lines = records.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+def kept(records: Sequence[Path]) -> list[list[Record]]:
+    """Whole episodes of earlier runs; a line that was cut off is left out."""
+    texts = [path.read_text(encoding="utf-8") for path in records if path.exists()]
+    return [json.loads(line) for text in texts for line in text.split("\n")[:-1]]
 
 
 def main() -> None:
@@ -241,7 +242,8 @@ def main() -> None:
     parser.add_argument("--actions", type=int, default=0, help="go on until there were so many")
     parser.add_argument("--calibration", type=int, default=200, help="episodes that proposals learn from")
     parser.add_argument("--proposals", nargs="+", choices=list(PROPOSALS), default=list(PROPOSALS))
-    parser.add_argument("--records", type=Path, help="one line an episode; there already: go on behind it")
+    parser.add_argument("--records", type=Path, nargs="+", default=[], help="one line an episode, added to the first")
+    parser.add_argument("--start", type=int, default=0, help="number of the first episode")
     parser.add_argument("--time", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
@@ -251,13 +253,15 @@ def main() -> None:
     policy = load(given.model, "cpu")
     every = list(dict.fromkeys([*SESSION, *given.proposals]))
     episodes = kept(given.records)
-    proposers = Proposers(policy, given.calibration, given.world, given.unnorm_key)
+    learn = given.calibration if len(episodes) < given.episodes else 0
+    proposers = Proposers(policy, learn, given.world, given.unnorm_key)
     done = sum(map(len, episodes))
     while len(episodes) < given.episodes or done < given.actions:
-        episodes.append(proposers.episode(len(episodes), every if len(episodes) < given.episodes else SESSION))
+        number = given.start + len(episodes)
+        episodes.append(proposers.episode(number, every if len(episodes) < given.episodes else SESSION))
         done += len(episodes[-1])
-        if given.records is not None:
-            with given.records.open("a", encoding="utf-8") as file:
+        if given.records:
+            with given.records[0].open("a", encoding="utf-8") as file:
                 file.write(json.dumps(episodes[-1]) + "\n")
         if len(episodes) % 20 == 0:
             LOG.info("%d episodes, %d actions", len(episodes), done)

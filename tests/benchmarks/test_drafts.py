@@ -139,9 +139,9 @@ def test_what_is_counted() -> None:
 
 def test_a_line_that_was_cut_off_is_measured_again(tmp_path: Path) -> None:
     records = tmp_path / "records.jsonl"
-    assert drafts.kept(records) == []
+    assert drafts.kept([records]) == []
     records.write_text('[{"phase": "reach"}]\n[{"phase": "car', encoding="utf-8")
-    assert drafts.kept(records) == [[{"phase": "reach"}]]
+    assert drafts.kept([records, records]) == [[{"phase": "reach"}]] * 2
 
 
 def test_an_episode_of_the_demo_policy() -> None:
