@@ -66,7 +66,7 @@ def export(
     bits: Annotated[int | None, typer.Option(help="16, 8, 4, 3 or 2 (default 4).")] = None,
     group: Annotated[int | None, typer.Option(help="Weights a scale; default the largest of 128, 64, 32.")] = None,
     method: Annotated[
-        str | None, typer.Option(help="rtn (default), or with --frames gptq, awq, awq+gptq or smoothquant.")
+        str | None, typer.Option(help="rtn (default); with --frames gptq, awq, smoothquant; the last two also +gptq.")
     ] = None,
     activations: Annotated[int | None, typer.Option(help="16 (default) or 8, with --bits 8.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Exponent of awq or smoothquant; default searched.")] = None,
