@@ -4,7 +4,7 @@ BIN := .venv/bin
 # libgomp reads this once, when torch is loaded: without it, waiting threads spin beside other work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test check bench-demo bench-gpu format clean
+.PHONY: demo test test-kernels check bench-demo bench-gpu format clean
 
 demo: .venv/ready
 	rm -rf demo-out
@@ -18,6 +18,18 @@ check: .venv/ready
 	$(BIN)/ruff check edge_vla tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# The GPU kernels in Triton's interpreter, and compiled for every chip in the table (minutes). Triton has no part in
+# anything else here and takes 700 MB, so it lies in an environment of its own on top of .venv.
+test-kernels: .venv-triton/ready
+	.venv-triton/bin/python -m pytest tests/gpu -m 'not gpu and not weights'
+
+.venv-triton/ready: .venv/ready
+	$(PYTHON) -m venv .venv-triton
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> $$(.venv-triton/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth
+	.venv-triton/bin/pip install --quiet --no-deps triton==3.7.1
+	touch $@
 
 # The demo policy in 16, 8 and 4 bits beside bf16 and eager Hugging Face; fails on a red gate.
 bench-demo: .venv/ready
@@ -42,4 +54,4 @@ format: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv demo-out bench-out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-triton demo-out bench-out .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -147,7 +147,7 @@ def choose(make: Maker, rows: int, width: int, bins: int) -> Trial:
 
     def tensors(chosen: Callable[..., head.Choice]) -> list[Tensor]:
         choice = chosen(hidden, weight, embeddings)
-        named = choice.bins.long()
+        named = choice.bins.long().clamp(0, bins - 1)
         logit = logits.gather(1, named[:, None])[:, 0]
         second = (logit - choice.margins).to(make.dtype)
         return [logit.to(make.dtype), second, choice.embedded - embeddings[named]]
