@@ -52,10 +52,10 @@ class About:
         complete = all(action is not None and len(action) == width for action in actions)
         recorded = np.array(actions, dtype=np.float64) if complete else None
         dims = NAMES if width == len(NAMES) else tuple(str(dim) for dim in range(width))
-        return cls(names, steps, statistics, dims, recorded, phases(names, steps, statistics, recorded))
+        return cls(names, steps, statistics, dims, recorded, phases_by_gripper(names, steps, statistics, recorded))
 
 
-def phases(
+def phases_by_gripper(
     names: Sequence[str], steps: Sequence[int], statistics: Sequence[ActionStatistics], recorded: Floats | None
 ) -> list[str]:
     """What each frame was doing, as far as recorded actions tell.

@@ -66,7 +66,7 @@ def choose(frames: Sequence[Frame], config: PolicyConfig, most: int, seed: int =
     if len(frames) < FEWEST or most < FEWEST:
         raise UsageError(f"calibrating on {min(len(frames), most)} frames: give at least {FEWEST}, 128 do well")
     tokens = [action_tokens(frame, config) for frame in frames]
-    found = phases(frames, config)
+    found = phases_by_speed(frames, config)
     luck = random.Random(seed)  # Mersenne twister: the same everywhere
     ids = episodes(frames)
     shuffled = {name: luck.random() for name in sorted(set(ids))}
@@ -77,8 +77,13 @@ def choose(frames: Sequence[Frame], config: PolicyConfig, most: int, seed: int =
     return CalibrationSet(tuple(frames[i] for i in chosen), tuple(found[i] for i in chosen), tuple(hashes), seed)
 
 
-def phases(frames: Sequence[Frame], config: PolicyConfig) -> list[Phase]:
-    """The phase of each frame, from the recorded actions of its episode; without steps, in the order given."""
+def phases_by_speed(frames: Sequence[Frame], config: PolicyConfig) -> list[Phase]:
+    """The phase of each frame, from the recorded actions of its episode; without steps, in the order given.
+
+    `gripper` where its command moves to the next frame or from the last one; elsewhere `contact` where the hand is
+    slower than half of the recording's median, and `free`. Benchmarks report by another division, by whether the
+    gripper is closed (`benchmarks.motion.phases_by_gripper`): here what matters is that every pace is among the rows.
+    """
     ids = episodes(frames)
     order = sorted(range(len(frames)), key=lambda i: (ids[i], frames[i].step or 0, i))
     actions = {i: _normalised(frames[i], config) for i in order}

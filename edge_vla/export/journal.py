@@ -4,6 +4,9 @@ The first line is the key: everything that decides the bytes. Another key is ano
 mixed. Each further line names a unit, its files with their hashes, and what the rest needs to know of it. A line that
 is torn, or whose files are not as it says, was not finished, nor was any after it. The journal stands under
 `evidence/`, outside the hashes, and stays in the artifact as a record of how it was made.
+What decides the bytes of a calibrated export are also the number of threads and the instructions of the processor,
+because sums depend on how they are split: both are in its key, so a resume with others is refused by name, and
+bit-identity is promised for one thread count on one kind of processor.
 """
 
 from __future__ import annotations
@@ -109,7 +112,10 @@ def matches(path: Path, entry: Mapping[str, Any]) -> bool:
 def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any], folder: Path) -> str:
     changed = sorted(name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name))
     what = "; ".join(f"{name} was {_short(theirs.get(name))}, now {_short(ours.get(name))}" for name in changed)
-    return f"{folder} holds an unfinished export of another kind ({what}): finish it as it was begun, or remove it"
+    begun = f" (OMP_NUM_THREADS={theirs['threads']})" if changed == ["threads"] else ""
+    return (
+        f"{folder} holds an unfinished export of another kind ({what}): finish it as it was begun{begun}, or remove it"
+    )
 
 
 def _short(value: Any) -> str:

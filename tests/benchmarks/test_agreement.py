@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from edge_vla.benchmarks.agreement import About, Side, compare, compare_candidates, margin_floor
-from edge_vla.benchmarks.motion import phases
+from edge_vla.benchmarks.motion import phases_by_gripper
 from edge_vla.benchmarks.statistics import wilson
 from edge_vla.frames import Frame
 from edge_vla.openvla import ActionTokens
@@ -32,7 +32,7 @@ seeds = st.integers(0, 2**32 - 1)
 def about(episodes: list[str], steps: list[int] | None = None, recorded: NDArray[np.float64] | None = None) -> About:
     steps = steps or [episodes[:row].count(name) for row, name in enumerate(episodes)]
     statistics = [STATISTICS] * len(episodes)
-    phase = phases(episodes, steps, statistics, recorded)
+    phase = phases_by_gripper(episodes, steps, statistics, recorded)
     return About(episodes, steps, statistics, ("dx", "dy", "gripper"), recorded, phase)
 
 
@@ -290,11 +290,11 @@ def test_drift_needs_steps_in_a_row() -> None:
     assert compare(reference, reference, about(["a"] * 40, steps=holed), TOKENS)["drift"]["10"]["windows"] == 3 + 19
 
 
-def test_phases() -> None:
+def test_phases_by_gripper() -> None:
     opening = np.array([1.0] * 10 + [0.0] * 12 + [1.0, 1.0])
     recorded = np.column_stack([np.zeros((24, 2)), opening])
     episodes = ["a"] * 22 + ["b"] * 2
-    found = phases(episodes, [*range(22), 0, 1], [STATISTICS] * 24, recorded)
+    found = phases_by_gripper(episodes, [*range(22), 0, 1], [STATISTICS] * 24, recorded)
     assert found == ["free motion"] * 5 + ["gripper change"] * 11 + ["contact"] * 6 + ["free motion"] * 2
     ids = side(np.full((24, DIMS), 350))
     by_phase = compare(ids, ids, about(episodes, [*range(22), 0, 1], recorded), TOKENS)["by_phase"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_vla.calibration.sets import choose, phases
+from edge_vla.calibration.sets import choose, phases_by_speed
 from edge_vla.checkpoint import open_checkpoint
 from edge_vla.errors import FrameError, UsageError
 from edge_vla.frames import Frame, synthetic_image, write_frames
@@ -40,14 +40,14 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> list[Frame]:
     return read_frames(folder)
 
 
-def test_phases(frames: list[Frame], config: PolicyConfig) -> None:
-    assert phases(frames, config)[:10] == ["free"] * 6 + ["contact"] * 2 + ["gripper"] * 2
+def test_phases_by_speed(frames: list[Frame], config: PolicyConfig) -> None:
+    assert phases_by_speed(frames, config)[:10] == ["free"] * 6 + ["contact"] * 2 + ["gripper"] * 2
 
 
 def test_every_phase_and_task_gets_its_share(frames: list[Frame], config: PolicyConfig) -> None:
     chosen = choose(frames, config, 30)
     counts = Counter(zip((frame.instruction for frame in chosen.frames), chosen.phases, strict=True))
-    whole = Counter(zip((frame.instruction for frame in frames), phases(frames, config), strict=True))
+    whole = Counter(zip((frame.instruction for frame in frames), phases_by_speed(frames, config), strict=True))
     assert set(counts) == set(whole)
     assert all(abs(counts[key] - whole[key] / 2) <= 1 for key in whole)
     assert len(set(chosen.frames)) == 30

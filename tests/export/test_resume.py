@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -96,6 +97,19 @@ def test_another_export_is_refused(stage: Stage, tmp_path: Path, other: Recipe, 
         export(SOURCE, out, other, frames=stage.frames)
     assert words in str(caught.value)
     assert export(SOURCE, out, RECIPE, frames=stage.frames).identity == stage.identity, "the first can still go on"
+
+
+def test_another_number_of_threads_is_refused_by_name(stage: Stage, tmp_path: Path) -> None:
+    out, threads = tmp_path / "out", torch.get_num_threads()
+    with pytest.raises(KeyboardInterrupt):
+        export(SOURCE, out, RECIPE, frames=stage.frames, progress=Stops(4))
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.raises(UsageError, match=rf'threads was "{threads}", now.*OMP_NUM_THREADS={threads}'):
+            export(SOURCE, out, RECIPE, frames=stage.frames)
+    finally:
+        torch.set_num_threads(threads)
+    assert export(SOURCE, out, RECIPE, frames=stage.frames).identity == stage.identity
 
 
 def test_a_damaged_file_is_made_again(stage: Stage, tmp_path: Path) -> None:
