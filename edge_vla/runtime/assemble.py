@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from edge_vla.errors import UsageError
 from edge_vla.model.decoder import RMSNorm
-from edge_vla.quant import PackedWeight
+from edge_vla.quant import PackedWeight, Scheme
 from edge_vla.runtime.engine import FusedDecoder, FusedLayer, Products
 from edge_vla.runtime.kernels import AUTO, NATIVE, pick
 from edge_vla.runtime.native.decoder import NativeDecoder, NativeLayer, layer_fits
 from edge_vla.runtime.native.layout import Format
 from edge_vla.runtime.native.library import fast, library
+from edge_vla.runtime.native.product import NativeProduct
 from edge_vla.spec import PolicySpec
 
 TOGETHER: Final[Mapping[str, tuple[str, ...]]] = {  # products that share their input
@@ -73,6 +74,11 @@ class Assembly:
         if self.native:
             return NativeDecoder(spec, [layer for layer in layers if isinstance(layer, NativeLayer)], norm)
         return FusedDecoder(spec, [layer for layer in layers if isinstance(layer, FusedLayer)], self.norm(norm)).eval()
+
+    def head(self, actions: Tensor) -> NativeProduct | None:
+        """The product by the head's action rows, if the decoder is native."""
+        shape = (actions.shape[0], actions.shape[1])
+        return NativeProduct(PackedWeight(Scheme.BF16, shape, None, actions, None)) if self.native else None
 
     def norm(self, weight: Tensor) -> RMSNorm:
         # A copy: the tensor read from a file keeps the whole file mapped.

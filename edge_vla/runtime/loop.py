@@ -195,8 +195,10 @@ class Loop:
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """(n, width) -> (n, bins), as many rows at a time as make one shape."""
-        rows = hidden.shape[0]
-        return self.network.head.logits(F.pad(hidden, (0, 0, 0, max(0, STEADY_ROWS - rows))))[:rows]
+        rows, head = hidden.shape[0], self.network.head
+        if head.steady:
+            return head.logits(hidden)
+        return head.logits(F.pad(hidden, (0, 0, 0, max(0, STEADY_ROWS - rows))))[:rows]
 
     def _margins(self, logits: Tensor) -> tuple[float, ...]:
         """(dims, n) -> lead of the largest over the second; NumericError where a logit is not finite."""

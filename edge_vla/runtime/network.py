@@ -30,6 +30,7 @@ from edge_vla.runtime.gpu import TRITON
 from edge_vla.runtime.kernels import AUTO, NATIVE, TORCH
 from edge_vla.runtime.native.decoder import NativeLayer
 from edge_vla.runtime.native.library import fast, library
+from edge_vla.runtime.native.product import NativeProduct
 from edge_vla.runtime.native.vision import NativeVision, vision_fits
 from edge_vla.runtime.vision import OnnxVision, Vision, torch_vision, with_flat_patches
 from edge_vla.spec import ActionSpec, PolicySpec
@@ -61,9 +62,17 @@ class Head:
 
     actions: Tensor  # (bins, width)
     full: Tensor | None
+    product: NativeProduct | None = None  # by the action rows, where C has it
+
+    @property
+    def steady(self) -> bool:
+        """Whether a row's bits depend on that row alone: torch adds in another order where there are fewer rows."""
+        return self.product is not None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(…, width) -> (…, bins) float32, rounded to the working type first, as upstream does."""
+        """(n, width) -> (n, bins) float32, rounded to the working type first, as upstream does."""
+        if self.product is not None:
+            return self.product(hidden).float()
         return F.linear(hidden, self.actions).float()
 
     def full_logits(self, hidden: Tensor) -> Tensor:
@@ -125,7 +134,7 @@ def from_artifact(
         vision=see,
         embeddings=_embeddings(table, spec.action, dtype, device),
         decoder=assembly.decoder(layers, head["norm.weight"]),
-        head=Head(actions, None),
+        head=Head(actions, None, assembly.head(actions)),
         kernels={**assembly.kernels(), "vision": seeing, **_where(dtype, device)},
         weight_bytes={
             "vision": see.bytes,

@@ -27,9 +27,16 @@ static inline bf16 *place(uint8_t *lines, int64_t inner, int64_t output, int64_t
 }
 
 static void remember(const Memory *memory, int64_t slot, const bf16 *key, const bf16 *value) {
-    for (int64_t d = 0; d < memory->width; d += 2)
-        memcpy(place(memory->keys, memory->width, slot, d), key + d, 2 * sizeof *key);
-    for (int64_t d = 0; d < memory->width; d++) *place(memory->values, memory->slots, d, slot) = value[d];
+    bf16 *to = place(memory->keys, memory->width, slot, 0);
+    for (int64_t d = 0; d < memory->width; d += STEP, to += LINE(16) / 2) {
+        memcpy(to, key + d, 2 * sizeof *key);
+        memcpy(to + LANES, key + d + 2, 2 * sizeof *key);
+    }
+    for (int64_t d = 0; d < memory->width; d += 16) {
+        int64_t count = memory->width - d < 16 ? memory->width - d : 16;
+        to = place(memory->values, memory->slots, d, slot);
+        for (int64_t r = 0; r < count; r++) to[2 * r] = value[d + r];
+    }
 }
 
 /* Scores -> unnormalised chances; returns one over their sum. */

@@ -135,4 +135,10 @@ void edge_vla_decode(const Decoder *decoder, const Desk *desk, const Cache *cach
     meet(share); /* the team may be called again at once */
 }
 
+/* x (rows, inner) -> out (rows, outer), on one thread; `own`: PIECE lines of 64, then rows of 64 floats. */
+void edge_vla_multiply(const Matrix *weight, const bf16 *x, int64_t rows, bf16 *out, uint8_t *own) {
+    Bench bench = {own, (float *)(own + PIECE * BLOCK * sizeof(bf16))};
+    product(weight, x, weight->inner, rows, out, weight->outer, STORE, 0, bench, (Share){0, 0, 1});
+}
+
 int edge_vla_instructions(void) { return EDGE_VLA_INSTRUCTIONS; }

@@ -49,7 +49,7 @@ def library(*extra: str) -> ctypes.CDLL | None:
                 made.replace(target)
         loaded = ctypes.CDLL(str(target))
         loaded.edge_vla_instructions.restype = ctypes.c_int
-        for function in (loaded.edge_vla_decode, loaded.edge_vla_see):
+        for function in (loaded.edge_vla_decode, loaded.edge_vla_see, loaded.edge_vla_multiply):
             function.restype = None
     except (OSError, AttributeError, subprocess.CalledProcessError):
         return None

@@ -58,9 +58,9 @@ static void lay_out(const Tower *tower, const Desk *desk, const float *pixels, i
     for (int64_t p = first_of(share, patches); p < end_of(share, patches); p++) {
         const float *corner = pixels + p / grid * side * image + p % grid * side;
         bf16 *row = desk->patches + p * desk->patches_pitch;
-        for (int64_t i = 0; i < 3 * side; i++)
-            for (int64_t j = 0; j < side; j++)
-                *row++ = narrow(corner[i / side * image * image + i % side * image + j]);
+        for (int64_t channel = 0; channel < 3; channel++)
+            for (int64_t y = 0; y < side; y++, row += side)
+                for (int64_t x = 0; x < side; x++) row[x] = narrow(corner[(channel * image + y) * image + x]);
         memcpy(desk->x + (tower->prefix + p) * desk->pitch, tower->positions + p * width, (size_t)width * sizeof(bf16));
     }
     for (int64_t m = first_of(share, tower->prefix); m < end_of(share, tower->prefix); m++)

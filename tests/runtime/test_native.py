@@ -1,0 +1,140 @@
+"""The network in C against torch: as exact as plain bf16, in both of its forms, and never in the way."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from edge_vla.checkpoint import key_table
+from edge_vla.checkpoint.keys import vision_keys
+from edge_vla.errors import UsageError
+from edge_vla.quant import PackedWeight, Scheme, dequantise, quantise
+from edge_vla.runtime.assemble import Assembly
+from edge_vla.runtime.native import team
+from edge_vla.runtime.native.layout import fits
+from edge_vla.runtime.native.library import library
+from edge_vla.runtime.native.product import NativeProduct
+from edge_vla.runtime.native.vision import NativeVision, Weights, vision_fits
+from edge_vla.runtime.vision import torch_vision, with_flat_patches
+from edge_vla.spec import OPENVLA_7B, TINY, PolicySpec
+
+CPU, BF16 = torch.device("cpu"), torch.bfloat16
+NEEDS_COMPILER = pytest.mark.skipif(library() is None, reason="no C compiler here")
+PLAIN = "-DEDGE_VLA_PLAIN"  # without instructions for bfloat16
+FORMATS = [(Scheme.BF16, None), (Scheme.INT8, None), (Scheme.INT4, 32), (Scheme.INT4, 128), (Scheme.INT4, 256)]
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    library.cache_clear()
+    monkeypatch.setenv("EDGE_VLA_NATIVE", "0")
+    yield
+    library.cache_clear()
+
+
+def weight(scheme: Scheme, group: int | None, outer: int, inner: int) -> PackedWeight:
+    return quantise(torch.randn(outer, inner, generator=torch.Generator().manual_seed(1)), scheme, group)
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("flags", [(), (PLAIN,)], ids=["instructions", "plain"])
+@pytest.mark.parametrize(("outer", "inner"), [(64, 256), (192, 512), (89, 768)])
+@pytest.mark.parametrize(("scheme", "group"), FORMATS)
+def test_a_product_is_as_exact_as_plain_bf16(
+    scheme: Scheme, group: int | None, outer: int, inner: int, flags: tuple[str, ...]
+) -> None:
+    """Error against float64 at most twice that of torch's product; and a row is the same in any company."""
+    packed = weight(scheme, group, outer, inner)
+    product = NativeProduct(packed, library(*flags))
+    x = torch.randn(50, inner, generator=torch.Generator().manual_seed(2)).to(BF16)
+    truth = x.double() @ dequantise(packed).double().T
+    plain = torch.nn.functional.linear(x, dequantise(packed, BF16))
+    whole = product(x)
+    assert whole.shape == plain.shape
+    assert (whole.double() - truth).abs().max() <= 2 * (plain.double() - truth).abs().max()
+    for rows in (1, 2, 3, 5, 7):
+        assert torch.equal(product(x[9 : 9 + rows]), whole[9 : 9 + rows])
+
+
+@NEEDS_COMPILER
+def test_what_is_no_number_stays_none() -> None:
+    x = torch.ones(8, 256, dtype=BF16)
+    x[3, 17] = torch.nan
+    out = NativeProduct(weight(Scheme.INT4, 32, 64, 256))(x)
+    assert out[3].isnan().all()
+    assert out[[0, 1, 2, 4, 5, 6, 7]].isfinite().all()
+
+
+def test_what_lines_cannot_hold_is_refused() -> None:
+    assert not fits(weight(Scheme.INT4, 2, 64, 256)), "a group of two would be cut"
+    assert not fits(weight(Scheme.INT4, 160, 64, 320)), "pieces of 128 inputs would cut a group of 160"
+    assert not fits(weight(Scheme.W8A8, None, 64, 256))
+
+
+def eight_bits(spec: PolicySpec, bits: int) -> tuple[Weights, dict[str, Tensor]]:
+    """Random weights as stored, matrices in so many bits, and the 16-bit ones that they stand for."""
+    generator, keys = torch.Generator().manual_seed(0), key_table(spec)
+    stored: dict[str, PackedWeight | Tensor] = {}
+    wide: dict[str, Tensor] = {}
+    for name in vision_keys(spec):
+        shape = keys[name].shape
+        spread = 0.5 / max(1, shape[-1]) ** 0.5 if len(shape) == 2 else 0.1
+        wide[name] = (torch.randn(shape, generator=generator) * spread + ("norm" in name)).bfloat16()
+        stored[name] = wide[name]
+        if bits == 8 and len(shape) == 2:
+            packed = quantise(wide[name], Scheme.INT8, None)
+            stored[name], wide[name] = packed, dequantise(packed, BF16)
+    return stored, wide
+
+
+WIDE = dataclasses.replace(
+    OPENVLA_7B,
+    towers=tuple(dataclasses.replace(tower, image_size=42, depth=2) for tower in OPENVLA_7B.towers),
+    decoder=dataclasses.replace(OPENVLA_7B.decoder, width=128, heads=2, kv_heads=2),
+)
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("bits", [16, 8])
+@pytest.mark.parametrize("spec", [TINY, WIDE], ids=["tiny", "true width"])
+def test_vision_is_as_exact_as_torchs(spec: PolicySpec, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Error against float64 at most twice that of plain bf16, in a batch, with one thread or three."""
+    stored, wide = eight_bits(spec, bits)
+    pixels = torch.randn(2, 3 * len(spec.towers), spec.image_size, spec.image_size)
+    assert vision_fits(spec, stored)
+    native, torchs = NativeVision(spec, stored), with_flat_patches(torch_vision(spec, wide, BF16, CPU))
+    with torch.inference_mode():
+        truth = torch_vision(spec, wide, torch.float64, CPU)(pixels.to(BF16).double())
+        got, plain = native(pixels), torchs(pixels)
+    assert got.shape == plain.shape
+    assert (got.double() - truth).abs().max() <= 2 * (plain.double() - truth).abs().max()
+    monkeypatch.setattr(team, "WORTH_A_THREAD", 1)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(native(pixels), got)
+    finally:
+        torch.set_num_threads(threads)
+    matrices = sum(packed.bytes for packed in stored.values() if isinstance(packed, PackedWeight))
+    if bits == 8 and spec is WIDE:
+        assert matrices < native.bytes < 1.25 * matrices, "8 bits on disk are 8 bits in memory"
+
+
+def test_without_a_compiler_torch_does_it_all(no_compiler: None) -> None:
+    formats = [{name: weight(Scheme.INT4, 32, *shape) for name, shape in TINY.decoder.linears().items()}]
+    assert library() is None
+    assert not Assembly(TINY, BF16, CPU, formats).native
+    with pytest.raises(UsageError, match="C compiler"):
+        Assembly(TINY, BF16, CPU, formats, "native")
+
+
+def test_one_linear_that_it_does_not_know_keeps_c_out() -> None:
+    formats = {name: weight(Scheme.INT8, None, *shape) for name, shape in TINY.decoder.linears().items()}
+    other = {**formats, "mlp.down_proj": weight(Scheme.W8A8, None, *formats["mlp.down_proj"].shape)}
+    assert not Assembly(TINY, BF16, CPU, [formats, other]).native
+    assert not Assembly(TINY, torch.float32, CPU, [formats]).native
+    assert not Assembly(TINY, BF16, CPU, [formats], "torch").native
