@@ -15,7 +15,8 @@ from edge_vla.calibration.judge import divergence, forced_logits
 from edge_vla.calibration.sequences import Rows
 from edge_vla.calibration.stream import STAGES, Weights, load_layer, pass_layer
 from edge_vla.checkpoint import open_checkpoint
-from edge_vla.export import Recipe, export
+from edge_vla.export import Recipe, Silent, export
+from edge_vla.export.journal import JOURNAL
 from edge_vla.frames import Frame
 from edge_vla.model.decoder import DecoderLayer
 from edge_vla.quant import Scheme
@@ -122,3 +123,34 @@ def test_calibrating_goes_on_with_what_will_run(
     pass_layer(layer, first)
     for ours, theirs in zip(first, second, strict=True):
         assert torch.equal(ours.hidden, theirs.hidden)
+
+
+class StopsAfterALayer(Silent):
+    """Presses Ctrl-C when the first rounded layer is finished."""
+
+    def __init__(self) -> None:
+        self.rounding = False
+
+    def stage(self, name: str, steps: int) -> None:
+        self.rounding = name == "decoder"
+
+    def step(self, detail: str) -> None:
+        if self.rounding:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["smoothquant", "uint4 awq+gptq"])
+def test_a_stopped_one_goes_on_to_the_same_bits(
+    name: str, tmp_path: Path, frames: Sequence[Frame], made: dict[str, Artifact]
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        export(TINY, out, RECIPES[name], (), frames, StopsAfterALayer())
+    assert not out.exists()
+    artifact = export(TINY, out, RECIPES[name], (), frames)
+    assert artifact.identity == made[name].identity
+    whole, resumed = (one.directory / EVIDENCE / "scales.json" for one in (made[name], artifact))
+    assert resumed.read_bytes() == whole.read_bytes(), "what was found before the stop is on record too"
+    units = [json.loads(line)["unit"] for line in (out / JOURNAL).read_text(encoding="utf-8").splitlines()[1:]]
+    assert {"scales-0", "scales-1"} < set(units)
+    assert len(set(units)) == len(units), "nothing was done twice"
