@@ -2,15 +2,16 @@
 
 World 1; calibrated on the expert's episodes of the calibration split, judged teacher-forced on the policy's own of the
 evaluation split, which neither training nor calibration has seen. Beside them stands the noise floor: bf16 itself with
-its rounding shaken. Agreement alone: speed and closed loop belong to `edge_vla.demo.judge`.
+its rounding shaken. Agreement alone: speed and closed loop belong to `edge_vla.demo.judge`. It may be stopped at any
+time: what is in `--work` is not done again by the same command.
 """
 
 import argparse
 import json
 import logging
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,13 +30,17 @@ from edge_vla.demo import BASE, episodes
 from edge_vla.errors import EdgeVLAError
 from edge_vla.export import Recipe, export
 from edge_vla.files import write_whole
-from edge_vla.frames import Frame
+from edge_vla.frames import Frame, read_frames
 from edge_vla.frames import episodes as episode_names
 from edge_vla.quant import stored_bytes
 from edge_vla.runtime import load, shaken
 
 LOG: Final = logging.getLogger("edge_vla.demo.methods")
 WORLD: Final = 1
+SPLITS: Final[tuple[tuple[str, episodes.Split], ...]] = (
+    (f"world{WORLD}-policy", "evaluation"),
+    (f"world{WORLD}-expert", "calibration"),
+)
 NOISE: Final = 99  # percentile of what rounding does to a lead
 PERCENTILES: Final = ("p50", "p90", "p99", "max")
 TAILS: Final = (0.5, 0.9, 0.99, 1.0)
@@ -61,19 +66,31 @@ RECIPES: Final[Mapping[str, tuple[Recipe, str]]] = {  # and the name of what eac
 class Judged:
     """The reference's answers to the frames, how far rounding alone moves them, and the answers of those judged."""
 
-    def __init__(self, frames: Sequence[Frame]) -> None:
-        self.frames, self.names = frames, episode_names(frames)
-        reference = load(BASE, "cpu")
-        self.config = reference.config
-        self.truth = forced_logits(reference, frames)
+    def __init__(self, frames: Sequence[Frame], work: Path) -> None:
+        self.frames, self.names, self.work = frames, episode_names(frames), work
+        self.config = Artifact(work / next(iter(RECIPES))).manifest.config
+        self.truth = self.answers("reference", BASE)[0]
         self.best = self.truth.argmax(dim=-1)
-        with shaken(reference.network, seed=0):
-            moved = forced_logits(reference, frames)
+        moved, _ = self.answers(FLOOR, BASE, shake=True)
         self.lead = leads(self.truth.numpy(), self.best.numpy())
         self.floor = float(np.percentile(np.abs(leads(moved.numpy(), self.best.numpy()) - self.lead), NOISE))
         self.kl: dict[str, NDArray[np.float64]] = {}
         self.same: dict[str, NDArray[np.bool_]] = {}
         self.rows = {FLOOR: self.row(FLOOR, moved, None)}
+
+    def answers(self, name: str, path: Path, *, shake: bool = False) -> tuple[Tensor, dict[str, str]]:
+        """Logits (frames, dims, bins) and the kernels that made them; from `work` if they are there."""
+        kept = self.work / f"{name}, {len(self.frames)} frames.pt"
+        if not kept.exists():
+            policy = load(path, "cpu")
+            with shaken(policy.network, seed=0) if shake else nullcontext():
+                logits = forced_logits(policy, self.frames)
+            beside = kept.with_suffix(".partial")
+            torch.save((logits, dict(policy.network.kernels)), beside)
+            beside.replace(kept)
+            LOG.info("%s: answered", name)
+        found: tuple[Tensor, dict[str, str]] = torch.load(kept)
+        return found
 
     def row(self, name: str, logits: Tensor, against: str | None) -> dict[str, Any]:
         """What is told of one side; shares and divergences with 95 % intervals over episodes."""
@@ -98,34 +115,38 @@ class Judged:
         return found
 
     def judge(self, name: str, directory: Path, against: str) -> None:
-        artifact, policy = Artifact(directory), load(directory, "cpu")
+        artifact, (logits, kernels) = Artifact(directory), self.answers(name, directory)
         linears = [linear for layer in artifact.manifest.layers for linear in layer.values()]
         stored = sum(stored_bytes(linear.scheme, linear.shape, linear.group) for linear in linears)
         self.rows[name] = {
             "recipe": dict(artifact.manifest.recipe),
             "bits_per_weight": round(8 * stored / sum(linear.shape[0] * linear.shape[1] for linear in linears), 4),
             "calibration_frames_among_these": calibration_frames_among(artifact, self.frames, self.config),
-            "kernels": dict(policy.network.kernels),
-            **self.row(name, forced_logits(policy, self.frames), against),
+            "kernels": kernels,
+            **self.row(name, logits, against),
         }
         LOG.info("%s: %s", name, json.dumps(self.rows[name]))
 
 
-def measure(scratch: Path, limit: int | None) -> dict[str, Any]:
+def measure(work: Path, limit: int | None) -> dict[str, Any]:
     """Export and judge every recipe."""
-    frames = episodes.frames(f"world{WORLD}-policy", "evaluation", scratch / "evaluation")[:limit]
-    calibration = episodes.frames(f"world{WORLD}-expert", "calibration", scratch / "calibration")
-    judged = Judged(frames)
-    for name, (recipe, against) in RECIPES.items():
-        out = scratch / name
-        export(BASE, out, recipe, (), calibration if recipe.calibrated else ())
-        judged.judge(name, out, against)
+    frames, calibration = (
+        read_frames(work / which) if (work / which).exists() else episodes.frames(name, which, work / which)
+        for name, which in SPLITS
+    )
+    for name, (recipe, _) in RECIPES.items():
+        if not (work / name).exists():
+            export(BASE, work / name, recipe, (), calibration if recipe.calibrated else ())
+            LOG.info("%s: exported", name)
+    judged = Judged(frames[:limit], work)
+    for name, (_, against) in RECIPES.items():
+        judged.judge(name, work / name, against)
     return {
         "version": 1,
         "kind": "rounding methods",
         "environment": environment(),
         "model": f"the demo policy, world {WORLD}",
-        "frames": len(frames),
+        "frames": len(judged.frames),
         "episodes": len(set(judged.names)),
         "lead_floor": judged.floor,
         "rows": judged.rows,
@@ -135,14 +156,14 @@ def measure(scratch: Path, limit: int | None) -> dict[str, Any]:
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m edge_vla.demo.methods", description=__doc__)
     parser.add_argument("--limit", type=int, help="only the first so many frames")
+    parser.add_argument("--work", type=Path, required=True, help="where frames, artifacts and answers are kept")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(words)
     logging.basicConfig(format="%(asctime)s %(message)s")
     LOG.setLevel(logging.INFO)
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="edge-vla-methods-") as scratch:
-        found = measure(Path(scratch), given.limit)
-    write_whole(given.out, json.dumps(found, indent=1) + "\n")
+    given.work.mkdir(parents=True, exist_ok=True)
+    write_whole(given.out, json.dumps(measure(given.work, given.limit), indent=1) + "\n")
 
 
 if __name__ == "__main__":
