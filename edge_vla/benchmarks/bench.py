@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 Tell = Callable[[str], None]
 
 VERSION: Final = 2
+SENSITIVITY: Final = 2  # the version of a mixed export's evidence that is understood
 WATERFALL: Final = 50  # actions behind its medians
 
 
@@ -371,6 +372,7 @@ def _candidate(name: str, artifact: Artifact, run: Run) -> dict[str, Any]:
             "recipe": dict(manifest.recipe),
             "disk_bytes": sum(entry["size"] for entry in manifest.files.values()),
             "bits_per_weight": round(8 * stored / weights, 3),
+            "sensitivity": _sensitivity(artifact),
             "calibration_frames_among_these": calibration_frames_among(artifact, run.frames, run.config),
             "layer_errors": {
                 str(index): {linear: entry.error for linear, entry in layer.items()}
@@ -378,6 +380,15 @@ def _candidate(name: str, artifact: Artifact, run: Run) -> dict[str, Any]:
             },
         },
     }
+
+
+def _sensitivity(artifact: Artifact) -> Any:
+    """What a mixed export kept about its bits; None for others, and where it is not of this version's shape."""
+    try:
+        report = json.loads((artifact.directory / EVIDENCE / "sensitivity.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return report if isinstance(report, dict) and report.get("version") == SENSITIVITY else None
 
 
 def _about(run: Run) -> About:

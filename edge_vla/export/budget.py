@@ -23,6 +23,7 @@ from edge_vla.export.shrinkage import shrink
 from edge_vla.quant import BYTE, NARROW, Scheme, stored_bytes
 from edge_vla.spec import PolicySpec
 
+REPORT_VERSION: Final = 2
 VISION_BITS: Final = (8, 16)
 WORTH: Final = 0.1  # of the predicted damage that mixing must save: rounding on other frames moves it by nearly as much
 
@@ -83,6 +84,7 @@ class Spent:
         linears = [item.choices[pick].size for item, pick in self._picked]
         every = [item.choices for item in self.items] + ([self.vision] if self.vision else [])
         return {
+            "version": REPORT_VERSION,
             "limit_bytes": self.limit,
             "linears_bytes": sum(linears),
             "linears_bytes_on_device": sum(_on_device(item.shape, item.formats[pick]) for item, pick in self._picked),

@@ -9,12 +9,18 @@ import base64
 import copy
 import hashlib
 import io
+import math
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from edge_vla.benchmarks.statistics import wilson
+from edge_vla.export.budget import spend
+from edge_vla.export.recipe import Recipe
+from edge_vla.export.sensitivity import Damages, Form, forms
+from edge_vla.quant import Scheme, stored_bytes
+from edge_vla.spec import TINY, PolicySpec
 
 DIMS = ["dx", "dy", "dz", "roll", "pitch", "yaw", "grip"]
 FRAMES, EPISODES = 338, 24
@@ -352,6 +358,7 @@ def _candidate(rng: np.random.Generator, name: str, bits: int, level: float, p50
             "disk_bytes": int(4.9e6 + 5.25e6 * bits / 16),
             "bits_per_weight": bits + 0.5 * (bits < 16),
             "layer_errors": errors if base else None,
+            "sensitivity": sample_sensitivity() if bits == 4 else None,
         },
         "agreement": _agreement(rng, level),
         "latency": _latencies(rng, name, p50),
@@ -361,6 +368,25 @@ def _candidate(rng: np.random.Generator, name: str, bits: int, level: float, p50
         "kernels": {"decoder": f"int{bits} reference", "vision": "torch"},
         "waterfall": _waterfall() if bits == 4 else None,
     }
+
+
+def sample_sensitivity(network: PolicySpec = TINY, bits: float = 4.5, seed: int = 0) -> Document:
+    """The export's own report of a budget spent on invented damages, falling with the bytes and scattered."""
+    luck = np.random.default_rng(seed)
+    shapes = network.decoder.linears()
+    damages: list[Damages] = []
+    for _ in range(network.decoder.layers):
+        layer = {}
+        for name, shape in shapes.items():
+            sizes = [8 * stored_bytes(*_wants(form, shape)) / math.prod(shape) for form in forms(shape[1], None)[:-1]]
+            scale = luck.lognormal(-3, 1)
+            layer[name] = [[*(scale * luck.lognormal(0, 0.2) * 4.0**-size for size in sizes), 0.0] for _ in range(2)]
+        damages.append(layer)
+    return spend(network, Recipe(method="gptq", bits_per_weight=bits), damages).report()
+
+
+def _wants(form: Form, shape: tuple[int, int]) -> tuple[Scheme, tuple[int, int], int | None]:
+    return form[0], shape, form[1]
 
 
 def _waterfall() -> Document:

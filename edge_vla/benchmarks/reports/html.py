@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import jinja2
 
-from edge_vla.benchmarks.reports import charts, more_tables, plots, tables, words
+from edge_vla.benchmarks.reports import charts, more_tables, plots, sensitivity, tables, words
 from edge_vla.benchmarks.reports.plots import Figure
 from edge_vla.benchmarks.reports.sides import Result, dims, failures, sides
 from edge_vla.benchmarks.reports.tables import VERDICTS, Table
@@ -79,7 +79,7 @@ def _sections(result: Result, beside: Path | None) -> list[Section]:
             _present(plots.rates(result), plots.differences(result)),
         ),
         Section("worst", "Where is it furthest off?", cards=_cards(result), tables=_present(more_tables.worst(result))),
-        Section("layers", "Where does quantising hurt?", list(plots.layers(result))),
+        Section("layers", "Where does quantising hurt?", [*plots.layers(result), *sensitivity.figures(result)]),
         Section(
             "speed",
             "How fast?",

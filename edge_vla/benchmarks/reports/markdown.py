@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from edge_vla.benchmarks.reports import more_tables, tables, words
+from edge_vla.benchmarks.reports import more_tables, sensitivity, tables, words
 from edge_vla.benchmarks.reports.sides import Result, failures
 from edge_vla.benchmarks.reports.tables import Table
 
@@ -25,6 +25,7 @@ def markdown(result: Result) -> str:
         more_tables.peers(result),
         *more_tables.waterfalls(result),
         more_tables.operators(result),
+        *sensitivity.tables(result),
         more_tables.limits(result),
         more_tables.conditions(result),
     ]
