@@ -97,19 +97,18 @@ def resources(tools: Path, binary: bytes) -> dict[str, Any]:
     return {"registers": int(found[1]), "stack": int(found[2]), "instructions": len(names), **telling}
 
 
-def compile_policy(spec: PolicySpec, chip: tiles.Chip) -> list[dict[str, Any]]:
+def compile_policy(spec: PolicySpec, chip: tiles.Chip) -> Iterator[dict[str, Any]]:
     """One line a compiled kernel; kernels that differ in nothing that is compiled come once."""
     make = Maker.seeded(0, torch.device("cpu"), torch.bfloat16)
-    lines = list[dict[str, Any]]()
     with compiling_for(chip) as compiled:
         for case in of_policy(spec, PREFILL):
             known = len(compiled)
             case.make(make).kernel()
-            lines += [{"case": case.name, **line} for line in compiled[known:]]
-    return lines
+            yield from ({"case": case.name, **line} for line in compiled[known:])
 
 
 if __name__ == "__main__":
     major, minor = divmod(int(sys.argv[1]), 10)
     for line in compile_policy(OPENVLA_7B, tiles.Chip((major, minor), int(sys.argv[3]), int(sys.argv[2]))):
         sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.flush()

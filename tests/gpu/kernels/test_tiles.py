@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_vla.runtime.gpu.kernels.tiles import RESERVE, Chip, few_tile, gemm_tile, head_tile, splits
+from edge_vla.runtime.gpu.kernels.tiles import RESERVE, Chip, attention_tile, few_tile, gemm_tile, head_tile, splits
 
 CHIPS = {  # shared memory of a program, by NVIDIA's table of capabilities
     "A100": Chip((8, 0), 108, 163 * 1024),
@@ -32,6 +32,12 @@ def test_tiles_fit_every_chip(chip: Chip) -> None:
     for tile, bits in chosen:
         assert tile.stages * tile.stage_bytes(*bits) + RESERVE <= chip.shared_bytes
         assert tile.stages >= 2, f"{tile} cannot load while it multiplies"
+
+
+def test_attention_of_few_rows_asks_for_more_at_once_where_there_is_room() -> None:
+    slots = {name: attention_tile(chip, 8, 128).outputs for name, chip in CHIPS.items()}
+    assert (slots["H200"], slots["4090"]) == (128, 64)
+    assert attention_tile(CHIPS["H200"], 1, 128) == attention_tile(CHIPS["H200"], 8, 128), "bits depend on the tile"
 
 
 def test_a_chip_with_little_memory_gets_fewer_stages() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from edge_vla.runtime.gpu.kernels.language import jit, tl
 from edge_vla.runtime.gpu.kernels.rounding import block_of
-from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS
+from edge_vla.runtime.gpu.kernels.tiles import Chip, attention_tile
 
 
 def reference(query: Tensor, keys: Tensor, values: Tensor, start: Tensor) -> Tensor:
@@ -34,9 +34,9 @@ def kernel(query: Tensor, keys: Tensor, values: Tensor, start: Tensor) -> Tensor
     assert keys.stride()[1:] == values.stride()[1:] == (width, 1), "slots of a head lie one after another"
     assert heads % keys.shape[0] == 0, f"{heads} heads do not share {keys.shape[0]}"
     out = torch.empty(rows, heads * width, dtype=query.dtype, device=query.device)
-    few = rows <= FEW_ROWS
-    tall = 16 if few else 64
-    _attention[(-(-rows // tall), heads)](
+    wide = max(16, block_of(width))
+    tile = attention_tile(Chip.of(query.device), rows, wide)
+    _attention[(-(-rows // tile.rows), heads)](
         query,
         keys,
         values,
@@ -50,11 +50,11 @@ def kernel(query: Tensor, keys: Tensor, values: Tensor, start: Tensor) -> Tensor
         SHARE=heads // keys.shape[0],
         HEADS=heads,
         WIDTH=width,
-        TALL=tall,
-        SLOTS=64,
-        WIDE=max(16, block_of(width)),
-        num_warps=4,
-        num_stages=2,
+        TALL=tile.rows,
+        SLOTS=tile.outputs,
+        WIDE=wide,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
     )
     return out
 

@@ -83,6 +83,14 @@ def head_tile(chip: Chip) -> Tile:
     return Tile(16, FEW_ROWS, 128, 2, 4).fitted(chip, 16, 16)
 
 
+def attention_tile(chip: Chip, rows: int, width: int) -> Tile:
+    """`outputs` slots of the cache by `rows` queries. Few rows make few programs: each then asks for more at once."""
+    few = Tile(128, 16, width, 8, 2)
+    if rows <= FEW_ROWS and few.fitted(chip, 32, 16).stages == few.stages:  # keys and values: 16 bits each
+        return few
+    return Tile(64, 16 if rows <= FEW_ROWS else 64, width, 4, 2)
+
+
 def splits(chip: Chip, tile: Tile, outer: int, blocks: int) -> tuple[int, int]:
     """(programs along the inputs, blocks of each). Independent of the rows, so that their number changes no bit."""
     programs = -(-outer // tile.outputs)
