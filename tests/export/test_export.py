@@ -131,6 +131,7 @@ def test_the_recipe_file_is_the_default() -> None:
     recipes = Path(__file__).parents[2] / "export"
     assert Recipe.read(recipes / "int4.toml") == Recipe()
     assert Recipe.read(recipes / "int8.toml") == Recipe(bits=8)
+    assert Recipe.read(recipes / "w8a8.toml") == Recipe(bits=8, method="smoothquant")
 
 
 @pytest.mark.parametrize("text", ["bits = 5", "bit = 4", "bits = '4'", "bits = 8\ngroup = 64", "bits ="])
