@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ import edge_vla
 from edge_vla.artifact import TOKENIZER, Artifact
 from edge_vla.frames import synthetic_image
 from edge_vla.openvla import as_rgb, preprocess
+from edge_vla.runtime.drafts import Draft
 from edge_vla.runtime.gpu.engine import Engine
 from edge_vla.runtime.gpu.graph import Direct, Recorder, Work
 from edge_vla.runtime.gpu.load import from_artifact
@@ -49,6 +51,11 @@ def torch_loop(directory: Path) -> Policy:
 
 def pixels(made: Policy, index: int) -> NDArray[np.float32]:
     return preprocess(as_rgb(synthetic_image(index, made.config.spec.image_size)), made.config.image)
+
+
+def guess(bins: Sequence[int]) -> Draft:
+    """As a session drafts: these first, then the network's own guesses."""
+    return lambda known, guesses: [*guesses, *bins[len(guesses) :]]
 
 
 @dataclass

@@ -43,7 +43,7 @@ def test_a_chip_that_is_too_old(capability: tuple[int, int], runs: bool, monkeyp
             gpu.check("triton", CUDA, lambda device: chip(capability))
 
 
-@pytest.mark.parametrize("version", ["2.3.1", "3.1.0", "1.0", "nonsense"])
+@pytest.mark.parametrize("version", ["2.3.1", "3.5.1", "1.0", "nonsense"])
 def test_a_triton_that_is_too_old(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", _triton(version))
     with pytest.raises(BackendError, match=rf"triton {version} is too old.*pip install -U triton"):
@@ -137,10 +137,13 @@ def test_a_broken_cuda_is_remembered(said: str, tiny_artifacts: Mapping[int, Pat
     prompt, seen = made.prompter(WORDS[0]), pixels(made, 0)
     sound = engine(made).decide(prompt, seen, 7)
 
-    def broken(values: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError(said)
+    class Broken:
+        bytes = 0
 
-    kept, engine(made).vision = engine(made).vision, broken
+        def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError(said)
+
+    kept, engine(made).vision = engine(made).vision, Broken()
     with pytest.raises(DeviceLostError, match=r"no action; restart the process"):
         engine(made).decide(prompt, seen, 7)
     engine(made).vision = kept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +27,9 @@ from edge_vla.runtime.loop import Decision
 from edge_vla.runtime.policy import Policy, replay
 from tests.conftest import TINY
 from tests.golden.openvla_tiny import Case, cases
-from tests.gpu.made import WORDS, Counted, engine, pixels, policy, torch_loop
+from tests.gpu.made import WORDS, Counted, engine, guess, pixels, policy, torch_loop
 
 DIMS = 7
-
-
-def guess(bins: Sequence[int]) -> Draft:
-    """As a session drafts: these first, then the network's own guesses."""
-    return lambda known, guesses: [*guesses, *bins[len(guesses) :]]
 
 
 def decide(made: Policy, index: int, draft: Draft | None = None, *, strict: bool = True, dims: int = DIMS) -> Decision:

@@ -25,7 +25,7 @@ from edge_vla.errors import BackendError, DeviceLostError, ResourceError, UsageE
 Backend = Literal["reference", "triton"]
 BACKENDS: Final = ("reference", "triton")
 OLDEST_CHIP: Final = (8, 0)  # Ampere: bf16 and int8 tensor cores, asynchronous copies
-OLDEST_TRITON: Final = (3, 2)  # what torch 2.6 brings
+OLDEST_TRITON: Final = (3, 6)  # older ones were never tried
 OWN: Final = 0.6e9  # a CUDA context and the modules in it: held beside torch's allocator, by nobody else
 APPS: Final = ("nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits")
 

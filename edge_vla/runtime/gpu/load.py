@@ -163,7 +163,7 @@ def _matrix(file: StagedFile, name: str, shape: tuple[int, ...]) -> Tensor:
 
 def choose(kernel: str, vision: str) -> tuple[Backend, Activations]:
     """What `--kernel` names, whose graph holds the towers too: UsageError for any but torch's."""
-    if vision != "torch":
+    if vision not in ("torch", "auto"):
         raise UsageError(
             f"--vision {vision} cannot be part of the GPU engine's graph: leave it out, or --kernel reference"
         )

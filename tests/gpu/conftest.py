@@ -1,0 +1,14 @@
+"""Where these tests' kernels run: on the GPU if there is one, else in Triton's interpreter, if there is a Triton."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+
+from tests.gpu.kernels.interpreter import mend
+
+if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is made: `jit` looks then
+    mend()

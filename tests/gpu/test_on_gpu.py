@@ -1,0 +1,156 @@
+"""What only a GPU can show: graphs replay what was recorded, memory stays in its bounds, errors are what torch raises.
+
+python -m pytest -m gpu tests/gpu
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import edge_vla
+from edge_vla.artifact import TOKENIZER, Artifact
+from edge_vla.errors import ResourceError
+from edge_vla.runtime.gpu.engine import PIECES
+from edge_vla.runtime.gpu.graph import Direct, Recorder
+from edge_vla.runtime.gpu.load import SPARE, device_bytes, from_artifact
+from edge_vla.runtime.gpu.ways import Activations
+from edge_vla.runtime.policy import Policy
+from tests.gpu.made import WORDS, engine, guess, pixels
+
+pytestmark = pytest.mark.gpu
+DIMS = 7
+CLEAR = 0.05  # logits: twice what rounding moves a lead of these networks
+
+# An index out of range on the device, then another action: both must be refused, the second without touching CUDA.
+BROKEN = """
+import sys, torch, edge_vla
+from tests.gpu.made import WORDS, engine, pixels
+from edge_vla.errors import DeviceLostError
+made = edge_vla.load(sys.argv[1], "cuda", check=False)
+prompt, seen = made.prompter(WORDS[0]), pixels(made, 0)
+engine(made).decide(prompt, seen, 7)
+def break_it(pixels):
+    return torch.zeros(4, device="cuda")[torch.tensor([1 << 30], device="cuda")].sum().item()
+engine(made).vision = break_it
+engine(made).graphs.clear()
+for _ in range(2):
+    try:
+        engine(made).decide(prompt, seen, 7)
+    except DeviceLostError as error:
+        print("refused:", "restart the process" in str(error))
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _a_gpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+
+
+def on_gpu(
+    directory: Path, backend: str = "triton", activations: Activations = "16", record: Recorder | None = None
+) -> Policy:
+    artifact = Artifact(directory)
+    kind, device = "triton" if backend == "triton" else "reference", torch.device("cuda")
+    network = from_artifact(artifact, torch.bfloat16, device, kind, activations, record=record)  # type: ignore[arg-type]
+    return Policy(network, artifact.manifest.config, artifact.text(TOKENIZER))
+
+
+@pytest.mark.parametrize("activations", ["16", "8"])
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_tokens_of_the_reference(bits: int, activations: Activations, tiny_artifacts: Mapping[int, Path]) -> None:
+    made, slow = (on_gpu(tiny_artifacts[bits], backend, activations) for backend in ("triton", "reference"))
+    for index in range(8):
+        prompt = made.prompter(WORDS[index % len(WORDS)])
+        got, expected = (engine(one).decide(prompt, pixels(one, index), DIMS) for one in (made, slow))
+        pairs = zip(got.tokens, expected.tokens, expected.margins, strict=True)
+        differing = [lead for one, two, lead in pairs if one != two]
+        assert not differing or differing[0] < CLEAR
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_a_replay_is_the_work_itself(bits: int, tiny_artifacts: Mapping[int, Path]) -> None:
+    """Bit for bit, over changing pictures, prompts and lengths, with more lengths than graphs are kept."""
+    made, direct = on_gpu(tiny_artifacts[bits]), on_gpu(tiny_artifacts[bits], record=Direct())
+    engine(made).graphs.most = 2
+    for index in range(12):
+        prompt = made.prompter(" ".join(WORDS[: 1 + index % 3]))
+        got, expected = (engine(one).decide(prompt, pixels(one, index), DIMS) for one in (made, direct))
+        assert (got.tokens, got.margins) == (expected.tokens, expected.margins)
+
+
+@pytest.mark.parametrize("activations", ["16", "8"])
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_a_draft_never_changes_a_bit(bits: int, activations: Activations, tiny_artifacts: Mapping[int, Path]) -> None:
+    made = on_gpu(tiny_artifacts[bits], activations=activations)
+    first = made.config.spec.action.first
+    for index in range(4):
+        prompt, seen = made.prompter(WORDS[0]), pixels(made, index)
+        plain = engine(made).decide(prompt, seen, DIMS)
+        for wrong in range(DIMS + 1):
+            guessed = [*(token - first for token in plain.tokens[:wrong]), *[0] * (DIMS - wrong)]
+            drafted = engine(made).decide(prompt, seen, DIMS, guess(guessed), strict=True)
+            assert (drafted.tokens, drafted.margins) == (plain.tokens, plain.margins)
+
+
+def test_cuda_takes_the_engine_unless_told_otherwise(tiny_artifacts: Mapping[int, Path]) -> None:
+    made = edge_vla.load(tiny_artifacts[4], "cuda")
+    assert made.network.kernels["engine"] == "triton, one CUDA graph an action"
+    slow = edge_vla.load(tiny_artifacts[4], "cuda", kernel="reference")
+    assert slow.network.engine is None
+    image = np.full((40, 40, 3), 90, np.uint8)
+    assert len(made.act(image, WORDS[0]).tokens) == len(slow.act(image, WORDS[0]).tokens)
+
+
+def test_loading_takes_the_weights_and_little_more(tiny_artifacts: Mapping[int, Path]) -> None:
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    made = on_gpu(tiny_artifacts[4])
+    peak = torch.cuda.max_memory_allocated() - before
+    assert peak <= device_bytes(Artifact(tiny_artifacts[4])) + SPARE
+    held = sum(size for name, size in made.network.weight_bytes.items() if "host" not in name)
+    assert torch.cuda.memory_allocated() - before <= 1.2 * held + 2e6, "no second copy stays"
+
+
+def test_a_thousand_actions_take_no_more_memory_than_ten(tiny_artifacts: Mapping[int, Path]) -> None:
+    made = on_gpu(tiny_artifacts[4])
+    prompt, seen = made.prompter(WORDS[0]), pixels(made, 0)
+    engine(made).warm([len(prompt)], DIMS)
+    held = list[int]()
+    for count in (10, 1000):
+        for _ in range(count):
+            engine(made).decide(prompt, seen, DIMS)
+        held.append(torch.cuda.memory_allocated())
+    assert held[0] == held[1]
+
+
+def test_memory_that_runs_out_at_load_and_at_capture(tiny_artifacts: Mapping[int, Path]) -> None:
+    """A card with no room left, made so by a ballast, and then a card with room again."""
+    made = on_gpu(tiny_artifacts[4])
+    prompt, seen = made.prompter(WORDS[0]), pixels(made, 0)
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    ballast = torch.empty(free - (8 << 20), dtype=torch.uint8, device="cuda")
+    try:
+        with pytest.raises(ResourceError, match="free"):
+            on_gpu(tiny_artifacts[4])
+        with pytest.raises(ResourceError, match="out of memory"):
+            engine(made).warm(range(20, 400, 20), DIMS, PIECES)
+    finally:
+        del ballast
+        torch.cuda.empty_cache()
+    assert len(engine(made).decide(prompt, seen, DIMS).tokens) == DIMS
+
+
+def test_a_broken_cuda_refuses_to_act(tiny_artifacts: Mapping[int, Path]) -> None:
+    command = [sys.executable, "-c", BROKEN, str(tiny_artifacts[4])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert done.stdout.split("\n")[:2] == ["refused: True", "refused: True"], done.stderr
