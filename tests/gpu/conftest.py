@@ -9,6 +9,9 @@ import torch
 
 from tests.gpu.kernels.interpreter import mend
 
-if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
+HAVE_TRITON = importlib.util.find_spec("triton") is not None
+HAVE_GPU = torch.cuda.is_available()
+
+if HAVE_TRITON and not HAVE_GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is made: `jit` looks then
     mend()

@@ -1,21 +1,11 @@
-"""Where the kernels of these tests run: on the GPU if there is one, else in Triton's interpreter on the CPU."""
+"""The device that these tests' kernels run on."""
 
 from __future__ import annotations
-
-import importlib.util
-import os
 
 import pytest
 import torch
 
-from tests.gpu.kernels.interpreter import mend
-
-HAVE_TRITON = importlib.util.find_spec("triton") is not None
-HAVE_GPU = torch.cuda.is_available()
-
-if HAVE_TRITON and not HAVE_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is made: `jit` looks then
-    mend()
+from tests.gpu.conftest import HAVE_GPU, HAVE_TRITON
 
 
 @pytest.fixture(scope="session")
