@@ -74,6 +74,11 @@ def test_the_choice_is_strong_and_there_is_one_a_row(result: Document) -> None:
     picture = str(figures[0].picture)
     assert len(re.findall(r'class="cell strong"', picture)) <= len(report["linears"])
     assert figures[0].table is not None
+    assert [name for name in figures[0].table.columns if name.startswith("int4")] == [
+        "int4 g128",
+        "int4 g64",
+        "int4 g32",
+    ]
     assert {tuple(row[:2]) for row in figures[0].table.rows} == {
         (f"{one['layer']} {one['name']}", one["form"]) for one in report["linears"]
     }

@@ -89,7 +89,9 @@ def by_linear(name: str, report: Report) -> Table | None:
 
 
 def _forms(report: Report) -> list[str]:
-    return [name for name in dict.fromkeys(n for one in report["linears"] for n in costs(one)) if name != WHOLE]
+    """All that cost anything, fewest bits first."""
+    bits = {choice["name"]: choice["size"] / one["weights"] for one in report["linears"] for choice in one["choices"]}
+    return sorted((name for name in bits if name != WHOLE), key=lambda name: bits[name])
 
 
 def _map(name: str, report: Report) -> Figure:
