@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -63,6 +63,8 @@ def open_image(path: Path, content: BinaryIO | None = None) -> Image.Image:
     except FrameError as error:
         raise FrameError(f"{path}: {error}") from error
     except (*BROKEN, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the file, not what is in it
+            raise FrameError(f"{path} cannot be read: {error.strerror}") from error
         raise FrameError(f"{path} is not an image that Pillow can read: {error}; save it as PNG again") from error
 
 
@@ -81,10 +83,11 @@ def read_frames(directory: Path) -> list[Frame]:
         raise FrameError(f"{path} cannot be read ({error.strerror}): expected a folder with a {INDEX}") from error
     except UnicodeDecodeError as error:
         raise FrameError(f"{path} is not UTF-8 text: {error}") from error
-    frames = [_frame(directory, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    frames = {number: _frame(directory, number, line) for number, line in enumerate(lines, start=1) if line.strip()}
     if not frames:
         raise FrameError(f"{path} lists no frames: expected one JSON object a line")
-    return frames
+    _require_once(path, frames)
+    return list(frames.values())
 
 
 def write_frames(directory: Path, frames: Iterable[tuple[Frame, Image.Image]]) -> None:
@@ -116,6 +119,18 @@ def episodes(frames: Sequence[Frame]) -> list[str]:
     return [frame.episode if frame.episode is not None else frame.image.name for frame in frames]
 
 
+def _require_once(path: Path, frames: Mapping[int, Frame]) -> None:
+    """Every question stands in the index once, and so does every step of an episode."""
+    seen: dict[tuple[object, ...], int] = {}
+    for line, frame in frames.items():
+        marks: list[tuple[object, ...]] = [("image and instruction", frame.image.name, frame.instruction)]
+        if frame.episode is not None and frame.step is not None:
+            marks.append(("episode and step", frame.episode, frame.step))
+        for mark in marks:
+            if (first := seen.setdefault(mark, line)) != line:
+                raise FrameError(f"{path}, line {line}: {mark[0]} are those of line {first}: {mark[1]!r}, {mark[2]!r}")
+
+
 def _frame(directory: Path, number: int, line: str) -> Frame:
     where = f"{directory / INDEX}, line {number}"
     try:
@@ -128,6 +143,8 @@ def _frame(directory: Path, number: int, line: str) -> Frame:
         raise FrameError(f"{where}: image must be a file name in the folder and instruction a text")
     if not isinstance(entry.get("unnorm_key"), str | None):
         raise FrameError(f"{where}: unnorm_key must be a text, got {entry['unnorm_key']!r}")
-    return Frame(
-        directory / image, instruction, entry.get("unnorm_key"), entry.get("episode"), entry.get("step"), action
-    )
+    episode, step = entry.get("episode"), entry.get("step")
+    if not isinstance(episode, str | int | None) or not isinstance(step, int | None) or isinstance(step, bool):
+        raise FrameError(f"{where}: episode must be a text or a number and step a number, got {episode!r} and {step!r}")
+    named = None if episode is None else str(episode)
+    return Frame(directory / image, instruction, entry.get("unnorm_key"), named, step, action)

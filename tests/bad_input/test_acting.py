@@ -6,6 +6,8 @@ import dataclasses
 import io
 import json
 import random
+import struct
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -133,6 +135,17 @@ LINES: Mapping[str, tuple[bytes, tuple[str, ...]]] = {
     "no instruction": (b'\n{"image": "a.png"}', ("line 2", "instruction")),
     "action a text": (b'{"image": "a.png", "instruction": "go", "action": "up"}', ("line 1", "expected")),
     "key a number": (b'{"image": "a.png", "instruction": "go", "unnorm_key": 1}', ("line 1", "unnorm_key")),
+    "episode a list": (b'{"image": "a.png", "instruction": "go", "episode": [1]}', ("line 1", "episode")),
+    "step a text": (b'{"image": "a.png", "instruction": "go", "step": "1"}', ("line 1", "step")),
+    "the same question twice": (
+        b'{"image": "a.png", "instruction": "go"}\n\n{"image": "a.png", "instruction": "go"}',
+        ("line 3", "image and instruction", "line 1"),
+    ),
+    "the same step twice": (
+        b'{"image": "a.png", "instruction": "go", "episode": 1, "step": 0}\n'
+        b'{"image": "b.png", "instruction": "go", "episode": "1", "step": 0}',
+        ("line 2", "episode and step", "line 1"),
+    ),
     "outside": (b'{"image": "../a.png", "instruction": "go"}', ("line 1", "file name in the folder")),
     "nested": (b"[" * 200_000, ("line 1", "expected")),
 }
@@ -145,6 +158,31 @@ def test_malformed_frames(name: str, tmp_path: Path) -> None:
     with pytest.raises(EdgeVLAError) as caught:
         read_frames(tmp_path)
     refused(caught, FrameError, ("frames.jsonl", *words))
+
+
+def test_links_that_lead_in_a_circle(tmp_path: Path) -> None:
+    picture, index = tmp_path / "a.png", tmp_path / "frames.jsonl"
+    picture.symlink_to(picture)
+    with pytest.raises(FrameError, match=r"a\.png cannot be read: Too many levels"):
+        open_image(picture)
+    index.symlink_to(index)
+    with pytest.raises(FrameError, match=r"frames\.jsonl cannot be read \(Too many levels"):
+        read_frames(tmp_path)
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    with pytest.raises(FrameError, match="cannot be read"):
+        read_frames(tmp_path / "round")
+
+
+@pytest.mark.parametrize(("width", "height"), [(0, 0), (0, 5), (5, 0)])
+def test_a_picture_without_pixels(width: int, height: int, tmp_path: Path) -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    with pytest.raises(FrameError, match=r"a\.png is not an image"):
+        open_image(tmp_path / "a.png")
 
 
 def test_frames_that_are_no_folder(picture: Path, tmp_path: Path) -> None:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 import edge_vla.export.preflight
+from edge_vla.checkpoint.random import RandomTensors
+from edge_vla.export import Recipe, export
+from edge_vla.frames import read_frames
 from tests.bad_input.damage import command, nothing_left
 from tests.export.crash import tiny_frames
 
@@ -46,25 +53,42 @@ WRONG: list[tuple[tuple[str, ...], int, tuple[str, ...]]] = [
     (("--method", "gptq", "--frames", "nowhere"), 4, ("frames.jsonl is missing",)),
     (("--method", "gptq", "--frames", "actionless"), 4, ("no recorded action", "--method rtn")),
     (("--method", "gptq", "--frames", "short"), 4, ("expected 7 finite numbers",)),
+    (("--method", "gptq", "--frames", "nan"), 4, ("expected 7 finite numbers",)),
+    (("--method", "gptq", "--frames", "wordless"), 4, ("line 1", "instruction")),
+    (("--method", "gptq", "--frames", "twice"), 4, ("line 17", "image and instruction", "line 3", "02.png")),
+    (("--method", "gptq", "--frames", "stuck"), 4, ("line 2", "episode and step", "line 1")),
     (("--method", "gptq", "--frames", "noimage"), 4, ("12.png", "not an image")),
+    (("--method", "gptq", "--frames", "circle"), 4, ("12.png", "cannot be read", "symbolic links")),
 ]
+
+
+Rows = list[dict[str, Any]]
+
+SPOILED: dict[str, Callable[[Rows], Rows]] = {
+    "few": lambda rows: rows[:5],
+    "actionless": lambda rows: [{key: row[key] for key in row if key != "action"} for row in rows],
+    "short": lambda rows: [{**row, "action": row["action"][:6]} for row in rows],
+    "nan": lambda rows: [{**row, "action": [math.nan, *row["action"][1:]]} for row in rows],
+    "wordless": lambda rows: [{key: row[key] for key in row if key != "instruction"} for row in rows],
+    "twice": lambda rows: [*rows, rows[2]],
+    "stuck": lambda rows: [{**row, "step": 0} for row in rows],
+}
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with folders of frames, sound and spoiled."""
     monkeypatch.chdir(tmp_path)
-    for name in ("frames", "few", "actionless", "short", "noimage"):
+    for name in ("frames", *SPOILED, "noimage", "circle"):
         tiny_frames(tmp_path / name)
-    index = {name: tmp_path / name / "frames.jsonl" for name in ("few", "actionless", "short")}
-    lines = index["few"].read_text(encoding="utf-8").splitlines()
-    index["few"].write_text("\n".join(lines[:5]), encoding="utf-8")
-    rows = [json.loads(line) for line in lines]
-    without = [{key: value for key, value in row.items() if key != "action"} for row in rows]
-    index["actionless"].write_text("\n".join(map(json.dumps, without)), encoding="utf-8")
-    cut = [{**row, "action": row["action"][:6]} for row in rows]
-    index["short"].write_text("\n".join(map(json.dumps, cut)), encoding="utf-8")
+    lines = (tmp_path / "frames" / "frames.jsonl").read_text(encoding="utf-8").splitlines()
+    for name, spoil in SPOILED.items():
+        rows = spoil([json.loads(line) for line in lines])
+        (tmp_path / name / "frames.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     (tmp_path / "noimage" / "12.png").write_bytes(b"no image")
+    looped = tmp_path / "circle" / "12.png"
+    looped.unlink()
+    looped.symlink_to(looped)
     return tmp_path
 
 
@@ -112,3 +136,33 @@ def test_non_finite_activations_end_it(method: str, place: Path, monkeypatch: py
     with nothing_left(place / "out"):
         ended = command(capsys, "export", TINY, "--out", "out", "--method", method, "--frames", "frames")
     ended.refused_with(6, ["non-finite", "verify the checkpoint"], lines=None)
+
+
+def test_dead_channels_are_logged_and_rounded_to_nearest(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil_norm(monkeypatch, slice(3, 5))
+    with caplog.at_level(logging.WARNING, logger="edge_vla"):
+        made = export(TINY, place / "out", Recipe(method="gptq"), frames=read_frames(place / "frames"))
+    assert "layer 1, self_attn.q_proj: 2 of 64 inputs are never active, rounded to nearest" in caplog.text
+    made.verify()
+
+
+def test_a_layer_that_reads_nothing_ends_it(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    spoil_norm(monkeypatch, slice(None))
+    with nothing_left(place / "out"):
+        ended = command(capsys, "export", TINY, "--out", "out", "--method", "gptq", "--frames", "frames")
+    ended.refused_with(6, ["layer 1, self_attn.q_proj", "no input is ever active"], lines=None)
+
+
+def spoil_norm(monkeypatch: pytest.MonkeyPatch, channels: slice) -> None:
+    """The second layer's attention sees zeros there."""
+    load = RandomTensors.load
+
+    def spoiled(self: RandomTensors, name: str) -> Tensor:
+        tensor = load(self, name)
+        if name.endswith("layers.1.input_layernorm.weight"):
+            tensor[channels] = 0
+        return tensor
+
+    monkeypatch.setattr(RandomTensors, "load", spoiled)
