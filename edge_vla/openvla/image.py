@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -88,12 +89,23 @@ def as_rgb(image: Image.Image | NDArray[Any]) -> Image.Image:
 def preprocess(image: Image.Image, contract: ImageContract) -> NDArray[np.float32]:
     """RGB image -> (3 x towers, size, size) float32, the towers' versions one after the other."""
     shaped = _letterbox(image, contract) if contract.resize == "letterbox" else _stretch(image, contract.size)
-    unit = np.asarray(shaped, dtype=np.float32) / np.float32(255)
+    levels, planes = np.asarray(shaped), _values(contract)
+    channels = levels.shape[2]
+    pixels = np.empty((len(planes), *levels.shape[:2]), dtype=np.float32)
+    for i, plane in enumerate(planes):
+        pixels[i] = plane[levels[:, :, i % channels]]
+    return pixels
+
+
+@lru_cache
+def _values(contract: ImageContract) -> NDArray[np.float32]:
+    """(3 x towers, 256): what each of 256 levels becomes in each channel, by the original's arithmetic."""
+    unit = np.arange(256, dtype=np.float32)[:, None] / np.float32(255)
     versions = [
         (unit - np.asarray(mean, dtype=np.float32)) / np.asarray(deviation, dtype=np.float32)
         for mean, deviation in zip(contract.means, contract.deviations, strict=True)
     ]
-    return np.ascontiguousarray(np.concatenate(versions, axis=2).transpose(2, 0, 1))
+    return np.ascontiguousarray(np.concatenate(versions, axis=1).T)
 
 
 def _stretch(image: Image.Image, size: int) -> Image.Image:

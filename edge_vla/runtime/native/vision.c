@@ -53,14 +53,14 @@ static void norm_rows(const Tower *tower, const Desk *desk, const bf16 *weight, 
 }
 
 /* Patches as rows of (channel, y, x); the rows that they will be added to: what comes first, then positions. */
-static void lay_out(const Tower *tower, const Desk *desk, const float *pixels, int64_t image, Share share) {
+static void lay_out(const Tower *tower, const Desk *desk, const bf16 *pixels, int64_t image, Share share) {
     int64_t grid = tower->grid, side = tower->side, width = tower->width, patches = grid * grid;
     for (int64_t p = first_of(share, patches); p < end_of(share, patches); p++) {
-        const float *corner = pixels + p / grid * side * image + p % grid * side;
+        const bf16 *corner = pixels + p / grid * side * image + p % grid * side;
         bf16 *row = desk->patches + p * desk->patches_pitch;
         for (int64_t channel = 0; channel < 3; channel++)
             for (int64_t y = 0; y < side; y++, row += side)
-                for (int64_t x = 0; x < side; x++) row[x] = narrow(corner[(channel * image + y) * image + x]);
+                memcpy(row, corner + (channel * image + y) * image, (size_t)side * sizeof *row);
         memcpy(desk->x + (tower->prefix + p) * desk->pitch, tower->positions + p * width, (size_t)width * sizeof(bf16));
     }
     for (int64_t m = first_of(share, tower->prefix); m < end_of(share, tower->prefix); m++)
@@ -83,7 +83,7 @@ static void attention(const Tower *tower, const Desk *desk, int64_t rows, uint8_
     }
 }
 
-static void see(const Tower *tower, const Desk *desk, const float *pixels, int64_t image, bf16 *features,
+static void see(const Tower *tower, const Desk *desk, const bf16 *pixels, int64_t image, bf16 *features,
                 uint8_t *own, Bench bench, Share share) {
     int64_t patches = tower->grid * tower->grid, rows = tower->prefix + patches, pitch = desk->pitch;
     lay_out(tower, desk, pixels, image, share);
@@ -114,7 +114,7 @@ static void see(const Tower *tower, const Desk *desk, const float *pixels, int64
 }
 
 /* pixels (3 x towers, image, image) -> out (patches, decoder width). Called by each of `members` threads. */
-void edge_vla_see(const Vision *vision, const Desk *desk, const float *pixels, int64_t image, bf16 *out, int64_t width,
+void edge_vla_see(const Vision *vision, const Desk *desk, const bf16 *pixels, int64_t image, bf16 *out, int64_t width,
                   Team *team, int64_t member, int64_t members) {
     Share share = {team, member, members};
     uint8_t *own = desk->own + member * desk->own_bytes;

@@ -91,7 +91,7 @@ class NativeVision:
         return sum(tensor.nbytes for tensor in tensors)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        pixels = pixels.float().contiguous()
+        pixels = pixels.to(torch.bfloat16).contiguous()
         self._reach(torch.get_num_threads())
         width = self.spec.decoder.width
         out = torch.empty(pixels.shape[0], self.spec.patches, width, dtype=torch.bfloat16)
