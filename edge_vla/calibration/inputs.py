@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
 
 import torch
@@ -30,6 +31,37 @@ class Inputs:
     rows: Tensor  # (drawn, K)
 
 
+class _Sight:
+    """What one stage reads, while chunks of the rows go by."""
+
+    def __init__(self, rows: Sequence[Rows], weights: Weights, inner: int, drawn: int) -> None:
+        self.weights = [weight.expand(same.hidden.shape[:2]) for weight, same in zip(weights, rows, strict=True)]
+        whole = torch.cat([weight.flatten() for weight in self.weights])
+        self.total, self.places = whole.sum(), draw(whole, drawn)
+        self.starts = [0, *accumulate(weight.numel() for weight in self.weights)]
+        self.sum, self.peak = torch.zeros(inner), torch.zeros(inner)
+        self.drawn: list[Tensor] = []
+
+    def add(self, chunk: Chunk, x: Tensor) -> None:
+        """`x` (n, T, K) is what the stage reads of this chunk."""
+        flat = x.flatten(0, 1).float()
+        size, weights = flat.abs(), self.weights[chunk.index]
+        self.sum += weights[chunk.part].flatten() @ size
+        self.peak = torch.maximum(self.peak, size.amax(dim=0))
+        first = self.starts[chunk.index] + chunk.part.start * weights.shape[1]
+        here = self.places[(self.places >= first) & (self.places < first + len(flat))]
+        self.drawn.append(flat[here - first])
+
+    def inputs(self, what: str) -> Inputs:
+        if not torch.isfinite(self.peak).all():
+            raise NumericError(
+                f"{what}: the calibration's activations are not finite: verify the checkpoint and frames"
+            )
+        if not self.peak.any():
+            raise NumericError(f"{what}: no input is ever active: the checkpoint is not a trained policy's")
+        return Inputs(self.sum / self.total, self.peak, torch.cat(self.drawn))
+
+
 @torch.inference_mode()
 def observe(
     layer: DecoderLayer, rows: Sequence[Rows], weights: Sequence[Weights], what: str, drawn: int = DRAWN
@@ -38,49 +70,26 @@ def observe(
 
     NumericError where a channel is not finite, or where none is ever active.
     """
-    places = [draw(torch.cat([_every(part, same).flatten() for part, same in zip(w, rows, strict=True)]), drawn)
-              for w in weights]  # fmt: skip
-    width = [layer.self_attn.spec.linears()[names[0]][1] for names in STAGES]
-    sums, peaks = [torch.zeros(k) for k in width], [torch.zeros(k) for k in width]
-    found: list[list[Tensor]] = [[] for _ in STAGES]
-    starts = [0]
-    for same in rows:
-        starts.append(starts[-1] + same.hidden.shape[0] * same.length)
-    chunk: Chunk
+    shapes = layer.self_attn.spec.linears()
+    sights = [_Sight(rows, w, shapes[names[0]][1], drawn) for w, names in zip(weights, STAGES, strict=True)]
+    passing: list[Chunk] = []
 
-    def read(stage: int) -> Callable[..., None]:
-        def hook(module: object, given: tuple[Tensor, ...]) -> None:  # noqa: ARG001
-            x = given[0].flatten(0, 1).float()
-            counts = _every(weights[stage][chunk.index], rows[chunk.index])[chunk.part].flatten()
-            size = x.abs()
-            sums[stage] += counts @ size
-            torch.maximum(peaks[stage], size.amax(dim=0), out=peaks[stage])
-            first = starts[chunk.index] + chunk.part.start * rows[chunk.index].length
-            here = places[stage][(places[stage] >= first) & (places[stage] < first + len(x))]
-            found[stage].append(x[here - first])
-
-        return hook
+    def look(sight: _Sight) -> Callable[..., None]:
+        return lambda module, given: sight.add(passing[-1], given[0])  # noqa: ARG005
 
     handles = [
-        layer.get_submodule(names[0]).register_forward_pre_hook(read(stage)) for stage, names in enumerate(STAGES)
+        layer.get_submodule(names[0]).register_forward_pre_hook(look(sight))
+        for sight, names in zip(sights, STAGES, strict=True)
     ]
     try:
         for chunk in chunks(layer.self_attn.spec, rows):
+            passing[:] = [chunk]
             middle = chunk.hidden + attend(layer, chunk.hidden, chunk.step)
             layer.mlp(layer.post_attention_layernorm(middle))
     finally:
         for handle in handles:
             handle.remove()
-    total = [sum(float(_every(part, same).sum()) for part, same in zip(w, rows, strict=True)) for w in weights]
-    made = [Inputs(s / t, p, torch.cat(f)) for s, t, p, f in zip(sums, total, peaks, found, strict=True)]
-    for one, names in zip(made, STAGES, strict=True):
-        if not (torch.isfinite(one.peak).all() and torch.isfinite(one.mean).all()):
-            raise NumericError(
-                f"{what}, {names[0]}: the calibration's activations are not finite: verify the checkpoint and frames"
-            )
-        if not one.peak.any():
-            raise NumericError(f"{what}, {names[0]}: no input is ever active: the checkpoint is not a trained policy's")
-    return made
+    return [sight.inputs(f"{what}, {names[0]}") for sight, names in zip(sights, STAGES, strict=True)]
 
 
 def draw(weights: Tensor, count: int) -> Tensor:
@@ -91,8 +100,3 @@ def draw(weights: Tensor, count: int) -> Tensor:
     running = weights.double().cumsum(0)
     targets = (torch.arange(count, dtype=torch.float64) + 0.5) * (running[-1] / count)
     return torch.searchsorted(running, targets).clamp_(max=len(weights) - 1)
-
-
-def _every(weights: Tensor, same: Rows) -> Tensor:
-    """(n, T): one weight a row, where it was given for all sequences alike."""
-    return weights.expand(same.hidden.shape[:2])
