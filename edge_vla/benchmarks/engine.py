@@ -172,7 +172,7 @@ def claims(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         ratio = result.get(group, {}).get(name)
         if ratio is not None:
             what = group if name == "median" else f"{name}, {group}"
-            yield {"what": what, "ratio": ratio, "at least": bar, "holds": ratio >= bar}
+            yield {"what": what, "value": ratio, "at least": bar, "holds": ratio >= bar}
 
 
 def _once(cost: limits.Cost) -> limits.Cost:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from edge_vla.benchmarks import loop_tables
 from edge_vla.benchmarks.reports import markdown
 from edge_vla.benchmarks.reports.markdown import escaped, markdown_table, unpublishable, verdict
 from edge_vla.benchmarks.reports.sides import sides
@@ -47,8 +48,8 @@ def report(results: Path) -> str:
         kind = result.get("kind", "")
         if kind == "bench":
             parts += [_lowered(markdown(result)), _measured_on(path, result, "results"), ""]
-        elif kind in TABLES:
-            parts += [f"## {path.stem}", "", *TABLES[kind](result), "", _measured_on(path, result, "results"), ""]
+        elif kind in LONG:
+            parts += [f"## {path.stem}", "", *LONG[kind](result), "", _measured_on(path, result, "results"), ""]
         else:
             others.append(f"[{path.name}](results/{path.name})")
     if others:
@@ -156,6 +157,14 @@ TABLES: Final[Mapping[str, Callable[[Result], Iterator[str]]]] = {
     "bench": _bench,
     "commands": _commands,
     "demo formats": _formats,
+    "engine": loop_tables.claims,
+    "steady": loop_tables.claims,
+}
+LONG: Final[Mapping[str, Callable[[Result], Iterator[str]]]] = {
+    **TABLES,
+    "engine": loop_tables.engine,
+    "drafts": loop_tables.drafts,
+    "steady": loop_tables.steady,
 }
 
 REPORT_HEAD: Final = (

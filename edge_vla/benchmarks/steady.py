@@ -14,7 +14,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -39,6 +39,7 @@ BLOCK: Final = 25
 EVERY: Final = 100  # actions between two readings of memory
 WARM_UP: Final = 1000  # actions before the slope is taken: the allocator's pools fill first
 MEBIBYTE: Final = 1 << 20
+SESSION: Final = "artifact, session"
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,22 @@ def spread(times: Sequence[float]) -> dict[str, float]:
     }
 
 
+def claims(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What was to be reached, beside what was."""
+    alone, compared = result["alone"], result["compared in turns"]
+    faster = result["times faster than the reference, by p50"]
+    for name in list(faster)[1:]:
+        yield _claim(f"{name}: times faster than the reference", faster[name], "at least", 3.0)
+    yield _claim(f"p99/p50 of {compared[SESSION]['actions']} actions, in turns", compared[SESSION]["p99/p50"])
+    yield _claim(f"p99/p50 of {alone['actions']} actions, alone", alone["p99/p50"])
+    yield _claim("MiB of memory per 1000 actions", alone["MiB per 1000 actions"], "at most", 1.0)
+    yield _claim("bytes of tensors that outlive an action", alone["bytes kept per action"], "at most", 0.0)
+
+
+def _claim(what: str, value: float, which: str = "at most", bar: float = 1.5) -> dict[str, Any]:
+    return {"what": what, "value": value, which: bar, "holds": value <= bar if which == "at most" else value >= bar}
+
+
 def _times(act: Callable[[Shown], int], frames: Iterator[Shown]) -> list[float]:
     times = []
     for shown in frames:
@@ -159,10 +176,10 @@ def main() -> None:
     sides = {
         "reference": plain(reference, key),
         "artifact": plain(policy, key),
-        "artifact, session": drafting(policy, key),
+        SESSION: drafting(policy, key),
     }
     compared = {name: spread(times) for name, times in turns(sides, frames, given.compared).items()}
-    times, resident = alone(sides["artifact, session"], frames, given.actions)
+    times, resident = alone(sides[SESSION], frames, given.actions)
     result: dict[str, Any] = {
         "version": 1,
         "kind": "steady",
@@ -177,9 +194,10 @@ def main() -> None:
             **spread(times),
             "MiB per 1000 actions": round(slope(resident, WARM_UP // EVERY), 4),
             "resident_MiB": [round(value / MEBIBYTE, 2) for value in resident[:: max(1, len(resident) // 20)]],
-            **allocations(sides["artifact, session"], frames),
+            **allocations(sides[SESSION], frames),
         },
     }
+    result["claims"] = list(claims(result))
     write_whole(given.out, json.dumps(result, indent=1) + "\n")
 
 

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import edge_vla
-from edge_vla.benchmarks import engine, limits, steady
+from edge_vla.benchmarks import engine, limits, loop_tables, steady
 from edge_vla.benchmarks.peers.llamacpp import LlamaCpp
 from edge_vla.benchmarks.profile import profile, waterfall
 from edge_vla.errors import BackendError
@@ -61,8 +62,12 @@ def test_what_was_to_be_reached_stands_beside_what_was() -> None:
         "whole action, times faster than eager",
     ]
     for claim in result["claims"]:
-        assert claim["holds"] == (claim["ratio"] >= claim["at least"])
-    assert result["claims"][3]["ratio"] == pytest.approx(actions["eager"] / actions["packed"], abs=1e-3)
+        assert claim["holds"] == (claim["value"] >= claim["at least"])
+    document = {**result, "kind": "engine", "model": "random", "bits": 4, "environment": {"threads": 1}}
+    table = list(loop_tables.engine(document))
+    assert sum(line.endswith((" yes |", " no |")) for line in table) == len(result["claims"])
+    assert f"| {actions['eager']:.1f} |" in next(line for line in table if line.startswith("| eager |"))
+    assert result["claims"][3]["value"] == pytest.approx(actions["eager"] / actions["packed"], abs=1e-3)
 
 
 def test_kernels_that_round_activations_are_held_to_the_rate_of_integers() -> None:
@@ -82,7 +87,7 @@ def llamacpp() -> str:
 def test_beside_llama_cpp(llamacpp: str) -> None:
     result = engine.compare(TINY, 4, AUTO, 2, 0, TINY.patches + 20, 7, 2, buffer=1 << 20, llamacpp=llamacpp)
     parts = result["decoder part of an action, ms"]
-    assert result["claims"][-1]["ratio"] == pytest.approx(parts["llama.cpp"] / parts["packed"], rel=0.2)
+    assert result["claims"][-1]["value"] == pytest.approx(parts["llama.cpp"] / parts["packed"], rel=0.2)
     weights = TINY.decoder.layers * sum(outer * inner for outer, inner in TINY.decoder.linears().values())
     about = result["llama.cpp"]
     assert about["bytes"] - about["head_bytes"] == weights * 18 // 32
@@ -115,6 +120,22 @@ def test_the_slope_of_memory(growth: int, expected: float) -> None:
     resident = [5 << 30] * 3 + [(1 << 30) + growth * i for i in range(50)]
     assert steady.slope(resident, 3) == pytest.approx(expected)
     assert steady.slope(resident[:4], 3) == 0.0
+
+
+def test_a_steady_state_is_held_to_its_bars() -> None:
+    row = steady.spread([1.0] * 100)
+    result: dict[str, Any] = {
+        "kind": "steady",
+        "kernels": {"int4": "native"},
+        "compared in turns": {"reference": row, steady.SESSION: row},
+        "times faster than the reference, by p50": {"reference": 1.0, steady.SESSION: 4.0},
+        "alone": {**row, "MiB per 1000 actions": 1.5, "tensors made per action": 2.0, "bytes kept per action": 0.0},
+    }
+    result["claims"] = list(steady.claims(result))
+    assert [claim["holds"] for claim in result["claims"]] == [True, True, True, False, True]
+    table = "\n".join(loop_tables.steady(result))
+    assert "| MiB of memory per 1000 actions | 1.5 | at most 1 | no |" in table
+    assert f"| {steady.SESSION} | 100 | 1.00 ms | 1.00 ms | 4.00 |" in table
 
 
 def test_the_spread_of_times() -> None:
