@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from edge_vla.quant import Scheme
+from edge_vla.runtime.gpu.kernels import w4a16_few, w8a16_few
 from edge_vla.runtime.gpu.kernels.cases import Case, of_policy
+from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS
 from edge_vla.runtime.gpu.kernels.trials import Maker, judge
+from edge_vla.runtime.gpu.kernels.weights import repack_int4, repack_int8
 from edge_vla.spec import OPENVLA_7B
 
 CASES = [*of_policy(OPENVLA_7B, 288), *of_policy(OPENVLA_7B, 273)]
@@ -18,3 +22,17 @@ CASES = [*of_policy(OPENVLA_7B, 288), *of_policy(OPENVLA_7B, 273)]
 def test_kernel_is_as_exact_as_plain_pytorch(case: Case, dtype: torch.dtype, device: torch.device) -> None:
     verdict = judge(case.make(Maker.seeded(1, device, dtype)))
     assert verdict.passed, verdict
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", OPENVLA_7B.decoder.linears())
+def test_a_rows_bits_depend_on_no_other_row(name: str, device: torch.device) -> None:
+    outer, inner = OPENVLA_7B.decoder.linears()[name]
+    make = Maker.seeded(2, device, torch.bfloat16)
+    x = make.rows(FEW_ROWS, inner)
+    weight4 = repack_int4(make.packed(Scheme.INT4, outer, inner, 128))
+    weight8 = repack_int8(make.packed(Scheme.INT8, outer, inner))
+    whole4, whole8 = w4a16_few.kernel(x, weight4), w8a16_few.kernel(x, weight8)
+    for row in range(FEW_ROWS):
+        assert torch.equal(w4a16_few.kernel(x[row : row + 1], weight4), whole4[:, row : row + 1])
+        assert torch.equal(w8a16_few.kernel(x[row : row + 1], weight8), whole8[:, row : row + 1])

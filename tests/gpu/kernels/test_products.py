@@ -95,6 +95,8 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
         w4a16_few.kernel(make.rows(FEW_ROWS + 1, 128), weight)
     with pytest.raises(AssertionError, match="inputs"):
         w4a16_few.kernel(make.rows(1, 96), weight)
+    with pytest.raises(AssertionError, match="strides"):
+        w4a16_few.kernel(make.rows(128, 2).T, weight)
     with pytest.raises(AssertionError, match="order"):
         w4a8_gemm.kernel(quantised(make.rows(1, 128)), weight, torch.bfloat16)
     with pytest.raises(AssertionError, match="float16"):

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels.language import jit, tl
+from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
 from edge_vla.runtime.gpu.kernels.rounding import block_of
 from edge_vla.runtime.gpu.kernels.tiles import Chip, attention_tile
 
@@ -31,6 +31,7 @@ def reference(query: Tensor, keys: Tensor, values: Tensor, start: Tensor) -> Ten
 
 def kernel(query: Tensor, keys: Tensor, values: Tensor, start: Tensor) -> Tensor:
     rows, heads, width = query.shape
+    check_rows(query)
     assert keys.stride()[1:] == values.stride()[1:] == (width, 1), "slots of a head lie one after another"
     assert heads % keys.shape[0] == 0, f"{heads} heads do not share {keys.shape[0]}"
     out = torch.empty(rows, heads * width, dtype=query.dtype, device=query.device)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels.language import jit, tl
+from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
 from edge_vla.runtime.gpu.kernels.rounding import block_of, rounded, store_int8, warps_of
 from edge_vla.runtime.gpu.kernels.weights import Int8Rows, empty_rows, quantised
 
@@ -37,6 +37,7 @@ def kernel_int8(x: Tensor, bias: Tensor | None, *, for_int4: bool = False) -> In
 
 def _launch(x: Tensor, bias: Tensor | None, out: Tensor, int8: Int8Rows | None, block: int) -> None:
     rows, width = x.shape
+    check_rows(x)
     _gelu[(rows, -(-width // block))](
         x,
         x if bias is None else bias,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels.language import jit, tl
+from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
 from edge_vla.runtime.gpu.kernels.rounding import block_of, rounded, sum_of, warps_of
 from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS, Chip, head_tile, splits
 
@@ -36,6 +36,7 @@ def reference(hidden: Tensor, head: Tensor, embeddings: Tensor) -> Choice:
 def kernel(hidden: Tensor, head: Tensor, embeddings: Tensor) -> Choice:
     rows, width = hidden.shape
     count, device = head.shape[0], hidden.device
+    check_rows(hidden, head, embeddings)
     assert rows <= FEW_ROWS, f"{rows} rows are not few"
     chip = Chip.of(device)
     tile = head_tile(chip)

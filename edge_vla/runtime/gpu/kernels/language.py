@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from torch import Tensor
+
 from edge_vla.errors import BackendError
 
 REMEDY: Final = "pip install 'edge-vla[triton]' (Linux), or name the reference kernels"
@@ -37,4 +39,10 @@ def jit(function: Callable[..., Any]) -> Any:
     return triton.jit(function) if _missing is None else _missing
 
 
-__all__ = ["jit", "tl"]
+def check_rows(*tensors: Tensor) -> None:
+    """Kernels count on rows that lie one after another: with other strides they would read something else."""
+    for tensor in tensors:
+        assert tensor.is_contiguous(), f"{tuple(tensor.shape)} with strides {tensor.stride()}"
+
+
+__all__ = ["check_rows", "jit", "tl"]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels.language import jit, tl
+from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
 from edge_vla.runtime.gpu.kernels.rounding import block_of, rounded, store_int8, warps_of
 from edge_vla.runtime.gpu.kernels.weights import Int8Rows, empty_rows, quantised
 
@@ -88,6 +88,7 @@ def _launch(
     int8: Int8Rows | None,
 ) -> Tensor:
     rows, width = x.shape
+    check_rows(x, weight, shift, *([] if added is None else [added]))
     total = x if added is None else torch.empty_like(x)
     block = block_of(normed.shape[1])
     _layer_norm[(rows,)](

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels.language import jit, tl
+from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
 from edge_vla.runtime.gpu.kernels.rounding import block_of, store_int8, warps_of
 from edge_vla.runtime.gpu.kernels.weights import Int8Rows, empty_rows, quantised
 
@@ -16,6 +16,7 @@ def reference(x: Tensor, *, for_int4: bool = False) -> Int8Rows:
 
 def kernel(x: Tensor, *, for_int4: bool = False) -> Int8Rows:
     rows, width = x.shape
+    check_rows(x)
     out = empty_rows(rows, width, x.device, for_int4=for_int4)
     block = block_of(out.codes.shape[1])
     _quantise_rows[(rows,)](

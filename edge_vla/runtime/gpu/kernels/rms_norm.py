@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels.language import jit, tl
+from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
 from edge_vla.runtime.gpu.kernels.rounding import block_of, parts_of, rounded, store_int8, sum_of, warps_of
 from edge_vla.runtime.gpu.kernels.weights import Int8Rows, empty_rows, quantised, summed
 
@@ -44,6 +44,7 @@ def _launch(
     x: Tensor, added: Tensor | None, weight: Tensor, eps: float, normed: Tensor, int8: Int8Rows | None
 ) -> Tensor:
     rows, width = x.shape
+    check_rows(x, weight, *([] if added is None else [added]))
     total = x if added is None else torch.empty_like(x)
     block = block_of(normed.shape[1])
     _rms_norm[(rows,)](

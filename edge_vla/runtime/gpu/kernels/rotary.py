@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from edge_vla.model.decoder import rotate
-from edge_vla.runtime.gpu.kernels.language import jit, tl
+from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
 from edge_vla.runtime.gpu.kernels.rounding import block_of, parts_of, rounded, sum_of
 from edge_vla.runtime.gpu.kernels.weights import summed
 
@@ -31,6 +31,7 @@ def reference(qkv: Tensor, cos: Tensor, sin: Tensor, start: Tensor, keys: Tensor
 
 def kernel(qkv: Tensor, cos: Tensor, sin: Tensor, start: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     kv_heads, _, width = keys.shape
+    check_rows(qkv, cos, sin)
     rows, heads = qkv.shape[-2], qkv.shape[-1] // width - 2 * kv_heads
     assert keys.stride()[1:] == values.stride()[1:] == (width, 1), "slots of a head lie one after another"
     query = torch.empty(rows, heads, width, dtype=keys.dtype, device=qkv.device)

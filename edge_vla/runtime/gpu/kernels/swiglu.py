@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels.language import jit, tl
+from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
 from edge_vla.runtime.gpu.kernels.rounding import block_of, parts_of, rounded, store_int8, sum_of, warps_of
 from edge_vla.runtime.gpu.kernels.weights import Int8Rows, empty_rows, quantised, summed
 
@@ -42,6 +42,7 @@ def kernel_int8(gate_up: Tensor, dtype: torch.dtype, *, for_int4: bool = False) 
 
 
 def _launch(gate_up: Tensor, typed: Tensor, out: Tensor, int8: Int8Rows | None, block: int) -> None:
+    check_rows(gate_up)
     rows, width = gate_up.shape[-2], gate_up.shape[-1] // 2
     _swiglu[(rows, -(-width // block))](
         gate_up,

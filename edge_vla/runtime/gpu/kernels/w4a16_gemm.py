@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edge_vla.quant import dequantise
-from edge_vla.runtime.gpu.kernels.language import jit, tl
+from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
 from edge_vla.runtime.gpu.kernels.nibbles import MAGIC, span_of, weights_of
 from edge_vla.runtime.gpu.kernels.tiles import Chip, Tile, gemm_tile
 from edge_vla.runtime.gpu.kernels.weights import BLOCK, REACH, WORDS, Int4Weight, restore_int4
@@ -29,6 +29,7 @@ def kernel(x: Tensor, weight: Int4Weight, *, half_sums: bool = False, tile: Tile
     fast, and blocks in float32. A block's sum must stay below 65504 then; beyond it the result is not finite.
     """
     rows, inner = x.shape
+    check_rows(x)
     outer, blocks = weight.shape[0], weight.codes.shape[0]
     assert inner == weight.shape[1], f"{inner} inputs for a weight {weight.shape}"
     assert not half_sums or x.dtype == torch.float16, "half sums are of float16 rows"

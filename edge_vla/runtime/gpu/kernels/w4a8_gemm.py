@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edge_vla.quant import GRIDS, Scheme, unpack_nibbles
-from edge_vla.runtime.gpu.kernels.language import jit, tl
+from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
 from edge_vla.runtime.gpu.kernels.nibbles import bytes_of, span_of
 from edge_vla.runtime.gpu.kernels.tiles import Chip, Tile, gemm_tile
 from edge_vla.runtime.gpu.kernels.weights import BLOCK, REACH, WORDS, Int4Weight, Int8Rows, in_input_order, restore_int4
@@ -33,6 +33,7 @@ def reference(x: Int8Rows, weight: Int4Weight, dtype: torch.dtype) -> Tensor:
 
 def kernel(x: Int8Rows, weight: Int4Weight, dtype: torch.dtype, tile: Tile | None = None) -> Tensor:
     rows, stride = x.codes.shape
+    check_rows(x.codes)
     outer, blocks = weight.shape[0], weight.codes.shape[0]
     assert x.for_int4, "rows in the order of their inputs"
     assert stride == blocks * BLOCK, f"{stride} places for a weight {weight.shape}"

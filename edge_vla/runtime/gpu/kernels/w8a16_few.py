@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edge_vla.quant import dequantise
-from edge_vla.runtime.gpu.kernels.language import jit, tl
+from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
 from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS, Chip, Tile, few_tile, splits
 from edge_vla.runtime.gpu.kernels.weights import Int8Weight, restore_int8
 
@@ -20,6 +20,7 @@ def reference(x: Tensor, weight: Int8Weight) -> Tensor:
 def kernel(x: Tensor, weight: Int8Weight, tile: Tile | None = None) -> Tensor:
     """x (M <= 8, K) 16-bit -> (S, M, N) float32, whose sum over S, in order, is the product."""
     rows, inner = x.shape
+    check_rows(x)
     outer = weight.shape[0]
     assert rows <= FEW_ROWS, f"{rows} rows are not few"
     assert inner == weight.shape[1], f"{inner} inputs for a weight {weight.shape}"

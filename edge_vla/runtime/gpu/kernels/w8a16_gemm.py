@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edge_vla.quant import dequantise
-from edge_vla.runtime.gpu.kernels.language import jit, tl
+from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
 from edge_vla.runtime.gpu.kernels.tiles import Chip, Tile, gemm_tile
 from edge_vla.runtime.gpu.kernels.weights import Int8Weight, restore_int8
 
@@ -19,6 +19,7 @@ def reference(x: Tensor, weight: Int8Weight) -> Tensor:
 
 def kernel(x: Tensor, weight: Int8Weight, tile: Tile | None = None) -> Tensor:
     rows, inner = x.shape
+    check_rows(x)
     outer = weight.shape[0]
     assert inner == weight.shape[1], f"{inner} inputs for a weight {weight.shape}"
     tile = tile or gemm_tile(Chip.of(x.device), "w8a16")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels.language import jit, tl
+from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
 from edge_vla.runtime.gpu.kernels.tiles import Chip, Tile, gemm_tile
 from edge_vla.runtime.gpu.kernels.weights import Int8Rows, Int8Weight
 
@@ -22,6 +22,7 @@ def kernel(
     x: Int8Rows, weight: Int8Weight, dtype: torch.dtype, bias: Tensor | None = None, tile: Tile | None = None
 ) -> Tensor:
     rows, inner = x.codes.shape
+    check_rows(x.codes)
     outer = weight.shape[0]
     assert inner == weight.shape[1], f"{inner} inputs for a weight {weight.shape}"
     assert not x.for_int4, "rows in the order of an int4 weight"
