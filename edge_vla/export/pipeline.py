@@ -222,12 +222,17 @@ def _calibration(checkpoint: Checkpoint, recipe: Recipe, frames: Sequence[Frame]
 
 
 def check_room(job: Job, out: Path, fixed: int) -> None:
-    """Disk for `fixed` bytes, the linears and what calibrating keeps, and memory, before the first byte."""
+    """Disk for `fixed` bytes, the linears and what calibrating keeps, and memory, before the first byte.
+
+    An artifact is run when it is written, to answer its golden frame, and that takes about its size.
+    """
     spec, recipe = job.checkpoint.config.spec, job.recipe
     need = fixed + (budget.limit(spec, recipe) if recipe.mixed else linear_bytes(job.formats, spec))
+    if job.form == "artifact":
+        check_memory("running what is exported", need, "close other programs, or fewer --bits")
     if job.chosen is not None:
         need += scratch_bytes(spec, job.rows)
-        check_memory(calibration_memory(spec, job.rows), "close other programs, or fewer calibration_frames")
+        check_memory("calibrating", calibration_memory(spec, job.rows), "close other programs, or fewer calibration_frames")
     check_disk(out, need)
 
 

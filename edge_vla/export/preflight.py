@@ -67,11 +67,12 @@ def check_disk(out: Path, need: int) -> None:
         raise ResourceError(f"cannot write {out}: Permission denied in {parent}")
 
 
-def check_memory(need: int, remedy: str) -> None:
+def check_memory(what: str, need: int, remedy: str) -> None:
     """Raise ResourceError if this machine, or the container we are in, has less memory to give."""
     free = available_memory()
-    if free is not None and free < need:
-        raise ResourceError(f"calibrating needs {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB is free: {remedy}")
+    if free is not None and free < need * SPARE:
+        need_gib, free_gib = need * SPARE / 2**30, free / 2**30
+        raise ResourceError(f"{what} needs {need_gib:.1f} GiB, {free_gib:.1f} GiB is free: {remedy}")
 
 
 def available_memory() -> int | None:

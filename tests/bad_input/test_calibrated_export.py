@@ -104,6 +104,10 @@ def test_too_little_memory_is_known_first(place: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(edge_vla.export.preflight, "available_memory", lambda: 1000)
     with nothing_left(place / "out"):
         ended = command(capsys, "export", TINY, "--out", "out", "--method", "gptq", "--frames", "frames")
+    ended.refused_with(5, ["running what is exported needs", "GiB", "fewer --bits"])
+    monkeypatch.setattr(edge_vla.export.preflight, "available_memory", lambda: 700_000)  # enough for the artifact
+    with nothing_left(place / "out"):
+        ended = command(capsys, "export", TINY, "--out", "out", "--method", "gptq", "--frames", "frames")
     ended.refused_with(5, ["calibrating needs", "GiB", "fewer calibration_frames"])
 
 
