@@ -232,7 +232,9 @@ def check_room(job: Job, out: Path, fixed: int) -> None:
         check_memory("running what is exported", need, "close other programs, or fewer --bits")
     if job.chosen is not None:
         need += scratch_bytes(spec, job.rows)
-        check_memory("calibrating", calibration_memory(spec, job.rows), "close other programs, or fewer calibration_frames")
+        check_memory(
+            "calibrating", calibration_memory(spec, job.rows), "close other programs, or fewer calibration_frames"
+        )
     check_disk(out, need)
 
 
