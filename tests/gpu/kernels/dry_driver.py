@@ -67,8 +67,8 @@ def compiling_for(chip: tiles.Chip) -> Iterator[list[dict[str, Any]]]:
         def get_benchmarker(self) -> Any:
             raise NotImplementedError
 
-        def get_current_device(self) -> int:
-            return 0
+        def get_current_device(self) -> int:  # Triton keeps what it compiled by device
+            return chip.capability[0] * 10 + chip.capability[1]
 
         def get_current_stream(self, _: int) -> int:
             return 0

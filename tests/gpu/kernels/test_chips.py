@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.gpu.kernels.conftest import HAVE_TRITON
+from tests.gpu.conftest import HAVE_TRITON
 from tests.gpu.kernels.test_tiles import CHIPS
 
 REAL = {name: chip for name, chip in CHIPS.items() if name != "unknown"}

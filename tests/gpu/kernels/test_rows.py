@@ -12,7 +12,18 @@ from torch import Tensor
 
 from edge_vla.runtime.gpu.kernels import attention, gelu, head, layer_norm, quantise_rows, rms_norm, rotary, swiglu
 from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS
-from edge_vla.runtime.gpu.kernels.trial_rows import attend, choose, gate, int8_rows, norm, tower_gelu, tower_norm, turn
+from edge_vla.runtime.gpu.kernels.trial_rows import (
+    attend,
+    choose,
+    gate,
+    gate_int8,
+    int8_rows,
+    norm,
+    norm_int8,
+    tower_gelu,
+    tower_norm,
+    turn,
+)
 from edge_vla.runtime.gpu.kernels.trials import Maker, Trial, judge
 from edge_vla.runtime.gpu.kernels.weights import Int8Rows
 from edge_vla.spec import DecoderSpec
@@ -40,6 +51,8 @@ def test_norms_and_gates(
     assert_passes(gate(make, rows, width, parts))
     assert_passes(tower_norm(make, rows, width))
     assert_passes(tower_gelu(make, rows, width))
+    assert_passes(norm_int8(make, rows, width, for_int4=seed % 2 == 0))
+    assert_passes(gate_int8(make, rows, width, for_int4=seed % 2 == 0))
     assert_passes(int8_rows(make, rows, width, for_int4=seed % 2 == 0))
 
 

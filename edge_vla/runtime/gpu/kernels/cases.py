@@ -12,8 +12,10 @@ from edge_vla.runtime.gpu.kernels.trial_rows import (
     attend,
     choose,
     gate,
+    gate_int8,
     int8_rows,
     norm,
+    norm_int8,
     tower_gelu,
     tower_norm,
     turn,
@@ -26,6 +28,8 @@ PARTS = 4  # partial sums that a row kernel adds up, as a product of a few rows 
 
 @dataclass(frozen=True, slots=True)
 class Case:
+    """A trial at one shape, not made yet: weights of a whole policy would not fit beside one another."""
+
     name: str
     make: Callable[[Maker], Trial]
 
@@ -66,6 +70,12 @@ def _decoder(spec: PolicySpec, prefill: int) -> list[Case]:
             "attention": partial(attend, spec=decoder, rows=rows, start=start, length=length),
         }
         cases += [Case(f"{name}, {rows} rows", make) for name, make in made.items()]
+    for for_int4 in (False, True):
+        what = f"to int8{' for int4' if for_int4 else ''}, {prefill} rows"
+        cases += [
+            Case(f"rms_norm {what}", partial(norm_int8, rows=prefill, width=decoder.width, for_int4=for_int4)),
+            Case(f"swiglu {what}", partial(gate_int8, rows=prefill, width=decoder.mlp_width, for_int4=for_int4)),
+        ]
     for rows in (1, FEW_ROWS):
         cases.append(Case(f"head, {rows} rows", partial(choose, rows=rows, width=decoder.width, bins=spec.action.bins)))
     for width in (decoder.width, decoder.mlp_width):

@@ -20,16 +20,19 @@ def reference(x: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def reference_int8(x: Tensor, bias: Tensor | None, *, for_int4: bool = False) -> Int8Rows:
+    """`reference`, its rows rounded to int8."""
     return quantised(reference(x, bias), for_int4=for_int4)
 
 
 def kernel(x: Tensor, bias: Tensor | None) -> Tensor:
+    """What `reference` computes, in one launch."""
     out = torch.empty_like(x)
     _launch(x, bias, out, None, min(CHUNK, block_of(x.shape[1])))
     return out
 
 
 def kernel_int8(x: Tensor, bias: Tensor | None, *, for_int4: bool = False) -> Int8Rows:
+    """What `reference_int8` computes, in one launch."""
     out = empty_rows(x.shape[0], x.shape[1], x.device, for_int4=for_int4)
     _launch(x, bias, out.codes, out, block_of(out.codes.shape[1]))
     return out

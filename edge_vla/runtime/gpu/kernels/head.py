@@ -34,6 +34,7 @@ def reference(hidden: Tensor, head: Tensor, embeddings: Tensor) -> Choice:
 
 
 def kernel(hidden: Tensor, head: Tensor, embeddings: Tensor) -> Choice:
+    """What `reference` computes, in two launches."""
     rows, width = hidden.shape
     count, device = head.shape[0], hidden.device
     check_rows(hidden, head, embeddings)

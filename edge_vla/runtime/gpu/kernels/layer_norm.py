@@ -44,6 +44,7 @@ def reference_int8(
     *,
     for_int4: bool = False,
 ) -> tuple[Tensor, Int8Rows]:
+    """`reference`, its normed rows rounded to int8."""
     total, normed = reference(x, added, bias, layer_scale, weight, shift, eps)
     return total, quantised(normed, for_int4=for_int4)
 
@@ -57,6 +58,7 @@ def kernel(
     shift: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
+    """What `reference` computes, in one launch."""
     normed = torch.empty_like(x)
     return _launch(x, added, bias, layer_scale, weight, shift, eps, normed, None), normed
 
@@ -72,6 +74,7 @@ def kernel_int8(
     *,
     for_int4: bool = False,
 ) -> tuple[Tensor, Int8Rows]:
+    """What `reference_int8` computes, in one launch."""
     rows = empty_rows(x.shape[0], x.shape[1], x.device, for_int4=for_int4)
     return _launch(x, added, bias, layer_scale, weight, shift, eps, rows.codes, rows), rows
 

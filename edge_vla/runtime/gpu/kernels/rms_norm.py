@@ -24,11 +24,13 @@ def reference(x: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> tu
 def reference_int8(
     x: Tensor, added: Tensor | None, weight: Tensor, eps: float, *, for_int4: bool = False
 ) -> tuple[Tensor, Int8Rows]:
+    """`reference`, its normed rows rounded to int8."""
     total, normed = reference(x, added, weight, eps)
     return total, quantised(normed, for_int4=for_int4)
 
 
 def kernel(x: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """What `reference` computes, in one launch."""
     normed = torch.empty_like(x)
     return _launch(x, added, weight, eps, normed, None), normed
 
@@ -36,6 +38,7 @@ def kernel(x: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> tuple
 def kernel_int8(
     x: Tensor, added: Tensor | None, weight: Tensor, eps: float, *, for_int4: bool = False
 ) -> tuple[Tensor, Int8Rows]:
+    """What `reference_int8` computes, in one launch."""
     rows = empty_rows(x.shape[0], x.shape[1], x.device, for_int4=for_int4)
     return _launch(x, added, weight, eps, rows.codes, rows), rows
 

@@ -30,6 +30,7 @@ def reference(qkv: Tensor, cos: Tensor, sin: Tensor, start: Tensor, keys: Tensor
 
 
 def kernel(qkv: Tensor, cos: Tensor, sin: Tensor, start: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """What `reference` computes, in one launch."""
     kv_heads, _, width = keys.shape
     check_rows(qkv, cos, sin)
     rows, heads = qkv.shape[-2], qkv.shape[-1] // width - 2 * kv_heads

@@ -18,7 +18,7 @@ def warps_of(block: int) -> int:
 
 
 def parts_of(added: Tensor) -> int:
-    """How many partial sums to add: none are made of a product (M, N) that is already one."""
+    """How many partial sums (S, M, N) there are to add; a product (M, N) is one."""
     return added.shape[0] if added.dim() == 3 else 1
 
 

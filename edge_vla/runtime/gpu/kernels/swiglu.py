@@ -23,10 +23,12 @@ def reference(gate_up: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def reference_int8(gate_up: Tensor, dtype: torch.dtype, *, for_int4: bool = False) -> Int8Rows:
+    """`reference`, its rows rounded to int8."""
     return quantised(reference(gate_up, dtype), for_int4=for_int4)
 
 
 def kernel(gate_up: Tensor, dtype: torch.dtype) -> Tensor:
+    """What `reference` computes, in one launch."""
     rows, width = gate_up.shape[-2], gate_up.shape[-1] // 2
     out = torch.empty(rows, width, dtype=dtype, device=gate_up.device)
     _launch(gate_up, out, out, None, min(CHUNK, block_of(width)))
@@ -34,6 +36,7 @@ def kernel(gate_up: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def kernel_int8(gate_up: Tensor, dtype: torch.dtype, *, for_int4: bool = False) -> Int8Rows:
+    """What `reference_int8` computes, in one launch."""
     rows, width = gate_up.shape[-2], gate_up.shape[-1] // 2
     out = empty_rows(rows, width, gate_up.device, for_int4=for_int4)
     typed = torch.empty(0, dtype=dtype, device=gate_up.device)

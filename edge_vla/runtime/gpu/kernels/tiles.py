@@ -20,6 +20,8 @@ MOST_SPLITS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Chip:
+    """What tiles depend on: nothing is known of a chip by its name."""
+
     capability: tuple[int, int]
     processors: int
     shared_bytes: int  # that one program may have
@@ -51,6 +53,7 @@ class Tile:
     stages: int
 
     def stage_bytes(self, weight_bits: int, row_bits: int) -> int:
+        """Shared memory of one stage of the pipeline."""
         return self.inner * (self.outputs * weight_bits + self.rows * row_bits) // 8
 
     def fitted(self, chip: Chip, weight_bits: int, row_bits: int) -> Tile:

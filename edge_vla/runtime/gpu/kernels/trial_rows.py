@@ -12,7 +12,7 @@ from torch import Tensor
 from edge_vla.model.decoder import rotary_tables, rotate
 from edge_vla.runtime.gpu.kernels import attention, gelu, head, layer_norm, quantise_rows, rms_norm, rotary, swiglu
 from edge_vla.runtime.gpu.kernels.trials import Maker, Trial
-from edge_vla.runtime.gpu.kernels.weights import Int8Rows
+from edge_vla.runtime.gpu.kernels.weights import Int8Rows, in_input_order
 from edge_vla.spec import DecoderSpec
 
 EPS = 1e-6
@@ -35,7 +35,30 @@ def norm(make: Maker, rows: int, width: int, parts: int) -> Trial:
     )
 
 
+def norm_int8(make: Maker, rows: int, width: int, *, for_int4: bool) -> Trial:
+    """RMSNorm whose rows are rounded to int8 at once; what the codes stand for is judged."""
+    x, added, weight = make.rows(rows, width), make.rows(rows, width), make.rows(width)
+
+    def tensors(normed: Callable[..., tuple[Tensor, Int8Rows]]) -> list[Tensor]:
+        total, made = normed(x, added, weight, EPS, for_int4=for_int4)
+        return [total, meant(made, width)]
+
+    def truth() -> list[Tensor]:
+        total = x.double() + added.double()
+        return [total, weight.double() * total / (total.square().mean(-1, keepdim=True) + EPS).sqrt()]
+
+    moved = 4 * x.nbytes - x.numel()
+    return Trial(partial(tensors, rms_norm.kernel_int8), partial(tensors, rms_norm.reference_int8), truth, moved)
+
+
+def meant(rows: Int8Rows, width: int) -> Tensor:
+    """The real rows (M, width) that codes stand for."""
+    codes = in_input_order(rows.codes, width) if rows.for_int4 else rows.codes
+    return codes * rows.scales[:, None]
+
+
 def tower_norm(make: Maker, rows: int, width: int) -> Trial:
+    """LayerNorm of a tower's residual stream, with everything that can be added to it."""
     x, added = make.rows(rows, width), make.rows(rows, width)
     bias, layer_scale, weight, shift = (make.rows(width) for _ in range(4))
 
@@ -52,6 +75,7 @@ def tower_norm(make: Maker, rows: int, width: int) -> Trial:
 
 
 def gate(make: Maker, rows: int, width: int, parts: int) -> Trial:
+    """SwiGLU of `parts` partial sums, or with 0 of a product that is already one."""
     gate_up = make.wide(parts, rows, 2 * width) if parts else make.rows(rows, 2 * width)
 
     def truth() -> list[Tensor]:
@@ -66,7 +90,23 @@ def gate(make: Maker, rows: int, width: int, parts: int) -> Trial:
     )
 
 
+def gate_int8(make: Maker, rows: int, width: int, *, for_int4: bool) -> Trial:
+    """SwiGLU whose rows are rounded to int8 at once; what the codes stand for is judged."""
+    gate_up = make.rows(rows, 2 * width)
+
+    def tensors(gated: Callable[..., Int8Rows]) -> list[Tensor]:
+        return [meant(gated(gate_up, make.dtype, for_int4=for_int4), width)]
+
+    def truth() -> list[Tensor]:
+        left, right = gate_up.double().chunk(2, dim=-1)
+        return [F.silu(left) * right]
+
+    moved = gate_up.nbytes + rows * width
+    return Trial(partial(tensors, swiglu.kernel_int8), partial(tensors, swiglu.reference_int8), truth, moved)
+
+
 def tower_gelu(make: Maker, rows: int, width: int) -> Trial:
+    """GELU with a bias."""
     x, bias = make.rows(rows, width), make.rows(width)
     return Trial(
         lambda: [gelu.kernel(x, bias)],
@@ -77,6 +117,7 @@ def tower_gelu(make: Maker, rows: int, width: int) -> Trial:
 
 
 def int8_rows(make: Maker, rows: int, width: int, *, for_int4: bool) -> Trial:
+    """Rows to int8: exact, codes and scales."""
     x = make.rows(rows, width)
 
     def tensors(quantise: Callable[..., Int8Rows]) -> list[Tensor]:

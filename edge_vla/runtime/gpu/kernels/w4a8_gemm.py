@@ -32,6 +32,7 @@ def reference(x: Int8Rows, weight: Int4Weight, dtype: torch.dtype) -> Tensor:
 
 
 def kernel(x: Int8Rows, weight: Int4Weight, dtype: torch.dtype, tile: Tile | None = None) -> Tensor:
+    """What `reference` computes, in one launch."""
     rows, stride = x.codes.shape
     check_rows(x.codes)
     outer, blocks = weight.shape[0], weight.codes.shape[0]

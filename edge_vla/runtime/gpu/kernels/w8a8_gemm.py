@@ -21,6 +21,7 @@ def reference(x: Int8Rows, weight: Int8Weight, dtype: torch.dtype, bias: Tensor 
 def kernel(
     x: Int8Rows, weight: Int8Weight, dtype: torch.dtype, bias: Tensor | None = None, tile: Tile | None = None
 ) -> Tensor:
+    """What `reference` computes, in one launch."""
     rows, inner = x.codes.shape
     check_rows(x.codes)
     outer = weight.shape[0]

@@ -42,6 +42,8 @@ class Int4Weight:
 
 @dataclass(frozen=True, slots=True)
 class Int8Weight:
+    """A weight of one scale an output, for 16-bit rows and for int8 rows alike."""
+
     codes: Tensor  # (N, K) int8, from an aligned address
     scales: Tensor  # (N,) float16
 
@@ -101,6 +103,7 @@ def restore_int4(weight: Int4Weight) -> PackedWeight:
 
 
 def repack_int8(packed: PackedWeight) -> Int8Weight:
+    """A copy, because codes mapped from a file may start at any address. BackendError for another format."""
     if packed.scheme is not Scheme.INT8 or packed.scales is None:
         raise BackendError(f"{packed.scheme.value} is not int8")
     return Int8Weight(packed.codes.clone(memory_format=torch.contiguous_format), packed.scales.clone())
