@@ -42,7 +42,7 @@ class RoundedRows(nn.Module):
 
     @classmethod
     def runs(cls, packed: PackedWeight, dtype: torch.dtype, device: torch.device) -> bool:  # noqa: ARG003
-        return packed.scheme is Scheme.W8A8 and packed.shape[1] <= MOST_INPUTS
+        return packed.scheme is Scheme.W8A8
 
     def __init__(self, packed: PackedWeight, dtype: torch.dtype, device: torch.device) -> None:  # noqa: ARG002
         super().__init__()
@@ -64,8 +64,9 @@ class CpuW8A8(RoundedRows):
     name = "torch-int-mm"
 
     @classmethod
-    def runs(cls, packed: PackedWeight, dtype: torch.dtype, device: torch.device) -> bool:
-        return device.type == "cpu" and super().runs(packed, dtype, device) and works()
+    def runs(cls, packed: PackedWeight, dtype: torch.dtype, device: torch.device) -> bool:  # noqa: ARG003
+        fits = packed.scheme is Scheme.W8A8 and packed.shape[1] <= MOST_INPUTS
+        return fits and device.type == "cpu" and works()
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
