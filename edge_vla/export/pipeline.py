@@ -28,7 +28,7 @@ from edge_vla.checkpoint.keys import DECODER_PREFIX
 from edge_vla.checkpoint.keys import EMBEDDINGS as EMBEDDINGS_KEY
 from edge_vla.checkpoint.keys import HEAD as HEAD_KEY
 from edge_vla.checkpoint.quantised import DequantisedTensors
-from edge_vla.errors import ResourceError, UsageError
+from edge_vla.errors import EdgeVLAError, ResourceError, UsageError
 from edge_vla.export import budget
 from edge_vla.export.decoder import Calibration, Formats, round_layers
 from edge_vla.export.duration import expected
@@ -136,15 +136,18 @@ def follow_source(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
 
 @contextmanager
 def writing(job: Job, out: Path) -> Iterator[ArtifactWriter]:
-    """A writer of `out`; what goes wrong leaves nothing, or of a calibrated export what it had finished."""
+    """A writer of `out`. What goes wrong leaves nothing, or of a calibrated export what it had finished.
+
+    Only what would end again as it ended now is not worth keeping: an error of ours that more room cannot mend.
+    """
     writer = ArtifactWriter(out, job.key())
     try:
         yield writer
-    except (KeyboardInterrupt, ResourceError, MemoryError):
-        _stop(writer, keep=job.chosen is not None)
+    except EdgeVLAError as error:
+        _stop(writer, keep=job.chosen is not None and isinstance(error, ResourceError))
         raise
-    except BaseException:
-        _stop(writer, keep=False)
+    except BaseException:  # Ctrl-C, or torch's own kind of running out of memory
+        _stop(writer, keep=job.chosen is not None)
         raise
 
 

@@ -115,7 +115,11 @@ class ArtifactWriter:
     def drop(self, *names: str) -> None:
         """Kept files that no later unit reads; call it when the unit that used them is finished."""
         for name in names:
-            (self.partial / SCRATCH / name).unlink(missing_ok=True)
+            path = self.partial / SCRATCH / name
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise ResourceError(f"cannot remove {path}: {error.strerror}") from error
 
     def write(self, name: str, content: bytes) -> Path:
         path = self.partial / name

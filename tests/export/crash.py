@@ -1,9 +1,10 @@
 """Kill exports of `random:openvla-tiny` and let them go on: `python -m tests.export.crash --random 200 --out FILE`.
 
-Each trial is a process of its own, forked when everything is imported, so that a kill -9 is a real one. Two ways:
+Each trial is a process of its own, forked when everything is imported, so that a kill -9 is a real one. Three ways:
 `--named` kills before and after every call that touches the disk (each write, sync, rename, replace, unlink), one
-call a trial; `--random N` kills at N random moments, several in one export. However often it was killed, what is
-published in the end must have the identity of an export that was left alone, and no name before that.
+call a trial; `--failing` lets each of these calls fail once, as on a full disk, which must end in a typed error;
+`--random N` kills at N random moments, several in one export. However often it was stopped, what is published in the
+end must have the identity of an export that was left alone, and no name before that.
 Only tracing the vision graph is replaced, by a copy of the graph that the first export traced: it takes eight seconds
 and touches no disk.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -32,6 +34,7 @@ import edge_vla.export.writer
 import edge_vla.files
 from edge_vla.artifact import GRAPH, Artifact
 from edge_vla.benchmarks.environment import environment
+from edge_vla.errors import ResourceError
 from edge_vla.export import Progress, Recipe, Silent, export
 from edge_vla.frames import Frame, read_frames, synthetic_image, write_frames
 from edge_vla.spec import PolicySpec
@@ -41,6 +44,7 @@ SOURCE: Final = "random:openvla-tiny"
 RECIPE: Final = Recipe(method="gptq", calibration_frames=12)
 FRAMES: Final = 16
 HANG: Final = 120.0  # seconds
+REFUSED: Final = 5  # exit code
 
 
 def tiny_frames(folder: Path) -> list[Frame]:
@@ -57,14 +61,19 @@ def tiny_frames(folder: Path) -> list[Frame]:
 
 
 class Death:
-    """Kills this process at the n-th event, an event being just before or just after a call that touches the disk."""
+    """Kills this process at the n-th event, an event being just before or just after a call that touches the disk.
 
-    def __init__(self, at: int | None) -> None:
-        self.at, self.events = at, list[str]()
+    With `full` the disk is full at that event, once.
+    """
+
+    def __init__(self, at: int | None, full: bool = False) -> None:
+        self.at, self.full, self.events = at, full, list[str]()
 
     def event(self, name: str) -> None:
         self.events.append(name)
         if len(self.events) - 1 == self.at:
+            if self.full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.kill(os.getpid(), signal.SIGKILL)
 
     def wrap(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,12 +110,15 @@ class Stage:
         shutil.copyfile(self.graph, graph)
 
     def run(self, out: Path, death: Death, progress: Progress | None = None) -> int:
-        """A forked export; returns its exit code, negative for the signal that ended it."""
+        """A forked export; returns its exit code: `REFUSED` after a typed error, negative after a signal."""
         child = os.fork()
         if child == 0:
             with contextlib.suppress(BaseException):
                 death.arm()
-                export(SOURCE, out, RECIPE, frames=self.frames, progress=progress or Silent())
+                try:
+                    export(SOURCE, out, RECIPE, frames=self.frames, progress=progress or Silent())
+                except ResourceError:
+                    os._exit(REFUSED)
                 (out.parent / f"{out.name}.events").write_text(json.dumps(death.events), encoding="utf-8")
                 os._exit(0)
             os._exit(1)
@@ -155,6 +167,15 @@ class Stage:
         assert self.run(out, Death(None)) == 0
         return self.check(out)
 
+    def failing_at(self, number: int) -> None:
+        """The disk full at this event, then left to finish."""
+        out = self.folder / "failing"
+        code = self.run(out, Death(number, full=True))
+        assert code == REFUSED, f"a full disk at event {number} is no typed error"
+        if not out.exists():  # else only the last sync failed
+            assert self.run(out, Death(None)) == 0
+        self.check(out)
+
     def killed_randomly(self, kills: int, luck: random.Random, longest: float) -> Iterator[int]:
         """Kills spread over as many exports as it takes; yields how many each export survived."""
         left = kills
@@ -171,6 +192,7 @@ class Stage:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.export.crash", description=__doc__)
     parser.add_argument("--named", action="store_true", help="every named kill point")
+    parser.add_argument("--failing", action="store_true", help="a full disk at every call that touches it")
     parser.add_argument("--random", type=int, default=0, metavar="N", help="N kills at random moments")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="where the result goes, as JSON")
@@ -188,6 +210,11 @@ def main() -> None:
             stage.killed_at(number)
             if number % 20 == 0:
                 LOG.info("kill point %d, %s: resumed bit-identical", number, names[number])
+        failing = [number for number, name in enumerate(names) if arguments.failing and name.startswith("before")]
+        for number in failing:
+            stage.failing_at(number)
+            if number % 20 == 0:
+                LOG.info("disk full at %d, %s: refused, then resumed bit-identical", number, names[number])
         survived = list(stage.killed_randomly(arguments.random, random.Random(arguments.seed), alone))
         result = {
             "version": 1,
@@ -196,6 +223,7 @@ def main() -> None:
             "source": SOURCE,
             "identity": stage.identity,
             "named_kill_points": len(named),
+            "failing_calls": len(failing),
             "random_kills": sum(survived),
             "exports_that_were_killed_at_random": len(survived),
             "bit_identical": True,

@@ -81,6 +81,33 @@ def test_ctrl_c_keeps_what_is_done_and_says_where_it_goes_on(stage: Stage, tmp_p
     assert len(set(units)) == len(units)
 
 
+def test_memory_that_runs_out_keeps_what_is_done(stage: Stage, tmp_path: Path) -> None:
+    """As torch says it, which is no MemoryError."""
+
+    class RunsOut(Stops):
+        def step(self, detail: str) -> None:
+            try:
+                super().step(detail)
+            except KeyboardInterrupt:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory") from None
+
+    out = tmp_path / "out"
+    with pytest.raises(RuntimeError, match="allocate"):
+        export(SOURCE, out, RECIPE, frames=stage.frames, progress=RunsOut(10))
+    again = Stops()
+    assert export(SOURCE, out, RECIPE, frames=stage.frames, progress=again).identity == stage.identity
+    assert "decoder, resumed at layer 1" in again.words
+
+
+def test_a_full_disk_at_any_call_is_said_and_mended(stage: Stage) -> None:
+    """Every 40th; all of them with `python -m tests.export.crash --failing`."""
+    names = stage.events()
+    before = [number for number, name in enumerate(names) if name.startswith("before")]
+    drops = [number for number in before if names[number] == "before unlink"]
+    for number in [*before[:: EVERY // 2 or 1], *drops[:1], before[-1]]:
+        stage.failing_at(number)
+
+
 @pytest.mark.parametrize(
     ("other", "words"),
     [
