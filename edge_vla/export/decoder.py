@@ -158,7 +158,8 @@ class Calibration:
             module.weight = nn.Parameter(norm.to(DTYPE), requires_grad=False)
         quantise_layer(layer, rows, weights, replace)
         if not all(bool(torch.isfinite(same.hidden).all()) for same in rows):
-            raise NumericError(f"layer {index} gives non-finite numbers once it is rounded: use --bits 8")
+            wider = 8 if self.recipe.bits < 8 else 16
+            raise NumericError(f"layer {index} gives non-finite numbers once it is rounded: use --bits {wider}")
         return packed, {name: linears[name] for name in formats}, fold
 
     def _fold(
