@@ -18,9 +18,11 @@ from typing import Any
 
 import torch
 
-from edge_vla.runtime.gpu.kernels import tiles
+from edge_vla.quant import Scheme
+from edge_vla.runtime.gpu.kernels import tiles, w4a16_gemm
 from edge_vla.runtime.gpu.kernels.cases import of_policy
 from edge_vla.runtime.gpu.kernels.trials import Maker
+from edge_vla.runtime.gpu.kernels.weights import BLOCK, repack_int4
 from edge_vla.spec import OPENVLA_7B, PolicySpec
 
 PREFILL = 288
@@ -105,6 +107,11 @@ def compile_policy(spec: PolicySpec, chip: tiles.Chip) -> Iterator[dict[str, Any
             known = len(compiled)
             case.make(make).kernel()
             yield from ({"case": case.name, **line} for line in compiled[known:])
+        half = Maker.seeded(0, torch.device("cpu"), torch.float16)
+        width = spec.decoder.width
+        weight = repack_int4(half.packed(Scheme.INT4, width, width, BLOCK))
+        w4a16_gemm.kernel(half.rows(PREFILL, width), weight, half_sums=True)
+        yield {"case": "w4a16_gemm, half sums", **compiled[-1]}
 
 
 if __name__ == "__main__":

@@ -66,10 +66,10 @@ class Tile:
 _FEW: Final = {(8, 0): Tile(64, FEW_ROWS, 128, 4, 4), (9, 0): Tile(128, FEW_ROWS, 128, 4, 4)}
 # 10.0 has no room in its tensor memory for both operands of the tall tile, and 12.0 half the shared memory.
 _GEMM: Final = {
-    "w4a16": {(8, 0): Tile(128, 64, 128, 4, 3), (9, 0): Tile(128, 128, 128, 8, 3), (10, 0): Tile(128, 64, 128, 4, 3)},
-    "w8a16": {(8, 0): Tile(128, 64, 64, 4, 3), (9, 0): Tile(128, 128, 64, 8, 3), (10, 0): Tile(128, 64, 64, 4, 3)},
+    "w4a16": {(8, 0): Tile(128, 64, 128, 8, 3), (9, 0): Tile(128, 128, 128, 8, 3), (10, 0): Tile(128, 64, 128, 8, 3)},
+    "w8a16": {(8, 0): Tile(128, 64, 64, 8, 3), (9, 0): Tile(128, 128, 64, 8, 3), (10, 0): Tile(128, 64, 64, 8, 3)},
     "w8a8": {(8, 0): Tile(128, 64, 128, 4, 3), (9, 0): Tile(128, 128, 128, 8, 4), (10, 0): Tile(128, 64, 128, 4, 3)},
-    "w4a8": {(8, 0): Tile(128, 64, 128, 4, 3), (9, 0): Tile(128, 128, 128, 8, 3), (10, 0): Tile(128, 64, 128, 4, 3)},
+    "w4a8": {(8, 0): Tile(128, 64, 128, 8, 3), (9, 0): Tile(128, 128, 128, 8, 3), (10, 0): Tile(128, 64, 128, 8, 3)},
 }
 _BITS: Final = {"w4a16": (4, 16), "w8a16": (8, 16), "w8a8": (8, 8), "w4a8": (4, 8)}
 
@@ -92,7 +92,9 @@ def attention_tile(chip: Chip, rows: int, width: int) -> Tile:
     few = Tile(128, 16, width, 8, 2)
     if rows <= FEW_ROWS and few.fitted(chip, 32, 16).stages == few.stages:  # keys and values: 16 bits each
         return few
-    return Tile(64, 16 if rows <= FEW_ROWS else 64, width, 4, 2)
+    if rows <= FEW_ROWS:
+        return Tile(64, 16, width, 4, 2)
+    return Tile(64, 64, width, 4 if chip.capability[0] == 9 else 8, 2)  # four warps are one of 9.0's warp groups
 
 
 def splits(chip: Chip, tile: Tile, outer: int, blocks: int) -> tuple[int, int]:
