@@ -1,4 +1,4 @@
-"""What a budget buys on the demo policy, judged on unseen frames: `python -m edge_vla.demo.bits --out FILE`.
+"""What a budget buys on the demo policy, judged on unseen frames: `python -m edge_vla.demo.bits --work DIR --out FILE`.
 
 Frames, floor and figures are those of `edge_vla.demo.methods`. Three questions: does mixing pay at the bytes of int4's
 linears, does it pay at about three bits, and what do the towers' bytes buy once they may be traded for the decoder's?
@@ -10,7 +10,6 @@ import argparse
 import json
 import logging
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -21,11 +20,12 @@ from edge_vla.artifact import EVIDENCE, Artifact
 from edge_vla.benchmarks.environment import environment
 from edge_vla.checkpoint import open_checkpoint
 from edge_vla.demo import BASE, episodes
-from edge_vla.demo.methods import FLOOR, WORLD, Judged
+from edge_vla.demo.methods import FLOOR, SPLITS, WORLD, Judged
 from edge_vla.errors import EdgeVLAError
 from edge_vla.export import Recipe, export
 from edge_vla.export.preflight import fixed_bytes
 from edge_vla.files import write_whole
+from edge_vla.frames import read_frames
 from edge_vla.quant import BYTE, Scheme, stored_bytes
 from edge_vla.spec import OPENVLA_7B, PolicySpec
 
@@ -66,44 +66,55 @@ def freed(spec: PolicySpec) -> float:
     return BYTE * (fixed_bytes(spec, 16) - fixed_bytes(spec, 8)) / weights
 
 
-def measure(scratch: Path, limit: int | None) -> dict[str, Any]:
-    """Export and judge every recipe."""
-    frames = episodes.frames(f"world{WORLD}-policy", "evaluation", scratch / "evaluation")[:limit]
-    calibration = episodes.frames(f"world{WORLD}-expert", "calibration", scratch / "calibration")
-    judged = Judged(frames)
-    for name, (recipe, against) in recipes(open_checkpoint(BASE).config.spec).items():
-        LOG.info("exporting %s", name)
-        directory = export(BASE, scratch / name, recipe, (), calibration).directory
-        judged.judge(name, directory, against)
-        judged.rows[name]["bytes"] = sum(entry["size"] for entry in Artifact(directory).manifest.files.values())
-        evidence = directory / EVIDENCE / "sensitivity.json"
-        if evidence.exists():
-            report = json.loads(evidence.read_text(encoding="utf-8"))
-            forms = [f"{linear['layer']} {linear['name']}: {linear['form']}" for linear in report["linears"]]
-            judged.rows[name]["spent"] = {key: report[key] for key in KEPT} | {"forms": forms}
+def measure(work: Path, limit: int | None) -> dict[str, Any]:
+    """Export and judge every recipe; what is in `work` is taken as it is."""
+    frames, calibration = (
+        read_frames(work / which) if (work / which).exists() else episodes.frames(name, which, work / which)
+        for name, which in SPLITS
+    )
+    chosen = recipes(open_checkpoint(BASE).config.spec)
+    for name, (recipe, _) in chosen.items():
+        if not (work / name).exists():
+            export(BASE, work / name, recipe, (), calibration)
+            LOG.info("%s: exported", name)
+    judged = Judged(frames[:limit], work)
+    for name, (_, against) in chosen.items():
+        judged.judge(name, work / name, against)
+        judged.rows[name] |= _spent(work / name)
     return {
         "version": 1,
         "kind": "mixed bits",
         "environment": environment(),
         "model": f"the demo policy, world {WORLD}",
-        "frames": len(frames),
+        "frames": len(judged.frames),
         "episodes": len(set(judged.names)),
         "rows": judged.rows,
     }
 
 
+def _spent(directory: Path) -> dict[str, Any]:
+    """The bytes of an artifact, and where its budget went."""
+    found: dict[str, Any] = {"bytes": sum(entry["size"] for entry in Artifact(directory).manifest.files.values())}
+    evidence = directory / EVIDENCE / "sensitivity.json"
+    if evidence.exists():
+        report = json.loads(evidence.read_text(encoding="utf-8"))
+        forms = {f"{linear['layer']} {linear['name']}": linear["form"] for linear in report["linears"]}
+        found["spent"] = {key: report[key] for key in KEPT} | {"forms": forms}
+    return found
+
+
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m edge_vla.demo.bits", description=__doc__)
     parser.add_argument("--limit", type=int, help="only the first so many frames")
+    parser.add_argument("--work", type=Path, required=True, help="where frames, artifacts and answers are kept")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(words)
     logging.basicConfig(format="%(asctime)s %(message)s")
     for name in ("edge_vla.demo.bits", "edge_vla.demo.methods"):
         logging.getLogger(name).setLevel(logging.INFO)
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="edge-vla-bits-") as scratch:
-        found = measure(Path(scratch), given.limit)
-    write_whole(given.out, json.dumps(found, indent=1) + "\n")
+    given.work.mkdir(parents=True, exist_ok=True)
+    write_whole(given.out, json.dumps(measure(given.work, given.limit), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from edge_vla.benchmarks.environment import environment
 from edge_vla.benchmarks.seen import calibration_frames_among
 from edge_vla.benchmarks.statistics import cluster_interval, paired_cluster_difference
 from edge_vla.calibration.judge import closed, divergence, forced_logits
+from edge_vla.checkpoint import open_checkpoint
 from edge_vla.demo import BASE, episodes
 from edge_vla.errors import EdgeVLAError
 from edge_vla.export import Recipe, export
@@ -68,7 +69,7 @@ class Judged:
 
     def __init__(self, frames: Sequence[Frame], work: Path) -> None:
         self.frames, self.names, self.work = frames, episode_names(frames), work
-        self.config = Artifact(work / next(iter(RECIPES))).manifest.config
+        self.config = open_checkpoint(BASE).config
         self.truth = self.answers("reference", BASE)[0]
         self.best = self.truth.argmax(dim=-1)
         moved, _ = self.answers(FLOOR, BASE, shake=True)
