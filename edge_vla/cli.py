@@ -71,8 +71,12 @@ def export(
     activations: Annotated[int | None, typer.Option(help="16 (default) or 8, with --bits 8.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Exponent of awq or smoothquant; default searched.")] = None,
     asymmetric: Annotated[bool | None, typer.Option("--asymmetric", help="Zero points, with --bits 4.")] = None,
-    bpw: Annotated[float | None, typer.Option(help="Mixed bits: so many a decoder weight, with gptq.")] = None,
-    budget: Annotated[str | None, typer.Option(help="Mixed bits: so many bytes in all, like 4.2GB, with gptq.")] = None,
+    bpw: Annotated[
+        float | None, typer.Option(help="Mixed bits: at most so many a decoder weight, where it pays; with gptq.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Mixed bits, the towers' too: at most so many bytes, like 4.2GB; with gptq.")
+    ] = None,
     calibration_frames: Annotated[int | None, typer.Option(help="Frames to calibrate on (default 128).")] = None,
     vision_bits: Annotated[int | None, typer.Option(help="16 (default) or 8, of towers and projector.")] = None,
     form: Annotated[str, typer.Option("--format", help="artifact, gptq or compressed-tensors.")] = "artifact",

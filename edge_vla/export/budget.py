@@ -116,6 +116,11 @@ def trades_vision(recipe: Recipe) -> bool:
     return recipe.budget is not None and recipe.vision_bits == max(VISION_BITS)
 
 
+def not_chosen(spec: PolicySpec, recipe: Recipe) -> int:
+    """Bytes of what no budget chooses about; with `limit` it makes the whole artifact."""
+    return fixed_bytes(spec, 0 if trades_vision(recipe) else recipe.vision_bits)
+
+
 def limit(spec: PolicySpec, recipe: Recipe) -> int:
     """Bytes that may be chosen about; UsageError where even the fewest bits take more.
 

@@ -37,7 +37,6 @@ from edge_vla.export.preflight import (
     calibration_memory,
     check_disk,
     check_memory,
-    fixed_bytes,
     linear_bytes,
     scratch_bytes,
 )
@@ -111,7 +110,7 @@ def export(
     require_exporter()
     checkpoint = open_checkpoint(source, adapters, recipe.merge_arithmetic)
     job = prepare(checkpoint, recipe, frames)
-    check_room(job, out, fixed_bytes(checkpoint.config.spec, recipe.vision_bits))
+    check_room(job, out, budget.not_chosen(checkpoint.config.spec, recipe))
     with writing(job, out) as writer:
         return _export(job, writer, progress)
 

@@ -35,8 +35,10 @@ class Recipe:
     int8 activations; `+gptq` then rounds as `gptq` does. `alpha` is the exponent, searched where it is None.
     `activations` are the bits that products round their input to, 16 or 8; None means 8 for `smoothquant`, else 16.
     `asymmetric` gives each group of 4 bits a zero point.
-    `bits_per_weight` or `budget` (bytes of the decoder's linears) gives each linear 2, 3, 4, 8 or 16 bits by what it
-    costs the answers, and then `bits` is ignored. `vision_bits` are those of towers and projector: 16 or 8.
+    `bits_per_weight` of the decoder's linears, or a `budget` of bytes for the whole artifact, gives each linear 2, 3,
+    4, 8 or 16 bits by what it costs the answers, and then `bits` is ignored. What it costs is measured a layer at a
+    time, so it works at any size; where mixing is not predicted to be worth it, all linears get one form.
+    `vision_bits` are those of towers and projector, 16 or 8; with a `budget`, 16 lets it choose between the two.
     """
 
     bits: int = 4
