@@ -10,7 +10,8 @@ from typing import Any
 
 from edge_vla.artifact import EMBEDDINGS, HEAD, MANIFEST, VISION, Artifact, Linear
 from edge_vla.checkpoint import key_table, open_checkpoint
-from edge_vla.checkpoint.keys import vision_keys
+from edge_vla.checkpoint.keys import DECODER_PREFIX, vision_keys
+from edge_vla.checkpoint.quantised import DequantisedTensors
 from edge_vla.openvla import PolicyConfig
 from edge_vla.quant import stored_bytes
 
@@ -23,19 +24,17 @@ def describe(path: str) -> dict[str, Any]:
         return _artifact(Artifact(Path(path)))
     checkpoint = open_checkpoint(path)
     table = key_table(checkpoint.config.spec)
-    parts: dict[str, list[int]] = defaultdict(list)
+    tensors, sizes = checkpoint.tensors, defaultdict[tuple[str, str], list[tuple[int, int]]](list)
     for name, key in table.items():
-        parts[_part(name) if key.live else "dead (never run)"].append(math.prod(key.shape))
+        parameters = math.prod(key.shape)
+        stored = tensors.bytes(name) if isinstance(tensors, DequantisedTensors) else None
+        form = "as 16 bits" if stored is None else str(tensors.layout)  # type: ignore[attr-defined]
+        part = "dead (never run)" if not key.live else _part(name) if stored is None else _quantised_part(name)
+        sizes[part, form].append((parameters, 2 * parameters if stored is None else stored))
     return {
         "parts": [
-            {
-                "part": part,
-                "format": "as 16 bits",
-                "tensors": len(sizes),
-                "parameters": sum(sizes),
-                "bytes": 2 * sum(sizes),
-            }
-            for part, sizes in parts.items()
+            _row(part, form, len(members), sum(count for count, _ in members), sum(size for _, size in members))
+            for (part, form), members in sizes.items()
         ],
         "facts": {"source": checkpoint.origin, **_facts(checkpoint.config)},
     }
@@ -89,6 +88,10 @@ def _part(name: str) -> str:
     if "embed_tokens" in name or "lm_head" in name:
         return name.rpartition(".")[0].rpartition(".")[2]
     return name.partition(".")[0]
+
+
+def _quantised_part(name: str) -> str:
+    return LINEARS if name.startswith(DECODER_PREFIX) else _part(name)
 
 
 def _facts(config: PolicyConfig) -> dict[str, Any]:

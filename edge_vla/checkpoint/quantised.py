@@ -12,13 +12,12 @@ from typing import Final
 
 from torch import Tensor
 
-from edge_vla.checkpoint.tensors import FLOATS, SafetensorsDirectory, TensorSource, finite
+from edge_vla.checkpoint.tensors import BYTES, FLOATS, SafetensorsDirectory, TensorSource, finite
 from edge_vla.errors import CheckpointError
 from edge_vla.interop import Layout, Parts, Shape, read_layout
 from edge_vla.openvla.config import read_json
 from edge_vla.quant import PackedWeight, Scheme
 
-STORED: Final = (*FLOATS, "U8", "I8", "I32", "I64")
 SETTINGS: Final = "quantize_config.json"  # where GPTQ's were before config.json held them
 
 
@@ -34,7 +33,7 @@ def open_directory(directory: Path) -> tuple[TensorSource, list[Path]]:
         layout = read_layout(raw)
     except CheckpointError as error:
         raise CheckpointError(f"{directory}: {error}") from error
-    stored = SafetensorsDirectory(directory, STORED)
+    stored = SafetensorsDirectory(directory, BYTES)
     return DequantisedTensors(stored, layout), stored.files
 
 
@@ -56,6 +55,10 @@ class DequantisedTensors:
 
     def shape(self, name: str) -> Shape:
         return self._shape[name]
+
+    def bytes(self, name: str) -> int | None:
+        """What a quantised matrix takes as stored; None for a plain tensor."""
+        return sum(map(self.stored.bytes, self._parts[name].names.values())) if name in self._parts else None
 
     def load(self, name: str) -> Tensor:
         """A plain tensor as stored; a quantised one in the type that its own library dequantises to."""

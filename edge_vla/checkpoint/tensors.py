@@ -7,6 +7,7 @@ in exactly one shard, and that its numbers are finite.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterator, KeysView
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from edge_vla.errors import CheckpointError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1}  # with what quantised checkpoints hold
 
 
 class TensorSource(Protocol):
@@ -45,6 +47,7 @@ class SafetensorsDirectory:
         self.directory, self.types = directory, types
         self._file: dict[str, Path] = {}
         self._shape: dict[str, tuple[int, ...]] = {}
+        self._bytes: dict[str, int] = {}
         expected = _read_index(directory)
         for path in sorted(set(expected.values())) if expected else [directory / SINGLE]:
             self._read_header(path, {name for name, file in expected.items() if file == path} if expected else None)
@@ -61,6 +64,9 @@ class SafetensorsDirectory:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shape[name]
+
+    def bytes(self, name: str) -> int:
+        return self._bytes[name]
 
     def load(self, name: str) -> Tensor:
         with open_safetensors(self._file[name]) as file:
@@ -86,6 +92,7 @@ class SafetensorsDirectory:
                     )
                 self._file[name] = path
                 self._shape[name] = tuple(view.get_shape())
+                self._bytes[name] = BYTES[view.get_dtype()] * math.prod(self._shape[name])
 
 
 @contextmanager

@@ -60,6 +60,9 @@ class BitsAndBytes:
         one_of(raw, "bnb_4bit_quant_storage", ("uint8",), "uint8")
         return BitsAndBytes()
 
+    def __str__(self) -> str:
+        return f"{self.name}, 4 bits"
+
     def shape(self, parts: Parts) -> Shape:
         return State.read(parts).shape
 

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from edge_vla.errors import CheckpointError
 from edge_vla.interop.integers import (
     BITS,
     WORD,
     Integers,
+    check_group,
     middle,
     order,
     pack_words,
@@ -27,7 +27,7 @@ from edge_vla.interop.integers import (
     unsigned,
     whole,
 )
-from edge_vla.interop.layout import Parts, Shape, one_of, refuse
+from edge_vla.interop.layout import Parts, one_of, refuse
 from edge_vla.quant import PackedWeight
 
 
@@ -64,6 +64,9 @@ class CompressedTensors:
             refuse(f"quantization_config: group_size {group!r} is not a positive number")
         return CompressedTensors(one_of(weights, "num_bits", BITS), group if strategy == "group" else None)
 
+    def __str__(self) -> str:
+        return f"{self.name}, {self.bits} bits, {f'groups of {self.group}' if self.group else 'one scale an output'}"
+
     def to_json(self, layers: str) -> dict[str, Any]:
         """`quantization_config`; `layers` is where the decoder's stand in the model, and nothing else is quantised."""
         weights = {
@@ -92,14 +95,13 @@ class CompressedTensors:
             "kv_cache_scheme": None,
         }
 
-    def shape(self, parts: Parts) -> Shape:
-        return tuple(parts.load("weight_shape", (2,)).tolist())
+    def shape(self, parts: Parts) -> tuple[int, int]:
+        outer, inner = parts.load("weight_shape", (2,)).tolist()
+        return check_group(parts, (outer, inner), self.group)
 
     def decode(self, parts: Parts) -> Integers:
         outer, inner = self.shape(parts)
         group = self.group or inner
-        if not inner or inner % group:
-            raise CheckpointError(f"{parts.what}: group_size {group} does not divide its {inner} inputs: wrong config?")
         count = inner // group
         words = whole(parts, "weight_packed", (outer, -(-inner * self.bits // WORD)))
         zeros = torch.full((outer, count), middle(self.bits), dtype=torch.uint8)

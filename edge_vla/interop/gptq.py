@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from edge_vla import __version__
-from edge_vla.errors import CheckpointError
 from edge_vla.interop.integers import (
     BITS,
     WORD,
     Integers,
+    check_group,
     in_order,
     middle,
     order,
@@ -29,7 +29,7 @@ from edge_vla.interop.integers import (
     unsigned,
     whole,
 )
-from edge_vla.interop.layout import Parts, Shape, one_of, refuse
+from edge_vla.interop.layout import Parts, one_of, refuse
 from edge_vla.quant import PackedWeight
 
 ONES = {4: 0x11111111, 8: 0x01010101}  # one in every code of a word
@@ -60,6 +60,9 @@ class Gptq:
             refuse(f"quantization_config: group_size {group!r} is neither a positive number nor -1")
         return Gptq(one_of(raw, "bits", BITS), None if group == -1 else group, version == VERSIONS[0])
 
+    def __str__(self) -> str:
+        return f"{self.name}, {self.bits} bits, {f'groups of {self.group}' if self.group else 'one scale an output'}"
+
     def to_json(self, layers: str) -> dict[str, Any]:
         """`quantization_config`, and quantize_config.json; `layers` is where the decoder's stand in the model."""
         return {
@@ -76,15 +79,13 @@ class Gptq:
             "meta": {"quantizer": [f"edge-vla:{__version__}"]},
         }
 
-    def shape(self, parts: Parts) -> Shape:
+    def shape(self, parts: Parts) -> tuple[int, int]:
         words, outer = (*parts.shape("qweight"), 0, 0)[:2]
-        return outer, words * WORD // self.bits
+        return check_group(parts, (outer, words * WORD // self.bits), self.group)
 
     def decode(self, parts: Parts) -> Integers:
         outer, inner = self.shape(parts)
         group = self.group or inner
-        if not inner or inner % group:
-            raise CheckpointError(f"{parts.what}: group_size {group} does not divide its {inner} inputs: wrong config?")
         count = inner // group
         qweight = whole(parts, "qweight", (inner * self.bits // WORD, outer))
         qzeros = whole(parts, "qzeros", (count, outer * self.bits // WORD))

@@ -79,6 +79,16 @@ def in_order(inner: int, group: int) -> Tensor:
     return torch.arange(inner) // group
 
 
+def check_group(parts: Parts, shape: tuple[int, int], group: int | None) -> tuple[int, int]:
+    """The shape itself, or CheckpointError if groups of this size do not divide its inputs."""
+    inner = shape[1]
+    if not inner or inner % (group or inner):
+        raise CheckpointError(
+            f"{parts.what}: group_size {group} does not divide its {inner} inputs: wrong config.json?"
+        )
+    return shape
+
+
 def whole(parts: Parts, part: str, shape: Shape) -> Tensor:
     """A part that is made of 32-bit words; CheckpointError if it is not, or of another shape."""
     words = parts.load(part, shape)

@@ -61,6 +61,10 @@ class Layout(Protocol):
     @property
     def name(self) -> str: ...
 
+    def __str__(self) -> str:
+        """For a table: the format, its bits and groups."""
+        ...
+
     @property
     def parts(self) -> Mapping[str, bool]:
         """What takes the place of `weight` in a matrix's name, and whether it must be there."""
