@@ -24,8 +24,9 @@ FLOAT32: Final = 1 / 180e9
 FLOAT64: Final = 1 / 45e9
 READ: Final = 6e-9  # seconds a weight: read, or made from its seed
 NEAREST: Final = 15e-9  # quantised to nearest, packed, hashed, written
-SEARCHED: Final = 80e-9  # its scale searched and its column rounded, without the products
+SEARCHED: Final = 150e-9  # its scale searched and its column rounded, without the products
 GRAPH: Final = 20.0  # seconds: tracing it
+SMALL: Final = 2.5  # a tower's products are so much slower for their operations
 AGAIN: Final = 1.45  # passes through a layer that is being rounded, in forwards
 
 
@@ -34,7 +35,7 @@ def expected(spec: PolicySpec, frames: Sequence[Frame], rows: int, calibrated: i
     decoder, layers = spec.decoder, spec.decoder.layers
     weights = sum(map(math.prod, decoder.linears().values()))
     towers = sum(math.prod(key_table(spec)[name].shape) for name in vision_keys(spec))
-    look = 2 * towers * spec.patches * BF16
+    look = SMALL * 2 * towers * spec.patches * BF16
     forward, load = 2 * weights * rows * BF16, weights * READ
     answers = min(len(frames), MOST_CANDIDATES) + SHAKES + 1 if frames else len(INSTRUCTIONS) + SHAKES + 1
     answer = look + 2 * 2 * weights * layers * spec.patches * BF16  # widening the codes doubles it
@@ -48,7 +49,7 @@ def expected(spec: PolicySpec, frames: Sequence[Frame], rows: int, calibrated: i
         }
     return {
         **costs,
-        "vision": (3, (GRAPH + towers * (READ + NEAREST) + 8 * look) / 3),  # twice in float32
+        "vision": (3, (GRAPH + towers * (READ + NEAREST) + 4 * look) / 3),  # twice in float32
         "golden frame": (1, weights * layers * READ + answers * answer),
     }
 
