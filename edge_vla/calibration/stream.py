@@ -120,7 +120,7 @@ def quantise_layer(layer: DecoderLayer, rows: Sequence[Rows], weights: Sequence[
 
 
 def add_moments_(moments: Tensor, rows: Tensor) -> None:
-    """Add rows' rows, (K, K), but what is below the diagonal's blocks: half of the arithmetic."""
+    """Add X'X of (n, K) rows X, all but the blocks below the diagonal: half of the arithmetic."""
     for start in range(0, len(moments), BLOCK):
         moments[start : start + BLOCK, start:].addmm_(rows[:, start : start + BLOCK].T, rows[:, start:])
 
