@@ -22,10 +22,10 @@ from typing import Any, Final
 
 import torch
 
-from edge_vla.benchmarks import gpu_bars, gpu_stages, gpu_tokens, gpu_weights
+from edge_vla.benchmarks import gpu_bars, gpu_sides, gpu_stages, gpu_tokens, gpu_weights
 from edge_vla.benchmarks.environment import environment
-from edge_vla.benchmarks.gpu_forms import FORMS
-from edge_vla.benchmarks.gpu_latency import latency_of_all
+from edge_vla.benchmarks.gpu_forms import DRAFTS_ON, FORMS
+from edge_vla.benchmarks.gpu_latency import latency_of
 from edge_vla.benchmarks.gpu_run import DRY, FULL, Run, log
 from edge_vla.benchmarks.sensors import device_state
 from edge_vla.errors import EdgeVLAError, UsageError
@@ -38,15 +38,18 @@ BUDGET_S: Final = 460.0
 
 def parts(run: Run) -> Mapping[str, tuple[Callable[[], Mapping[str, Any]], float]]:
     """What is measured, in order, and about how many seconds each needs at full size: the dearest knowledge first."""
-    sizes = {f"int{bits}": bits for bits in (4, 8)}
+    eager, compiled, *others = gpu_sides.PEERS
+    beside = [DRAFTS_ON, "bf16"]  # ours that take turns with the peers that are slow to make
     return {
         "ceilings": (partial(gpu_stages.ceilings, run), 5),
         "kernels": (partial(gpu_stages.kernels, run), 30),
-        "demo tokens": (partial(gpu_tokens.demo_tokens, run), 20),
-        **{f"memory: {name}": (partial(gpu_stages.memory, run, bits), 30) for name, bits in sizes.items()},
-        **{f"stages: {form}": (partial(gpu_stages.stages, run, form), 10) for form in FORMS},
-        "latency": (partial(latency_of_all, run), 60),
+        **{f"memory: int{bits}": (partial(gpu_stages.memory, run, bits), 30) for bits in (4, 8)},
+        "latency": (partial(latency_of, run, list(FORMS), [eager]), 60),
+        **{f"stages: {form}": (partial(gpu_stages.stages, run, form), 5) for form in FORMS},
+        "demo tokens": (partial(gpu_tokens.demo_tokens, run), 30),
         "agreement": (partial(gpu_tokens.agreement, run), 20),
+        "latency beside bitsandbytes": (partial(latency_of, run, beside, others), 60),
+        "latency beside torch.compile": (partial(latency_of, run, beside, [compiled]), 90),
     }
 
 

@@ -23,10 +23,11 @@ from edge_vla.runtime.network import Network
 FIRST = 4  # actions before any is timed: kernels are compiled, graphs recorded
 
 
-def latency_of_all(run: Run) -> dict[str, Any]:
+def latency_of(run: Run, forms: Sequence[str], peers: Sequence[str]) -> dict[str, Any]:
+    """These of our forms, drafts too if the form that drafts is among them, and these peers."""
     task = Task.make(run.checkpoint, run.scale.pictures, run.scale.text, run.scale.dims, run.device)
     sides, rows = list[Side](), dict[str, dict[str, Any]]()
-    for name, make in _makers(run, task):
+    for name, make in _makers(run, task, forms, peers):
         try:
             side = make()
             cold = [_timed(side, index) for index in range(FIRST)]
@@ -50,7 +51,9 @@ def latency_of_all(run: Run) -> dict[str, Any]:
     }
 
 
-def _makers(run: Run, task: Task) -> Iterator[tuple[str, Callable[[], Side]]]:
+def _makers(
+    run: Run, task: Task, forms: Sequence[str], peers: Sequence[str]
+) -> Iterator[tuple[str, Callable[[], Side]]]:
     loaded = dict[str, Network]()
 
     def plain(form: str) -> Side:
@@ -64,12 +67,13 @@ def _makers(run: Run, task: Task) -> Iterator[tuple[str, Callable[[], Side]]]:
         about = f"planted drafts, each dimension right with p = {CHANCE:g}, verified {where}"
         return gpu_sides.drafted(name, loaded[DRAFTS_ON], task, CHANCE, strict=strict, about=about)
 
-    for form in FORMS:
+    for form in forms:
         yield form, partial(plain, form)
-    yield DRAFTED, partial(drafted, DRAFTED, True)
-    yield RIDING, partial(drafted, RIDING, False)
-    for name, make in gpu_sides.PEERS.items():
-        yield name, partial(make, run.checkpoint, task)
+    if DRAFTS_ON in forms:
+        yield DRAFTED, partial(drafted, DRAFTED, True)
+        yield RIDING, partial(drafted, RIDING, False)
+    for name in peers:
+        yield name, partial(gpu_sides.PEERS[name], run.checkpoint, task)
 
 
 def _in_turns(sides: Sequence[Side], run: Run) -> dict[str, list[list[float]]]:

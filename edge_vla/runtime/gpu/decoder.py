@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from edge_vla.model.decoder import rotary_tables
 from edge_vla.runtime.gpu.products import FEW, PLAIN, Product, Reads
 from edge_vla.runtime.gpu.ways import Kernels
 from edge_vla.spec import DecoderSpec
+
+ALIGNED: Final = 4  # int32 in 16 bytes
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,10 @@ class KernelLayer:
 class KernelDecoder:
     """Embeddings (1, T, width) of rows from position `start` -> normed hidden states.
 
-    A row sees the cache's slots up to its own position. Up to eight rows go through the kernels for a few rows, where
-    a row's bits depend neither on its neighbours nor on their number: it is `steady`.
+    A row sees the cache's slots up to its own position. Up to eight rows go through the kernels for a few rows.
     """
 
-    steady = True
+    steady = False  # products in 16 bits are torch's, where a row's bits may depend on how many there are
 
     def __init__(
         self, spec: DecoderSpec, layers: Sequence[KernelLayer], norm: Tensor, kernels: Kernels, positions: int
@@ -53,8 +54,8 @@ class KernelDecoder:
         device, dtype = norm.device, norm.dtype
         cos, sin = rotary_tables(spec, torch.arange(positions, device=device)[None], dtype)
         self.cos, self.sin = cos[0, 0].contiguous(), sin[0, 0].contiguous()  # (positions, head width)
-        # A position as kernels read it, from an address that stays.
-        self.positions = torch.arange(positions, dtype=torch.int32, device=device)
+        # A position as kernels read it: at an address that stays, 16 bytes apart, so that one compiled form serves all.
+        self.positions = torch.arange(positions, dtype=torch.int32, device=device)[:, None].repeat(1, ALIGNED)
 
     @property
     def bytes(self) -> int:
@@ -111,7 +112,7 @@ class KernelDecoder:
         return stream, _times(layer.down_proj, gated, few)
 
     def _at(self, position: int) -> Tensor:
-        return self.positions[position : position + 1]
+        return self.positions[position, :1]
 
     def _norm(self, stream: Tensor, added: Tensor | None, weight: Tensor, reads: Reads) -> tuple[Tensor, Any]:
         if reads == PLAIN:

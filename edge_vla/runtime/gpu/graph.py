@@ -6,6 +6,7 @@ what they compute. On a CPU, where there is nothing to record, `Direct` runs the
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Final, Protocol
@@ -34,12 +35,16 @@ class Direct:
 
 
 class CudaGraphs:
-    """Records on a stream of its own, as capture demands; all graphs share one pool, for they run one at a time."""
+    """Records on a stream of its own, as capture demands; all graphs share one pool, for they run one at a time.
+
+    A pool is over with the last graph in it: torch does not begin it again.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self.pool = torch.cuda.graph_pool_handle()
+        self._pool = torch.cuda.graph_pool_handle()
+        self._alive: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
     def record(self, work: Work) -> Work:
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -47,11 +52,14 @@ class CudaGraphs:
             for _ in range(WARM_UPS):
                 work()
         torch.cuda.synchronize(self.device)
+        if not self._alive:
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         # thread_local: another thread may meanwhile copy or allocate on its own account.
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"):
             work()
         torch.cuda.synchronize(self.device)
+        self._alive.add(graph)
         return graph.replay
 
 
