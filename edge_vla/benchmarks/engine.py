@@ -5,9 +5,10 @@
 
 One process measures, in this order: read bandwidth (best sums over 2 GB) and the rate of products; then prefill and
 decode step of the packed decoder, of transformers' eager bf16 layers, and with `--llamacpp` of llama.cpp in a child of
-its own, in turns; then the towers. transformers gets fewer layers than the network has (`--reference-layers`), because
-13 GB of bf16 leave no room beside it: its times are multiplied up, and the result says by how much. What was to be
-reached stands beside what was, in `claims`. Speed does not depend on what the weights are.
+its own, in turns; the two rates again, of which the better counts; then the towers. transformers gets fewer layers
+than the network has (`--reference-layers`), because 13 GB of bf16 leave no room beside it: its times are multiplied up,
+and the result says by how much. What was to be reached stands beside what was, in `claims`. Speed does not depend on
+what the weights are.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ def compare(
         if peer is not None:
             stages |= {"llama.cpp prefill": (peer.prefill, 1), "llama.cpp step": (peer.step, dims - 1)}
         taken = in_turns(stages, rounds)
+    ceilings = ceilings.or_better(limits.measure(spec, CPU, prompt - spec.patches, buffer))
     whole = spec.decoder.layers
     measured = {OURS: layers, EAGER: reference_layers, LLAMA_CPP: whole}
     scale = {name: whole / measured[_side(name)] for name in stages}

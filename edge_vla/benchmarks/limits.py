@@ -70,6 +70,11 @@ class Ceilings:
         scale = 1e3 * cost.times
         return scale * cost.bytes / self.read_bytes_per_s, scale * cost.operations / rate
 
+    def or_better(self, other: Ceilings) -> Ceilings:
+        """The higher of each rate, of two measurements of one device: a disturbance only ever lowers one."""
+        rates = {name: max(rate, other.gemm_flops.get(name, 0.0)) for name, rate in self.gemm_flops.items()}
+        return Ceilings(max(self.read_bytes_per_s, other.read_bytes_per_s), rates, f"better of two, each {self.how}")
+
     def to_json(self) -> dict[str, Any]:
         return {"copy_bytes_per_s": self.read_bytes_per_s, "gemm_flops": dict(self.gemm_flops), "how": self.how}
 

@@ -130,6 +130,12 @@ def test_an_artifact_costs_what_its_files_hold(tiny_artifacts: Mapping[int, Path
         assert uniform(spec, bits) == held
 
 
+def test_of_two_measurements_the_undisturbed_rate_counts() -> None:
+    first, second = Ceilings(3e9, {"bf16": 1e9, "int8": 2e9}, "once"), Ceilings(2e9, {"bf16": 4e9}, "again")
+    better = first.or_better(second)
+    assert (better.read_bytes_per_s, better.gemm_flops) == (3e9, {"bf16": 4e9, "int8": 2e9})
+
+
 def test_this_machine_has_ceilings_that_fit_the_schema() -> None:
     jsonschema = pytest.importorskip("jsonschema")
     ceilings = measure(TINY, torch.device("cpu"), buffer=8 << 20)
