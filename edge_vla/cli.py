@@ -45,7 +45,7 @@ MergeArithmetic = Annotated[
     typer.Option(help="fp32: add in float32, round once. upstream: as OpenVLA's script merged, bit for bit."),
 ]
 UnnormKey = Annotated[str | None, typer.Option(help="Whose statistics turn tokens into robot units.")]
-Vision = Annotated[str, typer.Option(help="torch or onnx.")]
+Vision = Annotated[str, typer.Option(help="auto, native, torch or onnx.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Kernel = Annotated[str, typer.Option(help="auto, or a kernel by name, which then runs or raises.")]
 
@@ -66,7 +66,7 @@ def export(
     bits: Annotated[int | None, typer.Option(help="16, 8, 4, 3 or 2 (default 4).")] = None,
     group: Annotated[int | None, typer.Option(help="Weights a scale; default the largest of 128, 64, 32.")] = None,
     method: Annotated[
-        str | None, typer.Option(help="rtn (default); with --frames gptq, awq, smoothquant; the last two also +gptq.")
+        str | None, typer.Option(help="rtn (default); with --frames gptq, awq, smoothquant or smoothquant+gptq.")
     ] = None,
     activations: Annotated[int | None, typer.Option(help="16 (default) or 8, with --bits 8.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Exponent of awq or smoothquant; default searched.")] = None,
@@ -143,7 +143,7 @@ def run(
     adapter: Adapters = None,
     merge_arithmetic: MergeArithmetic = "fp32",
     device: Device = "auto",
-    vision: Vision = "torch",
+    vision: Vision = "auto",
     kernel: Kernel = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the action as one JSON object.")] = False,
 ) -> None:
@@ -204,7 +204,7 @@ def bench(
     adapter: Adapters = None,
     merge_arithmetic: MergeArithmetic = "fp32",
     device: Device = "auto",
-    vision: Vision = "torch",
+    vision: Vision = "auto",
     kernel: Kernel = "auto",
 ) -> None:
     """Agreement, closed loop, latency and memory of artifacts against their reference. Exits with 1 on a red gate."""
@@ -287,7 +287,7 @@ def verify(
     artifact: Annotated[Path, typer.Argument(help="An artifact directory.")],
     fast: Annotated[bool, typer.Option("--fast", help="Sizes and structure only: no hashing, no action.")] = False,
     device: Device = "auto",
-    vision: Vision = "torch",
+    vision: Vision = "auto",
     kernel: Kernel = "auto",
 ) -> None:
     """Check an artifact: every file's hash, then that its golden frames still give their tokens here."""

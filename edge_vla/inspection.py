@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from edge_vla.artifact import EMBEDDINGS, HEAD, MANIFEST, VISION, Artifact, Linear
 from edge_vla.checkpoint import key_table, open_checkpoint
 from edge_vla.checkpoint.keys import DECODER_PREFIX, vision_keys
 from edge_vla.checkpoint.quantised import DequantisedTensors
+from edge_vla.errors import ArtifactError
 from edge_vla.openvla import PolicyConfig
 from edge_vla.quant import stored_bytes
 
@@ -42,14 +45,13 @@ def describe(path: str) -> dict[str, Any]:
 
 def _artifact(artifact: Artifact) -> dict[str, Any]:
     manifest = artifact.manifest
-    files, table = manifest.files, key_table(manifest.config.spec)
+    files = manifest.files
     linears: dict[str, list[Linear]] = defaultdict(list)
     for linear in [linear for layer in manifest.layers for linear in layer.values()]:
         linears[linear.scheme.value].append(linear)
-    vision = [math.prod(table[name].shape) for name in vision_keys(manifest.config.spec)]
     spec = manifest.config.spec
     parts = [
-        _row("towers, projector", "16 bits", len(vision), sum(vision), files[VISION]["size"]),
+        *_vision(artifact),
         *(_linears(scheme, members) for scheme, members in linears.items()),
         _row("head (action rows)", "16 bits", 2, (spec.action.bins + 1) * spec.decoder.width, files[HEAD]["size"]),
         _row(
@@ -68,6 +70,25 @@ def _artifact(artifact: Artifact) -> dict[str, Any]:
             **_facts(manifest.config),
         },
     }
+
+
+def _vision(artifact: Artifact) -> Iterator[dict[str, Any]]:
+    """Towers and projector, matrices in 8 bits apart from the rest in 16."""
+    path, spec = artifact.directory / VISION, artifact.manifest.config.spec
+    try:
+        with safe_open(path, "pt") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+            kinds = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}): export again") from error
+    names = vision_keys(spec)
+    eight = [name for name in names if name in kinds and kinds[name][0] == "I8"]
+    rest = [name for name in names if name in kinds and name not in eight]
+    for form, chosen, width in (("int8", eight, 1), ("16 bits", rest, 2)):
+        if chosen:
+            count = sum(math.prod(kinds[name][1]) for name in chosen)
+            scales = sum(2 * kinds[name][1][0] for name in chosen) if width == 1 else 0
+            yield _row("towers, projector", form, len(chosen), count, width * count + scales)
 
 
 def _linears(scheme: str, members: Sequence[Linear]) -> dict[str, Any]:

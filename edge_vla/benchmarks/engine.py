@@ -187,15 +187,21 @@ def _shares(limit: float, middle: float, best: float) -> dict[str, float]:
 
 def vision_ms(spec: PolicySpec, rounds: int) -> dict[str, float]:
     """Towers and projector in bf16, random weights: as we run them, and as the reference does."""
-    from edge_vla.runtime.vision import TorchVision, with_flat_patches
+    from edge_vla.runtime.native.library import fast
+    from edge_vla.runtime.native.vision import NativeVision
+    from edge_vla.runtime.vision import TorchVision, Vision, with_flat_patches
 
     torch.manual_seed(0)
     with torch.inference_mode():
-        reference, ours = (TorchVision(spec).to(BF16).eval() for _ in range(2))
+        reference = TorchVision(spec).to(BF16).eval()
+        ours: Vision = (
+            NativeVision(spec, reference.state_dict())
+            if fast()
+            else with_flat_patches(TorchVision(spec).to(BF16).eval())
+        )
         pixels = torch.randn(1, 3 * len(spec.towers), spec.image_size, spec.image_size)
-        fast = with_flat_patches(ours)
         stages: dict[str, tuple[Callable[[], Tensor], int]] = {
-            "vision": (lambda: fast(pixels), 1),
+            "vision": (lambda: ours(pixels), 1),
             "eager vision": (lambda: reference(pixels), 1),
         }
         return {name: round(statistics.median(taken), 1) for name, taken in in_turns(stages, rounds).items()}

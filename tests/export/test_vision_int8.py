@@ -16,6 +16,7 @@ from edge_vla.checkpoint import key_table, open_checkpoint
 from edge_vla.checkpoint.keys import vision_keys
 from edge_vla.errors import ArtifactError
 from edge_vla.export import Recipe, export
+from edge_vla.inspection import describe
 from edge_vla.quant import Scheme, dequantise, quantise
 from tests.bad_input.damage import edit_tensors, link
 from tests.conftest import TINY
@@ -58,6 +59,15 @@ def test_torch_and_onnx_see_the_same(artifact: Path) -> None:
     seen = [edge_vla.load(artifact, "cpu", vision, dtype="fp32").network.vision(pixels) for vision in ("torch", "onnx")]
     # torch's weights are rounded to bf16 once more; the graph's are not.
     assert (seen[0] - seen[1]).abs().max() < 2e-2 * seen[0].abs().max()
+
+
+def test_inspection_tells_8_bits_from_16(artifact: Path) -> None:
+    stored = load_file(artifact / VISION)
+    rows = {row["format"]: row for row in describe(str(artifact))["parts"] if row["part"] == "towers, projector"}
+    eight = [name for name, tensor in stored.items() if tensor.dtype == torch.int8]
+    assert rows["int8"]["tensors"] == len(eight)
+    assert rows["int8"]["tensors"] + rows["16 bits"]["tensors"] == len(stored) - len(eight)
+    assert sum(row["bytes"] for row in rows.values()) == sum(tensor.nbytes for tensor in stored.values())
 
 
 def test_smaller_and_near(artifact: Path, tiny_artifacts: Mapping[int, Path]) -> None:

@@ -135,6 +135,7 @@ def loaded(policy: edge_vla.Policy) -> dict[str, torch.Tensor]:
     """Every weight that a reference policy runs on, by checkpoint key."""
     network = policy.network
     assert isinstance(network.vision, torch.nn.Module)
+    assert isinstance(network.decoder, torch.nn.Module)
     decoder = {f"language_model.model.{name}": weight for name, weight in network.decoder.state_dict().items()}
     ends = {"language_model.model.embed_tokens.weight": network.embeddings.table}
     assert network.head.full is not None
