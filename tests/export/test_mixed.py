@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,17 +10,18 @@ import pytest
 import torch
 
 from edge_vla.artifact import Artifact
-from edge_vla.calibration.answers import action_logits, probe_answers
+from edge_vla.calibration.answers import action_logits, back_through, probe_answers
 from edge_vla.calibration.judge import closed, divergence, forced_logits
 from edge_vla.calibration.sequences import Rows, embed
 from edge_vla.calibration.stream import STAGES, load_layer, pass_layer
-from edge_vla.checkpoint import open_checkpoint
+from edge_vla.checkpoint import Checkpoint, open_checkpoint
 from edge_vla.errors import UsageError
 from edge_vla.export import Recipe, export
+from edge_vla.export.preflight import fixed_bytes
 from edge_vla.export.recipe import parse_bytes
-from edge_vla.export.sensitivity import forms, in_fold, measure, rounding_changes
+from edge_vla.export.sensitivity import Int8Vision, forms, in_fold, measure, rounding_changes, vision_damage
 from edge_vla.frames import Frame
-from edge_vla.quant import Scheme
+from edge_vla.quant import Scheme, stored_bytes
 from edge_vla.runtime import load
 from tests.conftest import TINY
 from tests.export.crash import tiny_frames
@@ -125,3 +127,46 @@ def test_bytes(text: str, size: int) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(UsageError, match="expected bytes"):
         parse_bytes(text)
+
+
+def test_the_towers_damage_is_what_int8_towers_do(frames: list[Frame]) -> None:
+    checkpoint = open_checkpoint(TINY)
+    spec = checkpoint.config.spec.decoder
+    narrow = dataclasses.replace(checkpoint, tensors=Int8Vision(checkpoint))
+    layers = [load_layer(checkpoint.tensors, spec, index, torch.float32) for index in range(spec.layers)]
+
+    def kept(source: Checkpoint) -> list[list[Rows]]:
+        """Each layer's input, and what the last leaves."""
+        found = [embed(source, frames, torch.float32)]
+        for layer in layers:
+            moved = [Rows(same.hidden.clone(), same.prompt, same.dims) for same in found[-1]]
+            pass_layer(layer, moved)
+            found.append(moved)
+        return found
+
+    before, after = kept(checkpoint), kept(narrow)
+    gradients = probe_answers(checkpoint, before[-1], seed=0, probes=24)
+    for layer, rows in zip(reversed(layers), reversed(before[:-1]), strict=True):
+        back_through(layer, rows, gradients, lambda *_: None)
+    truth, moved = (
+        torch.cat([action_logits(checkpoint, same.hidden[:, -same.dims :]) for same in rows[-1]])
+        for rows in (before, after)
+    )
+    direct = float(divergence(truth, moved).mean())
+    assert direct / 2 < vision_damage(checkpoint, frames, gradients) < direct * 2
+
+
+def test_a_budget_for_everything(frames: list[Frame], tmp_path: Path) -> None:
+    """The bytes of int4 beside 16-bit towers: int8 towers cost little, so the decoder gets their half."""
+    spec = open_checkpoint(TINY).config.spec
+    linears = spec.decoder.layers * sum(
+        stored_bytes(Scheme.INT4, shape, 64) for shape in spec.decoder.linears().values()
+    )
+    recipe = Recipe(method="gptq", budget=linears + fixed_bytes(spec, 16), calibration_frames=16)
+    artifact = export(TINY, tmp_path / "out", recipe, frames=frames)
+    report = json.loads((artifact.directory / "evidence" / "sensitivity.json").read_text(encoding="utf-8"))
+    assert report["vision"]["bits"] == artifact.manifest.recipe["vision_bits"] == 8
+    assert report["linears_bytes"] > linears
+    assert recipe.budget is not None
+    assert report["linears_bytes"] + fixed_bytes(spec, 8) <= recipe.budget
+    assert len(load(artifact.directory, "cpu").act(frames[0].open(), frames[0].instruction).tokens) == 7
