@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -122,6 +124,21 @@ def test_vision_is_as_exact_as_torchs(spec: PolicySpec, bits: int, monkeypatch: 
     matrices = sum(packed.bytes for packed in stored.values() if isinstance(packed, PackedWeight))
     if bits == 8 and spec is WIDE:
         assert matrices < native.bytes < 1.25 * matrices, "8 bits on disk are 8 bits in memory"
+
+
+def test_two_teams_at_once_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As two policies act in two threads: each run needs all of its members at one time."""
+    members = 4
+    monkeypatch.setattr(torch, "get_num_threads", lambda: members)
+
+    def act() -> int:
+        together, crew, met = Barrier(members, timeout=20), team.Team(), list[int]()
+        for _ in range(50):
+            crew.run(lambda _place, member, _count: met.append(member.value + 0 * together.wait()), 1 << 40)
+        return len(met)
+
+    with ThreadPoolExecutor(3) as robots:
+        assert [robot.result() for robot in [robots.submit(act) for _ in range(3)]] == [50 * members] * 3
 
 
 def test_without_a_compiler_torch_does_it_all(no_compiler: None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from typing import Final, Protocol
 
 import torch
@@ -83,10 +82,6 @@ def lines(packed: PackedWeight) -> Tensor:
 def vector(values: Tensor, length: int) -> Tensor:
     """A vector in bfloat16, a copy, padded to `length` with zeros."""
     return F.pad(values.detach().to(torch.bfloat16, copy=True), (0, length - values.numel()))
-
-
-def array(kind: type[ctypes.Structure], members: Sequence[ctypes.Structure]) -> ctypes.Array[ctypes.Structure]:
-    return (kind * len(members))(*members)
 
 
 def address(tensor: Tensor | None) -> int | None:
