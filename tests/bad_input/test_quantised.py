@@ -131,7 +131,7 @@ GPTQ = [
 WEIGHTS = ("config_groups", "group_0", "weights")
 COMPRESSED = [
     Fault("shape 3", part("weight_shape", lambda t: torch.tensor([64, 64, 1])), CheckpointError, (QUERY, "(3,)")),
-    Fault("shape wrong", part("weight_shape", lambda t: t + 8), CheckpointError, (QUERY, "(72, 72)", CONFIG)),
+    Fault("shape wrong", part("weight_shape", lambda t: t + 32), CheckpointError, (QUERY, "(96, 96)", CONFIG)),
     Fault("packed short", part("weight_packed", lambda t: t[:, 1:]), CheckpointError, (QUERY, "packed", "(64, 7)")),
     Fault("no scale", without("weight_scale"), CheckpointError, (QUERY, "lacks ['weight_scale']")),
     Fault("3 bits", setting("num_bits", 3, *WEIGHTS), CheckpointError, ("num_bits 3", "[4, 8]")),
