@@ -253,6 +253,9 @@ def main() -> None:
     policy = load(given.model, "cpu")
     every = list(dict.fromkeys([*SESSION, *given.proposals]))
     episodes = kept(given.records)
+    if given.records and given.records[0].exists():
+        whole, _, _ = given.records[0].read_text(encoding="utf-8").rpartition("\n")
+        write_whole(given.records[0], whole + "\n" if whole else "")  # without the line that was cut off
     learn = given.calibration if len(episodes) < given.episodes else 0
     proposers = Proposers(policy, learn, given.world, given.unnorm_key)
     done = sum(map(len, episodes))
