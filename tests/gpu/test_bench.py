@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -126,13 +125,12 @@ def _without_patience(part: Any) -> Any:
     return lambda run, name, measure, least_s: part(run, name, measure, 100.0)
 
 
-def test_a_dry_run_is_no_result(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+def test_a_dry_run_is_no_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("sys.argv", ["gpu", "--dry-run", "--out", "benchmarks/results"])
     with pytest.raises(UsageError, match="does not belong in benchmarks/results"):
         gpu.main()
     with pytest.raises(UsageError, match="--only nonsense: choose among"):
-        gpu.bench(Path("bench-out"), dry=True, only=["nonsense"])
+        gpu.bench(tmp_path, dry=True, only=["nonsense"])
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from edge_vla.demo import BASE
 from edge_vla.demo.instructions import phrase
 from edge_vla.demo.render import render, world
 from edge_vla.demo.world import EVALUATION_SEEDS, start
-from edge_vla.errors import BackendError, NumericError
+from edge_vla.errors import BackendError, NumericError, UsageError
 from edge_vla.export import Recipe, export
 from edge_vla.quant import Scheme, dequantise, quantise
 from edge_vla.runtime.drafts import Draft
@@ -211,6 +211,14 @@ def test_warm_is_before_the_first_action(tiny_artifacts: Mapping[int, Path]) -> 
         decide(made, index, guess(right))
         decide(made, index, guess([0] * DIMS), strict=False)
     assert counted.recorded == warm
+
+
+def test_more_than_is_kept_cannot_be_warm(tiny_artifacts: Mapping[int, Path]) -> None:
+    made = engine(policy(tiny_artifacts[4]))
+    with pytest.raises(UsageError, match=r"9 prompt lengths need 36 graphs, 32 are kept: warm fewer prompts"):
+        made.warm(range(20, 29), DIMS)
+    made.warm(range(20, 28), DIMS)
+    assert len(made.graphs) == 32
 
 
 def test_a_longer_prompt_makes_room_and_records_again(tiny_artifacts: Mapping[int, Path]) -> None:

@@ -138,12 +138,12 @@ def test_memory_that_runs_out_at_load_and_at_capture(tiny_artifacts: Mapping[int
     prompt, seen = made.prompter(WORDS[0]), pixels(made, 0)
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
-    ballast = torch.empty(free - (8 << 20), dtype=torch.uint8, device="cuda")
+    ballast = torch.empty(free - (1 << 20), dtype=torch.uint8, device="cuda")
     try:
         with pytest.raises(ResourceError, match="free"):
             on_gpu(tiny_artifacts[4])
         with pytest.raises(ResourceError, match="out of memory"):
-            engine(made).warm(range(20, 400, 20), DIMS, PIECES)
+            engine(made).warm(range(20, 180, 20), DIMS, PIECES)
     finally:
         del ballast
         torch.cuda.empty_cache()

@@ -21,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edge_vla.errors import NumericError
+from edge_vla.errors import NumericError, UsageError
 from edge_vla.runtime.drafts import Draft
 from edge_vla.runtime.gpu.buffers import Room, padded, rows_of
 from edge_vla.runtime.gpu.decoder import KernelDecoder
 from edge_vla.runtime.gpu.device import Card
-from edge_vla.runtime.gpu.graph import Graphs, Recorder, recorder
+from edge_vla.runtime.gpu.graph import Graphs, Recorder
 from edge_vla.runtime.loop import Decision
 from edge_vla.runtime.network import Embeddings, Head
 from edge_vla.runtime.vision import Vision
@@ -66,11 +66,11 @@ class Engine:
         decoder: KernelDecoder,
         head: Head,
         card: Card,
-        record: Recorder | None = None,
+        record: Recorder,
     ) -> None:
         self.spec, self.card = spec, card
         self.vision, self.embeddings, self.decoder, self.head = vision, embeddings, decoder, head
-        self.graphs = Graphs(record or recorder(card.device), card)
+        self.graphs = Graphs(record, card)
         self._room: Room | None = None
         self._text: tuple[int, ...] = ()
 
@@ -104,8 +104,14 @@ class Engine:
         return Decision(names, tuple(answer.margins), tuple(first + index for index in drafted), passes)
 
     def warm(self, prompts: Iterable[int], dims: int, pieces: Sequence[Piece] = PIECES) -> None:
-        """Record the graphs for prompts of these lengths, so that no action waits for it."""
+        """Record the graphs for prompts of these lengths, so that no action waits for it.
+
+        UsageError for more than are kept at a time.
+        """
         lengths = sorted(set(prompts))
+        needed, most = len(lengths) * len(pieces), self.graphs.most
+        if needed > most:
+            raise UsageError(f"{len(lengths)} prompt lengths need {needed} graphs, {most} are kept: warm fewer prompts")
         with self.card.using("warming up"), torch.inference_mode():
             self._fit(Shape(max(lengths), dims))
             for length in lengths:

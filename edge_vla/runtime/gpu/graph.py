@@ -16,7 +16,7 @@ import torch
 from edge_vla.runtime.gpu.device import Card
 
 Work = Callable[[], None]
-MOST: Final = 16  # graphs: at 7B each takes some megabytes of launch parameters
+MOST: Final = 32  # graphs: eight lengths in four pieces; at 7B each takes some megabytes of launch parameters
 WARM_UPS: Final = 2  # runs before a recording: kernels are compiled and libraries opened outside of it
 
 

@@ -6,6 +6,7 @@ tokens or graphs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import torch
@@ -21,7 +22,7 @@ from edge_vla.runtime.gpu import ROUNDED, TRITON
 from edge_vla.runtime.gpu.decoder import KernelDecoder, KernelLayer
 from edge_vla.runtime.gpu.device import Backend, Card, check
 from edge_vla.runtime.gpu.engine import Engine
-from edge_vla.runtime.gpu.graph import Recorder
+from edge_vla.runtime.gpu.graph import Direct, Recorder, recorder
 from edge_vla.runtime.gpu.products import Product, product
 from edge_vla.runtime.gpu.staging import StagedFile, Staging
 from edge_vla.runtime.gpu.vision import KernelVision
@@ -66,10 +67,8 @@ def from_artifact(
         raise ArtifactError(f"{EMBEDDINGS} is {tuple(table.shape)}, which is not the network's: export again")
     embeddings = Embeddings(table, table[spec.action.first : spec.action.end].to(device, dtype, copy=True))
     outputs = Head(actions, None)
-    names: dict[str, set[str]] = {}
-    for _, chosen in layers:
-        for scheme, used in chosen.items():
-            names.setdefault(scheme, set()).add(used)
+    # The references are there to be compared with: they run as they are, not as graphs.
+    record = record or (recorder(device) if backend == TRITON else Direct())
     return Network(
         spec=spec,
         dtype=dtype,
@@ -79,11 +78,9 @@ def from_artifact(
         decoder=decoder,
         head=outputs,
         kernels={
-            **{scheme: "; ".join(sorted(used)) for scheme, used in names.items()},
-            "vision": "int8 activations"
-            if any(linear.rounded for linear in vision.projector)
-            else "16-bit activations",
-            "engine": f"{backend}, {'one CUDA graph an action' if device.type == 'cuda' else 'no graph'}",
+            **_by_scheme([chosen for _, chosen in layers]),
+            "vision": f"{8 if vision.rounded else 16}-bit activations",
+            "engine": f"{backend}, {'no graph' if isinstance(record, Direct) else 'one CUDA graph an action'}",
             "arithmetic": str(dtype).removeprefix("torch."),
             "device": device.type,
         },
@@ -96,6 +93,12 @@ def from_artifact(
         },
         engine=Engine(spec, vision, embeddings, decoder, outputs, card, record),
     )
+
+
+def _by_scheme(layers: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Kernels by scheme over all layers."""
+    schemes = sorted({scheme for layer in layers for scheme in layer})
+    return {scheme: "; ".join(sorted({layer[scheme] for layer in layers if scheme in layer})) for scheme in schemes}
 
 
 def device_bytes(artifact: Artifact) -> int:

@@ -161,6 +161,11 @@ class KernelVision:
     def bytes(self) -> int:
         return sum(tower.bytes for tower in self.towers) + sum(linear.bytes for linear in self.projector)
 
+    @property
+    def rounded(self) -> bool:
+        """Whether its products read rows in int8."""
+        return any(linear.rounded for linear in self.projector)
+
     def __call__(self, pixels: Tensor) -> Tensor:
         values = pixels.to(self.towers[0].positions.device, self.dtype)
         return torch.stack([self._one(image) for image in values])
