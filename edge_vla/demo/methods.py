@@ -56,11 +56,9 @@ RECIPES: Final[Mapping[str, tuple[Recipe, str]]] = {  # and the name of what eac
     "int4 clipped": (Recipe(method="awq", alpha=0.0), "int4"),
     "int4 AWQ": (Recipe(method="awq"), "int4"),
     "int4 GPTQ": (Recipe(method="gptq"), "int4"),
-    "int4 AWQ, GPTQ": (Recipe(method="awq+gptq"), "int4 GPTQ"),
     "uint4": (Recipe(asymmetric=True), "int4"),
     "uint4 AWQ": (Recipe(asymmetric=True, method="awq"), "uint4"),
     "uint4 GPTQ": (Recipe(asymmetric=True, method="gptq"), "int4 GPTQ"),
-    "uint4 AWQ, GPTQ": (Recipe(asymmetric=True, method="awq+gptq"), "uint4 GPTQ"),
 }
 
 

@@ -19,7 +19,7 @@ else:
     import tomli as tomllib
 
 
-Method = Literal["rtn", "gptq", "awq", "awq+gptq", "smoothquant", "smoothquant+gptq"]
+Method = Literal["rtn", "gptq", "awq", "smoothquant", "smoothquant+gptq"]
 METHODS: Final = get_args(Method)
 INT8: Final = 8
 ALWAYS: Final = ("bits", "group", "merge_arithmetic")
@@ -32,7 +32,7 @@ class Recipe:
     `method` is how codes are chosen: `rtn` rounds each weight to the nearest, `gptq` rounds so that the answers on
     `calibration_frames` recorded frames stay. It is never chosen by itself: calibrating takes about ten times as long.
     `awq` and `smoothquant` move scales from each input into its weight first, `awq` for few bits and `smoothquant` for
-    int8 activations; `+gptq` then rounds as `gptq` does. `alpha` is the exponent, searched where it is None.
+    int8 activations; `smoothquant+gptq` then rounds as `gptq` does. `alpha` is the exponent, searched where it is None.
     `activations` are the bits that products round their input to, 16 or 8; None means 8 for `smoothquant`, else 16.
     `asymmetric` gives each group of 4 bits a zero point.
     `bits_per_weight` of the decoder's linears, or a `budget` of bytes for the whole artifact, gives each linear 2, 3,
@@ -87,7 +87,7 @@ class Recipe:
         """By which rule scales move from inputs into weights."""
         if self.method.startswith("smoothquant"):
             return "smoothquant"
-        return "awq" if self.method.startswith("awq") else None
+        return "awq" if self.method == "awq" else None
 
     @property
     def compensated(self) -> bool:

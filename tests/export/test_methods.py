@@ -27,10 +27,11 @@ from tests.export.crash import tiny_frames
 
 RECIPES = {
     "smoothquant": Recipe(bits=8, method="smoothquant", calibration_frames=12),
+    "smoothquant+gptq": Recipe(bits=8, method="smoothquant+gptq", calibration_frames=12),
     "w8a8": Recipe(bits=8, activations=8),
     "awq": Recipe(method="awq", calibration_frames=12),
     "uint4": Recipe(asymmetric=True),
-    "uint4 awq+gptq": Recipe(method="awq+gptq", asymmetric=True, calibration_frames=12),
+    "uint4 awq": Recipe(method="awq", asymmetric=True, calibration_frames=12),
 }
 
 
@@ -52,10 +53,11 @@ def made(tmp_path_factory: pytest.TempPathFactory, frames: Sequence[Frame]) -> d
     ("name", "scheme", "version", "kernel"),
     [
         ("smoothquant", Scheme.W8A8, 3, "torch-int-mm"),
+        ("smoothquant+gptq", Scheme.W8A8, 3, "torch-int-mm"),
         ("w8a8", Scheme.W8A8, 3, "torch-int-mm"),
         ("awq", Scheme.INT4, 1, None),
         ("uint4", Scheme.UINT4, 3, "torch-int4pack"),
-        ("uint4 awq+gptq", Scheme.UINT4, 3, "torch-int4pack"),
+        ("uint4 awq", Scheme.UINT4, 3, "torch-int4pack"),
     ],
 )
 def test_the_manifest_says_what_it_is(
@@ -73,7 +75,7 @@ def test_the_manifest_says_what_it_is(
     assert kernel is None or action.kernels[scheme.value] == kernel
 
 
-@pytest.mark.parametrize("name", ["smoothquant", "awq", "uint4 awq+gptq"])
+@pytest.mark.parametrize("name", ["smoothquant", "smoothquant+gptq", "awq", "uint4 awq"])
 def test_scales_are_on_record(name: str, made: dict[str, Artifact]) -> None:
     found = json.loads((made[name].directory / EVIDENCE / "scales.json").read_text(encoding="utf-8"))
     assert len(found) == len(made[name].manifest.layers)
@@ -139,7 +141,7 @@ class StopsAfterALayer(Silent):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("name", ["smoothquant", "uint4 awq+gptq"])
+@pytest.mark.parametrize("name", ["smoothquant", "uint4 awq"])
 def test_a_stopped_one_goes_on_to_the_same_bits(
     name: str, tmp_path: Path, frames: Sequence[Frame], made: dict[str, Artifact]
 ) -> None:
