@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from edge_vla.benchmarks import loop_tables
+from edge_vla.benchmarks import loop_tables, rounding_tables
 from edge_vla.benchmarks.reports import markdown
 from edge_vla.benchmarks.reports.markdown import escaped, markdown_table, unpublishable, verdict
 from edge_vla.benchmarks.reports.sides import sides
@@ -164,6 +164,8 @@ LONG: Final[Mapping[str, Callable[[Result], Iterator[str]]]] = {
     **TABLES,
     "engine": loop_tables.engine,
     "drafts": loop_tables.drafts,
+    "mixed bits": rounding_tables.rounding,
+    "rounding methods": rounding_tables.rounding,
     "steady": loop_tables.steady,
 }
 
