@@ -189,10 +189,12 @@ def main() -> None:
         "format": "Q4_0, head included",
         "threads": asked["threads"],
     }
-    print(json.dumps(about), file=answers, flush=True)
+    answers.write(json.dumps(about) + "\n")
+    answers.flush()
     for word in iter(partial(sys.stdin.readline), ""):
         {"prefill": engine.prefill, "step": engine.step}[word.strip()]()
-        print("{}", file=answers, flush=True)
+        answers.write("{}\n")
+        answers.flush()
 
 
 if __name__ == "__main__":
