@@ -1,4 +1,4 @@
-"""Ways of rounding judged on unseen frames, as Markdown: a row each, beside the floor, with what each is compared to."""
+"""Ways of rounding judged on unseen frames, as Markdown: a row each, beside the floor and what each is compared to."""
 
 from __future__ import annotations
 
