@@ -60,6 +60,8 @@ def open_image(path: Path, content: BinaryIO | None = None) -> Image.Image:
             return as_rgb(image)
     except FileNotFoundError as error:
         raise FrameError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise FrameError(f"{path} is a folder, not an image") from error
     except FrameError as error:
         raise FrameError(f"{path}: {error}") from error
     except (*BROKEN, Image.DecompressionBombError) as error:

@@ -47,7 +47,7 @@ def test_export_verify_inspect_run(tmp_path: Path, picture: str, capsys: pytest.
     assert call("run", out, "--image", picture, "--instruction", "open the drawer", "--json") == 0
     answer = json.loads(capsys.readouterr().out)
     assert len(answer["tokens"]) == len(answer["action"]) == 7
-    assert answer["kernels"]["int8"] == "torch-int8pack"
+    assert answer["kernels"]["int8"] not in ("", "reference")
     assert call("run", out, "--image", picture, "--instruction", "open the drawer", "--vision", "onnx") == 0
     assert "random" in capsys.readouterr().err
 

@@ -112,7 +112,7 @@ GPTQ = [
     Fault("3 bits", setting("bits", 3), CheckpointError, ("bits 3", "[4, 8]", "16-bit checkpoint")),
     Fault("bits a text", setting("bits", "4"), CheckpointError, ("bits '4'", "[4, 8]")),
     Fault("8 bits said", setting("bits", 8), CheckpointError, ("model.layers", CONFIG)),
-    Fault("group 48", setting("group_size", 48), CheckpointError, ("model.layers", "48", "does not divide", "64")),
+    Fault("group 48", setting("group_size", 48), CheckpointError, ("model.layers", "48", "does not divide its")),
     Fault("group 0", setting("group_size", 0), CheckpointError, ("group_size 0", "positive")),
     Fault("group 64 said", setting("group_size", 64), CheckpointError, (QUERY, "qzeros", "(2, 8)", "(1, 8)")),
     Fault("marlin", setting("checkpoint_format", "marlin"), CheckpointError, ("marlin", "gptq_v2")),

@@ -45,7 +45,7 @@ def test_the_artifact_stands_on_its_own(out: Path) -> None:
     frame = artifact.manifest.golden[0]
     action = policy.act(Image.open(out / "artifact" / frame.image), frame.instruction)
     assert action.tokens == frame.tokens
-    assert "torch-int4pack" in action.kernels["int4"]
+    assert action.kernels["int4"] not in ("", "reference")
 
 
 def test_a_second_run_does_not_overwrite(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
