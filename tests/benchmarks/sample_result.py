@@ -5,24 +5,15 @@ Nothing here was measured, and the model's name says so.
 
 from __future__ import annotations
 
-import base64
 import copy
 import hashlib
-import io
-import math
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from edge_vla.benchmarks.statistics import wilson
-from edge_vla.export.budget import spend
-from edge_vla.export.recipe import Recipe
-from edge_vla.export.sensitivity import Damages, Form, forms
-from edge_vla.quant import Scheme, stored_bytes
-from edge_vla.spec import TINY, PolicySpec
+from tests.benchmarks.sample_parts import DIMS, sample_sensitivity, worst
 
-DIMS = ["dx", "dy", "dz", "roll", "pitch", "yaw", "grip"]
 FRAMES, EPISODES = 338, 24
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 STAGES = {"preprocess": 0.06, "vision": 0.31, "projector": 0.03, "prefill": 0.27, "decode": 0.31}
@@ -364,29 +355,10 @@ def _candidate(rng: np.random.Generator, name: str, bits: int, level: float, p50
         "latency": _latencies(rng, name, p50),
         "memory": _memory(0.5 + bits / 32),
         "closed_loop": _closed_loop(0.03 * (1 - level)),
-        "worst_frames": [_worst(rng, i) for i in range(3 if bits == 4 else 1)] if bits < 16 else [],
+        "worst_frames": [worst(rng, i) for i in range(3 if bits == 4 else 1)] if bits < 16 else [],
         "kernels": {"decoder": f"int{bits} reference", "vision": "torch"},
         "waterfall": _waterfall() if bits == 4 else None,
     }
-
-
-def sample_sensitivity(network: PolicySpec = TINY, bits: float = 4.5, seed: int = 0) -> Document:
-    """The export's own report of a budget spent on invented damages, falling with the bytes and scattered."""
-    luck = np.random.default_rng(seed)
-    shapes = network.decoder.linears()
-    damages: list[Damages] = []
-    for _ in range(network.decoder.layers):
-        layer = {}
-        for name, shape in shapes.items():
-            sizes = [8 * stored_bytes(*_wants(form, shape)) / math.prod(shape) for form in forms(shape[1], None)[:-1]]
-            scale = luck.lognormal(-3, 1)
-            layer[name] = [[*(scale * luck.lognormal(0, 0.2) * 4.0**-size for size in sizes), 0.0] for _ in range(2)]
-        damages.append(layer)
-    return spend(network, Recipe(method="gptq", bits_per_weight=bits), damages).report()
-
-
-def _wants(form: Form, shape: tuple[int, int]) -> tuple[Scheme, tuple[int, int], int | None]:
-    return form[0], shape, form[1]
 
 
 def _waterfall() -> Document:
@@ -404,31 +376,6 @@ def _waterfall() -> Document:
         "measured_ms": {**measured, "total": sum(measured.values())},
         "limits": {"model": "given", "ceilings": {"copy_bytes_per_s": 1.21e10}, "stages": limits},
         "operators": [{"name": "aten::mm", "ms": 9.5, "calls": 61.0}],
-    }
-
-
-def _worst(rng: np.random.Generator, index: int) -> Document:
-    image = Image.new("RGB", (112, 112), (188, 170, 150))
-    draw = ImageDraw.Draw(image)
-    for colour in ("#b3362c", "#2f63b8", "#3c8f4a", "#e0b93b"):
-        x, y = rng.integers(12, 88, 2).tolist()
-        draw.rectangle((x, y, x + 13, y + 13), fill=colour)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    apart = rng.integers(0, 60, len(DIMS))
-    theirs = rng.normal(0, 0.01, len(DIMS))
-    ours = theirs + apart * 0.0004 * rng.choice([-1, 1], len(DIMS))
-    return {
-        "frame": 17 + 40 * index,
-        "episode": f"seed-{index}",
-        "step": 9,
-        "instruction": "put the red block on the white plate",
-        "image": "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(),
-        "reference_tokens": rng.integers(256, 511, len(DIMS)).tolist(),
-        "tokens": rng.integers(256, 511, len(DIMS)).tolist(),
-        "reference_action": theirs.tolist(),
-        "action": ours.tolist(),
-        "bins_apart": apart.tolist(),
     }
 
 

@@ -14,7 +14,8 @@ from edge_vla.benchmarks.reports import html, markdown, sensitivity, words
 from edge_vla.benchmarks.reports.schema import ResultError, validate
 from edge_vla.export.budget import REPORT_VERSION
 from edge_vla.spec import TINY
-from tests.benchmarks.sample_result import Document, sample_result, sample_sensitivity
+from tests.benchmarks.sample_parts import sample_sensitivity
+from tests.benchmarks.sample_result import Document, sample_result
 
 
 @pytest.fixture(scope="module")
