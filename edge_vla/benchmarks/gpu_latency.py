@@ -13,11 +13,9 @@ from typing import Any
 from edge_vla.benchmarks import gpu_sides, latency
 from edge_vla.benchmarks.gpu_clock import host_ms
 from edge_vla.benchmarks.gpu_forms import CHANCE, DRAFTED, DRAFTS_ON, FORMS, RIDING, load
-from edge_vla.benchmarks.gpu_run import Run
+from edge_vla.benchmarks.gpu_run import Run, reason
 from edge_vla.benchmarks.gpu_sides import Side, Task
 from edge_vla.benchmarks.peers.packages import versions
-from edge_vla.errors import DeviceLostError
-from edge_vla.runtime.gpu.device import broke_cuda
 from edge_vla.runtime.network import Network
 
 FIRST = 4  # actions before any is timed: kernels are compiled, graphs recorded
@@ -31,10 +29,8 @@ def latency_of(run: Run, forms: Sequence[str], peers: Sequence[str]) -> dict[str
         try:
             side = make()
             cold = [_timed(side, index) for index in range(FIRST)]
-        except Exception as error:
-            if isinstance(error, DeviceLostError) or (isinstance(error, RuntimeError) and broke_cuda(error)):
-                raise
-            rows[name] = {"failed": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
+        except Exception as error:  # noqa: BLE001 - whatever a side raises is its row
+            rows[name] = {"failed": reason(error)}
             continue
         sides.append(side)
         rows[name] = {"about": side.about, "first_ms": cold[0], "tokens": list(side.act(0))}

@@ -18,7 +18,7 @@ import torch
 from edge_vla.checkpoint import Checkpoint
 from edge_vla.errors import DeviceLostError
 from edge_vla.files import write_whole
-from edge_vla.runtime.gpu.device import Backend
+from edge_vla.runtime.gpu.device import Backend, broke_cuda
 
 log: Final = logging.getLogger("edge_vla.benchmarks.gpu")
 
@@ -87,9 +87,16 @@ class Run:
         except DeviceLostError as error:
             self.result["lost"] = str(error)
             return {"failed": str(error)}
-        except Exception as error:
+        except Exception as error:  # a peer, a compiler or a driver may raise anything
             log.debug("", exc_info=error)
-            return {"failed": f"{type(error).__name__}: {error}"}
+            return {"failed": reason(error)}
+
+
+def reason(error: Exception) -> str:
+    """Why something failed, for its row. What the device does not recover from is raised again: nothing else runs."""
+    if isinstance(error, DeviceLostError) or (isinstance(error, RuntimeError) and broke_cuda(error)):
+        raise error
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _finite(value: Any) -> Any:

@@ -18,15 +18,14 @@ import torch
 from edge_vla.benchmarks import limits
 from edge_vla.benchmarks.gpu_clock import device_ms
 from edge_vla.benchmarks.gpu_forms import FORMS, artifact_of, load
-from edge_vla.benchmarks.gpu_run import Run
+from edge_vla.benchmarks.gpu_run import Run, reason
 from edge_vla.benchmarks.gpu_sides import Task, engine_of
 from edge_vla.errors import ResourceError
 from edge_vla.quant import GROUPS
-from edge_vla.runtime.gpu.buffers import padded
-from edge_vla.runtime.gpu.device import broke_cuda
 from edge_vla.runtime.gpu.engine import Piece, Shape
 from edge_vla.runtime.gpu.kernels.cases import Case, of_policy
 from edge_vla.runtime.gpu.kernels.trials import Maker, judge
+from edge_vla.runtime.padding import padded
 
 PIECES: Final[tuple[Piece, ...]] = ("vision", "prefill", "verify", "action")
 MEMORY_S: Final = 180.0  # after which a process that measures memory is given up
@@ -54,10 +53,8 @@ def _kernel(run: Run, case: Case) -> Mapping[str, Any]:
             trial = replace(trial, kernel=trial.plain)
         verdict = judge(trial)
         milliseconds = device_ms(trial.kernel, run.device, run.scale.repeats)
-    except Exception as error:
-        if isinstance(error, RuntimeError) and broke_cuda(error):
-            raise
-        return {"name": case.name, "passed": False, "failed": f"{type(error).__name__}: {error}"}
+    except Exception as error:  # noqa: BLE001 - whatever a kernel raises is its row
+        return {"name": case.name, "passed": False, "failed": reason(error)}
     return {
         "name": case.name,
         "passed": verdict.passed,
