@@ -16,10 +16,10 @@ from edge_vla.benchmarks.peers.llama import llama_config
 from edge_vla.benchmarks.peers.packages import needed
 from edge_vla.quant import PackedWeight, Scheme, plan
 from edge_vla.runtime.assemble import Assembly, CpuDecoder
+from edge_vla.runtime.padding import padded
 from edge_vla.spec import PolicySpec
 
 LOG: Final = logging.getLogger("edge_vla.benchmarks.decoders")
-PAD_TO: Final = 16
 CPU: Final = torch.device("cpu")
 BF16: Final = torch.bfloat16
 
@@ -61,10 +61,10 @@ class Packed:
 
     def __init__(self, decoder: CpuDecoder, prompt: int, dims: int) -> None:
         self.decoder, self.prompt = decoder, prompt
-        padded, reach = (-(-rows // PAD_TO) * PAD_TO for rows in (prompt, prompt + dims))
+        whole, reach = padded(prompt), padded(prompt + dims)
         self.cache: Any = decoder.cache(reach)
-        self.rows = torch.randn(1, padded, decoder.spec.width).to(BF16)
-        self.first: Any = self.cache.first(padded)
+        self.rows = torch.randn(1, whole, decoder.spec.width).to(BF16)
+        self.first: Any = self.cache.first(whole)
 
     def prefill(self) -> None:
         self.decoder.rows(self.rows, 0, self.first, slice(self.prompt - 1, self.prompt))

@@ -22,9 +22,9 @@ from edge_vla.benchmarks.peers.packages import needed
 from edge_vla.checkpoint import Checkpoint
 from edge_vla.checkpoint.keys import vision_keys
 from edge_vla.runtime.drafts import Draft
-from edge_vla.runtime.gpu.buffers import padded
 from edge_vla.runtime.gpu.engine import Engine
 from edge_vla.runtime.network import Network
+from edge_vla.runtime.padding import padded
 from edge_vla.runtime.vision import torch_vision
 
 Tokens = tuple[int, ...]

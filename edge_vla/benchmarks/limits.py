@@ -19,6 +19,7 @@ import torch
 
 from edge_vla.errors import BackendError, UsageError
 from edge_vla.quant.formats import Scheme, plan, stored_bytes
+from edge_vla.runtime.padding import padded
 from edge_vla.spec import PolicySpec, TowerSpec
 
 SIXTEEN: Final = 2  # bytes of a 16-bit number
@@ -154,7 +155,7 @@ def measure(spec: PolicySpec, device: torch.device, prompt: int = 32, buffer: in
     """This device's ceilings: reading a large buffer, and products at the shapes of this network's prefill."""
     generator = torch.Generator(device).manual_seed(0)
     rows, (outer, inner) = prompt + spec.patches, spec.decoder.linears()["mlp.gate_proj"]
-    rows = -(-rows // 16) * 16  # as the loop pads, and as int8 products want it
+    rows = padded(rows)  # as the loop does, and as int8 products want it
 
     def product(dtype: torch.dtype) -> float:
         left = torch.randn(rows, inner, generator=generator, device=device).to(dtype)

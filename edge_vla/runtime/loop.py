@@ -21,8 +21,8 @@ from edge_vla.errors import NumericError
 from edge_vla.runtime.drafts import Draft
 from edge_vla.runtime.kernels.reference import STEADY_ROWS
 from edge_vla.runtime.network import Network
+from edge_vla.runtime.padding import padded
 
-PAD_TO: Final = 16
 TEXTS: Final = 32  # instructions whose embeddings are kept
 
 
@@ -101,7 +101,7 @@ class Loop:
         """
         start = len(prompt) + image.shape[1]
         even = strict and not self.network.decoder.steady
-        reach = _padded(start + _even_rows(dims))
+        reach = padded(start + _even_rows(dims))
         room = self._fill(prompt, image, reach)
         answer = _Answer(dims)
         drafted = [] if draft is None else draft((), ())
@@ -161,7 +161,7 @@ class Loop:
 
     def _fill(self, prompt: tuple[int, ...], image: Tensor, rows: int) -> Room:
         """The room, at least `rows` long, with the prompt's rows in it: beginning-of-sequence, image, the rest."""
-        length = _padded(rows)
+        length = padded(rows)
         if self._room is None or self._room.length < length:
             self._room = Room(self.network, length)
         room, text, patches = self._room, self._text(prompt), image.shape[1]
@@ -184,7 +184,7 @@ class Loop:
 
     def _prefill(self, room: Room, rows: int, first: int) -> Tensor:
         """The room's rows from position 0 on -> hidden states (1, rows - first, width) of those from `first` on."""
-        length = _padded(rows)
+        length = padded(rows)
         room.rows[:, rows:length] = 0
         cache = room.cache.first(length)
         return self.network.decoder.rows(room.rows[:, :length], 0, cache, slice(first, rows))
@@ -214,12 +214,8 @@ class Loop:
             raise NumericError("the network produced a non-finite number: no action; verify the artifact's files")
 
 
-def _padded(rows: int, to: int = PAD_TO) -> int:
-    return -(-rows // to) * to
-
-
 def _even_rows(dims: int) -> int:
-    return _padded(dims - 1, STEADY_ROWS)
+    return padded(dims - 1, STEADY_ROWS)
 
 
 class Stopwatch:

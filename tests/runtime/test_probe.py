@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from edge_vla.quant import PackedWeight, Scheme, quantise
-from edge_vla.runtime.kernels import KERNELS, pick, probe, store
+from edge_vla.runtime import store
+from edge_vla.runtime.kernels import KERNELS, pick, probe
 from edge_vla.runtime.kernels.wide import WideInt8
 
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
@@ -84,5 +85,5 @@ def test_the_table_stays_short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_name_is_one_kernel() -> None:
-    names = [kernel.name for kernels in KERNELS.values() for kernel in kernels if kernel.name != "reference"]
-    assert len(names) == len(set(names))
+    kernels = {kernel for kernels in KERNELS.values() for kernel in kernels if kernel.name != "reference"}
+    assert len(kernels) == len({kernel.name for kernel in kernels})

@@ -12,20 +12,16 @@ import torch
 from torch import Tensor
 
 from edge_vla.model import Cache
-from edge_vla.runtime.loop import PAD_TO
+from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS
+from edge_vla.runtime.padding import padded
 from edge_vla.spec import PolicySpec
 
-FEW: Final = 8  # rows of a pass after the prefill are padded to eights: one shape, so that bits never depend on it
 TEXT: Final = 48  # prompt tokens that there is room for from the start
 
 
-def padded(rows: int, to: int = PAD_TO) -> int:
-    return -(-rows // to) * to
-
-
 def rows_of(dims: int) -> int:
-    """Of a pass over all dimensions but the first."""
-    return padded(max(dims - 1, 1), FEW)
+    """Of a pass over all dimensions but the first: one shape for all, for bits may depend on it."""
+    return padded(max(dims - 1, 1), FEW_ROWS)
 
 
 class Room:

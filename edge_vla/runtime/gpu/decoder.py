@@ -16,7 +16,8 @@ from torch import Tensor
 
 from edge_vla.model import Cache
 from edge_vla.model.decoder import rotary_tables
-from edge_vla.runtime.gpu.products import FEW, PLAIN, Product, Reads
+from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS
+from edge_vla.runtime.gpu.products import PLAIN, Product, Reads
 from edge_vla.runtime.gpu.ways import Kernels
 from edge_vla.spec import DecoderSpec
 
@@ -81,7 +82,7 @@ class KernelDecoder:
 
     def choose(self, hidden: Tensor, rows: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """(n, width) -> best bins (n,) int32 and their leads (n,) float32, NaN where a logit is not finite."""
-        parts = [hidden[first : first + FEW] for first in range(0, hidden.shape[0], FEW)]
+        parts = [hidden[first : first + FEW_ROWS] for first in range(0, hidden.shape[0], FEW_ROWS)]
         chosen = [self.kernels.choose(part, rows, embeddings) for part in parts]
         if len(chosen) == 1:
             return chosen[0].bins, chosen[0].margins
@@ -98,13 +99,13 @@ class KernelDecoder:
         wanted: range | None,
     ) -> tuple[Tensor, Tensor]:
         """The stream before this layer's MLP, and what the MLP adds to it."""
-        few = stream.shape[0] <= FEW
+        few = stream.shape[0] <= FEW_ROWS
         stream, normed = self._norm(stream, added, layer.input_layernorm, _reads(layer.qkv, few))
         query = self.kernels.rotary(_times(layer.qkv, normed, few), self.cos, self.sin, self._at(start), keys, values)
         if wanted is not None:
             rows = slice(wanted.start, wanted.stop)
             query, stream, start = query[rows], stream[rows], start + wanted.start
-            few = stream.shape[0] <= FEW
+            few = stream.shape[0] <= FEW_ROWS
         mixed = self._as(_reads(layer.o_proj, few), self.kernels.attention(query, keys, values, self._at(start)))
         output = _times(layer.o_proj, mixed, few)
         stream, normed = self._norm(stream, output, layer.post_attention_layernorm, _reads(layer.gate_up, few))

@@ -20,7 +20,6 @@ from edge_vla.runtime.gpu.kernels.weights import Int4Weight, Int8Rows, Int8Weigh
 from edge_vla.runtime.gpu.ways import Ways
 
 AT_ONCE: Final = 8 << 20  # weights repacked at a time: each takes some ten bytes while it is
-FEW: Final = 8  # rows that the kernels for a few rows take
 
 
 Reads = Literal["16 bits", "int8", "int8 for int4"]

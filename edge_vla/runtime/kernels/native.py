@@ -1,18 +1,11 @@
-"""The one routine that torch lacks, in C: int4 codes to bfloat16. Compiled once by the machine's own compiler.
+"""The one routine that torch's own kernels lack, in C: int4 codes to bfloat16. Without a compiler, torch's operators.
 
-Without a compiler nothing is lost but speed: `widen` is then torch's operators. `EDGE_VLA_NATIVE=0` says so on purpose.
 Knows the packed layout. Knows nothing of when it pays; `edge_vla.runtime.kernels.probe` measures that.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -20,10 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from edge_vla.runtime.kernels.store import processor, user_cache
+from edge_vla.runtime.compiled import compiled
 
 SOURCE = Path(__file__).with_name("nibbles.c")
-FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fPIC", "-shared")
 BLOCK = 64  # rows in one block of torch's packed layout on AVX-512
 WORTH_A_THREAD = 1 << 20  # values; below, handing out the work costs more than it saves
 
@@ -33,13 +25,13 @@ def widen(codes: Tensor, scales: Tensor, group: int, first: int, last: int, out:
 
     codes (N / 64, K, 32) uint8; scales (K / group, N, 2) bfloat16.
     """
-    compiled = library()
-    if compiled is None:
+    found = library()
+    if found is None:
         return _widen(codes, scales, group, first, last, out)
     inner, outer, threads = codes.shape[1], scales.shape[1], torch.get_num_threads()
 
     def part(begin: int, end: int) -> None:
-        compiled.edge_vla_widen_int4(
+        found.edge_vla_widen_int4(
             codes.data_ptr(), scales.data_ptr(), out.data_ptr(),
             inner, outer, group, begin, end, first, out.shape[1],
         )  # fmt: skip
@@ -67,28 +59,12 @@ def _widen(codes: Tensor, scales: Tensor, group: int, first: int, last: int, out
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled routine, or None where there is no compiler, or what it made does not load."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if os.environ.get("EDGE_VLA_NATIVE") == "0" or compiler is None:
-        return None
-    source = SOURCE.read_bytes()
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    about = " ".join([platform.machine(), processor(), *FLAGS]).encode()
-    name = f"nibbles-{hashlib.sha256(source + version + about).hexdigest()[:16]}.so"
-    try:
-        directory = user_cache()
-        target = directory / name
-        if not target.exists():
-            with tempfile.TemporaryDirectory(dir=directory) as beside:
-                made = Path(beside) / name
-                subprocess.run([compiler, *FLAGS, "-o", str(made), str(SOURCE)], capture_output=True, check=True)
-                made.replace(target)
-        loaded = ctypes.CDLL(str(target))
+    """The compiled routine, or None where there is no compiler."""
+    loaded = compiled("nibbles", [SOURCE], [SOURCE], ())
+    if loaded is not None:
         pointer, number = ctypes.c_void_p, ctypes.c_int64
         loaded.edge_vla_widen_int4.argtypes = [pointer, pointer, pointer, *[number] * 7]
         loaded.edge_vla_widen_int4.restype = None
-    except (OSError, AttributeError, subprocess.CalledProcessError):
-        return None
     return loaded
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from edge_vla.quant import PackedWeight
 from edge_vla.runtime.kernels.native import library
-from edge_vla.runtime.kernels.store import processor, remember, remembered
 from edge_vla.runtime.kernels.wide import FEW, WideInt4, WideInt8
+from edge_vla.runtime.store import processor, remember, remembered
 
 TABLE = "prefill.json"
 ROUNDS = 3

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from edge_vla.model.decoder import rotary_tables
 from edge_vla.quant import PackedWeight
-from edge_vla.runtime.native.layout import BLOCK, PIECE, STEP, Format, Matrix, address, fits, matrix, up, vector
+from edge_vla.runtime.native.layout import BLOCK, PIECE, STEP, Format, Matrix, address, fits, matrix, vector
 from edge_vla.runtime.native.library import library
 from edge_vla.runtime.native.team import Team
+from edge_vla.runtime.padding import padded
 from edge_vla.spec import DecoderSpec
 
 SIDE_BY_SIDE: Final = 3  # most products of one input whose formats differ
@@ -79,9 +80,9 @@ class NativeCache:
 
     @staticmethod
     def allocate(spec: DecoderSpec, length: int) -> NativeCache:
-        slots, width, heads = up(length, BLOCK), spec.head_width, spec.layers * spec.kv_heads
+        slots, width, heads = padded(length, BLOCK), spec.head_width, spec.layers * spec.kv_heads
         keys = torch.zeros(heads, slots // BLOCK, width // STEP, STEP * BLOCK * 2, dtype=torch.uint8)
-        values = torch.zeros(heads, up(width, BLOCK) // BLOCK, slots // STEP, STEP * BLOCK * 2, dtype=torch.uint8)
+        values = torch.zeros(heads, padded(width, BLOCK) // BLOCK, slots // STEP, STEP * BLOCK * 2, dtype=torch.uint8)
         cos, sin = rotary_tables(spec, torch.arange(slots)[None], torch.bfloat16)
         return NativeCache(keys, values, cos[0, 0].float().contiguous(), sin[0, 0].float().contiguous(), slots)
 
@@ -154,12 +155,12 @@ class NativeDecoder:
         rows, slots, members = (max(pair) for pair in zip((rows, slots, members), self._room, strict=True))
         spec = self.spec
         widths = [spec.width, spec.width + 2 * spec.kv_width, 2 * spec.mlp_width, spec.mlp_width]
-        pitch, qkv, gate_up, hidden = (up(width, BLOCK) for width in widths)
+        pitch, qkv, gate_up, hidden = (padded(width, BLOCK) for width in widths)
         buffers = [
             torch.zeros(rows, width, dtype=torch.bfloat16) for width in (pitch, pitch, qkv, pitch, gate_up, hidden)
         ]
         panel, sums, board = PIECE * BLOCK * 2, rows * BLOCK * 4, TILE * slots * 6
-        own = up(panel + max(sums, board), BLOCK)
+        own = padded(panel + max(sums, board), BLOCK)
         buffers.append(torch.zeros(members, own, dtype=torch.uint8))
         self._desk = _Desk(*map(address, buffers[:-1]), pitch, qkv, gate_up, hidden, address(buffers[-1]), own)
         self._buffers, self._room = buffers, (rows, slots, members)

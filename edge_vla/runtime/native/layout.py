@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edge_vla.quant import NARROW, PackedWeight, Scheme, unpack_nibbles
+from edge_vla.runtime.padding import padded
 
 BLOCK: Final = 64  # outputs of a line
 STEP: Final = 4  # inputs of a line
@@ -48,13 +49,13 @@ def fits(weight: Format) -> bool:
 
 def matrix(packed: PackedWeight, bias: Tensor | None = None) -> Matrix:
     """A weight that `fits`, its outputs padded to 64s and its inputs to fours with zeros."""
-    outer, inner = (up(packed.shape[0], BLOCK), up(packed.shape[1], STEP))
+    outer, inner = (padded(packed.shape[0], BLOCK), padded(packed.shape[1], STEP))
     codes = lines(packed)
     scales = None
     if packed.scales is not None:
         columns = packed.scales.view(packed.shape[0], -1)
-        padded = F.pad(columns.float(), (0, 0, 0, outer - packed.shape[0])).bfloat16()
-        scales = padded.view(outer // BLOCK, BLOCK, -1).transpose(1, 2).contiguous()
+        rows = F.pad(columns.float(), (0, 0, 0, outer - packed.shape[0])).bfloat16()
+        scales = rows.view(outer // BLOCK, BLOCK, -1).transpose(1, 2).contiguous()
     wide_bias = None if bias is None else vector(bias, outer)
     made = Matrix(
         codes.data_ptr(), address(scales), address(wide_bias), outer, inner, packed.group or inner, BITS[packed.scheme]
@@ -65,7 +66,7 @@ def matrix(packed: PackedWeight, bias: Tensor | None = None) -> Matrix:
 
 def lines(packed: PackedWeight) -> Tensor:
     """(outer / 64, inner / 4, bytes of a line) uint8."""
-    outer, inner = up(packed.shape[0], BLOCK), up(packed.shape[1], STEP)
+    outer, inner = padded(packed.shape[0], BLOCK), padded(packed.shape[1], STEP)
     if packed.scheme is Scheme.INT4:
         codes = unpack_nibbles(packed.codes)
     elif packed.scheme is Scheme.INT8:
@@ -86,7 +87,3 @@ def vector(values: Tensor, length: int) -> Tensor:
 
 def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
-
-
-def up(number: int, to: int) -> int:
-    return -(-number // to) * to

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from edge_vla.quant import PackedWeight
-from edge_vla.runtime.native.layout import BLOCK, PIECE, address, matrix, up
+from edge_vla.runtime.native.layout import BLOCK, PIECE, address, matrix
 from edge_vla.runtime.native.library import library
+from edge_vla.runtime.padding import padded
 
 
 class NativeProduct:
@@ -27,7 +28,7 @@ class NativeProduct:
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous()
-        rows, needed = x.shape[0], PIECE * BLOCK * 2 + up(x.shape[0], BLOCK) * BLOCK * 4
+        rows, needed = x.shape[0], PIECE * BLOCK * 2 + padded(x.shape[0], BLOCK) * BLOCK * 4
         if self._own.numel() < needed:
             self._own = torch.empty(needed, dtype=torch.uint8)
         out = torch.empty(rows, self._matrix.outer, dtype=torch.bfloat16)

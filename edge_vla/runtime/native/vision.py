@@ -12,14 +12,15 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from edge_vla.checkpoint.keys import TOWER_PREFIXES
 from edge_vla.quant import PackedWeight, Scheme
 from edge_vla.runtime.native.decoder import TILE
-from edge_vla.runtime.native.layout import BLOCK, PIECE, STEP, Matrix, address, fits, matrix, up, vector
+from edge_vla.runtime.native.layout import BLOCK, PIECE, STEP, Matrix, address, fits, matrix, vector
 from edge_vla.runtime.native.library import library
 from edge_vla.runtime.native.team import Team
+from edge_vla.runtime.padding import padded
 from edge_vla.spec import PolicySpec, TowerSpec
 
-TOWERS: Final = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
 LINEARS: Final = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 VECTORS: Final = ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "ls1.scale_factor", "ls2.scale_factor")
 
@@ -75,7 +76,7 @@ class NativeVision:
         assert compiled is not None, "ask `fast` or `library` first"
         self.spec, self._call, self._weights = spec, compiled.edge_vla_see, weights
         self._kept, self._multiplications = list[object](), 0
-        towers = [self._tower(tower, prefix) for tower, prefix in zip(spec.towers, TOWERS, strict=False)]
+        towers = [self._tower(tower, prefix) for tower, prefix in zip(spec.towers, TOWER_PREFIXES, strict=False)]
         linears = [self._matrix(f"projector.fc{i + 1}") for i in range(len(spec.projector_widths) - 1)]
         tower_array, linear_array = (_Tower * len(towers))(*towers), (Matrix * len(linears))(*linears)
         self._kept += [tower_array, linear_array]
@@ -127,7 +128,7 @@ class NativeVision:
         rows = spec.prefix + spec.patches
         matrices = [self._matrix(prefix + name, rows) for name in LINEARS]
         vectors = [
-            vector(self._tensor(prefix + name), up(spec.width, BLOCK))
+            vector(self._tensor(prefix + name), padded(spec.width, BLOCK))
             for name in (VECTORS if spec.layer_scale else VECTORS[:4])
         ]
         self._kept += vectors
@@ -155,15 +156,16 @@ class NativeVision:
             return
         towers, patches = self.spec.towers, self.spec.patches
         rows, width = max(t.prefix + t.patches for t in towers), max(t.width for t in towers)
-        pitch, qkv = up(width, BLOCK), up(3 * width, BLOCK)
-        hidden, cut = up(max(t.mlp_width for t in towers), BLOCK), up(3 * max(t.patch for t in towers) ** 2, STEP)
-        features = up(self.spec.vision_width, BLOCK)
-        slots, head = up(rows, BLOCK), max(t.width // t.heads for t in towers)
+        pitch, qkv = padded(width, BLOCK), padded(3 * width, BLOCK)
+        hidden = padded(max(t.mlp_width for t in towers), BLOCK)
+        cut = padded(3 * max(t.patch for t in towers) ** 2, STEP)
+        features = padded(self.spec.vision_width, BLOCK)
+        slots, head = padded(rows, BLOCK), max(t.width // t.heads for t in towers)
         sizes = [(rows, pitch), (rows, pitch), (rows, qkv), (rows, pitch), (rows, hidden), (patches, cut)]
-        sizes += [(patches, features), *((patches, up(w, BLOCK)) for w in self.spec.projector_widths[1:])]
+        sizes += [(patches, features), *((patches, padded(w, BLOCK)) for w in self.spec.projector_widths[1:])]
         buffers = [torch.zeros(size, dtype=torch.bfloat16) for size in sizes]
-        memory = slots * (head + up(head, BLOCK)) * 2 + TILE * slots * 6
-        own = up(max(PIECE * BLOCK * 2 + rows * BLOCK * 4, memory), BLOCK)
+        memory = slots * (head + padded(head, BLOCK)) * 2 + TILE * slots * 6
+        own = padded(max(PIECE * BLOCK * 2 + rows * BLOCK * 4, memory), BLOCK)
         buffers.append(torch.zeros(members, own, dtype=torch.uint8))
         at = [address(buffer) for buffer in buffers]
         projected = (ctypes.c_void_p * 3)(*at[7:-1])
