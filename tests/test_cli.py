@@ -85,6 +85,15 @@ def test_a_hub_id_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch, capsys
     assert "could not be fetched" in capsys.readouterr().err
 
 
+def test_time_foretold_is_set_over_the_time_taken(tmp_path: Path) -> None:
+    measured = measure(["export", TINY, "--bits", "8", "--out", str(tmp_path / "artifact")])
+    foretold = measured["foretold"]
+    assert len(foretold) >= 4, "a line a layer, and the stages after them"
+    assert all(0 < one["at_s"] <= measured["seconds"] for one in foretold)
+    last = foretold[-1]
+    assert last["over_actual"] == pytest.approx(last["at_s"] / measured["seconds"], abs=0.5)
+
+
 def test_measured_commands() -> None:
     assert list(split(["a", "b", "--then", "c"])) == [["a", "b"], ["c"]]
     measured = measure(["--version"], repeat=2)

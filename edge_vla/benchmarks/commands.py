@@ -2,7 +2,8 @@
 
     python -m edge_vla.benchmarks.commands --out RESULT.json -- --help --then export random:openvla-7b --out DIR
 
-Each command is repeated `--repeat` times and must succeed; its last line of output is kept.
+Each command is repeated `--repeat` times and must succeed; its last line of output is kept. Where it says how much time
+is left in all, what that made of the whole is set over the time it really took.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -17,27 +19,32 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Final
 
 from edge_vla.errors import BackendError, EdgeVLAError
 from edge_vla.files import write_whole
 
-THEN = "--then"
+THEN: Final = "--then"
+LEFT: Final = re.compile(r"(\d+) (s|min) left in all")
 
 
 def measure(arguments: Sequence[str], repeat: int = 1) -> dict[str, Any]:
     """Run `edge-vla ARGUMENTS`; raises BackendError with its last words if it fails."""
     seconds, cpu, peaks, last = [], [], [], ""
+    foretold: list[tuple[float, float]] = []
     for _ in range(repeat):
-        with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        with tempfile.TemporaryFile("w+") as output:
             started = time.perf_counter()
-            child = subprocess.Popen([sys.executable, "-m", "edge_vla.cli", *arguments], stdout=output, stderr=errors)
+            child = subprocess.Popen(
+                [sys.executable, "-m", "edge_vla.cli", *arguments], stdout=output, stderr=subprocess.PIPE, text=True
+            )
+            assert child.stderr is not None
+            foretold, error = _heard(child.stderr, started)
             _, status, usage = os.wait4(child.pid, 0)
             seconds.append(time.perf_counter() - started)
             child.returncode = os.waitstatus_to_exitcode(status)
             if child.returncode:
-                errors.seek(0)
-                raise BackendError(f"edge-vla {' '.join(arguments)}: {errors.read().strip().splitlines()[-1]}")
+                raise BackendError(f"edge-vla {' '.join(arguments)}: {error}")
             cpu.append(usage.ru_utime + usage.ru_stime)
             peaks.append(usage.ru_maxrss * 1024)
             output.seek(0)
@@ -50,7 +57,18 @@ def measure(arguments: Sequence[str], repeat: int = 1) -> dict[str, Any]:
         "cpu_seconds": round(statistics.median(cpu), 3),
         "peak_bytes": max(peaks),
         "last_line": last,
+        "foretold": [{"at_s": round(at, 1), "over_actual": round(whole / seconds[-1], 3)} for at, whole in foretold],
     }
+
+
+def _heard(errors: IO[str], started: float) -> tuple[list[tuple[float, float]], str]:
+    """Each foretelling of the whole time, as (seconds after the start, whole seconds), and the last line."""
+    foretold, last = [], ""
+    for line in errors:
+        at, last = time.perf_counter() - started, line.strip() or last
+        if found := LEFT.search(line):
+            foretold.append((at, at + int(found[1]) * {"s": 1, "min": 60}[found[2]]))
+    return foretold, last
 
 
 def split(arguments: Sequence[str]) -> Iterator[list[str]]:
