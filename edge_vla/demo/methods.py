@@ -2,8 +2,9 @@
 
 World 1; calibrated on the expert's episodes of the calibration split, judged teacher-forced on the policy's own of the
 evaluation split, which neither training nor calibration has seen. Beside them stands the noise floor: bf16 itself with
-its rounding shaken. Agreement alone: speed and closed loop belong to `edge_vla.demo.judge`. It may be stopped at any
-time: what is in `--work` is not done again by the same command.
+its rounding shaken. `prefill rounded` is an artifact as it is, run by a kernel that rounds a prefill's rows to 8 bits;
+teacher forcing puts the rows of the answer into the prefill too. Agreement alone: speed and closed loop belong to
+`edge_vla.demo.judge`. It may be stopped at any time: what is in `--work` is not done again by the same command.
 """
 
 import argparse
@@ -35,6 +36,8 @@ from edge_vla.frames import Frame, read_frames
 from edge_vla.frames import episodes as episode_names
 from edge_vla.quant import stored_bytes
 from edge_vla.runtime import load, shaken
+from edge_vla.runtime.kernels import AUTO, NATIVE_INT8
+from edge_vla.runtime.native.library import library
 
 LOG: Final = logging.getLogger("edge_vla.demo.methods")
 WORLD: Final = 1
@@ -61,6 +64,11 @@ RECIPES: Final[Mapping[str, tuple[Recipe, str]]] = {  # and the name of what eac
     "uint4 GPTQ": (Recipe(asymmetric=True, method="gptq"), "int4 GPTQ"),
 }
 
+ROUNDED: Final = {
+    "int8": "int8, prefill rounded",
+    "int4 GPTQ": "int4 GPTQ, prefill rounded",
+}  # by the kernel NATIVE_INT8
+
 
 class Judged:
     """The reference's answers to the frames, how far rounding alone moves them, and the answers of those judged."""
@@ -77,11 +85,13 @@ class Judged:
         self.same: dict[str, NDArray[np.bool_]] = {}
         self.rows = {FLOOR: self.row(FLOOR, moved, None)}
 
-    def answers(self, name: str, path: Path, *, shake: bool = False) -> tuple[Tensor, dict[str, str]]:
+    def answers(
+        self, name: str, path: Path, kernel: str = AUTO, *, shake: bool = False
+    ) -> tuple[Tensor, dict[str, str]]:
         """Logits (frames, dims, bins) and the kernels that made them; from `work` if they are there."""
         kept = self.work / f"{name}, {len(self.frames)} frames.pt"
         if not kept.exists():
-            policy = load(path, "cpu")
+            policy = load(path, "cpu", kernel=kernel)
             with shaken(policy.network, seed=0) if shake else nullcontext():
                 logits = forced_logits(policy, self.frames)
             beside = kept.with_suffix(".partial")
@@ -113,8 +123,8 @@ class Judged:
             }
         return found
 
-    def judge(self, name: str, directory: Path, against: str) -> None:
-        artifact, (logits, kernels) = Artifact(directory), self.answers(name, directory)
+    def judge(self, name: str, directory: Path, against: str, kernel: str = AUTO) -> None:
+        artifact, (logits, kernels) = Artifact(directory), self.answers(name, directory, kernel)
         linears = [linear for layer in artifact.manifest.layers for linear in layer.values()]
         stored = sum(stored_bytes(linear.scheme, linear.shape, linear.group) for linear in linears)
         self.rows[name] = {
@@ -140,6 +150,8 @@ def measure(work: Path, limit: int | None) -> dict[str, Any]:
     judged = Judged(frames[:limit], work)
     for name, (_, against) in RECIPES.items():
         judged.judge(name, work / name, against)
+    for name, rounded in ROUNDED.items() if library() is not None else ():
+        judged.judge(rounded, work / name, name, NATIVE_INT8)
     return {
         "version": 1,
         "kind": "rounding methods",

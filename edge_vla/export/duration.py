@@ -38,7 +38,7 @@ def expected(spec: PolicySpec, frames: Sequence[Frame], rows: int, calibrated: i
     look = SMALL * 2 * towers * spec.patches * BF16
     forward, load = 2 * weights * rows * BF16, weights * READ
     answers = min(len(frames), MOST_CANDIDATES) + SHAKES + 1 if frames else len(INSTRUCTIONS) + SHAKES + 1
-    answer = look + 2 * 2 * weights * layers * spec.patches * BF16  # widening the codes doubles it
+    answer = look + 2 * weights * layers * spec.patches * BF16
     costs = {"decoder": (layers, load + weights * NEAREST)}
     if rows:
         costs = {

@@ -16,9 +16,9 @@ from edge_vla.errors import UsageError
 from edge_vla.model.decoder import RMSNorm
 from edge_vla.quant import PackedWeight, Scheme
 from edge_vla.runtime.engine import FusedDecoder, FusedLayer, Products
-from edge_vla.runtime.kernels import AUTO, NATIVE, pick
+from edge_vla.runtime.kernels import AUTO, NATIVE, NATIVE_INT8, pick
 from edge_vla.runtime.native.decoder import NativeDecoder, NativeLayer, layer_fits
-from edge_vla.runtime.native.layout import Format
+from edge_vla.runtime.native.layout import IN_PREFILL, NEVER, Format, fits_rounded
 from edge_vla.runtime.native.library import fast, library
 from edge_vla.runtime.native.product import NativeProduct
 from edge_vla.spec import PolicySpec
@@ -51,10 +51,10 @@ class Assembly:
         want: str = AUTO,
     ) -> None:
         self.spec, self.dtype, self.device, self.want = spec, dtype, device, want
-        self.native = want in (AUTO, NATIVE) and self._runs_native(formats)
-        if want == NATIVE and not self.native:
+        self.native = want in (AUTO, NATIVE, NATIVE_INT8) and self._runs_native(formats)
+        if want in (NATIVE, NATIVE_INT8) and not self.native:
             raise UsageError(
-                f"kernel {NATIVE} needs a C compiler, bf16 on the CPU, and formats bf16, int8 or int4 only"
+                f"kernel {want} needs a C compiler, bf16 on the CPU, and formats bf16, int8, w8a8 or int4 only"
             )
         self.rows = spec.patches + TEXT_ROWS
         self.chosen: dict[str, dict[str, set[tuple[int, int]]]] = defaultdict(lambda: defaultdict(set))
@@ -98,10 +98,12 @@ class Assembly:
 
     def _native_layer(self, linears: Mapping[str, PackedWeight], norms: Mapping[str, Tensor]) -> NativeLayer:
         products = _together(linears)
+        rounds = IN_PREFILL if self.want == NATIVE_INT8 else NEVER
         for packed in linears.values():
-            self.chosen[packed.scheme.value][NATIVE].add(packed.shape)
+            name = self.want if rounds and fits_rounded(packed) and packed.scheme is not Scheme.W8A8 else NATIVE
+            self.chosen[packed.scheme.value][name].add(packed.shape)
         whole = {name: [one] if (one := fused(parts)) is not None else parts for name, parts in products.items()}
-        return NativeLayer(whole, (norms["input_layernorm.weight"], norms["post_attention_layernorm.weight"]))
+        return NativeLayer(whole, (norms["input_layernorm.weight"], norms["post_attention_layernorm.weight"]), rounds)
 
     def _product(self, parts: Sequence[PackedWeight]) -> nn.Module:
         whole = fused(parts)

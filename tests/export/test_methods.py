@@ -50,18 +50,18 @@ def made(tmp_path_factory: pytest.TempPathFactory, frames: Sequence[Frame]) -> d
 
 
 @pytest.mark.parametrize(
-    ("name", "scheme", "version", "kernel"),
+    ("name", "scheme", "version"),
     [
-        ("smoothquant", Scheme.W8A8, 3, "torch-int-mm"),
-        ("smoothquant+gptq", Scheme.W8A8, 3, "torch-int-mm"),
-        ("w8a8", Scheme.W8A8, 3, "torch-int-mm"),
-        ("awq", Scheme.INT4, 1, None),
-        ("uint4", Scheme.UINT4, 3, "torch-int4pack"),
-        ("uint4 awq", Scheme.UINT4, 3, "torch-int4pack"),
+        ("smoothquant", Scheme.W8A8, 3),
+        ("smoothquant+gptq", Scheme.W8A8, 3),
+        ("w8a8", Scheme.W8A8, 3),
+        ("awq", Scheme.INT4, 1),
+        ("uint4", Scheme.UINT4, 3),
+        ("uint4 awq", Scheme.UINT4, 3),
     ],
 )
 def test_the_manifest_says_what_it_is(
-    name: str, scheme: Scheme, version: int, kernel: str | None, made: dict[str, Artifact], frames: Sequence[Frame]
+    name: str, scheme: Scheme, version: int, made: dict[str, Artifact], frames: Sequence[Frame]
 ) -> None:
     """Written, read back, hashed, and acting with its golden frame as it did when it was made."""
     artifact = Artifact(made[name].directory)
@@ -72,7 +72,7 @@ def test_the_manifest_says_what_it_is(
     assert artifact.manifest.recipe.get("asymmetric") == (True if scheme is Scheme.UINT4 else None)
     policy = load(artifact.directory, "cpu")
     action = policy.act(frames[0].open(), frames[0].instruction, "random")
-    assert kernel is None or action.kernels[scheme.value] == kernel
+    assert action.kernels[scheme.value] not in ("", "reference"), "each has a fast one"
 
 
 @pytest.mark.parametrize("name", ["smoothquant", "smoothquant+gptq", "awq", "uint4 awq"])
@@ -95,9 +95,12 @@ def test_scaling_alone_changes_nothing_but_rounding(made: dict[str, Artifact], f
 
 def test_the_reference_kernel_acts_alike(made: dict[str, Artifact], frames: Sequence[Frame]) -> None:
     """The whole network on the slow product: for int8 activations the same bits, as the sums are whole."""
-    fast, slow = (load(made["smoothquant"].directory, "cpu", kernel=kernel) for kernel in ("auto", "reference"))
+    kernels = ("torch-int-mm", "reference", "auto")
+    fast, slow, ours = (load(made["smoothquant"].directory, "cpu", kernel=kernel) for kernel in kernels)
     for frame in frames[:3]:
-        assert torch.equal(forced_logits(fast, [frame]), forced_logits(slow, [frame]))
+        truth = forced_logits(slow, [frame])
+        assert torch.equal(forced_logits(fast, [frame]), truth)
+        assert divergence(truth, forced_logits(ours, [frame])).max() < 1e-3, "norms and attention round elsewhere in C"
 
 
 def test_calibrating_goes_on_with_what_will_run(

@@ -103,7 +103,7 @@ def test_native_is_as_exact_as_the_plain_decoder(name: str, scheme: Scheme) -> N
 
 
 @NEEDS_COMPILER
-@pytest.mark.parametrize("scheme", [Scheme.BF16, Scheme.INT8, Scheme.INT4])
+@pytest.mark.parametrize("scheme", [Scheme.BF16, Scheme.INT8, Scheme.INT4, Scheme.W8A8])
 def test_a_native_row_is_the_same_in_a_prefill_and_alone(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only a few rows: a row's bits never depend on what is computed beside it, nor on the number of threads."""
     monkeypatch.setattr("edge_vla.runtime.native.team.WORTH_A_THREAD", 1)
@@ -124,13 +124,28 @@ def test_a_native_row_is_the_same_in_a_prefill_and_alone(scheme: Scheme, monkeyp
 @pytest.mark.parametrize(
     ("scheme", "kernel"),
     [(scheme, "torch") for scheme in (Scheme.INT4, Scheme.INT8, Scheme.UINT4, Scheme.W8A8)]
-    + [pytest.param(scheme, "native", marks=NEEDS_COMPILER) for scheme in (Scheme.INT4, Scheme.INT8)],
+    + [pytest.param(scheme, "native", marks=NEEDS_COMPILER) for scheme in (Scheme.INT4, Scheme.INT8, Scheme.W8A8)]
+    + [pytest.param(scheme, "native/int8", marks=NEEDS_COMPILER) for scheme in (Scheme.INT4, Scheme.INT8)],
 )
 def test_quantised_is_the_plain_decoder_with_its_weights(scheme: Scheme, mixed: bool, kernel: str) -> None:
     plain, fast = pair(TINY.decoder, scheme, mixed=mixed, kernel=kernel)
     x = torch.randn(1, 40, plain.spec.width, generator=torch.Generator().manual_seed(1)).bfloat16()
     ours, theirs = run(fast, x, 32).float(), run(plain, x, 32).float()
     assert (ours - theirs).abs().max() <= 0.05 * theirs.abs().max()
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("scheme", [Scheme.INT4, Scheme.INT8])
+def test_only_a_prefill_is_rounded(scheme: Scheme) -> None:
+    """As int8 times int8 does there, and passes over the same cache keep their bits."""
+    spec = dataclasses.replace(TINY.decoder, layers=1)
+    exact, rounding = pair(spec, scheme, kernel="native")[1], pair(spec, scheme, kernel="native/int8")[1]
+    x = torch.randn(1, 40, spec.width, generator=torch.Generator().manual_seed(1)).bfloat16()
+    cache: Any = exact.cache(45)
+    prefills = [decoder.rows(x, 0, cache) for decoder in (rounding, exact)]  # what is left there is exact
+    assert not torch.equal(*prefills)
+    assert (prefills[0] - prefills[1]).abs().max() <= 0.05 * prefills[1].abs().max()
+    assert torch.equal(*(decoder.rows(x[:, :3], 40, cache) for decoder in (exact, rounding)))
 
 
 @pytest.mark.parametrize("wanted", [slice(0, 16), slice(9, 13), slice(15, 16)])

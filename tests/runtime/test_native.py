@@ -16,8 +16,9 @@ from edge_vla.checkpoint.keys import vision_keys
 from edge_vla.errors import UsageError
 from edge_vla.quant import PackedWeight, Scheme, dequantise, quantise
 from edge_vla.runtime.assemble import Assembly
+from edge_vla.runtime.kernels.w8a8 import RoundedRows, round_rows
 from edge_vla.runtime.native import team
-from edge_vla.runtime.native.layout import fits
+from edge_vla.runtime.native.layout import IN_PREFILL, fits, fits_rounded
 from edge_vla.runtime.native.library import library
 from edge_vla.runtime.native.product import NativeProduct
 from edge_vla.runtime.native.vision import NativeVision, Weights, vision_fits
@@ -62,11 +63,52 @@ def test_a_product_is_as_exact_as_plain_bf16(
         assert torch.equal(product(x[9 : 9 + rows]), whole[9 : 9 + rows])
 
 
+def rows(count: int, inner: int) -> Tensor:
+    """Of very different size, one in three with an outlier, one all zero."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(count, inner, generator=generator) * torch.randn(count, 1, generator=generator).mul_(3).exp_()
+    x[::3, 7] *= 50
+    x[5] = 0
+    return x.to(BF16)
+
+
 @NEEDS_COMPILER
-def test_what_is_no_number_stays_none() -> None:
+@pytest.mark.parametrize("flags", [(), (PLAIN,)], ids=["instructions", "plain"])
+@pytest.mark.parametrize(("outer", "inner"), [(64, 256), (192, 1040), (89, 36), (64, 11008)])
+def test_int8_times_int8_is_the_slow_one_bit_for_bit(outer: int, inner: int, flags: tuple[str, ...]) -> None:
+    packed, x = weight(Scheme.W8A8, None, outer, inner), rows(50, inner)
+    packed.codes[3], x[8] = 127, 3.0  # the largest sum there is
+    product = NativeProduct(packed, library(*flags))
+    whole = product(x)
+    assert torch.equal(whole, RoundedRows(packed, BF16, CPU)(x))
+    for count in (1, 2, 3, 4, 5, 6, 7):
+        assert torch.equal(product(x[9 : 9 + count]), whole[9 : 9 + count])
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("flags", [(), (PLAIN,)], ids=["instructions", "plain"])
+@pytest.mark.parametrize(("scheme", "group"), [form for form in FORMATS if form[0] is not Scheme.BF16])
+def test_rounded_rows_lose_their_rounding_and_nothing_more(
+    scheme: Scheme, group: int | None, flags: tuple[str, ...]
+) -> None:
+    """Against float64 with the same rounded rows: what rounding the sum to bfloat16 costs."""
+    packed, x = weight(scheme, group, 89, 768), rows(50, 768)
+    codes, steps = round_rows(x)
+    truth = (codes.double() * steps.double()) @ dequantise(packed).double().T
+    got = NativeProduct(packed, library(*flags), rounds=IN_PREFILL)(x)
+    assert ((got.double() - truth).abs() <= 2**-8 * truth.abs() + 1e-5 * truth.abs().amax(dim=1, keepdim=True)).all()
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("scheme", [Scheme.INT4, Scheme.W8A8])
+@pytest.mark.parametrize("strange", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_no_number_stays_none(scheme: Scheme, strange: float) -> None:
     x = torch.ones(8, 256, dtype=BF16)
-    x[3, 17] = torch.nan
-    out = NativeProduct(weight(Scheme.INT4, 32, 64, 256))(x)
+    x[3, 17] = strange
+    out = NativeProduct(weight(scheme, 32 if scheme is Scheme.INT4 else None, 64, 256))(x)
+    if scheme is Scheme.INT4 and strange == strange:
+        assert not out[3].isfinite().any()
+        return
     assert out[3].isnan().all()
     assert out[[0, 1, 2, 4, 5, 6, 7]].isfinite().all()
 
@@ -74,7 +116,9 @@ def test_what_is_no_number_stays_none() -> None:
 def test_what_lines_cannot_hold_is_refused() -> None:
     assert not fits(weight(Scheme.INT4, 2, 64, 256)), "a group of two would be cut"
     assert not fits(weight(Scheme.INT4, 160, 64, 320)), "pieces of 128 inputs would cut a group of 160"
-    assert not fits(weight(Scheme.W8A8, None, 64, 256))
+    assert not fits(weight(Scheme.UINT4, 32, 64, 256))
+    assert not fits_rounded(weight(Scheme.INT4, 16, 64, 256)), "sums over rows are kept for spans of 32"
+    assert not fits(weight(Scheme.W8A8, None, 1, 2**16 + 64)), "32 bits would not hold the sums"
 
 
 def eight_bits(spec: PolicySpec, bits: int) -> tuple[Weights, dict[str, Tensor]]:
@@ -151,7 +195,7 @@ def test_without_a_compiler_torch_does_it_all(no_compiler: None) -> None:
 
 def test_one_linear_that_it_does_not_know_keeps_c_out() -> None:
     formats = {name: weight(Scheme.INT8, None, *shape) for name, shape in TINY.decoder.linears().items()}
-    other = {**formats, "mlp.down_proj": weight(Scheme.W8A8, None, *formats["mlp.down_proj"].shape)}
+    other = {**formats, "mlp.down_proj": weight(Scheme.UINT4, 32, *formats["mlp.down_proj"].shape)}
     assert not Assembly(TINY, BF16, CPU, [formats, other]).native
     assert not Assembly(TINY, torch.float32, CPU, [formats]).native
     assert not Assembly(TINY, BF16, CPU, [formats], "torch").native

@@ -24,6 +24,7 @@ from edge_vla.runtime.kernels.wide import DynamicInt8, WideInt4, WideInt8
 AUTO: Final = "auto"
 TORCH: Final = "torch"  # its own products of 16-bit weights, and operators for all between products
 NATIVE: Final = "native"  # the whole decoder in C, `edge_vla.runtime.native`: not chosen weight by weight
+NATIVE_INT8: Final = "native/int8"  # the same, but that a prefill's rows are rounded to 8 bits
 
 
 class Kernel(Protocol):
@@ -47,7 +48,9 @@ KERNELS: Final[Mapping[Scheme, tuple[type[Kernel], ...]]] = {
     Scheme.UINT4: (CpuInt4, Reference),
     Scheme.INT4: (DynamicInt4, CpuInt4, WideInt4, Reference) if ARM else (CpuInt4, WideInt4, Reference, DynamicInt4),
 }
-NAMES: Final = tuple(sorted({NATIVE, *(kernel.name for kernels in KERNELS.values() for kernel in kernels)}))
+NAMES: Final = tuple(
+    sorted({NATIVE, NATIVE_INT8, *(kernel.name for kernels in KERNELS.values() for kernel in kernels)})
+)
 
 
 def pick(

@@ -3,6 +3,7 @@
  * Roundings to bfloat16 are where torch's operators have them, but for rotation, which rounds once.
  */
 #include "attention.h"
+#include "whole.h"
 
 typedef struct {
     Matrix part[3]; /* products of one input, side by side */
@@ -27,6 +28,7 @@ typedef struct {
     int64_t pitch, qkv_pitch, gate_up_pitch, hidden_pitch;
     uint8_t *own; /* each thread's `own_bytes` */
     int64_t own_bytes;
+    Rounded whole; /* of whatever the next product reads, where one rounds its inputs */
 } Desk;
 
 typedef struct {
@@ -39,10 +41,31 @@ typedef struct {
     int64_t rows, start, wanted, wanted_end; /* wanted: rows whose hidden states are returned */
 } Pass;
 
-static void linear(const Linear *linear, const bf16 *x, int64_t pitch, int64_t rows, bf16 *out, int64_t out_pitch,
-                   Finish finish, Bench bench, Share share) {
+/* A pass that begins at the first row is a prefill. */
+static int rounds(const Matrix *w, const Pass *pass) {
+    return w->rounds == ALWAYS_ROUNDS || (w->rounds == IN_PREFILL && pass->start == 0);
+}
+
+static int any_rounds(const Linear *linear, const Pass *pass) {
+    int any = 0;
+    for (int64_t i = 0; i < linear->parts; i++) any |= rounds(linear->part + i, pass);
+    return any;
+}
+
+/* What `linear` reads, rounded, if it wants that. Rows are those of this thread. */
+static void round_rows(const Linear *linear, const Pass *pass, const bf16 *x, int64_t pitch, int64_t rows,
+                       const Rounded *to, Share share) {
+    if (any_rounds(linear, pass))
+        for (int64_t m = first_of(share, rows); m < end_of(share, rows); m++)
+            round_row(x + m * pitch, linear->part[0].inner, to, m);
+}
+
+static void multiply(const Linear *linear, const Pass *pass, const bf16 *x, int64_t pitch, int64_t rows, bf16 *out,
+                     int64_t out_pitch, Finish finish, const Rounded *whole, Bench bench, Share share) {
     for (int64_t i = 0; i < linear->parts; out += linear->part[i++].outer)
-        product(linear->part + i, x, pitch, rows, out, out_pitch, finish, 0, bench, share);
+        if (rounds(linear->part + i, pass))
+            product_whole(linear->part + i, whole, rows, out, out_pitch, finish, bench, share);
+        else product(linear->part + i, x, pitch, rows, out, out_pitch, finish, 0, bench, share);
 }
 
 static void rms_norm(const bf16 *x, const bf16 *weight, int64_t width, float eps, bf16 *out) {
@@ -103,6 +126,7 @@ void edge_vla_decode(const Decoder *decoder, const Desk *desk, const Cache *cach
     int64_t width = decoder->width, pitch = desk->pitch, slots = cache->slots;
     uint8_t *own = desk->own + member * desk->own_bytes;
     Bench bench = {own, (float *)(own + PIECE * BLOCK * sizeof(bf16))};
+    const Rounded *whole = &desk->whole;
     Blackboard board = {bench.sums, (bf16 *)(bench.sums + TILE * slots)};
     for (int64_t m = first_of(share, pass->rows); m < end_of(share, pass->rows); m++)
         memcpy(desk->x + m * pitch, in + m * width, (size_t)width * sizeof *in);
@@ -111,23 +135,33 @@ void edge_vla_decode(const Decoder *decoder, const Desk *desk, const Cache *cach
         int last = l == decoder->layers - 1;
         int64_t first = last ? pass->wanted : 0, end = last ? pass->wanted_end : pass->rows, rows = end - first;
         bf16 *x = desk->x + first * pitch, *normed = desk->normed + first * pitch;
+        const bf16 *mixed = desk->mixed + first * pitch;
         meet(share);
         norm_rows(decoder, desk->x, layer->input_norm, pass->rows, desk->normed, pitch, pitch, share);
+        round_rows(&layer->qkv, pass, desk->normed, pitch, pass->rows, whole, share);
         meet(share);
-        linear(&layer->qkv, desk->normed, pitch, pass->rows, desk->qkv, desk->qkv_pitch, STORE, bench, share);
+        multiply(&layer->qkv, pass, desk->normed, pitch, pass->rows, desk->qkv, desk->qkv_pitch, STORE, whole, bench,
+                 share);
         meet(share);
         attention(decoder, l, desk, cache, pass, first, end, board, share);
         meet(share);
-        linear(&layer->o_proj, desk->mixed + first * pitch, pitch, rows, x, pitch, ADD, bench, share);
+        if (any_rounds(&layer->o_proj, pass)) {
+            round_rows(&layer->o_proj, pass, mixed, pitch, rows, whole, share);
+            meet(share);
+        }
+        multiply(&layer->o_proj, pass, mixed, pitch, rows, x, pitch, ADD, whole, bench, share);
         meet(share);
         norm_rows(decoder, x, layer->attention_norm, rows, normed, pitch, pitch, share);
+        round_rows(&layer->gate_up, pass, normed, pitch, rows, whole, share);
         meet(share);
-        linear(&layer->gate_up, normed, pitch, rows, desk->gate_up, desk->gate_up_pitch, STORE, bench, share);
+        multiply(&layer->gate_up, pass, normed, pitch, rows, desk->gate_up, desk->gate_up_pitch, STORE, whole, bench,
+                 share);
         meet(share);
         for (int64_t m = first_of(share, rows); m < end_of(share, rows); m++)
             gate(desk->gate_up + m * desk->gate_up_pitch, decoder->mlp_width, desk->hidden + m * desk->hidden_pitch);
+        round_rows(&layer->down_proj, pass, desk->hidden, desk->hidden_pitch, rows, whole, share);
         meet(share);
-        linear(&layer->down_proj, desk->hidden, desk->hidden_pitch, rows, x, pitch, ADD, bench, share);
+        multiply(&layer->down_proj, pass, desk->hidden, desk->hidden_pitch, rows, x, pitch, ADD, whole, bench, share);
     }
     meet(share);
     int64_t wanted = pass->wanted_end - pass->wanted;
@@ -135,10 +169,16 @@ void edge_vla_decode(const Decoder *decoder, const Desk *desk, const Cache *cach
     meet(share); /* the team may be called again at once */
 }
 
-/* x (rows, inner) -> out (rows, outer), on one thread; `own`: PIECE lines of 64, then rows of 64 floats. */
-void edge_vla_multiply(const Matrix *weight, const bf16 *x, int64_t rows, bf16 *out, uint8_t *own) {
+/* x (rows, inner) -> out (rows, outer), on one thread; `own`: PIECE lines of 64, then rows of 64 floats. `whole` is room
+ * for the rows if the weight rounds them, else none.
+ */
+void edge_vla_multiply(const Matrix *weight, const bf16 *x, int64_t rows, bf16 *out, uint8_t *own,
+                       const Rounded *whole) {
     Bench bench = {own, (float *)(own + PIECE * BLOCK * sizeof(bf16))};
-    product(weight, x, weight->inner, rows, out, weight->outer, STORE, 0, bench, (Share){0, 0, 1});
+    Share share = {0, 0, 1};
+    for (int64_t m = 0; m < rows && whole; m++) round_row(x + m * weight->inner, weight->inner, whole, m);
+    if (whole) product_whole(weight, whole, rows, out, weight->outer, STORE, bench, share);
+    else product(weight, x, weight->inner, rows, out, weight->outer, STORE, 0, bench, share);
 }
 
 int edge_vla_instructions(void) { return EDGE_VLA_INSTRUCTIONS; }

@@ -15,7 +15,20 @@ from torch import Tensor
 
 from edge_vla.model.decoder import rotary_tables
 from edge_vla.quant import PackedWeight
-from edge_vla.runtime.native.layout import BLOCK, PIECE, STEP, Format, Matrix, address, fits, matrix, vector
+from edge_vla.runtime.native.layout import (
+    BLOCK,
+    NEVER,
+    PIECE,
+    STEP,
+    Format,
+    Matrix,
+    Rounded,
+    address,
+    fits,
+    fits_rounded,
+    matrix,
+    vector,
+)
 from edge_vla.runtime.native.library import library
 from edge_vla.runtime.native.team import Team
 from edge_vla.runtime.padding import padded
@@ -53,6 +66,7 @@ class _Desk(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("pitch", "qkv_pitch", "gate_up_pitch", "hidden_pitch")),
         ("own", ctypes.c_void_p),
         ("own_bytes", ctypes.c_int64),
+        ("whole", Rounded),
     )
 
 
@@ -94,13 +108,19 @@ class NativeCache:
 class NativeLayer:
     """One layer's weights where C finds them."""
 
-    def __init__(self, products: Mapping[str, Sequence[PackedWeight]], norms: tuple[Tensor, Tensor]) -> None:
-        parts = {name: [matrix(packed) for packed in products[name]] for name in NAMES}
+    def __init__(
+        self, products: Mapping[str, Sequence[PackedWeight]], norms: tuple[Tensor, Tensor], rounds: int = NEVER
+    ) -> None:
+        parts = {
+            name: [matrix(packed, rounds=rounds if fits_rounded(packed) else NEVER) for packed in products[name]]
+            for name in NAMES
+        }
         first, second = (vector(norm, norm.numel()) for norm in norms)
         linears = [_Linear((Matrix * SIDE_BY_SIDE)(*parts[name]), len(parts[name])) for name in NAMES]
         self.structure = _Layer(*linears, address(first), address(second))
         self.kept = (parts, first, second)
         self.multiplications = sum(part.outer * part.inner for members in parts.values() for part in members)
+        self.rounds = any(part.rounds != NEVER for members in parts.values() for part in members)
 
 
 def layer_fits(spec: DecoderSpec, products: Mapping[str, Sequence[Format]]) -> bool:
@@ -130,7 +150,7 @@ class NativeDecoder:
         )  # fmt: skip
         self._multiplications = sum(layer.multiplications for layer in layers)
         self._team, self._room = Team(), (0, 0, 0)
-        self._desk, self._buffers = _Desk(), list[Tensor]()
+        self._desk, self._whole, self._buffers = _Desk(), Rounded(), list[Tensor]()
 
     def cache(self, length: int) -> NativeCache:
         return NativeCache.allocate(self.spec, length)
@@ -162,5 +182,8 @@ class NativeDecoder:
         panel, sums, board = PIECE * BLOCK * 2, rows * BLOCK * 4, TILE * slots * 6
         own = padded(panel + max(sums, board), BLOCK)
         buffers.append(torch.zeros(members, own, dtype=torch.uint8))
-        self._desk = _Desk(*map(address, buffers[:-1]), pitch, qkv, gate_up, hidden, address(buffers[-1]), own)
+        rounded = any(layer.rounds for layer in self._layers)
+        whole = Rounded.room(rows, max(pitch, hidden)) if rounded else Rounded()
+        self._desk = _Desk(*map(address, buffers[:-1]), pitch, qkv, gate_up, hidden, address(buffers[-1]), own, whole)
+        self._whole = whole  # keeps its tensors
         self._buffers, self._room = buffers, (rows, slots, members)

@@ -1,4 +1,5 @@
-/* The smallest step of a product: 16 outputs x 2 inputs, as 32 lanes, from weights of 4, 8 or 16 bits.
+/* The smallest step of a product: 16 outputs x 2 inputs, as 32 lanes, from weights of 4, 8 or 16 bits. Of a product in
+ * whole numbers: 16 outputs x 4 inputs, as 64 bytes, from 4 or 8 bits.
  *
  * A line holds the weights of 64 outputs and 4 inputs: for each 16 outputs 32 lanes of the first two inputs, then 32
  * of the other two (at 4 bits: low nibbles, then high ones). Lane 2r + j is output r, input j.
@@ -16,7 +17,9 @@
 #define LANES 32
 #define LINE(bits) (STEP * BLOCK * (bits) / 8)
 
-#if defined(__AVX512BF16__) && defined(__AVX512BW__) && !defined(EDGE_VLA_PLAIN)
+#define ABOVE(bits) (1 << ((bits) - 1)) /* what is added to a code, so that none is below zero */
+
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VNNI__) && !defined(EDGE_VLA_PLAIN)
 #include <immintrin.h>
 #define EDGE_VLA_INSTRUCTIONS 1
 
@@ -68,6 +71,42 @@ ALWAYS void add_scaled(float *to, Sums even, Sums odd, const float *scale) {
     _mm512_storeu_ps(to, _mm512_fmadd_ps(sums, _mm512_loadu_ps(scale), _mm512_loadu_ps(to)));
 }
 
+typedef __m512i Bytes;
+typedef int32_t Wholes __attribute__((vector_size(64))); /* one for each of 16 outputs */
+
+/* Codes plus `ABOVE(bits)`, the four inputs of an output side by side. */
+ALWAYS Bytes unpack_bytes(const int bits, const uint8_t *line, int part) {
+    const uint8_t *from = line + part * (LINE(bits) / PARTS);
+    __m512i first = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
+    if (bits == 8) {
+        __m512i second = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(from + LANES)));
+        return _mm512_xor_si512(_mm512_or_si512(first, _mm512_slli_epi32(second, 16)), _mm512_set1_epi8(-128));
+    }
+    __m512i low = _mm512_and_si512(first, _mm512_set1_epi32(0x00000f0f));
+    return _mm512_or_si512(low, _mm512_and_si512(_mm512_slli_epi32(first, 12), _mm512_set1_epi32(0x0f0f0000)));
+}
+
+ALWAYS void keep_bytes(uint8_t *to, Bytes bytes) { _mm512_storeu_si512(to, bytes); }
+ALWAYS Bytes kept_bytes(const uint8_t *from) { return _mm512_loadu_si512(from); }
+
+ALWAYS Wholes no_wholes(void) { return (Wholes){0}; }
+
+/* Each output's four bytes times the four inputs at `x`, added. */
+ALWAYS Wholes multiply_add_whole(Wholes sums, Bytes weights, const int8_t *x) {
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    return (Wholes)_mm512_dpbusd_epi32((__m512i)sums, weights, _mm512_set1_epi32(four));
+}
+
+ALWAYS void add_whole(int32_t *to, Wholes sums) {
+    _mm512_storeu_si512(to, _mm512_add_epi32((__m512i)sums, _mm512_loadu_si512(to)));
+}
+
+ALWAYS void add_whole_scaled(float *to, Wholes sums, int32_t above, const float *scale) {
+    __m512 real = _mm512_cvtepi32_ps(_mm512_sub_epi32((__m512i)sums, _mm512_set1_epi32(above)));
+    _mm512_storeu_ps(to, _mm512_fmadd_ps(real, _mm512_loadu_ps(scale), _mm512_loadu_ps(to)));
+}
+
 #else
 #define EDGE_VLA_INSTRUCTIONS 0
 
@@ -112,6 +151,44 @@ ALWAYS void add_scaled(float *to, Sums even, Sums odd, const float *scale) {
         float sum = (even.at[2 * r] + even.at[2 * r + 1]) + (odd.at[2 * r] + odd.at[2 * r + 1]);
         to[r] += scale[r] * sum;
     }
+}
+
+typedef struct { uint8_t at[4 * LANES / 2]; } Bytes;
+typedef struct { int32_t at[LANES / 2]; } Wholes;
+
+ALWAYS Bytes unpack_bytes(const int bits, const uint8_t *line, int part) {
+    const uint8_t *from = line + part * (LINE(bits) / PARTS);
+    Bytes bytes;
+    for (int i = 0; i < LANES; i++) {
+        int place = i / 2 * 4 + i % 2; /* lane 2r + j is output r, input j */
+        bytes.at[place] = bits == 8 ? from[i] ^ 128 : from[i] & 15;
+        bytes.at[place + 2] = bits == 8 ? from[LANES + i] ^ 128 : from[i] >> 4;
+    }
+    return bytes;
+}
+
+ALWAYS void keep_bytes(uint8_t *to, Bytes bytes) { memcpy(to, &bytes, sizeof bytes); }
+
+ALWAYS Bytes kept_bytes(const uint8_t *from) {
+    Bytes bytes;
+    memcpy(&bytes, from, sizeof bytes);
+    return bytes;
+}
+
+ALWAYS Wholes no_wholes(void) { return (Wholes){{0}}; }
+
+ALWAYS Wholes multiply_add_whole(Wholes sums, Bytes weights, const int8_t *x) {
+    for (int r = 0; r < LANES / 2; r++)
+        for (int j = 0; j < STEP; j++) sums.at[r] += weights.at[STEP * r + j] * x[j];
+    return sums;
+}
+
+ALWAYS void add_whole(int32_t *to, Wholes sums) {
+    for (int r = 0; r < LANES / 2; r++) to[r] += sums.at[r];
+}
+
+ALWAYS void add_whole_scaled(float *to, Wholes sums, int32_t above, const float *scale) {
+    for (int r = 0; r < LANES / 2; r++) to[r] += scale[r] * (float)(sums.at[r] - above);
 }
 
 #endif

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edge_vla.quant import PackedWeight
-from edge_vla.runtime.native.layout import BLOCK, PIECE, address, matrix
+from edge_vla.runtime.native.layout import BLOCK, NEVER, PIECE, Rounded, address, matrix
 from edge_vla.runtime.native.library import library
 from edge_vla.runtime.padding import padded
 
@@ -16,24 +16,37 @@ from edge_vla.runtime.padding import padded
 class NativeProduct:
     """x (n, K) bfloat16 -> x W^T (n, N) bfloat16, for a weight that `fits` and whose K needs no padding.
 
-    A row's bits depend on that row alone.
+    A row's bits depend on that row alone. Unless `rounds` is NEVER inputs are rounded to 8 bits; W8A8's always are.
     """
 
-    def __init__(self, packed: PackedWeight, compiled: ctypes.CDLL | None = None) -> None:
+    def __init__(self, packed: PackedWeight, compiled: ctypes.CDLL | None = None, *, rounds: int = NEVER) -> None:
         compiled = compiled or library()
         assert compiled is not None, "ask `fast` or `library` first"
-        self._call, self._matrix, self.outer = compiled.edge_vla_multiply, matrix(packed), packed.shape[0]
+        self._call, self._matrix, self.outer = (
+            compiled.edge_vla_multiply,
+            matrix(packed, rounds=rounds),
+            packed.shape[0],
+        )
         assert self._matrix.inner == packed.shape[1], f"{packed.shape[1]} inputs are not in fours"
-        self._own = torch.empty(0, dtype=torch.uint8)
+        self._own, self._rows = torch.empty(0, dtype=torch.uint8), 0
+        self._rounded: Rounded | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous()
-        rows, needed = x.shape[0], PIECE * BLOCK * 2 + padded(x.shape[0], BLOCK) * BLOCK * 4
-        if self._own.numel() < needed:
-            self._own = torch.empty(needed, dtype=torch.uint8)
-        out = torch.empty(rows, self._matrix.outer, dtype=torch.bfloat16)
+        self._reach(x.shape[0])
+        out = torch.empty(x.shape[0], self._matrix.outer, dtype=torch.bfloat16)
         self._call(
-            ctypes.byref(self._matrix), ctypes.c_void_p(address(x)), ctypes.c_int64(rows),
+            ctypes.byref(self._matrix), ctypes.c_void_p(address(x)), ctypes.c_int64(x.shape[0]),
             ctypes.c_void_p(address(out)), ctypes.c_void_p(address(self._own)),
+            None if self._rounded is None else ctypes.byref(self._rounded),
         )  # fmt: skip
         return out[:, : self.outer]
+
+    def _reach(self, rows: int) -> None:
+        """Room for so many rows, made anew only when there are more than before."""
+        if rows <= self._rows:
+            return
+        self._rows = rows
+        self._own = torch.empty(PIECE * BLOCK * 2 + padded(rows, BLOCK) * BLOCK * 4, dtype=torch.uint8)
+        if self._matrix.rounds != NEVER:
+            self._rounded = Rounded.room(rows, self._matrix.inner)
