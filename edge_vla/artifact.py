@@ -198,6 +198,12 @@ class Artifact:
                 )
 
     @property
+    def device_bytes(self) -> int:
+        """What the weights take on the device, about: the files but for the table, tokenizer, graph and pictures."""
+        layers = [layer_file(index) for index in range(self.manifest.config.spec.decoder.layers)]
+        return sum(int(self.manifest.files[name]["size"]) for name in [*layers, HEAD, VISION])
+
+    @property
     def graph(self) -> Path:
         return self.directory / GRAPH
 

@@ -67,6 +67,7 @@ def _artifact(artifact: Artifact) -> dict[str, Any]:
             "recipe": dict(manifest.recipe),
             "bits per decoder weight": _bits_per_weight([part for part in parts if part["part"] == LINEARS]),
             "total bytes": sum(entry["size"] for entry in files.values()),
+            "bytes on the device": artifact.device_bytes,
             **_facts(manifest.config),
         },
     }

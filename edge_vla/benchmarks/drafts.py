@@ -61,7 +61,7 @@ class Frame:
         began = time.perf_counter()
         pixels = preprocess(as_rgb(image), policy.config.image)
         with torch.inference_mode():
-            self.embeddings = policy.network.vision(torch.from_numpy(pixels)[None])
+            self.embeddings = policy.network.vision(torch.from_numpy(pixels)[None]).clone()
         self.seen_ms = (time.perf_counter() - began) * 1e3
 
     def decode(self, draft: Draft | None, strict: bool) -> tuple[Decision, float]:

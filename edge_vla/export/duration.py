@@ -19,14 +19,14 @@ from edge_vla.forecast import Costs
 from edge_vla.frames import Frame
 from edge_vla.spec import DecoderSpec, PolicySpec
 
-BF16: Final = 1 / 500e9  # seconds an operation of a product
+BF16: Final = 1 / 560e9  # seconds an operation of a product
 FLOAT32: Final = 1 / 180e9
 FLOAT64: Final = 1 / 45e9
 READ: Final = 6e-9  # seconds a weight: read, or made from its seed
 NEAREST: Final = 15e-9  # quantised to nearest, packed, hashed, written
 SEARCHED: Final = 150e-9  # its scale searched and its column rounded, without the products
 GRAPH: Final = 20.0  # seconds: tracing it
-SMALL: Final = 2.5  # a tower's products are so much slower for their operations
+SMALL: Final = 1.6  # a tower's products are so much slower for their operations
 AGAIN: Final = 1.45  # passes through a layer that is being rounded, in forwards
 
 

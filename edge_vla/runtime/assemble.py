@@ -20,7 +20,7 @@ from edge_vla.runtime.kernels import AUTO, NATIVE, NATIVE_INT8, pick
 from edge_vla.runtime.native.decoder import NativeDecoder, NativeLayer, layer_fits
 from edge_vla.runtime.native.layout import IN_PREFILL, NEVER, Format, fits_rounded
 from edge_vla.runtime.native.library import fast, library
-from edge_vla.runtime.native.product import NativeProduct
+from edge_vla.runtime.native.product import NativeHead
 from edge_vla.spec import PolicySpec
 
 TOGETHER: Final[Mapping[str, tuple[str, ...]]] = {  # products that share their input
@@ -75,10 +75,10 @@ class Assembly:
             return NativeDecoder(spec, [layer for layer in layers if isinstance(layer, NativeLayer)], norm)
         return FusedDecoder(spec, [layer for layer in layers if isinstance(layer, FusedLayer)], self.norm(norm)).eval()
 
-    def head(self, actions: Tensor) -> NativeProduct | None:
+    def head(self, actions: Tensor) -> NativeHead | None:
         """The product by the head's action rows, if the decoder is native."""
         shape = (actions.shape[0], actions.shape[1])
-        return NativeProduct(PackedWeight(Scheme.BF16, shape, None, actions, None)) if self.native else None
+        return NativeHead(PackedWeight(Scheme.BF16, shape, None, actions, None)) if self.native else None
 
     def norm(self, weight: Tensor) -> RMSNorm:
         # A copy: the tensor read from a file keeps the whole file mapped.

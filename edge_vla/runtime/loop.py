@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from edge_vla.errors import NumericError
 from edge_vla.runtime.drafts import Draft
 from edge_vla.runtime.kernels.reference import STEADY_ROWS
-from edge_vla.runtime.network import Network
+from edge_vla.runtime.network import Network, leads
 from edge_vla.runtime.padding import padded
 
 TEXTS: Final = 32  # instructions whose embeddings are kept
@@ -40,39 +39,42 @@ class Decision:
 
 
 class Room:
-    """The tensors of one action at a time, made once for the longest prompt so far."""
+    """The tensors of one action at a time, made once for the longest prompt and the most dimensions so far."""
 
-    def __init__(self, network: Network, length: int) -> None:
+    def __init__(self, network: Network, length: int, few: int) -> None:
         self.length = length
         self.cache: Any = network.decoder.cache(length)  # of the decoder's own kind
-        self.rows = torch.zeros(1, length, network.spec.decoder.width, dtype=network.dtype, device=network.device)
+        width = network.spec.decoder.width
+        self.rows = torch.zeros(1, length, width, dtype=network.dtype, device=network.device)
+        self.few = torch.zeros(1, few, width, dtype=network.dtype, device=network.device)  # of a pass
+        self.bins = torch.zeros(few, dtype=torch.int64)
 
 
 @dataclass
 class _Answer:
-    """What is known of one action: bins from the first dimension on, and the logits row that gave each."""
+    """What is known of one action: bins from the first dimension on, and how far each led."""
 
     dims: int
     bins: list[int] = field(default_factory=list)
-    rows: list[Tensor] = field(default_factory=list)
+    leads: list[float] = field(default_factory=list)
     guesses: list[int] = field(default_factory=list)  # the network's latest word on every dimension, right or not
 
     @property
     def known(self) -> int:
         return len(self.bins)
 
-    def accept(self, first: int, logits: Tensor, given: Sequence[int]) -> None:
-        """Row i of `logits` predicts dimension `first + i`; all dimensions before it were `given` to the network.
+    def accept(self, first: int, best: Sequence[int], leads: Sequence[float], given: Sequence[int]) -> None:
+        """`best[i]` is predicted for dimension `first + i`; all dimensions before it were `given` to the network.
 
         A prediction counts as long as everything given before it is what is known.
         """
-        best = logits[: self.dims - first].argmax(dim=-1).tolist()
+        best = best[: self.dims - first]
         self.guesses[first:] = best
         for dim in range(self.known, first + len(best)):
             if list(given[:dim]) != self.bins[:dim]:
                 break
             self.bins.append(best[dim - first])
-            self.rows.append(logits[dim - first])
+            self.leads.append(leads[dim - first])
 
 
 class Loop:
@@ -102,14 +104,14 @@ class Loop:
         start = len(prompt) + image.shape[1]
         even = strict and not self.network.decoder.steady
         reach = padded(start + _even_rows(dims))
-        room = self._fill(prompt, image, reach)
+        room = self._fill(prompt, image, reach, _even_rows(dims))
         answer = _Answer(dims)
         drafted = [] if draft is None else draft((), ())
         riding = [] if strict else drafted[: dims - 1]
         if riding:
-            room.rows[:, start : start + len(riding)] = self._embed(riding)
+            self._embed(riding, room, room.rows[0, start : start + len(riding)])
         hidden = self._prefill(room, start + len(riding), start - 1)[0]
-        answer.accept(0, self._logits(hidden), riding)
+        answer.accept(0, *self.network.head.choose(hidden), riding)
         mark("prefill")
         passes = 0
         while answer.known < dims:
@@ -118,14 +120,18 @@ class Loop:
             inputs = given[first : dims - 1]
             if even:
                 inputs = inputs + [0] * (_even_rows(dims) - len(inputs))
-            hidden = self._pass(self._embed(inputs), start + first, reach, room)
-            answer.accept(first + 1, self._logits(hidden[0]), given)
+            self._embed(inputs, room, room.few[0, : len(inputs)])
+            hidden = self._pass(room.few[:, : len(inputs)], start + first, reach, room)[0]
+            answer.accept(first + 1, *self.network.head.choose(hidden), given)
             passes += 1
-        margins = self._margins(torch.stack(answer.rows))
+        self._check(answer.leads)
         mark("decode")
         names = self.network.action.first
         return Decision(
-            tuple(names + index for index in answer.bins), margins, tuple(names + index for index in drafted), passes
+            tuple(names + index for index in answer.bins),
+            tuple(answer.leads),
+            tuple(names + index for index in drafted),
+            passes,
         )
 
     def unconstrained(self, prompt: tuple[int, ...], image: Tensor, dims: int, mark: Callable[[str], None]) -> Decision:
@@ -144,9 +150,10 @@ class Loop:
             if ids[-1] == network.spec.decoder.eos or len(ids) == dims:
                 break
             hidden = self._pass(network.embeddings.text((ids[-1],)), position, position + 1, room)[:, 0]
-        margins = self._margins(torch.stack(rows))
+        margins = leads(torch.stack(rows))
+        self._check(margins)
         mark("decode")
-        return Decision(tuple([*prompt, *ids][-dims:]), margins, passes=len(ids) - 1)
+        return Decision(tuple([*prompt, *ids][-dims:]), tuple(margins), passes=len(ids) - 1)
 
     def forced(self, prompt: tuple[int, ...], image: Tensor, tokens: tuple[int, ...]) -> Tensor:
         """Hidden states (dims, width) that predict each of `tokens`, given those before it. One pass."""
@@ -155,15 +162,19 @@ class Loop:
         room = self._fill(prompt, image, end)
         if len(tokens) > 1:
             room.rows[:, start:end] = self.network.embeddings.text(tokens[:-1])
-        hidden = self._prefill(room, end, start - 1)[0]
+        hidden = self._prefill(room, end, start - 1)[0].clone()  # the decoder may only have lent it
         self._check((float(hidden.float().norm()),))
         return hidden
 
-    def _fill(self, prompt: tuple[int, ...], image: Tensor, rows: int) -> Room:
-        """The room, at least `rows` long, with the prompt's rows in it: beginning-of-sequence, image, the rest."""
+    def _fill(self, prompt: tuple[int, ...], image: Tensor, rows: int, few: int = 0) -> Room:
+        """The room, at least `rows` long, with the prompt's rows in it: beginning-of-sequence, image, the rest.
+
+        `few`: rows of the passes behind it.
+        """
         length = padded(rows)
-        if self._room is None or self._room.length < length:
-            self._room = Room(self.network, length)
+        if self._room is None or self._room.length < length or self._room.few.shape[1] < few:
+            had = (0, 0) if self._room is None else (self._room.length, self._room.few.shape[1])
+            self._room = Room(self.network, max(length, had[0]), max(few, had[1]))
         room, text, patches = self._room, self._text(prompt), image.shape[1]
         room.rows[:, :1] = text[:, :1]
         room.rows[:, 1 : 1 + patches] = image
@@ -177,10 +188,11 @@ class Loop:
             self._texts.popitem(last=False)
         return self._texts[prompt]
 
-    def _embed(self, bins: Sequence[int]) -> Tensor:
-        """(1, n, width)."""
-        rows = self.network.embeddings.action(torch.tensor(bins, device=self.network.device))
-        return rows.transpose(0, 1)
+    def _embed(self, bins: Sequence[int], room: Room, out: Tensor) -> None:
+        """Embeddings of action bins into `out` (n, width)."""
+        indices = room.bins[: len(bins)]
+        indices.numpy()[:] = bins
+        self.network.embeddings.action(indices.to(self.network.device), out)
 
     def _prefill(self, room: Room, rows: int, first: int) -> Tensor:
         """The room's rows from position 0 on -> hidden states (1, rows - first, width) of those from `first` on."""
@@ -193,22 +205,7 @@ class Loop:
         """Hidden states of rows from position `start` on, computed over the first `length` slots of the cache."""
         return self.network.decoder.rows(embeddings, start, room.cache.first(length))
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """(n, width) -> (n, bins), as many rows at a time as make one shape."""
-        rows, head = hidden.shape[0], self.network.head
-        if head.steady:
-            return head.logits(hidden)
-        return head.logits(F.pad(hidden, (0, 0, 0, max(0, STEADY_ROWS - rows))))[:rows]
-
-    def _margins(self, logits: Tensor) -> tuple[float, ...]:
-        """(dims, n) -> lead of the largest over the second; NumericError where a logit is not finite."""
-        top = logits.topk(2, dim=-1).values
-        leads = torch.where(logits.isfinite().all(dim=-1), top[:, 0] - top[:, 1], torch.nan)
-        margins = tuple(leads.tolist())
-        self._check(margins)
-        return margins
-
-    def _check(self, values: tuple[float, ...]) -> None:
+    def _check(self, values: Sequence[float]) -> None:
         if not all(map(math.isfinite, values)):
             self._room = None  # what it left in the cache would poison the next action through 0 * NaN
             raise NumericError("the network produced a non-finite number: no action; verify the artifact's files")

@@ -28,9 +28,10 @@ from edge_vla.runtime.engine import FusedLayer
 from edge_vla.runtime.gpu import NAMES as ENGINE
 from edge_vla.runtime.gpu import TRITON
 from edge_vla.runtime.kernels import AUTO, NATIVE, TORCH
+from edge_vla.runtime.kernels.reference import STEADY_ROWS
 from edge_vla.runtime.native.decoder import NativeLayer
 from edge_vla.runtime.native.library import fast, library
-from edge_vla.runtime.native.product import NativeProduct
+from edge_vla.runtime.native.product import NativeHead
 from edge_vla.runtime.native.vision import NativeVision, vision_fits
 from edge_vla.runtime.vision import OnnxVision, Vision, torch_vision, with_flat_patches
 from edge_vla.spec import ActionSpec, PolicySpec
@@ -51,9 +52,9 @@ class Embeddings:
         """(1, T, width) on the device."""
         return self.table[list(ids)].to(self.actions.device, self.actions.dtype)[None]
 
-    def action(self, bins: Tensor) -> Tensor:
-        """Indices into the action rows (B,) -> (B, 1, width)."""
-        return self.actions[bins][:, None]
+    def action(self, bins: Tensor, out: Tensor) -> None:
+        """Indices into the action rows (n,) -> `out` (n, width)."""
+        torch.index_select(self.actions, 0, bins, out=out)
 
 
 @dataclass(frozen=True)
@@ -62,22 +63,31 @@ class Head:
 
     actions: Tensor  # (bins, width)
     full: Tensor | None
-    product: NativeProduct | None = None  # by the action rows, where C has it
-
-    @property
-    def steady(self) -> bool:
-        """Whether a row's bits depend on that row alone: torch adds in another order where there are fewer rows."""
-        return self.product is not None
+    native: NativeHead | None = None  # the action rows', where C has it
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(n, width) -> (n, bins) float32, rounded to the working type first, as upstream does."""
-        if self.product is not None:
-            return self.product(hidden).float()
+        if self.native is not None:
+            return self.native(hidden).float()
         return F.linear(hidden, self.actions).float()
+
+    def choose(self, hidden: Tensor) -> tuple[list[int], list[float]]:
+        """(n, width) -> the best bin of each row, and its lead: `leads`. A row's bits depend on that row alone."""
+        if self.native is not None:
+            return self.native.choose(hidden)
+        rows = hidden.shape[0]  # torch adds in another order where there are fewer
+        logits = self.logits(F.pad(hidden, (0, 0, 0, max(0, STEADY_ROWS - rows))))[:rows]
+        return logits.argmax(dim=-1).tolist(), leads(logits)
 
     def full_logits(self, hidden: Tensor) -> Tensor:
         assert self.full is not None, "an artifact has no full head"
         return F.linear(hidden, self.full).float()
+
+
+def leads(logits: Tensor) -> list[float]:
+    """(n, ids) -> the lead of each row's largest over its second, NaN where one is not finite."""
+    top = logits.topk(2, dim=-1).values
+    return torch.where(logits.isfinite().all(dim=-1), top[:, 0] - top[:, 1], torch.nan).tolist()
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ class Vision(Protocol):
     def bytes(self) -> int:
         """Of its weights in memory."""
 
-    def __call__(self, pixels: Tensor) -> Tensor: ...
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """(B, 3 x towers, H, W) -> (B, patches, decoder width), which may be lent until the next call."""
 
 
 class TorchVision(nn.Module):

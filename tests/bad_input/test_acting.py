@@ -273,12 +273,19 @@ def test_a_non_finite_number_gives_no_action_and_no_memory_of_it(where: str, val
     def wrapped(function: Callable[..., Tensor], place: Any = ...) -> Callable[..., Tensor]:
         return lambda *arguments: spoil(function(*arguments), place)
 
+    def spoiling(function: Callable[..., None]) -> Callable[..., None]:
+        def action(bins: Tensor, out: Tensor) -> None:
+            function(bins, out)
+            out.copy_(spoil(out))
+
+        return action
+
     network = policy.network
     patches: dict[str, Any] = {
         "vision": lambda: fresh(policy, vision=wrapped(network.vision)),
         "one patch": lambda: fresh(policy, vision=wrapped(network.vision, (0, 1, 2))),
-        "decode": lambda: fresh(policy, embeddings=Wrapper(network.embeddings, "action", wrapped)),
-        "head": lambda: fresh(policy, head=Wrapper(network.head, "logits", wrapped)),
+        "decode": lambda: fresh(policy, embeddings=Wrapper(network.embeddings, "action", spoiling)),
+        "head": lambda: fresh(policy, head=Wrapper(network.head, "choose", lambda choose: lambda x: choose(spoil(x)))),
     }
     ours = patches[where]()
     lengths = {

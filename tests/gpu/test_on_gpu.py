@@ -19,7 +19,7 @@ from edge_vla.artifact import TOKENIZER, Artifact
 from edge_vla.errors import ResourceError
 from edge_vla.runtime.gpu.engine import PIECES
 from edge_vla.runtime.gpu.graph import Direct, Recorder
-from edge_vla.runtime.gpu.load import SPARE, device_bytes, from_artifact
+from edge_vla.runtime.gpu.load import SPARE, from_artifact
 from edge_vla.runtime.gpu.ways import Activations
 from edge_vla.runtime.policy import Policy
 from tests.gpu.made import WORDS, engine, guess, pixels
@@ -115,7 +115,7 @@ def test_loading_takes_the_weights_and_little_more(tiny_artifacts: Mapping[int, 
     torch.cuda.reset_peak_memory_stats()
     made = on_gpu(tiny_artifacts[4])
     peak = torch.cuda.max_memory_allocated() - before
-    assert peak <= device_bytes(Artifact(tiny_artifacts[4])) + SPARE
+    assert peak <= Artifact(tiny_artifacts[4]).device_bytes + SPARE
     held = sum(size for name, size in made.network.weight_bytes.items() if "host" not in name)
     assert torch.cuda.memory_allocated() - before <= 1.2 * held + 2e6, "no second copy stays"
 

@@ -21,7 +21,7 @@ from edge_vla.errors import ArtifactError
 from edge_vla.quant import PackedWeight, Scheme
 from edge_vla.runtime.assemble import TOGETHER, fused
 from edge_vla.runtime.gpu.kernels.weights import restore_int4
-from edge_vla.runtime.gpu.load import SPARE, device_bytes, from_artifact
+from edge_vla.runtime.gpu.load import SPARE, from_artifact
 from edge_vla.runtime.gpu.products import product, repack
 from edge_vla.runtime.gpu.staging import PIECE, StagedFile, Staging
 from edge_vla.runtime.gpu.ways import Ways, kernels
@@ -65,7 +65,7 @@ def test_the_host_holds_a_buffer_and_no_model(tiny_artifacts: Mapping[int, Path]
     total = sum(tensor.nbytes for name in names for tensor in load_file(artifact.directory / name).values())
     assert staging.moved == total
     assert staging.bytes <= 32 << 20
-    assert total <= device_bytes(artifact) <= total + 100_000, "files are tensors and a header"
+    assert total <= artifact.device_bytes <= total + 100_000, "files are tensors and a header"
 
 
 class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -70,9 +70,9 @@ def run(decoder: Decoder | CpuDecoder, x: Tensor, prompt: int) -> Tensor:
     rows = x.shape[1]
     cache: Any = decoder.cache(rows + 5)
     with torch.inference_mode():
-        parts = [decoder.rows(x[:, :prompt], 0, cache.first(prompt))]
+        parts = [decoder.rows(x[:, :prompt], 0, cache.first(prompt)).clone()]
         for at in range(prompt, rows - 2):
-            parts.append(decoder.rows(x[:, at : at + 1], at, cache.first(at + 1)))
+            parts.append(decoder.rows(x[:, at : at + 1], at, cache.first(at + 1)).clone())
         parts.append(decoder.rows(x[:, rows - 2 :], rows - 2, cache))
     return torch.cat(parts, dim=1)
 

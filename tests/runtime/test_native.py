@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -20,8 +21,9 @@ from edge_vla.runtime.kernels.w8a8 import RoundedRows, round_rows
 from edge_vla.runtime.native import team
 from edge_vla.runtime.native.layout import IN_PREFILL, fits, fits_rounded
 from edge_vla.runtime.native.library import library
-from edge_vla.runtime.native.product import NativeProduct
+from edge_vla.runtime.native.product import NativeHead, NativeProduct
 from edge_vla.runtime.native.vision import NativeVision, Weights, vision_fits
+from edge_vla.runtime.network import leads
 from edge_vla.runtime.vision import torch_vision, with_flat_patches
 from edge_vla.spec import OPENVLA_7B, TINY, PolicySpec
 
@@ -113,6 +115,24 @@ def test_what_is_no_number_stays_none(scheme: Scheme, strange: float) -> None:
     assert out[[0, 1, 2, 4, 5, 6, 7]].isfinite().all()
 
 
+@NEEDS_COMPILER
+@pytest.mark.parametrize("strange", [torch.nan, torch.inf, -torch.inf])
+def test_the_head_chooses_as_torch_does(strange: float) -> None:
+    actions = torch.randn(89, 64, generator=torch.Generator().manual_seed(3)).to(BF16)
+    actions[40] = actions[12]  # of equals the first
+    hidden = torch.randn(9, 64, generator=torch.Generator().manual_seed(4)).to(BF16)
+    hidden[0], hidden[5, 7] = actions[12] * 9, strange
+    head = NativeHead(PackedWeight(Scheme.BF16, (89, 64), None, actions, None))
+    logits = head(hidden).float()
+    best, lead = head.choose(hidden)
+    sound = [0, 1, 2, 3, 4, 6, 7, 8]
+    assert [best[row] for row in sound] == logits.argmax(dim=-1)[sound].tolist()
+    assert [lead[row] for row in sound] == [leads(logits)[row] for row in sound]
+    assert (best[0], lead[0]) == (12, 0.0)
+    assert math.isnan(lead[5])
+    assert math.isnan(leads(logits)[5])
+
+
 def test_what_lines_cannot_hold_is_refused() -> None:
     assert not fits(weight(Scheme.INT4, 2, 64, 256)), "a group of two would be cut"
     assert not fits(weight(Scheme.INT4, 160, 64, 320)), "pieces of 128 inputs would cut a group of 160"
@@ -155,7 +175,7 @@ def test_vision_is_as_exact_as_torchs(spec: PolicySpec, bits: int, monkeypatch: 
     native, torchs = NativeVision(spec, stored), with_flat_patches(torch_vision(spec, wide, BF16, CPU))
     with torch.inference_mode():
         truth = torch_vision(spec, wide, torch.float64, CPU)(pixels.to(BF16).double())
-        got, plain = native(pixels), torchs(pixels)
+        got, plain = native(pixels).clone(), torchs(pixels)
     assert got.shape == plain.shape
     assert (got.double() - truth).abs().max() <= 2 * (plain.double() - truth).abs().max()
     monkeypatch.setattr(team, "WORTH_A_THREAD", 1)

@@ -100,19 +100,20 @@ def test_rows_bits_do_not_depend_on_their_neighbours(policy: Policy) -> None:
         room = loop._room
         assert room is not None
         base = torch.randn(1, 8, network.spec.decoder.width).to(network.dtype)
-        whole = loop._pass(base, 16, 32, room)
-        logits = loop._logits(whole[0])
+        whole = loop._pass(base, 16, 32, room).clone()
+        best, leads = network.head.choose(whole[0])
         for row in range(8):
             other = torch.randn_like(base)
             other[:, : row + 1] = base[:, : row + 1]
             changed = loop._pass(other, 16, 32, room)
             assert torch.equal(changed[:, : row + 1], whole[:, : row + 1])
-            assert torch.equal(loop._logits(changed[0])[: row + 1], logits[: row + 1])
+            again = network.head.choose(changed[0])
+            assert (again[0][: row + 1], again[1][: row + 1]) == (best[: row + 1], leads[: row + 1])
         loop._pass(base, 16, 32, room)
         for first, last in [(0, 1), (0, 3), (2, 3), (5, 8), (7, 8), (1, 7)] if network.decoder.steady else []:
             part = loop._pass(base[:, first:last], 16 + first, 32, room)
             assert torch.equal(part, whole[:, first:last])
-            assert torch.equal(loop._logits(part[0]), logits[first:last])
+            assert network.head.choose(part[0]) == (best[first:last], leads[first:last])
 
 
 def test_plain_decoding_is_strict_where_the_decoder_is_steady(policy: Policy) -> None:
@@ -166,20 +167,20 @@ class TestBadInput:
             thread.join()
         assert not wrong
 
-    @pytest.mark.parametrize("stage", ["vision", "logits"])
+    @pytest.mark.parametrize("stage", ["_fill", "_check"])
     def test_a_reset_between_draft_and_verify(
         self, fast: Policy, stage: str, monkeypatch: pytest.MonkeyPatch, tiny_artifacts: Mapping[int, Path]
     ) -> None:
         policy = edge_vla.load(tiny_artifacts[4], "cpu", check=False)
         session = policy.session(strict=True)
         session.act(image(0), TEXT)
-        accept = policy.loop._fill if stage == "vision" else policy.loop._margins
+        accept = getattr(policy.loop, stage)
 
         def resetting(*arguments: object) -> object:
             session.reset()
-            return accept(*arguments)  # type: ignore[arg-type]
+            return accept(*arguments)
 
-        monkeypatch.setattr(policy.loop, "_fill" if stage == "vision" else "_margins", resetting)
+        monkeypatch.setattr(policy.loop, stage, resetting)
         during = session.act(image(0), TEXT)
         monkeypatch.undo()
         assert during.tokens == fast.act(image(0), TEXT, strict=True).tokens

@@ -50,7 +50,7 @@ def from_artifact(
         raise BackendError(f"the GPU engine computes in 16 bits, not {dtype}: --dtype bf16, or --kernel reference")
     spec = artifact.manifest.config.spec
     card = card or Card(device)
-    card.make_room(round(device_bytes(artifact) + SPARE), f"loading {artifact.directory}")
+    card.make_room(round(artifact.device_bytes + SPARE), f"loading {artifact.directory}")
     staging = staging or Staging(device)
     with card.using(f"loading {artifact.directory}"), torch.inference_mode():
         ways = Ways(kernels(backend), dtype, activations)
@@ -99,13 +99,6 @@ def _by_scheme(layers: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """Kernels by scheme over all layers."""
     schemes = sorted({scheme for layer in layers for scheme in layer})
     return {scheme: "; ".join(sorted({layer[scheme] for layer in layers if scheme in layer})) for scheme in schemes}
-
-
-def device_bytes(artifact: Artifact) -> int:
-    """What the artifact's weights take on the device, about: its files but for the table, tokenizer and pictures."""
-    files = artifact.manifest.files
-    layers = [layer_file(index) for index in range(artifact.manifest.config.spec.decoder.layers)]
-    return sum(int(files[name]["size"]) for name in [*layers, HEAD, VISION])
 
 
 def _layer(artifact: Artifact, index: int, staging: Staging, ways: Ways) -> tuple[KernelLayer, dict[str, str]]:

@@ -181,4 +181,22 @@ void edge_vla_multiply(const Matrix *weight, const bf16 *x, int64_t rows, bf16 *
     else product(weight, x, weight->inner, rows, out, weight->outer, STORE, 0, bench, share);
 }
 
+/* rows (outer values of bfloat16, `width` apart) -> the place of each row's largest value, the first of equals, and its
+ * lead over the second; a lead is NaN where a value is not finite.
+ */
+void edge_vla_lead(const bf16 *values, int64_t rows, int64_t count, int64_t width, int32_t *best, float *leads) {
+    for (int64_t m = 0; m < rows; m++, values += width) {
+        float first = -INFINITY, second = -INFINITY;
+        int32_t at = 0, odd = 0;
+        for (int64_t i = 0; i < count; i++) {
+            float value = widen(values[i]);
+            odd |= (values[i] & 0x7f80) == 0x7f80;
+            if (value > first) second = first, first = value, at = (int32_t)i;
+            else if (value > second) second = value;
+        }
+        best[m] = at;
+        leads[m] = odd ? NAN : first - second;
+    }
+}
+
 int edge_vla_instructions(void) { return EDGE_VLA_INSTRUCTIONS; }

@@ -133,6 +133,8 @@ def layer_fits(spec: DecoderSpec, products: Mapping[str, Sequence[Format]]) -> b
 class NativeDecoder:
     """Embeddings (1, T, width) of rows from position `start`, bfloat16 -> normed hidden states of the `wanted` rows.
 
+    These are lent: the next pass overwrites them.
+
     `steady`: a row's bits depend neither on its neighbours nor on their number nor on the number of threads.
     """
 
@@ -151,6 +153,7 @@ class NativeDecoder:
         self._multiplications = sum(layer.multiplications for layer in layers)
         self._team, self._room = Team(), (0, 0, 0)
         self._desk, self._whole, self._buffers = _Desk(), Rounded(), list[Tensor]()
+        self._out = torch.empty(0)
 
     def cache(self, length: int) -> NativeCache:
         return NativeCache.allocate(self.spec, length)
@@ -159,7 +162,7 @@ class NativeDecoder:
         x = x.contiguous()
         rows, chosen = x.shape[1], range(x.shape[1])[wanted]
         self._reach(rows, cache.slots)
-        out = x.new_empty(1, len(chosen), self.spec.width)
+        out = self._out[:, : len(chosen)]
         where = _Cache(address(cache.keys), address(cache.values), cache.slots, address(cache.cos), address(cache.sin))
         step = _Pass(rows, start, chosen.start, chosen.stop)
         shared = [ctypes.byref(one) for one in (self._decoder, self._desk, where, step)]
@@ -187,3 +190,4 @@ class NativeDecoder:
         self._desk = _Desk(*map(address, buffers[:-1]), pitch, qkv, gate_up, hidden, address(buffers[-1]), own, whole)
         self._whole = whole  # keeps its tensors
         self._buffers, self._room = buffers, (rows, slots, members)
+        self._out = torch.zeros(1, rows, spec.width, dtype=torch.bfloat16)

@@ -21,7 +21,7 @@ def library(*extra: str) -> ctypes.CDLL | None:
     loaded = compiled("network", [HERE / source for source in SOURCES], read, (*FLAGS, *extra))
     if loaded is not None:
         loaded.edge_vla_instructions.restype = ctypes.c_int
-        for function in (loaded.edge_vla_decode, loaded.edge_vla_see, loaded.edge_vla_multiply):
+        for function in (loaded.edge_vla_decode, loaded.edge_vla_see, loaded.edge_vla_multiply, loaded.edge_vla_lead):
             function.restype = None
     return loaded
 

@@ -1,4 +1,4 @@
-"""One product by itself in C, as the head's."""
+"""One product by itself in C, and the head made of it."""
 
 from __future__ import annotations
 
@@ -32,15 +32,19 @@ class NativeProduct:
         self._rounded: Rounded | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
+        out = torch.empty(x.shape[0], self._matrix.outer, dtype=torch.bfloat16)
+        self.into(out, x)
+        return out[:, : self.outer]
+
+    def into(self, out: Tensor, x: Tensor) -> None:
+        """As a call, into rows of the width that its outputs are padded to."""
         x = x.contiguous()
         self._reach(x.shape[0])
-        out = torch.empty(x.shape[0], self._matrix.outer, dtype=torch.bfloat16)
         self._call(
             ctypes.byref(self._matrix), ctypes.c_void_p(address(x)), ctypes.c_int64(x.shape[0]),
             ctypes.c_void_p(address(out)), ctypes.c_void_p(address(self._own)),
             None if self._rounded is None else ctypes.byref(self._rounded),
         )  # fmt: skip
-        return out[:, : self.outer]
 
     def _reach(self, rows: int) -> None:
         """Room for so many rows, made anew only when there are more than before."""
@@ -50,3 +54,27 @@ class NativeProduct:
         self._own = torch.empty(PIECE * BLOCK * 2 + padded(rows, BLOCK) * BLOCK * 4, dtype=torch.uint8)
         if self._matrix.rounds != NEVER:
             self._rounded = Rounded.room(rows, self._matrix.inner)
+
+
+class NativeHead(NativeProduct):
+    """The product by the head's action rows, and what is best of it."""
+
+    def __init__(self, packed: PackedWeight) -> None:
+        super().__init__(packed)
+        compiled = library()
+        assert compiled is not None, "ask `fast` or `library` first"
+        self._lead, self._logits = compiled.edge_vla_lead, torch.empty(0, self._matrix.outer, dtype=torch.bfloat16)
+
+    def choose(self, hidden: Tensor) -> tuple[list[int], list[float]]:
+        """(n, K) -> the best output of each row, and its lead over the second: NaN where one is not finite."""
+        rows = hidden.shape[0]
+        if self._logits.shape[0] < rows:
+            self._logits = torch.empty(rows, self._matrix.outer, dtype=torch.bfloat16)
+            self._best, self._leads = torch.empty(rows, dtype=torch.int32), torch.empty(rows)
+        self.into(self._logits, hidden)
+        self._lead(
+            ctypes.c_void_p(address(self._logits)), ctypes.c_int64(rows), ctypes.c_int64(self.outer),
+            ctypes.c_int64(self._matrix.outer), ctypes.c_void_p(address(self._best)),
+            ctypes.c_void_p(address(self._leads)),
+        )  # fmt: skip
+        return self._best[:rows].tolist(), self._leads[:rows].tolist()

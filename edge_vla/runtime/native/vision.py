@@ -69,7 +69,10 @@ def vision_fits(spec: PolicySpec, weights: Weights) -> bool:
 
 
 class NativeVision:
-    """Pixel values (B, 3 x towers, H, W) float32 -> image embeddings (B, patches, decoder width) bfloat16."""
+    """Pixel values (B, 3 x towers, H, W) float32 -> image embeddings (B, patches, decoder width) bfloat16.
+
+    These are lent: the next call overwrites them.
+    """
 
     def __init__(self, spec: PolicySpec, weights: Weights) -> None:
         compiled = library()
@@ -84,6 +87,7 @@ class NativeVision:
         self._weights = {}
         self._team, self._members = Team(), 0
         self._desk, self._buffers = _Desk(), list[Tensor]()
+        self._pixels = self._out = torch.empty(0)
 
     @property
     def bytes(self) -> int:
@@ -91,18 +95,21 @@ class NativeVision:
         tensors = [kept for kept in self._kept if isinstance(kept, Tensor)]
         return sum(tensor.nbytes for tensor in tensors)
 
+    @torch.inference_mode()  # its buffers were made in it, and may only be written in it
     def __call__(self, pixels: Tensor) -> Tensor:
-        pixels = pixels.to(torch.bfloat16).contiguous()
         self._reach(torch.get_num_threads())
-        width = self.spec.decoder.width
-        out = torch.empty(pixels.shape[0], self.spec.patches, width, dtype=torch.bfloat16)
-        for image, embeddings in zip(pixels, out, strict=True):
+        width, batch = self.spec.decoder.width, pixels.shape[0]
+        if self._out.shape[0] < batch:
+            self._pixels = torch.empty_like(pixels, dtype=torch.bfloat16, memory_format=torch.contiguous_format)
+            self._out = torch.empty(batch, self.spec.patches, width, dtype=torch.bfloat16)
+        self._pixels[:batch] = pixels
+        for image, embeddings in zip(self._pixels[:batch], self._out, strict=False):
             given = (
                 ctypes.byref(self._vision), ctypes.byref(self._desk), ctypes.c_void_p(image.data_ptr()),
                 ctypes.c_int64(image.shape[-1]), ctypes.c_void_p(embeddings.data_ptr()), ctypes.c_int64(width),
             )  # fmt: skip
             self._team.run(lambda *member, given=given: self._call(*given, *member), self._multiplications)
-        return out
+        return self._out[:batch]
 
     def _tower(self, spec: TowerSpec, prefix: str) -> _Tower:
         layers = [self._layer(spec, f"{prefix}blocks.{index}.") for index in range(spec.used_blocks)]
