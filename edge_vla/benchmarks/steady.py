@@ -144,6 +144,7 @@ def claims(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield _claim(f"{name}: p99/p50 of {compared[name]['actions']} actions, in turns", compared[name]["p99/p50"])
     yield _claim(f"{SESSION}: p99/p50 of {alone['actions']} actions, alone", alone["p99/p50"])
     yield _claim("MiB of memory per 1000 actions", alone["MiB per 1000 actions"], "at most", 1.0)
+    yield _claim("tensors that torch makes in an action", alone["tensors made per action"], "at most", 0.0)
     yield _claim("bytes of tensors that outlive an action", alone["bytes kept per action"], "at most", 0.0)
 
 
