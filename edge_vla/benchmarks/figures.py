@@ -91,8 +91,22 @@ def _commands(result: Result) -> Iterator[str]:
     for command in result["commands"]:
         shown = shlex.join(command["arguments"])
         yield f"| `edge-vla {shown}` | {_seconds(command['seconds'])} | {command['peak_bytes'] / 2**30:.2f} GiB |"
+        late = [one for one in command.get("foretold", ()) if one["at_s"] >= command["seconds"] / 10]
+        if late:
+            worst = max(abs(one["over_actual"] - 1) for one in late)
+            yield f"| the time it foretold after its first tenth | within {worst:.0%} | |"
+        if (size := _on_device(command["last_line"])) is not None:
+            yield f"| its weights on the device | | {size / 1e9:.2f} GB |"
     for name, size in result["disk_bytes"].items():
         yield f"| size of `{name}` | | {size / 1e9:.2f} GB on disk |"
+
+
+def _on_device(line: str) -> int | None:
+    """Of the artifact that `inspect --json` described."""
+    try:
+        return int(json.loads(line)["facts"]["bytes on the device"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _formats(result: Result) -> Iterator[str]:
