@@ -17,6 +17,7 @@ from edge_vla.errors import EdgeVLAError, FrameError, UsageError
 from edge_vla.frames import synthetic_image
 from edge_vla.runtime import Policy
 from edge_vla.runtime.drafts import Draft, drafting
+from edge_vla.runtime.native.library import library
 from tests.conftest import TINY
 
 TEXT, OTHER = "put the red block on the plate", "open the very much longer drawer of the cabinet on the left"
@@ -28,11 +29,15 @@ def image(seed: int) -> Image.Image:
     return synthetic_image(seed, 28)
 
 
-@pytest.fixture(scope="module", params=["int4", "int8", "bf16", "checkpoint", "fp32"])
+@pytest.fixture(scope="module", params=["int4", "int4, rounded", "int8", "bf16", "checkpoint", "fp32"])
 def policy(request: pytest.FixtureRequest, tiny_artifacts: Mapping[int, Path]) -> Policy:
     bits = {"int4": 4, "int8": 8, "bf16": 16, "fp32": 16}
     if request.param == "checkpoint":
         return edge_vla.load(TINY, "cpu")
+    if request.param == "int4, rounded":
+        if library() is None:
+            pytest.skip("no C compiler here")
+        return edge_vla.load(tiny_artifacts[4], "cpu", kernel="native/int8", check=False)
     dtype = "fp32" if request.param == "fp32" else "bf16"
     return edge_vla.load(tiny_artifacts[bits[request.param]], "cpu", dtype=dtype, check=False)
 
