@@ -3,9 +3,9 @@
     python -m edge_vla.benchmarks.steady --model ARTIFACT --reference CHECKPOINT --out RESULT.json
 
 Frames are those of closed-loop episodes, drawn beforehand and shown again; a session forgets where an episode begins.
-First the artifact and the reference take turns, in blocks A B B A, so that a disturbance meets both, and with them a
-product that is always the same: what its times spread is the machine's doing. Then the artifact runs alone and resident
-memory is read every hundred actions.
+First the artifact and the reference take turns, in blocks A B B A, so that a disturbance meets both, and with them two
+pieces of work that are always the same, a product and counting in Python: what their times spread is the machine's
+doing. Then the artifact runs alone and resident memory is read every hundred actions.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ WARM_UP: Final = 1000  # actions before the slope is taken: the allocator's pool
 MEBIBYTE: Final = 1 << 20
 REFERENCE: Final = "reference"
 SESSION: Final = "artifact, session"
-CONTROL: Final = "always the same product"
-CONTROL_S: Final = 0.004  # it takes about as long as an action
+PRODUCT, COUNTING = CONTROLS = ("always the same product", "always the same counting in Python")
+CONTROL_S: Final = 0.004  # each takes about as long as an action
 
 
 @dataclass(frozen=True)
@@ -82,21 +82,25 @@ def drafting(policy: Policy, key: str | None) -> Callable[[Shown], int]:
     return act
 
 
-def unchanging() -> Callable[[Shown], int]:
-    """A product repeated so often that it takes `CONTROL_S` here and now; 100 rows of weights that fit the cache."""
+def unchanging() -> dict[str, Callable[[Shown], int]]:
+    """Work that takes `CONTROL_S` here and now, the same each time: 100 rows by weights that fit the cache, and sums."""
     x, weight, out = torch.randn(100, 256), torch.randn(256, 256), torch.empty(100, 256)
 
-    def act(_: Shown | None) -> int:
-        for _turn in range(count):
+    def multiply(count: int) -> int:
+        for _ in range(count):
             torch.mm(x, weight, out=out)
         return count
 
-    count = 100
-    act(None)
+    return {PRODUCT: _lasting(multiply, 100), COUNTING: _lasting(lambda count: sum(range(count)), 100_000)}
+
+
+def _lasting(work: Callable[[int], int], count: int) -> Callable[[Shown], int]:
+    """`work` with such a count that it takes `CONTROL_S`."""
+    work(count)
     began = time.perf_counter()
-    act(None)
-    count = max(1, round(count * CONTROL_S / (time.perf_counter() - began)))
-    return act
+    work(count)
+    right = max(1, round(count * CONTROL_S / (time.perf_counter() - began)))
+    return lambda _: work(right)
 
 
 def turns(sides: dict[str, Callable[[Shown], int]], frames: Sequence[Shown], actions: int) -> dict[str, list[float]]:
@@ -157,7 +161,7 @@ def claims(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """What was to be reached, beside what was."""
     alone, compared = result["alone"], result["compared in turns"]
     faster = result["times faster than the reference, by p50"]
-    ours = [name for name in compared if name not in (REFERENCE, CONTROL)]
+    ours = [name for name in compared if name not in (REFERENCE, *CONTROLS)]
     for name in ours:
         yield _claim(f"{name}: times faster than the reference", faster[name], "at least", 3.0)
     for name in ours:
@@ -201,7 +205,7 @@ def main() -> None:
         REFERENCE: plain(reference, key),
         "artifact": plain(policy, key),
         SESSION: drafting(policy, key),
-        CONTROL: unchanging(),
+        **unchanging(),
     }
     compared = {name: spread(times) for name, times in turns(sides, frames, given.compared).items()}
     times, resident = alone(sides[SESSION], frames, given.actions)
@@ -215,7 +219,7 @@ def main() -> None:
         "times faster than the reference, by p50": {
             name: round(compared[REFERENCE]["p50_ms"] / row["p50_ms"], 3)
             for name, row in compared.items()
-            if name != CONTROL
+            if name not in CONTROLS
         },
         "alone": {
             **spread(times),
