@@ -91,7 +91,7 @@ def test_time_foretold_is_set_over_the_time_taken(tmp_path: Path) -> None:
     assert len(foretold) >= 4, "a line a layer, and the stages after them"
     assert all(0 < one["at_s"] <= measured["seconds"] for one in foretold)
     last = foretold[-1]
-    assert last["over_actual"] == pytest.approx(last["at_s"] / measured["seconds"], abs=0.5)
+    assert last["over_actual"] == pytest.approx(last["at_s"] / measured["seconds"], abs=0.1)
 
 
 def test_measured_commands() -> None:

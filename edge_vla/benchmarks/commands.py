@@ -39,7 +39,8 @@ def measure(arguments: Sequence[str], repeat: int = 1) -> dict[str, Any]:
                 [sys.executable, "-m", "edge_vla.cli", *arguments], stdout=output, stderr=subprocess.PIPE, text=True
             )
             assert child.stderr is not None
-            foretold, error = _heard(child.stderr, started)
+            with child.stderr:
+                foretold, error = _heard(child.stderr, started)
             _, status, usage = os.wait4(child.pid, 0)
             seconds.append(time.perf_counter() - started)
             child.returncode = os.waitstatus_to_exitcode(status)

@@ -84,18 +84,25 @@ class Run:
     def _measured(self, measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         try:
             return dict(measure())
-        except DeviceLostError as error:
-            self.result["lost"] = str(error)
-            return {"failed": str(error)}
         except Exception as error:  # a peer, a compiler or a driver may raise anything
             log.debug("", exc_info=error)
-            return {"failed": reason(error)}
+            if _lost(error):
+                self.result["lost"] = str(error).splitlines()[0]
+            return {"failed": _words(error)}
 
 
 def reason(error: Exception) -> str:
     """Why something failed, for its row. What the device does not recover from is raised again: nothing else runs."""
-    if isinstance(error, DeviceLostError) or (isinstance(error, RuntimeError) and broke_cuda(error)):
+    if _lost(error):
         raise error
+    return _words(error)
+
+
+def _lost(error: Exception) -> bool:
+    return isinstance(error, DeviceLostError) or (isinstance(error, RuntimeError) and broke_cuda(error))
+
+
+def _words(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 

@@ -131,6 +131,7 @@ class Decoder(nn.Module):
     """
 
     steady = False  # a row's bits may depend on how many rows are computed together
+    rides = True  # a prefill computes a row as a later pass does, but for that
 
     def __init__(self, spec: DecoderSpec, *, embeddings: bool = True) -> None:
         super().__init__()

@@ -54,7 +54,8 @@ class Assembly:
         self.native = want in (AUTO, NATIVE, NATIVE_INT8) and self._runs_native(formats)
         if want in (NATIVE, NATIVE_INT8) and not self.native:
             raise UsageError(
-                f"kernel {want} needs a C compiler, bf16 on the CPU, and formats bf16, int8, w8a8 or int4 only"
+                f"kernel {want} needs a C compiler, bf16 on the CPU, and formats bf16, int8, w8a8, int4 or narrower "
+                "only, in groups that C's lines hold"
             )
         self.rows = spec.patches + TEXT_ROWS
         self.chosen: dict[str, dict[str, set[tuple[int, int]]]] = defaultdict(lambda: defaultdict(set))

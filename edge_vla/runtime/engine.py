@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from edge_vla.model import Cache
 from edge_vla.model.decoder import RMSNorm, rotary_tables
 from edge_vla.runtime.kernels.reference import STEADY_ROWS
+from edge_vla.runtime.kernels.wide import DynamicInt8
 from edge_vla.spec import DecoderSpec
 
 
@@ -125,6 +126,11 @@ class FusedDecoder(nn.Module):
     @property
     def steady(self) -> bool:
         return self.norm.weight.device.type == "cpu"
+
+    @property
+    def rides(self) -> bool:
+        """Whether a prefill computes a row as a later pass does, but for the order of sums."""
+        return not any(isinstance(module, DynamicInt8) for module in self.modules())
 
     def cache(self, length: int) -> Cache:
         return Cache.allocate(self.spec, 1, length, self.norm.weight.dtype, self.norm.weight.device)

@@ -99,7 +99,8 @@ class Loop:
 
         What a draft missed is drafted again and verified together. With `strict`, drafted or not, tokens are the
         same to the last near-tie: a row's bits must not depend on its neighbours, so drafts wait until after the
-        prefill, and where the decoder is not steady all passes have one shape. Without it they ride in the prefill.
+        prefill, and where the decoder is not steady all passes have one shape. Without it they ride in the prefill,
+        if that computes a row as a step does.
         """
         start = len(prompt) + image.shape[1]
         even = strict and not self.network.decoder.steady
@@ -107,7 +108,7 @@ class Loop:
         room = self._fill(prompt, image, reach, _even_rows(dims))
         answer = _Answer(dims)
         drafted = [] if draft is None else draft((), ())
-        riding = [] if strict else drafted[: dims - 1]
+        riding = drafted[: dims - 1] if not strict and self.network.decoder.rides else []
         if riding:
             self._embed(riding, room, room.rows[0, start : start + len(riding)])
         hidden = self._prefill(room, start + len(riding), start - 1)[0]

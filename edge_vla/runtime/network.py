@@ -136,7 +136,9 @@ def from_artifact(
     seeing, see = _vision(artifact, dtype, device, vision)
     chosen = assembly.chosen
     if kernel not in (AUTO, TORCH) and kernel not in set().union(*chosen.values()):
-        raise UsageError(f"--kernel {kernel}: this artifact's formats {sorted(chosen)} have no such kernel")
+        raise UsageError(
+            f"--kernel {kernel}: no weight of this artifact, of formats {sorted(chosen)}, has such a kernel"
+        )
     return Network(
         spec=spec,
         dtype=dtype,

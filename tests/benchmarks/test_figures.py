@@ -42,6 +42,24 @@ def test_filling() -> None:
         fill("no markers", "new")
 
 
+def test_commands_say_what_they_foretold_and_what_the_device_holds(tmp_path: Path) -> None:
+    command = {
+        "arguments": ["export", "x"],
+        "seconds": 100.0,
+        "peak_bytes": 2 << 30,
+        "foretold": [{"at_s": 5.0, "over_actual": 1.9}, {"at_s": 50.0, "over_actual": 0.9}],
+        "last_line": json.dumps({"facts": {"bytes on the device": 4_100_000_000}}),
+    }
+    about = {"command": "x", "commit": "y", "device": "z", "cores": 2, "load_average": 0.0}
+    result = {"kind": "commands", "environment": about, "commands": [command], "disk_bytes": {"made": 4_370_000_000}}
+    (tmp_path / "one.json").write_text(json.dumps(result), encoding="utf-8")
+    text = figures(tmp_path)
+    assert "| `edge-vla export x` | 100 s | 2.00 GiB |" in text
+    assert "| the time it foretold after its first tenth | within 10% | |" in text
+    assert "| its weights on the device | | 4.10 GB |" in text
+    assert "| size of `made` | | 4.37 GB on disk |" in text
+
+
 def test_a_bench_in_the_readme_is_a_row_a_side(tmp_path: Path) -> None:
     (tmp_path / "one.json").write_text(json.dumps(sample_result()), encoding="utf-8")
     lines = figures(tmp_path).splitlines()

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
 import edge_vla
 from edge_vla.benchmarks import engine, limits, loop_tables, steady
@@ -120,6 +122,20 @@ def test_the_slope_of_memory(growth: int, expected: float) -> None:
     resident = [5 << 30] * 3 + [(1 << 30) + growth * i for i in range(50)]
     assert steady.slope(resident, 3) == pytest.approx(expected)
     assert steady.slope(resident[:4], 3) == 0.0
+
+
+def test_memory_that_torch_takes_is_seen() -> None:
+    """An operator's own output too, which makes no `aten::empty`."""
+    ones, out, frames = torch.ones(8), torch.ones(8), [steady.Shown(Image.new("RGB", (2, 2)), "x", True)] * 5
+
+    def taking(_: steady.Shown) -> int:
+        return len(ones * 2)
+
+    def taking_none(_: steady.Shown) -> int:
+        return len(torch.mul(ones, 2, out=out))
+
+    assert steady.allocations(taking, frames)["tensors made per action"] >= 1
+    assert steady.allocations(taking_none, frames)["tensors made per action"] == 0
 
 
 def test_a_steady_state_is_held_to_its_bars() -> None:

@@ -104,9 +104,12 @@ def test_a_part_that_fails_spoils_no_other(tmp_path: Path, monkeypatch: pytest.M
     assert parts["stages: bf16"]["stages"] == {}, "without ceilings there is no share of them"
 
 
-def test_nothing_is_asked_of_a_card_that_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [DeviceLostError("the GPU failed"), RuntimeError("CUDA error: the GPU failed")])
+def test_nothing_is_asked_of_a_card_that_is_lost(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def lost(run: object) -> Mapping[str, Any]:
-        raise DeviceLostError("the GPU failed")
+        raise error
 
     monkeypatch.setattr(gpu_stages, "ceilings", lost)
     parts = json.loads(gpu.bench(tmp_path, dry=True, only=["ceilings", "stages"]).read_text(encoding="utf-8"))["parts"]

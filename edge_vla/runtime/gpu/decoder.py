@@ -46,6 +46,7 @@ class KernelDecoder:
     A row sees the cache's slots up to its own position. Up to eight rows go through the kernels for a few rows.
     """
 
+    rides = True
     steady = False  # products in 16 bits are torch's, where a row's bits may depend on how many there are
 
     def __init__(

@@ -17,6 +17,7 @@ from edge_vla.model.decoder import rotary_tables
 from edge_vla.quant import PackedWeight
 from edge_vla.runtime.native.layout import (
     BLOCK,
+    IN_PREFILL,
     NEVER,
     PIECE,
     STEP,
@@ -120,6 +121,7 @@ class NativeLayer:
         self.structure = _Layer(*linears, address(first), address(second))
         self.kept = (parts, first, second)
         self.multiplications = sum(part.outer * part.inner for members in parts.values() for part in members)
+        self.rounds_prefill = any(part.rounds == IN_PREFILL for members in parts.values() for part in members)
         self.rounds = any(part.rounds != NEVER for members in parts.values() for part in members)
 
 
@@ -135,7 +137,8 @@ class NativeDecoder:
 
     These are lent: the next pass overwrites them.
 
-    `steady`: a row's bits depend neither on its neighbours nor on their number nor on the number of threads.
+    `steady`: a row's bits depend neither on its neighbours nor on their number nor on the number of threads. `rides`:
+    nor on whether it is computed in a prefill or in a later pass.
     """
 
     steady = True
@@ -150,6 +153,7 @@ class NativeDecoder:
             len(layers), spec.width, spec.mlp_width, spec.heads, spec.kv_heads, spec.head_width, spec.norm_eps,
             ctypes.addressof(self._structures), address(self._norm),
         )  # fmt: skip
+        self.rides = not any(layer.rounds_prefill for layer in layers)
         self._multiplications = sum(layer.multiplications for layer in layers)
         self._team, self._room = Team(), (0, 0, 0)
         self._desk, self._whole, self._buffers = _Desk(), Rounded(), list[Tensor]()

@@ -1,4 +1,4 @@
-"""Weights as the C files read them: lines of 64 outputs by 4 inputs. `lanes.h` and `product.h` say the same in C."""
+"""Weights as the C files read them: lines of 64 outputs by 4 inputs. In C: `lanes.h`, `product.h` and `whole.h`."""
 
 from __future__ import annotations
 

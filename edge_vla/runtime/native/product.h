@@ -18,14 +18,14 @@ typedef struct {
     const bf16 *scales;   /* (outer / 64, inner / group, 64); NULL where codes are bfloat16 */
     const bf16 *bias;     /* (outer); NULL if there is none */
     int64_t outer, inner, group, bits;
-    int64_t rounds; /* whether its inputs are rounded to 8 bits by rows: `Rounds` */
+    int64_t rounds; /* when its inputs are rounded to 8 bits by rows: `Rounds` */
 } Matrix;
 
 typedef enum { STORE, ADD, GELU } Finish; /* what becomes of a sum: itself, itself onto what is there, or its GELU */
 
 typedef struct {
-    uint8_t *panel; /* PIECE inputs of one block as bfloat16 lines */
-    float *sums;    /* (rows, 64) */
+    uint8_t *panel; /* PIECE inputs of one block as lines of bfloat16, or of bytes (`whole.h`) */
+    float *sums;    /* (rows, 64), or as many whole numbers */
 } Bench;
 
 static const float ones[BLOCK] = {

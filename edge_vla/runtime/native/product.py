@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edge_vla.quant import PackedWeight
-from edge_vla.runtime.native.layout import BLOCK, NEVER, PIECE, Rounded, address, matrix
+from edge_vla.runtime.native.layout import BLOCK, NEVER, PIECE, Rounded, address, fits_rounded, matrix
 from edge_vla.runtime.native.library import library
 from edge_vla.runtime.padding import padded
 
@@ -22,11 +22,9 @@ class NativeProduct:
     def __init__(self, packed: PackedWeight, compiled: ctypes.CDLL | None = None, *, rounds: int = NEVER) -> None:
         compiled = compiled or library()
         assert compiled is not None, "ask `fast` or `library` first"
-        self._call, self._matrix, self.outer = (
-            compiled.edge_vla_multiply,
-            matrix(packed, rounds=rounds),
-            packed.shape[0],
-        )
+        assert rounds == NEVER or fits_rounded(packed), "its inputs cannot be rounded"
+        self._call, self.outer = compiled.edge_vla_multiply, packed.shape[0]
+        self._matrix = matrix(packed, rounds=rounds)
         assert self._matrix.inner == packed.shape[1], f"{packed.shape[1]} inputs are not in fours"
         self._own, self._rows = torch.empty(0, dtype=torch.uint8), 0
         self._rounded: Rounded | None = None
