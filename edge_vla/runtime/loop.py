@@ -198,7 +198,7 @@ class Loop:
     def _prefill(self, room: Room, rows: int, first: int) -> Tensor:
         """The room's rows from position 0 on -> hidden states (1, rows - first, width) of those from `first` on."""
         length = padded(rows)
-        room.rows[:, rows:length] = 0
+        room.rows[:, rows:length].zero_()
         cache = room.cache.first(length)
         return self.network.decoder.rows(room.rows[:, :length], 0, cache, slice(first, rows))
 

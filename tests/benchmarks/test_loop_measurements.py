@@ -132,7 +132,7 @@ def test_memory_that_torch_takes_is_seen() -> None:
         return len(ones * 2)
 
     def taking_none(_: steady.Shown) -> int:
-        return len(torch.mul(ones, 2, out=out))
+        return len(torch.mul(ones, ones, out=out))
 
     assert steady.allocations(taking, frames)["tensors made per action"] >= 1
     assert steady.allocations(taking_none, frames)["tensors made per action"] == 0
