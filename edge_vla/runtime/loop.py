@@ -121,10 +121,10 @@ class Loop:
             inputs = given[first : dims - 1]
             if even:
                 inputs = inputs + [0] * (_even_rows(dims) - len(inputs))
-            self._embed(inputs, room, room.few[0, : len(inputs)])
-            hidden = self._pass(room.few[:, : len(inputs)], start + first, reach, room)[0]
-            answer.accept(first + 1, *self.network.head.choose(hidden), given)
-            passes += 1
+            further = dims - 1 - answer.known if draft is None and self.network.follow is not None else 0
+            best, lead = self._follow(inputs, start + first, reach, room, further)
+            answer.accept(first + 1, best, lead, given + best[:further])
+            passes += 1 + further
         self._check(answer.leads)
         mark("decode")
         names = self.network.action.first
@@ -205,6 +205,19 @@ class Loop:
     def _pass(self, embeddings: Tensor, start: int, length: int, room: Room) -> Tensor:
         """Hidden states of rows from position `start` on, computed over the first `length` slots of the cache."""
         return self.network.decoder.rows(embeddings, start, room.cache.first(length))
+
+    def _follow(
+        self, bins: Sequence[int], start: int, reach: int, room: Room, further: int
+    ) -> tuple[list[int], list[float]]:
+        """The best bin behind each of `bins`, the first at position `start`, and how far each led.
+
+        Where the network can `follow` by itself, then of so many `further`, each behind the one before.
+        """
+        if self.network.follow is not None:
+            return self.network.follow(bins, start, room.cache, further)
+        few = room.few[:, : len(bins)]
+        self._embed(bins, room, few[0])
+        return self.network.head.choose(self._pass(few, start, reach, room)[0])
 
     def _check(self, values: Sequence[float]) -> None:
         if not all(map(math.isfinite, values)):

@@ -29,7 +29,8 @@ from edge_vla.runtime.gpu import NAMES as ENGINE
 from edge_vla.runtime.gpu import TRITON
 from edge_vla.runtime.kernels import AUTO, NATIVE, TORCH
 from edge_vla.runtime.kernels.reference import STEADY_ROWS
-from edge_vla.runtime.native.decoder import NativeLayer
+from edge_vla.runtime.native.decoder import NativeDecoder, NativeLayer
+from edge_vla.runtime.native.follow import NativeFollow
 from edge_vla.runtime.native.library import fast, library
 from edge_vla.runtime.native.product import NativeHead
 from edge_vla.runtime.native.vision import NativeVision, vision_fits
@@ -92,7 +93,10 @@ def leads(logits: Tensor) -> list[float]:
 
 @dataclass(frozen=True)
 class Network:
-    """With an `engine`, actions are decided by that, and the parts beside it serve teacher forcing."""
+    """With an `engine`, actions are decided by that, and the parts beside it serve teacher forcing.
+
+    With `follow`, embeddings, decoder and head are asked together for what comes after the prefill.
+    """
 
     spec: PolicySpec
     dtype: torch.dtype
@@ -104,6 +108,7 @@ class Network:
     kernels: Mapping[str, str]
     weight_bytes: Mapping[str, int]
     engine: Engine | None = None
+    follow: NativeFollow | None = None
 
     @property
     def action(self) -> ActionSpec:
@@ -133,6 +138,11 @@ def from_artifact(
     table = map_matrix(artifact.directory / EMBEDDINGS, "embed_tokens.weight")
     if table.shape != (spec.decoder.vocab_rows, spec.decoder.width):
         raise ArtifactError(f"{EMBEDDINGS} is {tuple(table.shape)}, which is not the network's: export again")
+    embeddings = _embeddings(table, spec.action, dtype, device)
+    decoder, native_head = assembly.decoder(layers, head["norm.weight"]), assembly.head(actions)
+    follow = None
+    if isinstance(decoder, NativeDecoder) and native_head is not None:
+        follow = NativeFollow(decoder, native_head, embeddings.actions)
     seeing, see = _vision(artifact, dtype, device, vision)
     chosen = assembly.chosen
     if kernel not in (AUTO, TORCH) and kernel not in set().union(*chosen.values()):
@@ -144,9 +154,9 @@ def from_artifact(
         dtype=dtype,
         device=device,
         vision=see,
-        embeddings=_embeddings(table, spec.action, dtype, device),
-        decoder=assembly.decoder(layers, head["norm.weight"]),
-        head=Head(actions, None, assembly.head(actions)),
+        embeddings=embeddings,
+        decoder=decoder,
+        head=Head(actions, None, native_head),
         kernels={**assembly.kernels(), "vision": seeing, **_where(dtype, device)},
         weight_bytes={
             "vision": see.bytes,
@@ -154,6 +164,7 @@ def from_artifact(
             "head": _bytes(head),
             "embeddings (host)": table.nbytes,
         },
+        follow=follow,
     )
 
 

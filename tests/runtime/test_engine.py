@@ -15,7 +15,9 @@ from edge_vla.quant import GROUPED, PackedWeight, Scheme, dequantise, quantise
 from edge_vla.runtime.assemble import Assembly, CpuDecoder, fused
 from edge_vla.runtime.engine import FusedDecoder
 from edge_vla.runtime.native.decoder import NativeDecoder
+from edge_vla.runtime.native.follow import NativeFollow
 from edge_vla.runtime.native.library import library
+from edge_vla.runtime.native.product import NativeHead
 from edge_vla.spec import TINY, DecoderSpec, PolicySpec
 
 CPU = torch.device("cpu")
@@ -118,6 +120,46 @@ def test_a_native_row_is_the_same_in_a_prefill_and_alone(scheme: Scheme, monkeyp
             assert torch.equal(run(fast, x, 40), whole)
     finally:
         torch.set_num_threads(threads)
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize(
+    ("scheme", "kernel"), [(Scheme.INT4, "native"), (Scheme.INT4, "native/int8"), (Scheme.W8A8, "native")]
+)
+def test_what_follows_is_embedding_pass_and_head_one_by_one(
+    scheme: Scheme, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, for drafts of any length and with any number of threads."""
+    monkeypatch.setattr("edge_vla.runtime.native.team.WORTH_A_THREAD", 1)
+    decoder = pair(TINY.decoder, scheme, kernel=kernel)[1]
+    assert isinstance(decoder, NativeDecoder)
+    generator = torch.Generator().manual_seed(1)
+    prompt, embedding, actions = (
+        torch.randn(rows, TINY.decoder.width, generator=generator).bfloat16() for rows in (40, 89, 89)
+    )
+    head = NativeHead(PackedWeight(Scheme.BF16, (89, TINY.decoder.width), None, actions, None))
+    follow, cache, threads = NativeFollow(decoder, head, embedding), decoder.cache(56), torch.get_num_threads()
+
+    def one_by_one(bins: list[int], further: int) -> tuple[list[int], list[float]]:
+        best, leads, start = list[int](), list[float](), 40
+        for _ in range(1 + further):
+            found = head.choose(decoder.rows(embedding[bins][None], start, cache)[0])
+            best, leads, start, bins = best + found[0], leads + found[1], start + len(bins), found[0][-1:]
+        return best, leads
+
+    try:
+        for members in (1, 2, 3):
+            torch.set_num_threads(members)
+            decoder.rows(prompt[None], 0, cache)
+            for bins, further in [([7], 5), ([88, 0, 3], 0), ([5, 6, 7, 8, 9, 10], 0), ([1, 2], 4), ([3], 0)]:
+                assert follow(bins, 40, cache, further) == one_by_one(bins, further)
+    finally:
+        torch.set_num_threads(threads)
+    for bins in ([89], [0, -1]):
+        with pytest.raises(AssertionError, match="no bins"):
+            follow(bins, 40, cache)
+    with pytest.raises(AssertionError, match="64 slots"):
+        follow([1], 60, cache, 5)
 
 
 @pytest.mark.parametrize("mixed", [False, True])

@@ -41,6 +41,14 @@ typedef struct {
     int64_t rows, start, wanted, wanted_end; /* wanted: rows whose hidden states are returned */
 } Pass;
 
+/* What bins of an action are to the network, and room for a pass of them. */
+typedef struct {
+    Matrix head;                  /* (bins, width) */
+    const bf16 *embedding;        /* (bins, width) */
+    bf16 *rows, *hidden, *logits; /* of a pass: (width), (width), (the head's padded outputs) */
+    int64_t bins;
+} Actions;
+
 /* A pass that begins at the first row is a prefill. */
 static int rounds(const Matrix *w, const Pass *pass) {
     return w->rounds == ALWAYS_ROUNDS || (w->rounds == IN_PREFILL && pass->start == 0);
@@ -119,13 +127,15 @@ static void gate(const bf16 *gate_up, int64_t width, bf16 *out) {
         out[i] = narrow(rounded(silu(widen(gate_up[i]))) * widen(gate_up[width + i]));
 }
 
-/* Called by each of `members` threads, with one `team` that began as zeros; one member needs none. */
-void edge_vla_decode(const Decoder *decoder, const Desk *desk, const Cache *cache, const Pass *pass, const bf16 *in,
-                     bf16 *out, Team *team, int64_t member, int64_t members) {
-    Share share = {team, member, members};
-    int64_t width = decoder->width, pitch = desk->pitch, slots = cache->slots;
-    uint8_t *own = desk->own + member * desk->own_bytes;
+static Bench bench_at(uint8_t *own) {
     Bench bench = {own, (float *)(own + PIECE * BLOCK * sizeof(bf16))};
+    return bench;
+}
+
+/* in (rows, width) -> out (wanted rows, width). A thread reads its share of the rows before it meets the others. */
+static void pass_layers(const Decoder *decoder, const Desk *desk, const Cache *cache, const Pass *pass, const bf16 *in,
+                        bf16 *out, Bench bench, Share share) {
+    int64_t width = decoder->width, pitch = desk->pitch, slots = cache->slots;
     const Rounded *whole = &desk->whole;
     Blackboard board = {bench.sums, (bf16 *)(bench.sums + TILE * slots)};
     for (int64_t m = first_of(share, pass->rows); m < end_of(share, pass->rows); m++)
@@ -166,7 +176,53 @@ void edge_vla_decode(const Decoder *decoder, const Desk *desk, const Cache *cach
     meet(share);
     int64_t wanted = pass->wanted_end - pass->wanted;
     norm_rows(decoder, desk->x + pass->wanted * pitch, decoder->norm, wanted, out, pitch, width, share);
-    meet(share); /* the team may be called again at once */
+    meet(share); /* the next pass may begin at once */
+}
+
+/* The place of the largest value, the first of equals, and its lead over the second: NaN where a value is not finite. */
+static int32_t lead_of(const bf16 *values, int64_t count, float *lead) {
+    float first = -INFINITY, second = -INFINITY;
+    int32_t at = 0, odd = 0;
+    for (int64_t i = 0; i < count; i++) {
+        float value = widen(values[i]);
+        odd |= (values[i] & 0x7f80) == 0x7f80;
+        if (value > first) second = first, first = value, at = (int32_t)i;
+        else if (value > second) second = value;
+    }
+    *lead = odd ? NAN : first - second;
+    return at;
+}
+
+/* Functions with a `team`, which began as zeros, are called by each of `members` threads; one member needs no team. */
+
+void edge_vla_decode(const Decoder *decoder, const Desk *desk, const Cache *cache, const Pass *pass, const bf16 *in,
+                     bf16 *out, Team *team, int64_t member, int64_t members) {
+    Share share = {team, member, members};
+    pass_layers(decoder, desk, cache, pass, in, out, bench_at(desk->own + member * desk->own_bytes), share);
+}
+
+/* The best bin behind each of the `given` (rows of them, the first at position `start`) and its lead, then of so many
+ * `further`, each behind the one before: best and leads (rows + further).
+ */
+void edge_vla_follow(const Decoder *decoder, const Desk *desk, const Cache *cache, const Actions *actions,
+                     const int32_t *given, int64_t rows, int64_t start, int64_t further, int32_t *best, float *leads,
+                     Team *team, int64_t member, int64_t members) {
+    Share share = {team, member, members};
+    Bench bench = bench_at(desk->own + member * desk->own_bytes);
+    int64_t width = decoder->width, outer = actions->head.outer;
+    for (;;) {
+        Pass pass = {rows, start, 0, rows};
+        for (int64_t m = first_of(share, rows); m < end_of(share, rows); m++)
+            memcpy(actions->rows + m * width, actions->embedding + given[m] * width, (size_t)width * sizeof(bf16));
+        pass_layers(decoder, desk, cache, &pass, actions->rows, actions->hidden, bench, share);
+        product(&actions->head, actions->hidden, width, rows, actions->logits, outer, STORE, 0, bench, share);
+        meet(share);
+        for (int64_t m = first_of(share, rows); m < end_of(share, rows); m++)
+            best[m] = lead_of(actions->logits + m * outer, actions->bins, leads + m);
+        meet(share);
+        if (further-- == 0) return;
+        start += rows, given = best + rows - 1, best += rows, leads += rows, rows = 1;
+    }
 }
 
 /* x (rows, inner) -> out (rows, outer), on one thread; `own`: PIECE lines of 64, then rows of 64 floats. `whole` is room
@@ -174,29 +230,16 @@ void edge_vla_decode(const Decoder *decoder, const Desk *desk, const Cache *cach
  */
 void edge_vla_multiply(const Matrix *weight, const bf16 *x, int64_t rows, bf16 *out, uint8_t *own,
                        const Rounded *whole) {
-    Bench bench = {own, (float *)(own + PIECE * BLOCK * sizeof(bf16))};
+    Bench bench = bench_at(own);
     Share share = {0, 0, 1};
     for (int64_t m = 0; m < rows && whole; m++) round_row(x + m * weight->inner, weight->inner, whole, m);
     if (whole) product_whole(weight, whole, rows, out, weight->outer, STORE, bench, share);
     else product(weight, x, weight->inner, rows, out, weight->outer, STORE, 0, bench, share);
 }
 
-/* rows (outer values of bfloat16, `width` apart) -> the place of each row's largest value, the first of equals, and its
- * lead over the second; a lead is NaN where a value is not finite.
- */
+/* values: rows of `count`, `width` apart -> `lead_of` each. */
 void edge_vla_lead(const bf16 *values, int64_t rows, int64_t count, int64_t width, int32_t *best, float *leads) {
-    for (int64_t m = 0; m < rows; m++, values += width) {
-        float first = -INFINITY, second = -INFINITY;
-        int32_t at = 0, odd = 0;
-        for (int64_t i = 0; i < count; i++) {
-            float value = widen(values[i]);
-            odd |= (values[i] & 0x7f80) == 0x7f80;
-            if (value > first) second = first, first = value, at = (int32_t)i;
-            else if (value > second) second = value;
-        }
-        best[m] = at;
-        leads[m] = odd ? NAN : first - second;
-    }
+    for (int64_t m = 0; m < rows; m++) best[m] = lead_of(values + m * width, count, leads + m);
 }
 
 int edge_vla_instructions(void) { return EDGE_VLA_INSTRUCTIONS; }

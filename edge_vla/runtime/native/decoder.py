@@ -6,7 +6,7 @@ Knows shapes, structures of decoder.c and who owns their memory. Knows nothing o
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -92,14 +92,18 @@ class NativeCache:
     cos: Tensor  # (slots, head width) float32, rounded to bfloat16 before
     sin: Tensor
     slots: int
+    structure: _Cache
 
     @staticmethod
     def allocate(spec: DecoderSpec, length: int) -> NativeCache:
         slots, width, heads = padded(length, BLOCK), spec.head_width, spec.layers * spec.kv_heads
         keys = torch.zeros(heads, slots // BLOCK, width // STEP, STEP * BLOCK * 2, dtype=torch.uint8)
         values = torch.zeros(heads, padded(width, BLOCK) // BLOCK, slots // STEP, STEP * BLOCK * 2, dtype=torch.uint8)
-        cos, sin = rotary_tables(spec, torch.arange(slots)[None], torch.bfloat16)
-        return NativeCache(keys, values, cos[0, 0].float().contiguous(), sin[0, 0].float().contiguous(), slots)
+        cos, sin = (
+            table[0, 0].float().contiguous() for table in rotary_tables(spec, torch.arange(slots)[None], torch.bfloat16)
+        )
+        structure = _Cache(address(keys), address(values), slots, address(cos), address(sin))
+        return NativeCache(keys, values, cos, sin, slots, structure)
 
     def first(self, length: int) -> NativeCache:
         assert length <= self.slots, f"a cache of {self.slots} slots has no {length}"
@@ -146,7 +150,7 @@ class NativeDecoder:
     def __init__(self, spec: DecoderSpec, layers: Sequence[NativeLayer], norm: Tensor) -> None:
         compiled = library()
         assert compiled is not None, "ask `fast` or `library` first"
-        self.spec, self._call = spec, compiled.edge_vla_decode
+        self.spec, self._decode = spec, compiled.edge_vla_decode
         self._layers, self._norm = layers, vector(norm, spec.width)
         self._structures = (_Layer * len(layers))(*(layer.structure for layer in layers))
         self._decoder = _Decoder(
@@ -165,16 +169,19 @@ class NativeDecoder:
     def rows(self, x: Tensor, start: int, cache: NativeCache, wanted: slice = slice(None)) -> Tensor:
         x = x.contiguous()
         rows, chosen = x.shape[1], range(x.shape[1])[wanted]
-        self._reach(rows, cache.slots)
+        self.reach(rows, cache.slots)
         out = self._out[:, : len(chosen)]
-        where = _Cache(address(cache.keys), address(cache.values), cache.slots, address(cache.cos), address(cache.sin))
         step = _Pass(rows, start, chosen.start, chosen.stop)
-        shared = [ctypes.byref(one) for one in (self._decoder, self._desk, where, step)]
-        ends = [ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(out.data_ptr())]
-        self._team.run(lambda *member: self._call(*shared, *ends, *member), rows * self._multiplications)
+        ends = ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(out.data_ptr())
+        self.run(self._decode, rows, cache, ctypes.byref(step), *ends)
         return out
 
-    def _reach(self, rows: int, slots: int) -> None:
+    def run(self, function: Callable[..., None], rows: int, cache: NativeCache, *given: object) -> None:
+        """A function of decoder.c whose passes have so many rows: on this decoder, over `cache`, with what is given."""
+        shared = [ctypes.byref(one) for one in (self._decoder, self._desk, cache.structure)]
+        self._team.run(lambda *member: function(*shared, *given, *member), rows * self._multiplications)
+
+    def reach(self, rows: int, slots: int) -> None:
         """Buffers for so many rows, slots and threads, made anew only when there are more than before."""
         members = torch.get_num_threads()
         if all(now <= had for now, had in zip((rows, slots, members), self._room, strict=True)):

@@ -21,8 +21,8 @@ def library(*extra: str) -> ctypes.CDLL | None:
     loaded = compiled("network", [HERE / source for source in SOURCES], read, (*FLAGS, *extra))
     if loaded is not None:
         loaded.edge_vla_instructions.restype = ctypes.c_int
-        for function in (loaded.edge_vla_decode, loaded.edge_vla_see, loaded.edge_vla_multiply, loaded.edge_vla_lead):
-            function.restype = None
+        for name in ("decode", "follow", "see", "multiply", "lead"):
+            getattr(loaded, f"edge_vla_{name}").restype = None
     return loaded
 
 

@@ -24,13 +24,13 @@ class NativeProduct:
         assert compiled is not None, "ask `fast` or `library` first"
         assert rounds == NEVER or fits_rounded(packed), "its inputs cannot be rounded"
         self._call, self.outer = compiled.edge_vla_multiply, packed.shape[0]
-        self._matrix = matrix(packed, rounds=rounds)
-        assert self._matrix.inner == packed.shape[1], f"{packed.shape[1]} inputs are not in fours"
+        self.matrix = matrix(packed, rounds=rounds)
+        assert self.matrix.inner == packed.shape[1], f"{packed.shape[1]} inputs are not in fours"
         self._own, self._rows = torch.empty(0, dtype=torch.uint8), 0
         self._rounded: Rounded | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        out = torch.empty(x.shape[0], self._matrix.outer, dtype=torch.bfloat16)
+        out = torch.empty(x.shape[0], self.matrix.outer, dtype=torch.bfloat16)
         self.into(out, x)
         return out[:, : self.outer]
 
@@ -39,7 +39,7 @@ class NativeProduct:
         x = x.contiguous()
         self._reach(x.shape[0])
         self._call(
-            ctypes.byref(self._matrix), ctypes.c_void_p(address(x)), ctypes.c_int64(x.shape[0]),
+            ctypes.byref(self.matrix), ctypes.c_void_p(address(x)), ctypes.c_int64(x.shape[0]),
             ctypes.c_void_p(address(out)), ctypes.c_void_p(address(self._own)),
             None if self._rounded is None else ctypes.byref(self._rounded),
         )  # fmt: skip
@@ -50,8 +50,8 @@ class NativeProduct:
             return
         self._rows = rows
         self._own = torch.empty(PIECE * BLOCK * 2 + padded(rows, BLOCK) * BLOCK * 4, dtype=torch.uint8)
-        if self._matrix.rounds != NEVER:
-            self._rounded = Rounded.room(rows, self._matrix.inner)
+        if self.matrix.rounds != NEVER:
+            self._rounded = Rounded.room(rows, self.matrix.inner)
 
 
 class NativeHead(NativeProduct):
@@ -61,18 +61,18 @@ class NativeHead(NativeProduct):
         super().__init__(packed)
         compiled = library()
         assert compiled is not None, "ask `fast` or `library` first"
-        self._lead, self._logits = compiled.edge_vla_lead, torch.empty(0, self._matrix.outer, dtype=torch.bfloat16)
+        self._lead, self._logits = compiled.edge_vla_lead, torch.empty(0, self.matrix.outer, dtype=torch.bfloat16)
 
     def choose(self, hidden: Tensor) -> tuple[list[int], list[float]]:
         """(n, K) -> the best output of each row, and its lead over the second: NaN where one is not finite."""
         rows = hidden.shape[0]
         if self._logits.shape[0] < rows:
-            self._logits = torch.empty(rows, self._matrix.outer, dtype=torch.bfloat16)
+            self._logits = torch.empty(rows, self.matrix.outer, dtype=torch.bfloat16)
             self._best, self._leads = torch.empty(rows, dtype=torch.int32), torch.empty(rows)
         self.into(self._logits, hidden)
         self._lead(
             ctypes.c_void_p(address(self._logits)), ctypes.c_int64(rows), ctypes.c_int64(self.outer),
-            ctypes.c_int64(self._matrix.outer), ctypes.c_void_p(address(self._best)),
+            ctypes.c_int64(self.matrix.outer), ctypes.c_void_p(address(self._best)),
             ctypes.c_void_p(address(self._leads)),
         )  # fmt: skip
         return self._best[:rows].tolist(), self._leads[:rows].tolist()
