@@ -4,7 +4,7 @@ BIN := .venv/bin
 # libgomp reads this once, when torch is loaded: without it, waiting threads spin beside other work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-kernels check bench-demo bench-gpu format clean
+.PHONY: demo test test-laws test-kernels check bench-demo bench-gpu format clean
 
 demo: .venv/ready
 	rm -rf demo-out
@@ -18,6 +18,10 @@ check: .venv/ready
 	$(BIN)/ruff check edge_vla tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# The laws again, on examples that no run has seen (minutes); what fails there prints how to fail again.
+test-laws: .venv/ready
+	$(BIN)/python -m pytest --hypothesis-profile=new $$(grep -rl '^@given' tests)
 
 # The GPU kernels in Triton's interpreter, and compiled for every chip in the table (minutes). Triton has no part in
 # anything else here and takes 700 MB, so it lies in an environment of its own on top of .venv.

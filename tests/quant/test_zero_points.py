@@ -44,7 +44,8 @@ def by_hand(weight: Tensor, group: int) -> Tensor:
             low, high = min(*part, 0.0), max(*part, 0.0)
             assert packed.scales is not None
             scale = float(packed.scales[row, start // group])
-            assert (high - low) / 15 <= scale <= max((high - low) / 15 * (1 + 2**-7), (high - low) / 15 + 2**-23)
+            least = (high - low) / 15
+            assert least * (1 - 2**-23) <= scale <= max(least * (1 + 2**-7), least + 2**-23), "taken up in float32"
             zero = min(max(round(-low / scale), 0), 15)
             offset = float(torch.tensor((8 - zero) * scale).bfloat16())
             for column, value in enumerate(part, start):
