@@ -88,7 +88,12 @@ class Run:
             for name, path in self.names().items()
         }
         for peer, python in self.plan.peers:
-            made[peer] = self.reference.contestant(peer, peer=peer, python=python)
+            made[peer] = self.reference.contestant(
+                peer,
+                peer=peer,
+                python=python,
+                calibration=self.plan.peer_frames and str(self.plan.peer_frames.resolve()),
+            )
         return made
 
     def row(self, name: str) -> dict[str, Any]:
@@ -108,6 +113,10 @@ def bench(
         check_alike(Artifact(path), checkpoint, reference.source)
     if reference.unnorm_key is not None:
         checkpoint.config.statistics.resolve(reference.unnorm_key)
+    if plan.peer_frames is not None:
+        read_frames(plan.peer_frames)  # what is wrong with them is said before anything is measured
+        if reference.frames is not None and plan.peer_frames.resolve() == reference.frames.resolve():
+            raise UsageError(f"--peer-frames {plan.peer_frames}: peers are judged on these; calibrate on others")
     with tempfile.TemporaryDirectory(prefix="edge-vla-bench-") as scratch:
         directory = reference.frames or synthetic_frames(
             Path(scratch) / "frames", checkpoint.config, reference.limit, reference.unnorm_key
@@ -336,7 +345,10 @@ def _empty(run: Run) -> dict[str, Any]:
         "gates_declared": gates.declared(run.plan.trial),
         "floors": {},
         "candidates": [_candidate(label, Artifact(path), run) for label, path in run.names().items()],
-        "peers": [{"name": peer, "what": PEERS[peer].what, "ran": True, "why_not": None} for peer, _ in run.plan.peers],
+        "peers": [
+            {"name": peer, "what": PEERS[peer].described(run.plan.peer_frames), "ran": True, "why_not": None}
+            for peer, _ in run.plan.peers
+        ],
         "limits": None,
         "gates": [],
         "notes": _notes(run),

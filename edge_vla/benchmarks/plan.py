@@ -57,7 +57,8 @@ class Plan:
     paces_hz: tuple[float, ...] = ()
     trial: Trial | None = None
     peers: tuple[tuple[str, str | None], ...] = ()  # name, and the interpreter of its own environment
-    vision: str = "torch"
+    peer_frames: Path | None = None  # what peers calibrate on; without, synthetic images
+    vision: str = "auto"
     kernel: str = "auto"
     title: str | None = None
     model: str | None = None

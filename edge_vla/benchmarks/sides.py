@@ -37,11 +37,12 @@ class Contestant:
     merge_arithmetic: Arithmetic = "fp32"
     dtype: str = "bf16"
     device: str = "auto"
-    vision: str = "torch"
+    vision: str = "auto"
     kernel: str = "auto"
     unnorm_key: str | None = None
     peer: str | None = None
     python: str | None = None  # interpreter of a peer's own environment
+    calibration: str | None = None  # folder of frames for a peer that calibrates
 
 
 class Station:

@@ -71,7 +71,14 @@ def opened(contestant: Contestant) -> Acts:
     if contestant.peer is not None:
         from edge_vla.benchmarks import peers
 
-        return peers.load(contestant.peer, contestant.path, adapters, contestant.merge_arithmetic, contestant.device)
+        return peers.load(
+            contestant.peer,
+            contestant.path,
+            adapters,
+            contestant.merge_arithmetic,
+            contestant.device,
+            calibration=Path(contestant.calibration) if contestant.calibration else None,
+        )
     return Ours(
         load(
             contestant.path,

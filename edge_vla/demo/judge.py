@@ -13,6 +13,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,7 +56,7 @@ def judge(
         artifacts.append(export(BASE, scratch / name, recipe, adapters, known).directory)
     key = statistics_name(number)
     reference = Reference(str(BASE), tuple(map(str, adapters)), frames=frames, limit=limit, unnorm_key=key)
-    return bench(artifacts, reference, out, plan, LOG.info)
+    return bench(artifacts, reference, out, replace(plan, peer_frames=scratch / "calibration"), LOG.info)
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -191,3 +191,13 @@ def test_a_plan_that_does_not_exist(wrong: dict[str, Any]) -> None:
         wrong = {**wrong, "trial": Trial("demo:1", 4, live=True)}
     with pytest.raises(UsageError):
         Plan(**wrong)
+
+
+def test_peers_are_not_calibrated_on_what_judges_them(tiny_artifacts: Mapping[int, Path], tmp_path: Path) -> None:
+    frames = tmp_path / "frames"
+    write_frames(frames, [(Frame(Path("0.png"), "go", "tiny"), synthetic_image(0, 28))])
+    for other, words in ((frames, "calibrate on others"), (tmp_path / "none", "none")):
+        plan = Plan(profile="none", peer_frames=other)
+        with pytest.raises((UsageError, FrameError), match=words):
+            bench([tiny_artifacts[8]], Reference(TINY, frames=frames), tmp_path / "out", plan)
+    assert not (tmp_path / "out").exists()

@@ -17,6 +17,8 @@ from torch import nn
 import edge_vla
 from edge_vla.benchmarks import peers
 from edge_vla.benchmarks.peers.policy import Peer
+from edge_vla.benchmarks.sides import Contestant
+from edge_vla.benchmarks.station import opened
 from edge_vla.demo import BASE
 from edge_vla.errors import BackendError, NumericError, UsageError
 from edge_vla.frames import synthetic_image
@@ -190,3 +192,16 @@ def test_gptqmodel_stays_near_the_reference(demo: edge_vla.Policy, monkeypatch: 
     forced = [peer.forced_logits(*pair).argmax(-1) + first for pair in zip(images, [TEXT] * 8, tokens, strict=True)]
     assert (np.stack(forced) == np.array(tokens)).mean() >= 0.8
     assert peer.weight_bytes["decoder"] < 0.3 * demo.network.weight_bytes["decoder"] / 2
+
+
+def test_a_peer_that_calibrates_is_given_its_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gptqmodel itself lives in another environment: what reaches it is seen here, what it does in benchmarks."""
+    given: list[Any] = []
+    monkeypatch.setattr("edge_vla.benchmarks.peers.gptq.gptq", lambda *arguments: given.append(arguments[3]))
+    for folder in (None, tmp_path):
+        opened(Contestant("x", TINY, device="cpu", peer="gptqmodel", calibration=str(folder) if folder else None))
+    assert given == [None, tmp_path]
+    engine = peers.PEERS["gptqmodel"]
+    assert engine.described(None).endswith("calibrated on synthetic images")
+    assert engine.described(tmp_path / "mine").endswith("calibrated on mine")
+    assert peers.PEERS["bnb-nf4"].described(tmp_path) == peers.PEERS["bnb-nf4"].what

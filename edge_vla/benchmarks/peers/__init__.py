@@ -32,6 +32,13 @@ class Engine:
 
     what: str
     decoder: Callable[[Checkpoint, torch.dtype, torch.device, Path | None], nn.Module]
+    calibrates: bool = False
+
+    def described(self, calibration: Path | None) -> str:
+        """`what`, and on what it was calibrated."""
+        if not self.calibrates:
+            return self.what
+        return f"{self.what}; calibrated on {'synthetic images' if calibration is None else calibration.name}"
 
 
 def load(
@@ -107,8 +114,9 @@ PEERS: Final[Mapping[str, Engine]] = {
         partial(_bitsandbytes, 8),
     ),
     "gptqmodel": Engine(
-        "hf-sdpa with the decoder's matrices as gptqmodel's GPTQ, 4 bits in groups of 128, calibrated with images and "
-        "run by the kernel that it picks",
+        "hf-sdpa with the decoder's matrices as gptqmodel's GPTQ, 4 bits in groups of 128, run by the kernel that it "
+        "picks",
         _gptqmodel,
+        calibrates=True,
     ),
 }
