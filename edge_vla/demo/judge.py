@@ -33,11 +33,12 @@ RECIPES: Final[Mapping[str, Recipe]] = {
     "int4 GPTQ": Recipe(bits=4, method="gptq"),
     "mixed": Recipe(method="gptq", bits_per_weight=4.125),  # the bytes of int4 with groups of 128
 }
-NARROW: Final[Mapping[str, Recipe]] = {
+FURTHER: Final[Mapping[str, Recipe]] = {
+    "W8A8": Recipe(bits=8, method="smoothquant+gptq"),
     "int3 GPTQ": Recipe(bits=3, method="gptq"),
     "mixed 3.25": Recipe(method="gptq", bits_per_weight=3.25),
 }
-ALL: Final = {**RECIPES, **NARROW}
+ALL: Final = {**RECIPES, **FURTHER}
 
 
 def judge(
