@@ -32,7 +32,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-INTERRUPTED = 130
 ARITHMETICS = ("fp32", "upstream")
 TIMES = ("limit_ms", "low_ms", "high_ms")
 
@@ -214,6 +213,8 @@ def bench(
     from edge_vla.benchmarks.plan import FLOORS, Plan, Reference
     from edge_vla.benchmarks.reports import markdown
 
+    if live and not table:
+        raise UsageError("--live is about episodes: say at which --table")
     judged_by = Reference(
         source=reference,
         adapters=tuple(map(str, adapter or ())),
@@ -259,13 +260,14 @@ def compare(
 def plan(
     device: Annotated[str, typer.Option(help="orin-64, orin-nano-super, thor, rtx3090, rtx4090, rtx5090, h100, h200.")],
     bits: Annotated[int, typer.Option(help="16, 8 or 4.")] = 4,
+    vision_bits: Annotated[int, typer.Option(help="16 or 8, of towers and projector.")] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """On paper: would OpenVLA-7B fit on a device, and how fast could it be there? Nothing is run."""
     from edge_vla.benchmarks.planner import plan as planned
     from edge_vla.spec import OPENVLA_7B
 
-    found = planned(OPENVLA_7B, device, bits, dims=7)
+    found = planned(OPENVLA_7B, device, bits, 7, vision_bits)
     if as_json:
         print(json.dumps(found))
         return
@@ -373,6 +375,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         say("error", "red", str(error))
         raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        if os.environ.get("EDGE_VLA_DEBUG") or error.filename is None:
+            raise
+        say("error", "red", f"{error.filename}: {error.strerror}: see who owns it and who may read it")
+        raise SystemExit(ResourceError.exit_code) from None
     except (MemoryError, RuntimeError) as error:
         # torch raises its own kinds of RuntimeError when memory runs out, and importing it here would slow --help.
         if not isinstance(error, MemoryError) and "memory" not in str(error):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_vla.benchmarks.distributions import divergence, leads, margins, soft_action_l1
+from edge_vla.benchmarks.distributions import divergence, divergences, leads, margins, soft_action_l1
 from edge_vla.benchmarks.motion import About, actions, against_recorded, bins, drift, gripper, robot_units
 from edge_vla.benchmarks.statistics import Clustered, Interval, cluster_interval, mcnemar, paired_cluster_difference
 from edge_vla.openvla import ActionTokens
@@ -92,15 +92,18 @@ def compare_candidates(
 ) -> dict[str, Any]:
     """Which of two candidates is nearer to the reference on the same frames. Differences are second minus first.
 
-    McNemar's p takes frames as independent, which flatters it where episodes are long: the interval does not.
+    Shares of tokens and of actions, and nats. McNemar's p takes frames as independent, which flatters it where episodes
+    are long: the interval does not.
     """
     wanted = bins(reference.free, tokens)
     ours, theirs = ((bins(side.free, tokens) == wanted).all(axis=1) for side in (first, second))
     forced = (first.forced == reference.forced, second.forced == reference.forced)
+    nats = (divergences(reference.logits, first.logits), divergences(reference.logits, second.logits))
     only_first, only_second = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
     return {
         "teacher_forced_difference": paired_cluster_difference(*forced, about.episodes).to_json(),
         "exact_action_difference": paired_cluster_difference(ours, theirs, about.episodes).to_json(),
+        "kl_difference": paired_cluster_difference(*nats, about.episodes).to_json(),
         "mcnemar_exact_action": {
             "both": int((ours & theirs).sum()),
             "only_first": only_first,

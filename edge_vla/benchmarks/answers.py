@@ -29,6 +29,7 @@ from edge_vla.errors import EdgeVLAError
 from edge_vla.frames import Frame
 from edge_vla.openvla import ActionTokens
 from edge_vla.openvla.statistics import ActionStatistics
+from edge_vla.runtime.store import user_cache
 from edge_vla.spec import ActionSpec
 
 COMPUTES: Final = ("checkpoint", "model", "openvla", "quant", "runtime", "benchmarks/station.py")
@@ -37,9 +38,9 @@ CHUNK: Final = 64  # frames a time through the full head
 
 
 def cache_directory() -> Path:
-    """Where answers are kept: `$EDGE_VLA_CACHE`, else the user's cache."""
-    base = os.environ.get("EDGE_VLA_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "edge-vla" / "answers"
+    """Where answers are kept: `$EDGE_VLA_CACHE`, else the user's cache. OSError where that cannot be used."""
+    own = os.environ.get("EDGE_VLA_CACHE")
+    return Path(own) / "edge-vla" / "answers" if own else user_cache() / "answers"
 
 
 def reference_key(weights: str, contestant: Contestant, frames_hash: str, floor: str | None) -> str:
@@ -71,8 +72,8 @@ def code_hash() -> str:
 
 def kept(key: str) -> Path | None:
     """The file of an earlier answer, if it is still there and whole."""
-    path = cache_directory() / f"{key}.npz"
     try:
+        path = cache_directory() / f"{key}.npz"
         with np.load(path) as answers:
             _ = answers["free"].shape
     except (OSError, ValueError, KeyError, EOFError):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +19,11 @@ from typing import Any, Final
 import torch
 
 from edge_vla.artifact import EVIDENCE, Artifact
-from edge_vla.benchmarks import answers, closed_loop, gates, limits, sensors, speed
-from edge_vla.benchmarks.agreement import About, Side, compare, margin_floor
-from edge_vla.benchmarks.environment import environment
+from edge_vla.benchmarks import answers, closed_loop, gates, limits, speed
+from edge_vla.benchmarks.agreement import About, Side, compare, compare_candidates, margin_floor
 from edge_vla.benchmarks.gates import FLOOR
-from edge_vla.benchmarks.peers import PEERS
 from edge_vla.benchmarks.plan import FLOAT32, Plan, Reference, synthetic_frames
-from edge_vla.benchmarks.seen import calibration_frames_among
+from edge_vla.benchmarks.rows import empty
 from edge_vla.benchmarks.sides import Contestant, Station
 from edge_vla.benchmarks.speed import Measured
 from edge_vla.benchmarks.worst import worst_frames
@@ -36,13 +33,10 @@ from edge_vla.errors import EdgeVLAError, ResourceError, UsageError
 from edge_vla.files import write_whole
 from edge_vla.frames import Frame, read_frames
 from edge_vla.openvla import ActionTokens, PolicyConfig, Prompter
-from edge_vla.quant import stored_bytes
 
 log = logging.getLogger(__name__)
 Tell = Callable[[str], None]
 
-VERSION: Final = 2
-SENSITIVITY: Final = 2  # the version of a mixed export's evidence that is understood
 WATERFALL: Final = 50  # actions behind its medians
 
 
@@ -68,12 +62,13 @@ class Run:
         return self.checkpoint.config
 
     def names(self) -> dict[str, Path]:
-        """Candidates by name; two directories of one name are told apart by their parents."""
-        plain = [path.resolve().name for path in self.artifacts]
-        return {
-            path.resolve().name if plain.count(path.resolve().name) == 1 else "/".join(path.resolve().parts[-2:]): path
-            for path in self.artifacts
-        }
+        """Candidates by name."""
+        return dict(zip(names_of(self.artifacts), self.artifacts, strict=True))
+
+    def about(self) -> About:
+        asked = self.reference.unnorm_key
+        keys = [self.config.statistics.resolve(asked or frame.unnorm_key) for frame in self.frames]
+        return About.of(self.frames, [self.config.statistics[key] for key in keys])
 
     def contestants(self) -> dict[str, Contestant]:
         made = {
@@ -101,6 +96,13 @@ class Run:
         return next(row for row in rows if row["name"] == name)
 
 
+def names_of(artifacts: Sequence[Path]) -> list[str]:
+    """Directories' names; two of one name are told apart by their parents."""
+    whole = [path.resolve() for path in artifacts]
+    plain = [path.name for path in whole]
+    return [path.name if plain.count(path.name) == 1 else "/".join(path.parts[-2:]) for path in whole]
+
+
 def bench(
     artifacts: Sequence[Path], reference: Reference, out: Path, plan: Plan | None = None, tell: Tell = log.info
 ) -> dict[str, Any]:
@@ -108,6 +110,7 @@ def bench(
     from edge_vla.benchmarks import reports
 
     plan = plan or Plan()
+    _tell_apart(artifacts, plan)
     checkpoint = reference.checkpoint()
     for path in artifacts:
         check_alike(Artifact(path), checkpoint, reference.source)
@@ -123,7 +126,7 @@ def bench(
         )
         frames = read_frames(directory)[: reference.limit]
         run = Run(artifacts, reference, plan, Path(scratch), tell, checkpoint, directory, frames, checkpoint.identity())
-        run.result = _empty(run)
+        run.result = empty(run)
         for phase in (_agreement, _speed, _waterfalls, _episodes):
             try:
                 phase(run, out)
@@ -135,6 +138,14 @@ def bench(
         if run.row(name)["agreement"] is not None:
             _write_card(reports.model_card(run.result, name), path, tell)
     return run.result
+
+
+def _tell_apart(artifacts: Sequence[Path], plan: Plan) -> None:
+    """Raise UsageError where two sides would have one name."""
+    names = [*names_of(artifacts), *(peer for peer, _ in plan.peers), "reference"]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(f"two sides are called {', '.join(twice)}: give each once, and rename an artifact's directory")
 
 
 def _write_card(card: str, artifact: Path, tell: Tell) -> None:
@@ -174,7 +185,7 @@ def _agreement(run: Run, out: Path) -> None:  # noqa: ARG001
     run.tell(f"{', '.join(sides)}: answering {len(run.frames)} frames, {many} at a time")
     jobs = [*new.values(), *asked.values()]
     problems = dict(zip(sides, answers.ask_all(jobs, run.directory, run.reference.limit, reference, many), strict=True))
-    about, tokens, floor = _about(run), ActionTokens(action), None
+    about, tokens, floor = run.about(), ActionTokens(action), None
     for name, (_, path, _) in floors.items():
         if (problem := problems.get(name)) is not None:
             raise problem
@@ -193,6 +204,12 @@ def _agreement(run: Run, out: Path) -> None:  # noqa: ARG001
         row["agreement"] = compare(plain, side, about, tokens, floor)
         row["agreement"]["units_off"] = answers.units_off(path, side, tokens, about.statistics)
         row["worst_frames"] = worst_frames(run.frames, plain, side, tokens, about.statistics)
+    peers = {name: run.sides[name] for name, _ in run.plan.peers if name in run.sides}
+    for name in run.names():
+        if name in run.sides:
+            run.row(name)["against_peers"] = {
+                peer: compare_candidates(plain, side, run.sides[name], about, tokens) for peer, side in peers.items()
+            }
 
 
 def _floors(run: Run) -> dict[str, tuple[Contestant, Path, str | None]]:
@@ -232,7 +249,9 @@ def _speed(run: Run, out: Path) -> None:
     asked = {"reference": run.reference.contestant(), **run.contestants()}
     if not run.plan.time_reference:
         del asked["reference"]
-    sides = {name: side for name, side in asked.items() if name == "reference" or not run.row(name).get("failed")}
+    # A peer that does not run in agreement will not run here.
+    broken = [row["name"] for row in (*run.result["candidates"], *run.result["peers"]) if not _runs(row)]
+    sides = {name: side for name, side in asked.items() if name not in broken}
     for group in speed.groups(sides, list(run.names()), run.config.spec):
         found = speed.measure(
             {name: sides[name] for name in group},
@@ -256,6 +275,10 @@ def _speed(run: Run, out: Path) -> None:
     run.result["limits"] = _limits(run)
 
 
+def _runs(row: Mapping[str, Any]) -> bool:
+    return not row.get("failed") and row.get("why_not") is None
+
+
 def _waterfalls(run: Run, out: Path) -> None:  # noqa: ARG001
     """Of each candidate alone: where an action's time goes, and how near its stages are to their limits."""
     for name in run.names() if run.plan.waterfall else ():
@@ -277,11 +300,13 @@ def _limits(run: Run) -> dict[str, Any] | None:
     if not timed:
         return None
     row = min(timed, key=lambda row: row["artifact"]["bits_per_weight"])
-    decoder = limits.stored(Artifact(run.names()[row["name"]]).manifest.layers)
+    manifest = Artifact(run.names()[row["name"]]).manifest
+    decoder = limits.stored(manifest.layers)
     device = torch.device("cuda" if torch.cuda.is_available() and run.reference.device != "cpu" else "cpu")
     config = run.config
     prompt = len(Prompter(run.checkpoint.tokenizer_json, config.prompt, config.spec.decoder)(run.frames[0].instruction))
-    passes = limits.costs(config.spec, decoder, prompt, _about(run).statistics[0].dims)
+    dims, vision_bits = run.about().statistics[0].dims, manifest.recipe.get("vision_bits", 16)
+    passes = limits.costs(config.spec, decoder, prompt, dims, vision_bits=vision_bits)
     stages = {stage["name"]: stage["p50_ms"] for stage in row["latency"][speed.BACK_TO_BACK]["stages"]}
     name = f"{run.result['model']['name']}, {row['name']}"
     return limits.limits(name, passes, limits.measure(config.spec, device, prompt), stages)
@@ -296,7 +321,9 @@ def _episodes(run: Run, out: Path) -> None:
     alive = [name for name in run.names() if not run.row(name).get("failed")]
     sides = {"reference": run.reference.contestant(), **{name: made[name] for name in alive}}
     regimes: dict[str, Mapping[str, Sequence[float]] | None] = {closed_loop.LOCK_STEP: None}
-    if trial.live:
+    if trial.live and "reference" not in run.measured:
+        run.result["notes"].append("no live episodes: the reference could not be timed")
+    elif trial.live:
         regimes[closed_loop.LIVE] = {name: run.measured[name].latencies() for name in sides}
     for regime, delays in regimes.items():
         rows = closed_loop.act_all(sides, trial, run.directory, delays, run.tell)
@@ -315,94 +342,3 @@ def _episodes(run: Run, out: Path) -> None:
         content = {name: these for name, these in {"reference": reference, **rows}.items() if isinstance(these, list)}
         file = out / f"episodes-{regime.replace(' ', '-')}.json"
         write_whole(file, json.dumps(content) + "\n")
-
-
-def _empty(run: Run) -> dict[str, Any]:
-    """The result before anything was measured."""
-    name = run.plan.model or Path(run.reference.source).name
-    given = run.reference.frames is not None
-    return {
-        "version": VERSION,
-        "kind": "bench",
-        "name": run.plan.title or f"{', '.join(run.names())} against {name}",
-        "model": {"name": name, "speaks_for": f"These figures are about {name} and speak for no other model."},
-        "environment": {**environment(), **sensors.device_state()},
-        "frames": {
-            "source": "given" if given else "synthetic",
-            "name": run.directory.name if given else "synthetic",
-            "count": len(run.frames),
-            "episodes": len({frame.episode or frame.image.name for frame in run.frames}),
-            "sha256": answers.frames_hash(run.frames),
-            "by_phase": dict(Counter(_about(run).phase)),
-        },
-        "reference": {
-            "name": Path(run.reference.source).name,
-            "adapters": [Path(adapter).name for adapter in run.reference.adapters],
-            "identity": answers.identity(run.files, run.checkpoint),
-            "dtype": "bf16",
-        },
-        "reference_measured": {},
-        "gates_declared": gates.declared(run.plan.trial),
-        "floors": {},
-        "candidates": [_candidate(label, Artifact(path), run) for label, path in run.names().items()],
-        "peers": [
-            {"name": peer, "what": PEERS[peer].described(run.plan.peer_frames), "ran": True, "why_not": None}
-            for peer, _ in run.plan.peers
-        ],
-        "limits": None,
-        "gates": [],
-        "notes": _notes(run),
-    }
-
-
-def _notes(run: Run) -> list[str]:
-    """What a reader must know before the first figure."""
-    asked, notes = run.reference.limit, list[str]()
-    if asked and asked > len(run.frames):
-        notes.append(f"{asked} frames were asked for, {len(run.frames)} are there")
-    for name, path in run.names().items():
-        made_from = Artifact(path).manifest.source.get("files")
-        if made_from != list(map(dict, run.files)):
-            notes.append(
-                f"{name} was made from other files than this reference: another policy, or a merged copy of it"
-            )
-    return notes
-
-
-def _candidate(name: str, artifact: Artifact, run: Run) -> dict[str, Any]:
-    manifest = artifact.manifest
-    linears = [linear for layer in manifest.layers for linear in layer.values()]
-    weights = sum(linear.shape[0] * linear.shape[1] for linear in linears)
-    stored = sum(stored_bytes(linear.scheme, linear.shape, linear.group) for linear in linears)
-    return {
-        "name": name,
-        **dict.fromkeys(("agreement", "latency", "memory", "closed_loop")),
-        "worst_frames": [],
-        "artifact": {
-            "name": artifact.directory.resolve().name,
-            "identity": artifact.identity,
-            "recipe": dict(manifest.recipe),
-            "disk_bytes": sum(entry["size"] for entry in manifest.files.values()),
-            "bits_per_weight": round(8 * stored / weights, 3),
-            "sensitivity": _sensitivity(artifact),
-            "calibration_frames_among_these": calibration_frames_among(artifact, run.frames, run.config),
-            "layer_errors": {
-                str(index): {linear: entry.error for linear, entry in layer.items()}
-                for index, layer in enumerate(manifest.layers)
-            },
-        },
-    }
-
-
-def _sensitivity(artifact: Artifact) -> Any:
-    """What a mixed export kept about its bits; None for others, and where it is not of this version's shape."""
-    try:
-        report = json.loads((artifact.directory / EVIDENCE / "sensitivity.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return report if isinstance(report, dict) and report.get("version") == SENSITIVITY else None
-
-
-def _about(run: Run) -> About:
-    keys = [run.config.statistics.resolve(run.reference.unnorm_key or frame.unnorm_key) for frame in run.frames]
-    return About.of(run.frames, [run.config.statistics[key] for key in keys])

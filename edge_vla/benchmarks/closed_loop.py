@@ -16,8 +16,8 @@ from typing import Any
 from edge_vla.benchmarks.gates import LEAST_DISCORDANCE
 from edge_vla.benchmarks.sides import Contestant, Station
 from edge_vla.benchmarks.statistics import episodes_needed, mcnemar, non_inferiority, paired_difference, wilson
-from edge_vla.benchmarks.tables import CONTROL_HZ, KINDS
-from edge_vla.errors import EdgeVLAError
+from edge_vla.benchmarks.tables import CONTROL_HZ, KINDS, TABLES
+from edge_vla.errors import EdgeVLAError, UsageError
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -34,6 +34,12 @@ class Trial:
     episodes: int  # of each kind of task
     margin: float = 0.03
     live: bool = False
+
+    def __post_init__(self) -> None:
+        if self.table not in TABLES:
+            raise UsageError(f"--table {self.table}: choose one of {list(TABLES)}")
+        if self.episodes < 1 or not 0 < self.margin < 1:
+            raise UsageError(f"--episodes {self.episodes}, --margin {self.margin:g}: at least one, and between 0 and 1")
 
 
 def act_all(

@@ -22,9 +22,14 @@ Bools = NDArray[np.bool_]
 GROUPS: Final = 10
 
 
+def divergences(reference: Logits, candidate: Logits) -> Floats:
+    """(frames, dims): KL(reference || candidate) in nats."""
+    return np.stack([kl(reference[:, dim], candidate[:, dim]) for dim in range(reference.shape[1])], axis=1)
+
+
 def divergence(reference: Logits, candidate: Logits, episodes: Sequence[str]) -> dict[str, Any]:
     """A7: KL(reference || candidate) in nats."""
-    values = np.stack([kl(reference[:, dim], candidate[:, dim]) for dim in range(reference.shape[1])], axis=1)
+    values = divergences(reference, candidate)
     found = Clustered(np.column_stack([values.mean(axis=1), values]), episodes).intervals()
     return {
         "all": found[0].to_json(),

@@ -172,8 +172,9 @@ def measure(spec: PolicySpec, device: torch.device, prompt: int = 32, buffer: in
             if name != "int8":
                 raise
     threads = f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    read = "summing" if device.type == "cpu" else "copying"
     how = (
-        f"best of {BEST_OF} on {threads}: summing {buffer >> 20} MiB; products of {rows} rows with a weight of "
+        f"best of {BEST_OF} on {threads}: {read} {buffer >> 20} MiB; products of {rows} rows with a weight of "
         f"{outer} x {inner}"
     )
     return Ceilings(_reading(device, buffer), rates, how)

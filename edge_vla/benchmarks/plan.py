@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from edge_vla.benchmarks.closed_loop import Trial
 from edge_vla.benchmarks.gates import FLOOR
+from edge_vla.benchmarks.latency import PROFILES
 from edge_vla.benchmarks.peers import PEERS
 from edge_vla.benchmarks.sides import Contestant
 from edge_vla.checkpoint import Arithmetic, Checkpoint, open_checkpoint
@@ -67,11 +70,18 @@ class Plan:
     waterfall: bool = False
 
     def __post_init__(self) -> None:
-        if self.trial is not None and self.trial.live and self.profile == "none":
-            raise UsageError("--live takes the latencies of this run: it needs a --profile")
-        for peer, _ in self.peers:
+        if self.profile not in (*PROFILES, "none"):
+            raise UsageError(f"--profile {self.profile}: choose one of {list(PROFILES)}, or none")
+        if self.trial is not None and self.trial.live and (self.profile == "none" or not self.time_reference):
+            raise UsageError("--live takes the latencies of this run, the reference's too: it needs a --profile, timed")
+        for hz in self.paces_hz:
+            if not (math.isfinite(hz) and hz > 0):
+                raise UsageError(f"--pace {hz:g}: actions a second, more than none")
+        for peer, python in self.peers:
             if peer not in PEERS:
                 raise UsageError(f"--peer {peer}: choose among {list(PEERS)}")
+            if python is not None and shutil.which(python) is None:
+                raise UsageError(f"--peer {peer}={python}: no such program; give the interpreter of its environment")
         for name in self.floors:
             if name not in FLOORS:
                 raise UsageError(f"--floor {name}: choose among {list(FLOORS)}")

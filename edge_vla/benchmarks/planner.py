@@ -19,6 +19,7 @@ from edge_vla.errors import UsageError
 from edge_vla.spec import PolicySpec
 
 BITS: Final = (16, 8, 4)
+VISION_BITS: Final = (16, 8)
 PROMPT: Final = 32  # tokens of a usual instruction in its prompt
 SIXTEEN: Final = 2  # bytes
 # Activations, the runtime's own buffers and a CUDA context.
@@ -60,17 +61,20 @@ REACHED: Final[Mapping[str, tuple[float, float]]] = {
 }
 
 
-def plan(spec: PolicySpec, device: str, bits: int, dims: int) -> dict[str, Any]:
+def plan(spec: PolicySpec, device: str, bits: int, dims: int, vision_bits: int = 16) -> dict[str, Any]:
     """Memory by part with a verdict, and each stage's limit with the range that can be hoped for. Bytes, ms."""
     if device not in DEVICES:
         raise UsageError(f"--device {device}: choose one of {', '.join(DEVICES)}")
     if bits not in BITS:
         raise UsageError(f"--bits {bits}: choose 16, 8 or 4")
+    if vision_bits not in VISION_BITS:
+        raise UsageError(f"--vision-bits {vision_bits}: choose 16 or 8")
     chip, decoder = DEVICES[device], limits.uniform(spec, bits)
-    parts = _memory(spec, decoder, dims, chip.shared)
+    parts = _memory(spec, decoder, dims, vision_bits, chip.shared)
     least, most = (sum(parts.values()) + extra for extra in OVERHEAD)
     usable = FREE * chip.memory
-    stages = limits.limits(chip.name, limits.costs(spec, decoder, PROMPT, dims), chip.ceilings())["stages"]
+    passes = limits.costs(spec, decoder, PROMPT, dims, vision_bits=vision_bits)
+    stages = limits.limits(chip.name, passes, chip.ceilings())["stages"]
     times = {row["name"]: row["limit_ms"] for row in stages if row["name"] in REACHED}
     hoped = {name: (limit / REACHED[name][1], limit / REACHED[name][0]) for name, limit in times.items()}
     low, high = (sum(pair[end] for pair in hoped.values()) for end in (0, 1))
@@ -78,6 +82,7 @@ def plan(spec: PolicySpec, device: str, bits: int, dims: int) -> dict[str, Any]:
         "device": chip.name,
         "from": chip.source,
         "bits": bits,
+        "vision_bits": vision_bits,
         "memory": parts,
         "memory_range": (least, most),
         "memory_usable": usable,
@@ -93,13 +98,13 @@ def plan(spec: PolicySpec, device: str, bits: int, dims: int) -> dict[str, Any]:
     }
 
 
-def _memory(spec: PolicySpec, decoder: int, dims: int, shared: bool) -> dict[str, float]:
+def _memory(spec: PolicySpec, decoder: int, dims: int, vision_bits: int, shared: bool) -> dict[str, float]:
     """Bytes on the device by part. Where memory is one, the embedding table counts too; it is mapped from its file."""
     table = key_table(spec)
-    vision = sum(SIXTEEN * math.prod(table[name].shape) for name in vision_keys(spec))
+    vision = sum(math.prod(table[name].shape) for name in vision_keys(spec)) * vision_bits / 8
     rows = PROMPT + spec.patches + dims
     parts = {
-        "towers and projector": float(vision),
+        "towers and projector": vision,
         "decoder": float(decoder),
         "head and action embeddings": 2.0 * SIXTEEN * spec.action.bins * spec.decoder.width,
         "keys and values": 2.0 * SIXTEEN * spec.decoder.layers * spec.decoder.kv_width * rows,

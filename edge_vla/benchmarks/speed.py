@@ -83,7 +83,7 @@ def groups(sides: Mapping[str, Contestant], candidates: Sequence[str], spec: Pol
         least = min(sum(need[name] for name in pair) for pair in pairs)
         raise ResourceError(
             f"timing two sides needs {least / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: leave out a side, or time the "
-            "artifact alone with --no-reference"
+            "artifact alone with --no-time-reference"
         )
     return fitting
 
@@ -104,16 +104,14 @@ def measure(
     tell: Tell,
 ) -> dict[str, Measured | str]:
     """Every side of one group: what it measured, or why it could not."""
-    if profile not in latency.PROFILES:
-        raise UsageError(f"--profile {profile}: choose one of {list(latency.PROFILES)}, or none")
     found: dict[str, Measured | str] = {}
     with ExitStack() as stack:
         stations: dict[str, Station] = {}
         pollers: dict[str, Poller] = {}
         for name, contestant in sides.items():
             tell(f"{name}: loading")
-            station = stack.enter_context(Station(contestant))
             try:
+                station = stack.enter_context(Station(contestant))
                 with suppress(UsageError):  # it has died already: `load` will say of what
                     pollers[name] = stack.enter_context(Poller(station.pid))
                 found[name] = Measured(station.load(frames, limit))
@@ -267,7 +265,8 @@ def _bytes(side: Contestant, spec: PolicySpec) -> int:
 
 
 def _available() -> int:
-    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
     return 1 << 62

@@ -70,6 +70,8 @@ class Recipe:
         if self.mixed and self.method != "gptq":
             raise UsageError("a budget is spent by measuring answers on frames: --method gptq --frames DIR")
         self._check_scaling()
+        if self.bits_per_weight is not None and not 0 < self.bits_per_weight <= 16:
+            raise UsageError(f"bits per weight {self.bits_per_weight:g}: more than 0, at most 16")
         if self.bits_per_weight is not None and self.budget is not None:
             raise UsageError("bits per weight and a budget in bytes are two ways to say one thing: give one")
 

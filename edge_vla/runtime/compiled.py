@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -18,6 +19,7 @@ from typing import Final
 
 from edge_vla.runtime.store import processor, user_cache
 
+LOG: Final = logging.getLogger(__name__)
 X86: Final = platform.machine() in ("x86_64", "AMD64")
 FLAGS: Final = ("-O3", "-march=native", *(["-mprefer-vector-width=512"] if X86 else []), "-fPIC", "-shared")
 
@@ -48,5 +50,7 @@ def compiled(name: str, sources: Sequence[Path], read: Sequence[Path], flags: Se
                 subprocess.run(command, capture_output=True, check=True)
                 made.replace(target)
         return ctypes.CDLL(str(target))
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = error.stderr.decode(errors="replace") if isinstance(error, subprocess.CalledProcessError) else ""
+        LOG.warning("no C engine, torch's operators run instead: %s", said.strip() or error)
         return None

@@ -19,8 +19,11 @@ MOST = 512  # entries in a table; the oldest go first
 
 
 def user_cache() -> Path:
-    """`~/.cache/edge-vla`, or under XDG_CACHE_HOME, made if need be. OSError if others may write there."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """`~/.cache/edge-vla`, or under XDG_CACHE_HOME, made if need be. OSError where it fails or others may write."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # a user without a home
+        raise OSError(str(error)) from error
     directory = base / "edge-vla"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     about = directory.stat()
@@ -41,7 +44,7 @@ def processor() -> str:
 def remembered(name: str) -> dict[str, str]:
     try:
         table = json.loads((user_cache() / name).read_text(encoding="utf-8"))
-    except (OSError, RuntimeError, ValueError):
+    except (OSError, ValueError):
         return {}
     sound = isinstance(table, dict) and all(isinstance(value, str) for value in table.values())
     return table if sound else {}
@@ -53,5 +56,5 @@ def remember(name: str, key: str, value: str) -> None:
     table[key] = value
     try:
         write_whole(user_cache() / name, json.dumps(dict(list(table.items())[-MOST:]), indent=0))
-    except (OSError, RuntimeError, ResourceError):
+    except (OSError, ResourceError):
         return

@@ -330,6 +330,9 @@ def test_two_candidates() -> None:
     assert found["mcnemar_exact_action"]["p"] == pytest.approx(stats.binomtest(2, 12).pvalue)
     assert found["exact_action_difference"]["mean"] == pytest.approx(8 / 40)
     assert found["teacher_forced_difference"]["mean"] == pytest.approx(8 / 40 / DIMS)
+    nats = [compare(reference, side(tokens), frames, TOKENS)["kl"]["all"]["mean"] for tokens in (worse, better)]
+    assert found["kl_difference"]["mean"] == pytest.approx(nats[1] - nats[0])
+    assert found["kl_difference"]["mean"] < 0, "the better one is nearer to the reference"
     same = compare_candidates(reference, side(worse), side(worse), frames, TOKENS)
     assert same["mcnemar_exact_action"]["p"] == 1
     assert same["exact_action_difference"]["low"] < 0 < same["exact_action_difference"]["high"]

@@ -102,6 +102,12 @@ def test_a_peer_that_cannot_run_is_a_row_that_says_why(run: tuple[dict[str, Any]
     assert plain["agreement"]["teacher_forced"]["mean"] > 0.9
     assert broken["ran"] is False
     assert "bnb-nf4 stopped (exit 1)" in broken["why_not"]
+    assert "latency" not in broken
+    for row in run[0]["candidates"]:
+        assert row["against_peers"].keys() == {"hf-bf16"}
+        both = row["agreement"]["teacher_forced"]["mean"] - plain["agreement"]["teacher_forced"]["mean"]
+        assert row["against_peers"]["hf-bf16"]["teacher_forced_difference"]["mean"] == pytest.approx(both)
+    assert "frame by frame" in (run[1] / "out" / "report.md").read_text()
 
 
 def test_reports_and_card_are_written(run: tuple[dict[str, Any], Path]) -> None:
@@ -182,6 +188,11 @@ def test_a_crashed_candidate_is_a_red_gate_and_the_others_stay(
         {"floors": ("no such change",)},
         {"peers": (("no such peer", None),)},
         {"profile": "none", "trial": "live"},
+        {"time_reference": False, "trial": "live"},
+        {"profile": "no such profile"},
+        {"paces_hz": (5.0, 0.0)},
+        {"paces_hz": (float("nan"),)},
+        {"peers": (("hf-bf16", "/no/such/python"),)},
     ],
 )
 def test_a_plan_that_does_not_exist(wrong: dict[str, Any]) -> None:
@@ -191,6 +202,21 @@ def test_a_plan_that_does_not_exist(wrong: dict[str, Any]) -> None:
         wrong = {**wrong, "trial": Trial("demo:1", 4, live=True)}
     with pytest.raises(UsageError):
         Plan(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"table": "demo:9"}, {"episodes": 0}, {"margin": 0.0}, {"margin": float("nan")}])
+def test_a_trial_that_does_not_exist(wrong: dict[str, Any]) -> None:
+    from edge_vla.benchmarks.closed_loop import Trial
+
+    with pytest.raises(UsageError, match="--"):
+        Trial(**{"table": "demo:1", "episodes": 4, **wrong})
+
+
+@pytest.mark.parametrize("name", ["reference", "hf-bf16", "twice"])
+def test_two_sides_of_one_name(name: str, tiny_artifacts: Mapping[int, Path], tmp_path: Path) -> None:
+    given = [shutil.copytree(tiny_artifacts[8], tmp_path / name)] * (2 if name == "twice" else 1)
+    with pytest.raises(UsageError, match=f"called .*{name}"):
+        bench(given, Reference(TINY), tmp_path / "out", Plan(profile="none", peers=(("hf-bf16", None),)))
 
 
 def test_peers_are_not_calibrated_on_what_judges_them(tiny_artifacts: Mapping[int, Path], tmp_path: Path) -> None:

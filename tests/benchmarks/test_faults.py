@@ -58,7 +58,8 @@ class Judged:
 
     def red(self, artifact: Path, fault: Callable[[Worker], None] | None = None) -> set[str]:
         """Names of the red gates of an artifact, with a fault planted in its process."""
-        worker = Worker(Contestant("candidate", str(artifact)), self.frames, None)
+        # Torch's towers, whose answers are kept: C only lends them.
+        worker = Worker(Contestant("candidate", str(artifact), vision="torch"), self.frames, None)
         if fault is not None:
             fault(worker)
         path = self.root / "candidate.npz"

@@ -36,6 +36,15 @@ def test_fewer_bits_are_smaller_and_no_slower(device: str) -> None:
     assert all(one["low_ms"] >= one["limit_ms"] for one in plans)
 
 
+def test_towers_in_eight_bits_are_half_as_large() -> None:
+    """What an artifact of int4 and int8 towers takes: README's own recipe."""
+    plain, packed = (plan(OPENVLA_7B, "rtx4090", 4, DIMS, bits) for bits in (16, 8))
+    assert packed["memory"]["towers and projector"] == plain["memory"]["towers and projector"] / 2
+    assert packed["limit_ms"] <= plain["limit_ms"]
+    with pytest.raises(UsageError, match="choose 16 or 8"):
+        plan(OPENVLA_7B, "rtx4090", 4, DIMS, 4)
+
+
 def test_what_fits_where() -> None:
     assert [plan(OPENVLA_7B, "orin-nano-super", bits, DIMS)["fits"] for bits in (16, 8, 4)] == ["no", "no", "yes"]
     assert plan(OPENVLA_7B, "rtx3090", 16, DIMS)["fits"] == "yes"

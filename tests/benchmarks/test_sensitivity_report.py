@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from edge_vla.benchmarks.bench import SENSITIVITY
 from edge_vla.benchmarks.reports import html, markdown, sensitivity, words
 from edge_vla.benchmarks.reports.schema import ResultError, validate
+from edge_vla.benchmarks.rows import SENSITIVITY
 from edge_vla.export.budget import REPORT_VERSION
 from edge_vla.spec import TINY
 from tests.benchmarks.sample_parts import sample_sensitivity

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from edge_vla.benchmarks import answers
 from edge_vla.quant import PackedWeight, Scheme, quantise
 from edge_vla.runtime import store
+from edge_vla.runtime.compiled import compiled
 from edge_vla.runtime.kernels import KERNELS, pick, probe
 from edge_vla.runtime.kernels.wide import WideInt8
 
@@ -75,6 +79,26 @@ def test_code_is_not_loaded_from_where_others_may_write() -> None:
     store.user_cache().chmod(0o777)
     with pytest.raises(OSError, match="others"):
         store.user_cache()
+
+
+def test_answers_kept_first_leave_the_place_fit_for_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EDGE_VLA_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "fresh"))
+    (tmp_path / "answer").write_bytes(b"x")
+    before = os.umask(0o002)
+    try:
+        answers.keep("key", tmp_path / "answer")
+    finally:
+        os.umask(before)
+    assert (store.user_cache() / "answers" / "key.npz").exists()
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
+def test_c_that_does_not_compile_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "bad.c").write_text("this is no C")
+    assert compiled("bad", [tmp_path / "bad.c"], [tmp_path / "bad.c"], ()) is None
+    assert "torch's operators run instead" in caplog.text
+    assert "error" in caplog.text
 
 
 def test_the_table_stays_short(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,9 @@ def _sections(result: Result, beside: Path | None) -> list[Section]:
             _present(tables.latency(result), tables.start(result), more_tables.operators(result)),
         ),
         Section("memory", "How large?", tables=_present(tables.memory(result))),
-        Section("peers", "Beside others", tables=_present(more_tables.peers(result))),
+        Section(
+            "peers", "Beside others", tables=_present(more_tables.peers(result), more_tables.against_peers(result))
+        ),
         Section(
             "limits",
             "How far from the machine's limit?",

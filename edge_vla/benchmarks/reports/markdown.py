@@ -23,6 +23,7 @@ def markdown(result: Result) -> str:
         tables.memory(result),
         more_tables.closed_loop(result),
         more_tables.peers(result),
+        more_tables.against_peers(result),
         *more_tables.waterfalls(result),
         more_tables.operators(result),
         *sensitivity.tables(result),

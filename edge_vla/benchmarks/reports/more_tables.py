@@ -112,6 +112,23 @@ def peers(result: Result) -> Table | None:
     return table("Peers", columns, rows, marks, prose=[1, 5, 6])
 
 
+def against_peers(result: Result) -> Table | None:
+    """Each candidate minus each peer on the same frames, with the interval by episode."""
+    rows = [
+        [
+            candidate["name"],
+            peer,
+            words.points(found["teacher_forced_difference"]),
+            words.points(found["exact_action_difference"]),
+            words.plain_interval(found["kl_difference"]),
+        ]
+        for candidate in result["candidates"]
+        for peer, found in (candidate.get("against_peers") or {}).items()
+    ]
+    columns = ["candidate", "minus peer", "teacher-forced tokens", "same action", "KL from the reference, nats"]
+    return table("Beside peers, frame by frame: more tokens and less KL are nearer to the reference", columns, rows)
+
+
 def _ratios(row: Result) -> str:
     """Without an interval a ratio is only that; with one that holds 1 there is no difference."""
     told = []
