@@ -17,12 +17,18 @@ def claims(result: Result) -> Iterator[str]:
     for claim in result.get("claims", ()):
         bar = f"at least {claim['at least']:g}" if "at least" in claim else f"at most {claim['at most']:g}"
         yield f"| {claim['what']} | {claim['value']:.4g} | {bar} | {'yes' if claim['holds'] else 'no'} |"
+    actions = result.get("whole action, ms", {})
+    for side, name in (("packed", "whole action"), ("eager", "whole action, eager")):
+        if side in actions:
+            yield f"| {name}, seconds | {actions[side] / 1e3:.2f} | | |"
 
 
 def _subject(result: Result) -> str:
     if result["kind"] == "engine":
         kernels = ", ".join(result["kernels"].values())
-        return f"`{result['model']}`, {result['bits']} bits, {kernels}, {result['environment']['threads']} threads"
+        how = "in turns" if "eager" in result["decoder part of an action, ms"] else "alone"
+        threads = result["environment"]["threads"]
+        return f"`{result['model']}`, {result['bits']} bits, {kernels}, {threads} threads, {how}"
     return f"demo policy, {', '.join(f'{part}: {kernel}' for part, kernel in result['kernels'].items())}"
 
 

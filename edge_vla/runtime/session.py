@@ -1,4 +1,4 @@
-"""One robot's memory of its last action, which makes the next one cheaper and never different.
+"""One robot's memory of its last action, which saves passes of the next one and never changes it.
 
 `policy.session()` makes one. A `Policy` may have many; they take turns on its network.
 """
