@@ -82,6 +82,7 @@ def export(
     decoder_only: Annotated[bool, typer.Option("--decoder-only", help="Other formats: just the Llama.")] = False,
     adapter: Adapters = None,
     merge_arithmetic: Annotated[str | None, typer.Option(help="fp32 (default) or upstream.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where gptq calculates: cpu (default) or cuda.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="A TOML recipe; options given here override it.")] = None,
     frames: Annotated[
         Path | None, typer.Option(help="Frames for the golden frame, and with recorded actions to calibrate on.")
@@ -112,6 +113,7 @@ def export(
         "activations": activations,
         "alpha": alpha,
         "asymmetric": asymmetric,
+        "device": device,
     }
     base = Recipe.read(recipe) if recipe else Recipe()
     chosen = replace(base, **{name: value for name, value in given.items() if value is not None})

@@ -34,8 +34,8 @@ def action_logits(checkpoint: Checkpoint, hidden: Tensor) -> Tensor:
     spec, dtype = checkpoint.config.spec, hidden.dtype
     norm = RMSNorm(spec.decoder.width, spec.decoder.norm_eps).requires_grad_(False)
     norm.weight.copy_(checkpoint.tensors.load(DECODER_PREFIX + "norm.weight"))
-    head = checkpoint.tensors.load(HEAD)[spec.action.first : spec.action.end].to(dtype)
-    return F.linear(norm.to(dtype)(hidden), head).float()
+    head = checkpoint.tensors.load(HEAD)[spec.action.first : spec.action.end].to(hidden.device, dtype)
+    return F.linear(norm.to(hidden.device, dtype)(hidden), head).float()
 
 
 def probe_answers(checkpoint: Checkpoint, rows: Sequence[Rows], seed: int, probes: int = PROBES) -> Gradients:
@@ -49,7 +49,7 @@ def probe_answers(checkpoint: Checkpoint, rows: Sequence[Rows], seed: int, probe
             raise NumericError("the decoder gives non-finite numbers on the calibration frames: verify the checkpoint")
         root = logits.detach().softmax(dim=-1).sqrt()
         for probe in range(probes):
-            noise = torch.randn(root.shape, generator=generator)
+            noise = torch.randn(root.shape, generator=generator).to(root.device)
             direction = root * (noise - root * (root * noise).sum(dim=-1, keepdim=True))
             (gradient,) = torch.autograd.grad(logits, acting, direction, retain_graph=True)
             found[probe][index][:, -same.dims :] = gradient

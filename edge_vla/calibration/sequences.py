@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from edge_vla.openvla import ActionTokens, PolicyConfig, Prompter, preprocess
 from edge_vla.runtime.vision import torch_vision
 
 IMAGES_AT_ONCE = 8
+CPU: Final = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,15 @@ def action_tokens(frame: Frame, config: PolicyConfig) -> tuple[int, ...]:
     return tuple(int(token) for token in ActionTokens(config.spec.action).encode(normalised))
 
 
-def embed(checkpoint: Checkpoint, frames: Sequence[Frame], dtype: torch.dtype = torch.bfloat16) -> list[Rows]:
-    """Embeddings of every frame, grouped by length; within a length, in the order given.
+def embed(
+    checkpoint: Checkpoint,
+    frames: Sequence[Frame],
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device = CPU,
+) -> list[Rows]:
+    """Embeddings of every frame, on the host, grouped by length; within a length, in the order given.
+
+    `device` is where the towers see.
 
     Holds the towers while it runs, and afterwards only the rows: frames x rows x width of `dtype`.
     """
@@ -64,7 +73,7 @@ def embed(checkpoint: Checkpoint, frames: Sequence[Frame], dtype: torch.dtype = 
     prompter = Prompter(checkpoint.tokenizer_json, config.prompt, config.spec.decoder)
     table = source.load(EMBEDDINGS).to(dtype)
     asked = [(frame, prompter(frame.instruction), action_tokens(frame, config)) for frame in frames]
-    images = _see(checkpoint, frames, dtype)
+    images = _see(checkpoint, frames, dtype, device)
     lengths: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
     for (_, prompt, tokens), image in zip(asked, images, strict=True):
         text, given = table[list(prompt)], table[list(tokens[:-1])]
@@ -72,17 +81,17 @@ def embed(checkpoint: Checkpoint, frames: Sequence[Frame], dtype: torch.dtype = 
     return [Rows(torch.stack(rows), prompt, dims) for (prompt, dims), rows in sorted(lengths.items())]
 
 
-def _see(checkpoint: Checkpoint, frames: Sequence[Frame], dtype: torch.dtype) -> Tensor:
+def _see(checkpoint: Checkpoint, frames: Sequence[Frame], dtype: torch.dtype, device: torch.device) -> Tensor:
     """(frames, patches, width)."""
     spec = checkpoint.config.spec
     weights = {name: checkpoint.tensors.load(name) for name in vision_keys(spec)}
-    network = torch_vision(spec, weights, dtype, torch.device("cpu"))
+    network = torch_vision(spec, weights, dtype, device)
     seen = []
     with torch.inference_mode():
         for start in range(0, len(frames), IMAGES_AT_ONCE):
             pictures = [frame.open() for frame in frames[start : start + IMAGES_AT_ONCE]]
             pixels = np.stack([preprocess(picture, checkpoint.config.image) for picture in pictures])
-            seen.append(network(torch.from_numpy(pixels)))
+            seen.append(network(torch.from_numpy(pixels)).cpu())
     embeddings = torch.cat(seen)
     if not torch.isfinite(embeddings).all():
         raise NumericError("the towers give non-finite numbers on the calibration frames: verify the checkpoint")

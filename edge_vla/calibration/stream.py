@@ -14,7 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from edge_vla.calibration.sequences import Rows
+from edge_vla.calibration.sequences import CPU, Rows
 from edge_vla.checkpoint import TensorSource
 from edge_vla.checkpoint.keys import layer_prefix
 from edge_vla.model.decoder import DecoderLayer, Step, rotary_tables
@@ -56,24 +56,27 @@ def chunks(spec: DecoderSpec, rows: Sequence[Rows]) -> Iterator[Chunk]:
 def causal(spec: DecoderSpec, hidden: Tensor) -> Step:
     """Every row sees itself and what stands before it."""
     batch, length, _ = hidden.shape
-    positions = torch.arange(length).expand(batch, length)
+    slots = torch.arange(length, device=hidden.device)
+    positions = slots.expand(batch, length)
     cos, sin = rotary_tables(spec, positions, hidden.dtype)
-    return Step(positions, cos, sin, torch.arange(length) <= positions[:, None, :, None])
+    return Step(positions, cos, sin, slots <= positions[:, None, :, None])
 
 
 def attend(layer: DecoderLayer, x: Tensor, step: Step) -> Tensor:
     """The layer's attention on its normed input, over a cache of just these rows."""
     spec = layer.self_attn.spec
     shape = (len(x), spec.kv_heads, x.shape[1], spec.head_width)
-    keys, values = torch.zeros(shape, dtype=x.dtype), torch.zeros(shape, dtype=x.dtype)
+    keys, values = x.new_zeros(shape), x.new_zeros(shape)
     out: Tensor = layer.self_attn(layer.input_layernorm(x), step, keys, values)
     return out
 
 
-def load_layer(source: TensorSource, spec: DecoderSpec, index: int, dtype: torch.dtype) -> DecoderLayer:
+def load_layer(
+    source: TensorSource, spec: DecoderSpec, index: int, dtype: torch.dtype, device: torch.device = CPU
+) -> DecoderLayer:
     with torch.device("meta"):
         layer = DecoderLayer(spec)
-    weights = {name: source.load(layer_prefix(index) + name).to(dtype) for name in layer.state_dict()}
+    weights = {name: source.load(layer_prefix(index) + name).to(device, dtype) for name in layer.state_dict()}
     layer.load_state_dict(weights, assign=True)
     return layer.eval().requires_grad_(False)
 
@@ -82,21 +85,22 @@ def load_layer(source: TensorSource, spec: DecoderSpec, index: int, dtype: torch
 def quantise_layer(layer: DecoderLayer, rows: Sequence[Rows], weights: Sequence[Weights], replace: Replace) -> None:
     """Stage by stage: sum the Hessian of the stage's input, put the rounded weights in, go on with them.
 
-    `weights[stage]` are the rows' at that stage. The rows are moved on in place to the input of the next layer.
+    `weights[stage]` are the rows' at that stage. The rows are moved on in place to the input of the next layer. All
+    is done where the rows are; what `replace` gives may be anywhere.
     """
     attention, mlp, spec = layer.self_attn, layer.mlp, layer.self_attn.spec
     linears = {name: layer.get_submodule(name) for stage in STAGES for name in stage}
     shapes = spec.linears()
 
     def settle(stage: int, read: Callable[[Chunk], Tensor]) -> None:
-        moments = torch.zeros([shapes[STAGES[stage][0]][1]] * 2)
+        moments = torch.zeros([shapes[STAGES[stage][0]][1]] * 2, device=rows[0].hidden.device)
         for chunk in chunks(spec, rows):
             counted = weights[stage][chunk.index].expand(rows[chunk.index].hidden.shape[:2])[chunk.part]
             add_moments_(moments, (read(chunk).float() * counted.sqrt()[..., None]).flatten(0, 1))
         mirror_(moments)
         for name, new in replace(STAGES[stage], moments).items():
             if isinstance(new, Tensor):
-                linears[name].weight = nn.Parameter(new, requires_grad=False)
+                linears[name].weight = nn.Parameter(new.to(moments.device), requires_grad=False)
             else:
                 layer.set_submodule(name, new)
                 linears[name] = new

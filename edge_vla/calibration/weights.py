@@ -32,7 +32,7 @@ def row_weights(layer: DecoderLayer, rows: Sequence[Rows], gradients: Gradients)
 
     NumericError where a gradient is not finite. A stage that no answer hangs on counts every row alike, and says so.
     """
-    sums = [[torch.zeros(same.hidden.shape[:2]) for same in rows] for _ in STAGES]
+    sums = [[torch.zeros(same.hidden.shape[:2], device=same.hidden.device) for same in rows] for _ in STAGES]
     stage_of = {name: stage for stage, names in enumerate(STAGES) for name in names}
 
     def watch(name: str, index: int, part: slice, x: Tensor, gradient: Tensor) -> None:  # noqa: ARG001

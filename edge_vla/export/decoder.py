@@ -70,6 +70,10 @@ class Calibration:
     writer: ArtifactWriter
     progress: Progress
 
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.recipe.device)
+
     def listen(self) -> list[Damages]:
         """Forward through the decoder as it is, then back: what each row, and with mixed bits each linear, means.
 
@@ -79,7 +83,7 @@ class Calibration:
         layers = range(spec.layers)
         if "embedded" not in writer.done:
             self.progress.stage("calibration, pictures", 1)
-            rows = embed(self.checkpoint, self.chosen.frames, DTYPE)
+            rows = embed(self.checkpoint, self.chosen.frames, DTYPE, self.device)
             writer.keep("rows-0", _hidden(rows))
             writer.finish("embedded", [[same.prompt, same.dims] for same in rows])
             self.progress.step(f"{len(self.chosen.frames)} frames")
@@ -87,7 +91,7 @@ class Calibration:
         for index in layers:
             if (unit := f"forward-{index}") not in writer.done:
                 rows = self._rows(f"rows-{index}")
-                pass_layer(load_layer(self.checkpoint.tensors, spec, index, DTYPE), rows)
+                pass_layer(self._layer(index), rows)
                 writer.keep(f"rows-{index + 1}", _hidden(rows))
                 writer.finish(unit)
                 self.progress.step(f"layer {index}")
@@ -103,7 +107,7 @@ class Calibration:
                 self.progress.step(f"layer {index}")
             writer.drop(f"gradients-{index + 1}", *([f"rows-{index}"] if index else []))
         if trades_vision(self.recipe) and "vision damage" not in writer.done:
-            at_the_input = self._kept_gradients(0)
+            at_the_input = [[part.cpu() for part in probe] for probe in self._kept_gradients(0)]
             writer.finish("vision damage", vision_damage(self.checkpoint, self.chosen.frames, at_the_input))
         writer.drop("gradients-0")
         return [writer.done[f"back-{index}"] for index in layers]
@@ -113,7 +117,7 @@ class Calibration:
         layers = _resume(self.writer, len(formats), self.progress)
         for index in range(len(layers), len(formats)):
             rows = self._rows("rows-0" if index == 0 else f"moved-{index}")
-            layer = load_layer(self.checkpoint.tensors, self.checkpoint.config.spec.decoder, index, DTYPE)
+            layer = self._layer(index)
             packed, linears, fold = self._round(index, layer, rows, formats[index])
             if self.recipe.scaled:
                 self.writer.finish(f"scales-{index}", {name: asdict(found) for name, found in fold.choices.items()})
@@ -127,8 +131,7 @@ class Calibration:
         return layers
 
     def _listen_at(self, index: int) -> Damages:
-        layer = load_layer(self.checkpoint.tensors, self.checkpoint.config.spec.decoder, index, DTYPE)
-        rows = self._rows(f"rows-{index}")
+        layer, rows = self._layer(index), self._rows(f"rows-{index}")
         gradients = self._kept_gradients(index + 1)
         before = [[tensor.clone() for tensor in probe] for probe in gradients] if self.recipe.mixed else []
         weights = row_weights(layer, rows, gradients)
@@ -140,7 +143,7 @@ class Calibration:
     def _round(
         self, index: int, layer: DecoderLayer, rows: Sequence[Rows], formats: Mapping[str, tuple[Scheme, int | None]]
     ) -> tuple[dict[str, PackedWeight], dict[str, Linear], Fold]:
-        stored = self.writer.kept(f"weights-{index}")
+        stored = {key: tensor.to(self.device) for key, tensor in self.writer.kept(f"weights-{index}").items()}
         weights = [[stored[f"{stage}.{which}"] for which in range(len(rows))] for stage in range(len(STAGES))]
         packed: dict[str, PackedWeight] = {}
         linears: dict[str, Linear] = {}
@@ -180,16 +183,21 @@ class Calibration:
         spec = self.checkpoint.config.spec.decoder
         return smooth(self.recipe.scaled, spec, inputs, linears, norms, formats, what, self.recipe.alpha)
 
+    def _layer(self, index: int) -> DecoderLayer:
+        return load_layer(self.checkpoint.tensors, self.checkpoint.config.spec.decoder, index, DTYPE, self.device)
+
     def _load(self, index: int, name: str) -> Tensor:
         return self.checkpoint.tensors.load(layer_prefix(index) + name)
 
     def _kept_gradients(self, index: int) -> Gradients:
         stored = self.writer.kept(f"gradients-{index}")
-        return [[stored[f"{probe}.{i}"] for i in range(len(stored) // PROBES)] for probe in range(PROBES)]
+        return [
+            [stored[f"{probe}.{i}"].to(self.device) for i in range(len(stored) // PROBES)] for probe in range(PROBES)
+        ]
 
     def _rows(self, name: str) -> list[Rows]:
         stored, shapes = self.writer.kept(name), self.writer.done["embedded"]
-        return [Rows(stored[str(which)], prompt, dims) for which, (prompt, dims) in enumerate(shapes)]
+        return [Rows(stored[str(which)].to(self.device), prompt, dims) for which, (prompt, dims) in enumerate(shapes)]
 
 
 def _hidden(rows: Sequence[Rows]) -> dict[str, Tensor]:

@@ -85,7 +85,10 @@ def factorise(hessian: Tensor, what: str, damping: float = DAMPING) -> Factor:
 
 
 def gptq(weight: Tensor, factor: Factor, scheme: Scheme, group: int | None) -> PackedWeight:
-    """Round a (N, K) weight so that its outputs, not its entries, stay near."""
+    """Round a (N, K) weight so that its outputs, not its entries, stay near.
+
+    Calculated where `factor` is; what it gives is on the host.
+    """
     if scheme is Scheme.BF16:
         raise AssertionError("16 bits are not rounded")
 
@@ -93,6 +96,9 @@ def gptq(weight: Tensor, factor: Factor, scheme: Scheme, group: int | None) -> P
         steps = search_steps(part.float(), factor.energy, scheme, group)
         return round_outputs(part, factor, steps, scheme), steps
 
+    if factor.order.is_cuda:
+        whole, found = settle(weight.to(factor.order.device))  # its columns are its own workers
+        return packed(whole.cpu(), found.cpu(), scheme, group)
     with one_thread_each() as workers:
         codes, steps = zip(*workers.map(settle, torch.split(weight, OUTPUTS)), strict=True)
     return packed(torch.cat(codes), joined(steps), scheme, group)
@@ -103,8 +109,10 @@ def round_outputs(weight: Tensor, factor: Factor, found: Steps, scheme: Scheme) 
     outer, inner = weight.shape
     group, levels = inner // found.scales.shape[1], GRIDS[scheme].levels
     steps, offsets = found.scales.T.contiguous(), found.offsets().T.contiguous()  # (K/group, N)
-    codes = torch.empty(inner, outer, dtype=torch.uint8)
-    asked = torch.zeros(inner, outer)  # of each input in its order, by the errors of the blocks before it
+    codes = torch.empty(inner, outer, dtype=torch.uint8, device=weight.device)
+    asked = torch.zeros(
+        inner, outer, device=weight.device
+    )  # of each input in its order, by the errors of the blocks before it
     for start in range(0, inner, COLUMNS):
         inputs, upper = factor.order[start : start + COLUMNS], factor.upper[start : start + COLUMNS]
         among = upper[:, start : start + COLUMNS].T.contiguous()

@@ -28,7 +28,7 @@ from edge_vla.checkpoint.keys import DECODER_PREFIX
 from edge_vla.checkpoint.keys import EMBEDDINGS as EMBEDDINGS_KEY
 from edge_vla.checkpoint.keys import HEAD as HEAD_KEY
 from edge_vla.checkpoint.quantised import DequantisedTensors
-from edge_vla.errors import EdgeVLAError, ResourceError, UsageError
+from edge_vla.errors import BackendError, EdgeVLAError, ResourceError, UsageError
 from edge_vla.export import budget
 from edge_vla.export.decoder import Calibration, Formats, round_layers
 from edge_vla.export.duration import expected
@@ -117,6 +117,8 @@ def export(
 
 def prepare(checkpoint: Checkpoint, recipe: Recipe, frames: Sequence[Frame], form: str = "artifact") -> Job:
     """Everything that can be wrong with recipe and frames is wrong now, not after hours."""
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        raise BackendError("--device cuda: torch sees no CUDA device; check nvidia-smi and the torch build")
     recipe = follow_source(recipe, checkpoint)
     formats = [_formats(checkpoint.config.spec, recipe)] * checkpoint.config.spec.decoder.layers
     for frame in frames[:MOST_CANDIDATES]:

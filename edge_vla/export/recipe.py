@@ -21,6 +21,7 @@ else:
 
 Method = Literal["rtn", "gptq", "awq", "smoothquant", "smoothquant+gptq"]
 METHODS: Final = get_args(Method)
+DEVICES: Final = ("cpu", "cuda")
 INT8: Final = 8
 ALWAYS: Final = ("bits", "group", "merge_arithmetic")
 
@@ -38,6 +39,8 @@ class Recipe:
     `bits_per_weight` of the decoder's linears, or a `budget` of bytes for the whole artifact, gives each linear 2, 3,
     4, 8 or 16 bits by what it costs the answers, and then `bits` is ignored. What it costs is measured a layer at a
     time, so it works at any size; where mixing is not predicted to be worth it, all linears get one form.
+    `device` is where a `gptq` export calculates, `cpu` or `cuda`: sums in another order are other bits, so it is part
+    of the recipe and never chosen by itself.
     `vision_bits` are those of towers and projector, 16 or 8; with a `budget`, 16 lets it choose between the two.
     """
 
@@ -53,6 +56,7 @@ class Recipe:
     activations: int | None = None
     alpha: float | None = None
     asymmetric: bool = False
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
@@ -70,6 +74,10 @@ class Recipe:
         if self.mixed and self.method != "gptq":
             raise UsageError("a budget is spent by measuring answers on frames: --method gptq --frames DIR")
         self._check_scaling()
+        if self.device not in DEVICES:
+            raise UsageError(f"device {self.device!r}: choose one of {DEVICES}")
+        if self.device != "cpu" and self.method != "gptq":
+            raise UsageError(f"--device {self.device} is for --method gptq: {self.method} calculates on the CPU")
         if self.bits_per_weight is not None and not 0 < self.bits_per_weight <= 16:
             raise UsageError(f"bits per weight {self.bits_per_weight:g}: more than 0, at most 16")
         if self.bits_per_weight is not None and self.budget is not None:
@@ -160,6 +168,7 @@ def _known(raw: dict[str, Any], path: Path) -> dict[str, Any]:
         "activations": int,
         "alpha": float,
         "asymmetric": bool,
+        "device": str,
     }
     for key, value in raw.items():
         if key not in types:

@@ -58,7 +58,7 @@ def measure(
 
 def in_fold(rows: Sequence[Rows], fold: int) -> list[Tensor]:
     """For each `Rows`, (n,) bool: the sequences that a fold rounds on; it is judged on the others."""
-    numbers = torch.arange(sum(len(same.hidden) for same in rows)) % FOLDS == fold
+    numbers = torch.arange(sum(len(same.hidden) for same in rows), device=rows[0].hidden.device) % FOLDS == fold
     return list(torch.split(numbers, [len(same.hidden) for same in rows]))
 
 
@@ -135,7 +135,7 @@ def rounding_changes(
         for name in names:
             weight = originals[name]
             changes[name] = [
-                (dequantise(gptq(weight, factor, *form)) - weight.float()).to(weight.dtype)
+                (dequantise(gptq(weight, factor, *form)).to(weight.device) - weight.float()).to(weight.dtype)
                 for form in forms(weight.shape[1], group)[:-1]
             ]
         return {}

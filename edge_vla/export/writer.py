@@ -98,7 +98,7 @@ class ArtifactWriter:
         """Write tensors that only the export itself needs, to be dropped before it is published."""
         path = self.partial / SCRATCH / name
         try:
-            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
+            save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, path)
             sync(path)
             self._scratch[f"{SCRATCH}/{name}"] = describe(path)
         except (SafetensorError, OSError) as error:

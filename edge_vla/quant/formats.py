@@ -91,6 +91,9 @@ class Steps:
             return torch.zeros_like(self.scales)
         return ((-GRIDS[Scheme.UINT4].lowest - self.zeros.float()) * self.scales).bfloat16().float()
 
+    def cpu(self) -> Steps:
+        return Steps(self.scales.cpu(), None if self.zeros is None else self.zeros.cpu())
+
 
 @dataclass(frozen=True)
 class PackedWeight:

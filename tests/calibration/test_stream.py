@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from edge_vla import spec as spec_of
 from edge_vla.calibration import stream
 from edge_vla.calibration.answers import action_logits, back_through, probe_answers
 from edge_vla.calibration.sequences import Rows, action_tokens, embed
@@ -215,3 +216,26 @@ def test_half_of_the_moments_mirrored_are_the_whole(monkeypatch: pytest.MonkeyPa
     stream.mirror_(moments)
     assert torch.allclose(moments, rows.T @ rows, atol=1e-4)
     assert torch.allclose(moments, moments.T)
+
+
+def test_all_is_made_where_the_rows_are() -> None:
+    """On the meta device, which refuses most products and sums with tensors of another."""
+    meta, spec = torch.device("meta"), spec_of.TINY.decoder
+    fresh = [DecoderLayer(spec).to(meta, torch.bfloat16).requires_grad_(False) for _ in range(2)]
+    rows = [Rows(torch.empty(3, 20, spec.width, dtype=torch.bfloat16, device=meta), 5, 7)]
+    uniform = [[torch.ones(3, 20, device=meta)] for _ in STAGES]
+    gradients = [[torch.empty_like(same.hidden) for same in rows] for _ in range(2)]
+    seen = []
+
+    def look(name: str, index: int, part: slice, x: Tensor, gradient: Tensor) -> None:
+        seen.extend([x.device, gradient.device])
+
+    def replace(names: Sequence[str], hessian: Tensor) -> Mapping[str, Tensor]:
+        seen.append(hessian.device)
+        return {name: torch.zeros(spec.linears()[name], dtype=torch.bfloat16) for name in names}  # on the host
+
+    back_through(fresh[0], rows, gradients, look)
+    pass_layer(fresh[0], rows)
+    quantise_layer(fresh[1], rows, uniform, replace)
+    assert {*seen, rows[0].hidden.device, gradients[0][0].device} == {meta}
+    assert {weight.device for weight in fresh[1].parameters()} == {meta}
