@@ -46,7 +46,7 @@ MergeArithmetic = Annotated[
 UnnormKey = Annotated[str | None, typer.Option(help="Whose statistics turn tokens into robot units.")]
 Vision = Annotated[str, typer.Option(help="auto, native, torch or onnx.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Kernel = Annotated[str, typer.Option(help="auto, or a kernel by name, which then runs or raises.")]
+Kernel = Annotated[str, typer.Option(help="auto, or by name, which then runs or raises: docs/cpu.md, docs/gpu.md.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -63,7 +63,7 @@ def export(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Checkpoint directory, Hub id, or random:openvla-7b.")],
     out_dir: Annotated[Path, typer.Option("--out", help="The artifact to make; must not exist.")],
     bits: Annotated[int | None, typer.Option(help="16, 8, 4, 3 or 2 (default 4).")] = None,
-    group: Annotated[int | None, typer.Option(help="Weights a scale; default the largest of 128, 64, 32.")] = None,
+    group: Annotated[int | None, typer.Option(help="Weights per scale; default the largest of 128, 64, 32.")] = None,
     method: Annotated[
         str | None, typer.Option(help="rtn (default); with --frames gptq, awq, smoothquant or smoothquant+gptq.")
     ] = None,
@@ -71,7 +71,7 @@ def export(
     alpha: Annotated[float | None, typer.Option(help="Exponent of awq or smoothquant; default searched.")] = None,
     asymmetric: Annotated[bool | None, typer.Option("--asymmetric", help="Zero points, with --bits 4.")] = None,
     bpw: Annotated[
-        float | None, typer.Option(help="Mixed bits: at most so many a decoder weight, where it pays; with gptq.")
+        float | None, typer.Option(help="Mixed bits: at most so many per decoder weight, where it pays; with gptq.")
     ] = None,
     budget: Annotated[
         str | None, typer.Option(help="Mixed bits, the towers' too: at most so many bytes, like 4.2GB; with gptq.")
@@ -186,11 +186,22 @@ def bench(
     frames: Annotated[Path | None, typer.Option(help="Frames (images, frames.jsonl); default synthetic.")] = None,
     limit: Annotated[int | None, typer.Option(help="Use only the first N frames.", min=1)] = None,
     floor: Annotated[
-        list[str] | None, typer.Option(help="A harmless change of the reference; repeat for more.")
+        list[str] | None,
+        typer.Option(
+            help="Harmless changes of the reference, repeat: rounding shaken (default), float32, math attention, "
+            "batch of 8, run again."
+        ),
     ] = None,
-    profile: Annotated[str, typer.Option(help="Queries timed: none, few, quick, default or publish.")] = "quick",
+    profile: Annotated[
+        str, typer.Option(help="How many queries are timed: none, few, quick, default, publish.")
+    ] = "quick",
     pace: Annotated[list[float] | None, typer.Option(help="Also time at this rate in Hz; repeat for more.")] = None,
-    peer: Annotated[list[str] | None, typer.Option(help="NAME or NAME=PYTHON of its own environment; repeat.")] = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="hf-bf16, hf-sdpa, bnb-nf4, bnb-int8 or gptqmodel, or NAME=PYTHON of its own environment; repeat."
+        ),
+    ] = None,
     peer_frames: Annotated[Path | None, typer.Option(help="Frames for peers that calibrate: not those judged.")] = None,
     table: Annotated[str | None, typer.Option(help="Act in closed loop here: demo:1 or demo:2.")] = None,
     episodes: Annotated[int, typer.Option(help="Closed-loop episodes of each kind of task.", min=1)] = 400,

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+import edge_vla
 from edge_vla.benchmarks.commands import measure, split
 from edge_vla.cli import main
 from edge_vla.errors import BackendError
 from edge_vla.frames import synthetic_image
 from tests.conftest import TINY
+
+PACKAGE = Path(edge_vla.__file__).parent
 
 
 def call(*arguments: str) -> int:
@@ -102,3 +107,44 @@ def test_measured_commands() -> None:
     assert measured["seconds"] > 0
     with pytest.raises(BackendError, match="nowhere"):
         measure(["verify", "nowhere"])
+
+
+def flags(command: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    return set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+
+
+def test_a_flag_that_a_message_names_is_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Texts of the package that name a flag of `edge-vla`; other programs' and modules' own are named here."""
+    monkeypatch.setenv("COLUMNS", "200")
+    commands = ("export", "run", "bench", "compare", "plan", "verify", "inspect", "demo")
+    known = set().union(*(flags(command, capsys) for command in commands))
+    others = {"--query-compute-apps", "--version"}  # of nvidia-smi, of a compiler
+    judging = ("bench", "speed", "plan", "closed_loop", "planner")
+    rooms = ["export", "runtime", "checkpoint", "quant", "artifact.py", "frames.py"]
+    named = set()
+    for room in [*rooms, *(f"benchmarks/{name}.py" for name in judging)]:
+        place = PACKAGE / room
+        for file in place.rglob("*.py") if place.is_dir() else [place]:
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    named |= set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", node.value))
+    assert named - known - others == set()
+
+
+def test_help_names_what_may_be_chosen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from edge_vla.benchmarks.latency import PROFILES
+    from edge_vla.benchmarks.peers import PEERS
+    from edge_vla.benchmarks.plan import FLOORS
+    from edge_vla.benchmarks.planner import DEVICES
+    from edge_vla.benchmarks.tables import TABLES
+
+    monkeypatch.setenv("COLUMNS", "400")
+    for command, names in (("bench", [*PROFILES, *PEERS, *FLOORS, *TABLES]), ("plan", list(DEVICES))):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        shown = capsys.readouterr().out
+        assert [name for name in names if name not in shown] == []

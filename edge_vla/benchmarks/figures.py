@@ -18,6 +18,7 @@ from typing import Any, Final
 from edge_vla.benchmarks import loop_tables, rounding_tables
 from edge_vla.benchmarks.reports import markdown
 from edge_vla.benchmarks.reports.markdown import escaped, markdown_table, unpublishable, verdict
+from edge_vla.benchmarks.reports.more_tables import against_peers
 from edge_vla.benchmarks.reports.sides import sides
 from edge_vla.benchmarks.reports.tables import summary, table
 from edge_vla.errors import EdgeVLAError, UsageError
@@ -72,9 +73,13 @@ def _read(results: Path) -> Iterator[tuple[Path, Result]]:
 
 
 def _bench(result: Result) -> Iterator[str]:
-    """One row a side; of the floors the first."""
+    """One row a side; of the floors the first. Where nothing was timed, candidates beside peers."""
     yield f"**{escaped(result['model']['name'])}.** {verdict(result)} {unpublishable(result)}".strip()
     yield ""
+    beside = against_peers(result)
+    if beside is not None and all(row["latency"] is None for row in result["candidates"]):
+        yield from markdown_table(beside)
+        return
     whole = summary(result)
     if whole is None:
         return

@@ -16,19 +16,16 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any
 
 import edge_vla
 from edge_vla.benchmarks.watcher import PERIOD_S, PROC
 from edge_vla.errors import BackendError, EdgeVLAError, UsageError
 from edge_vla.files import write_whole
-
-# Waits for a line, then becomes the command: nothing of it runs unwatched.
-HELD: Final = "import os, sys; sys.stdin.readline(); os.execvp(sys.argv[1], sys.argv[1:])"
 
 
 class Poller:
@@ -122,27 +119,6 @@ def summary(
         "period_ms": polled["period_ms"],
         "series": polled["series"],
         "watcher": dict(polled["watcher"]),
-    }
-
-
-def peak_of(command: Sequence[str]) -> dict[str, Any]:
-    """Run a command to its end. Peak bytes of it with its children, of it alone as the kernel counts, and seconds.
-
-    The kernel's `ru_maxrss` would be too large: it counts what the parent held when it forked.
-    """
-    held = [sys.executable, "-S", "-c", HELD, *command]
-    child = subprocess.Popen(held, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    with Poller(child.pid) as poller:
-        started = time.perf_counter()
-        child.communicate(b"\n")
-        seconds, seen, code = time.perf_counter() - started, poller.stop(), child.returncode
-    if code:
-        raise BackendError(f"{command[0]}: exit {code}")
-    return {
-        "peak_bytes": max(seen["peak_bytes"], seen["kernel_peak_bytes"]),
-        "alone_bytes": seen["kernel_peak_bytes"],
-        "seconds": round(seconds, 3),
-        "samples": seen["samples"],
     }
 
 

@@ -71,6 +71,8 @@ class Recipe:
             raise UsageError(f"vision_bits {self.vision_bits}: choose 16 or 8")
         if self.calibration_frames < 1:
             raise UsageError(f"calibration_frames {self.calibration_frames}: at least 1")
+        if self.method != "rtn" and not self.calibrated:
+            raise UsageError(f"--method {self.method} chooses codes, and 16 bits have none: leave it out")
         if self.mixed and self.method != "gptq":
             raise UsageError("a budget is spent by measuring answers on frames: --method gptq --frames DIR")
         self._check_scaling()

@@ -39,7 +39,11 @@ PROMPTS = 32  # instructions whose ids are kept
 
 @dataclass(frozen=True, eq=False)
 class Action:
-    """`values` (dims,) float64 in robot units, writable. `clipped[i]` marks a token that was no action id."""
+    """`values` (dims,) float64 in robot units, writable. `clipped[i]` marks a token that was no action id.
+
+    `margins` are how far each token's logit led the second; `kernels` what ran, by weight format and part;
+    `timing_ms` stages in their order, and `total`.
+    """
 
     values: NDArray[np.float64]
     tokens: tuple[int, ...]
@@ -114,7 +118,7 @@ class Policy:
         draft: Draft | None = None,
         strict: bool = False,
     ) -> Action:
-        """From finished prompt ids and pixel values (3 x towers, H, W)."""
+        """From finished prompt ids and pixel values (3 x towers, H, W) float32. Errors are those of `act`."""
         watch = watch or Stopwatch(self.network.device)
         statistics = self.config.statistics[key]
         self._check_length(prompt, statistics.dims)
@@ -202,7 +206,9 @@ def load(
     """Open an artifact directory, or a checkpoint (directory, Hub id, `random:NAME`) as the reference.
 
     `head="full"` decodes over the whole vocabulary as upstream does, from a checkpoint only. `check=False` skips
-    hashing and golden frames, for a caller that has just done both.
+    hashing and golden frames, for a caller that has just done both. Raises UsageError for a choice that does not fit,
+    CheckpointError or ArtifactError for damaged files, BackendError for what this machine lacks, ResourceError where
+    memory does not hold it.
     """
     place, kind = _device(device), _choose("--dtype", dtype, DTYPES)
     _choose("--head", head, dict.fromkeys(get_args(HeadChoice)))

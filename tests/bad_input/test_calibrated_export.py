@@ -43,6 +43,7 @@ WRONG: list[tuple[tuple[str, ...], int, tuple[str, ...]]] = [
     (("--method", "gptq", "--frames", "frames", "--bpw", "nan"), 2, ("bits per weight nan", "at most 16")),
     (("--method", "gptq", "--frames", "frames", "--bpw", "inf"), 2, ("bits per weight inf", "at most 16")),
     (("--method", "gptq", "--frames", "frames", "--device", "tpu"), 2, ("device 'tpu'", "cuda")),
+    (("--method", "gptq", "--frames", "frames", "--bits", "16"), 2, ("--method gptq", "16 bits", "leave it out")),
     (("--device", "cuda"), 2, ("--device cuda", "--method gptq")),
     (("--bpw", "3.5"), 2, ("measuring answers", "--method gptq")),
     (("--method", "gptq", "--frames", "frames", "--bpw", "1"), 2, ("--bpw 1", "floor", "give more")),

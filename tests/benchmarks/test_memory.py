@@ -8,11 +8,10 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
-from edge_vla.benchmarks.memory import Poller, peak_of, poller_cost, summary
+from edge_vla.benchmarks.memory import Poller, poller_cost, summary
 from edge_vla.benchmarks.reports.schema import schema
 from edge_vla.benchmarks.watcher import POINTS, Series, family
 from edge_vla.errors import BackendError, UsageError
@@ -113,15 +112,6 @@ def test_no_process_and_a_dead_watcher_are_errors() -> None:
         poller._process.kill()
         with pytest.raises(BackendError, match="watcher stopped"):
             poller.mark("loaded")
-
-
-def test_peak_of_a_command_counts_neither_its_parent_nor_what_it_never_held(tmp_path: Path) -> None:
-    ballast = bytearray(b"x") * (96 * MB)
-    seen = peak_of([sys.executable, "-c", f"import time; held = b'x' * {40 * MB}; time.sleep(0.15)"])
-    assert 40 * MB < seen["peak_bytes"] < 70 * MB < len(ballast)
-    assert seen["seconds"] > 0.15
-    with pytest.raises(BackendError, match="exit 3"):
-        peak_of([sys.executable, "-c", "raise SystemExit(3)"])
 
 
 def test_a_long_series_keeps_its_peaks_in_few_points() -> None:
