@@ -20,6 +20,7 @@ from rich.table import Table
 
 from edge_vla import __version__
 from edge_vla.errors import EdgeVLAError, ResourceError, UsageError
+from edge_vla.options import Adapters, Device, Floors, Kernel, MergeArithmetic, Peers, UnnormKey, Vision
 from edge_vla.terminal import Bar, err, out, say, show_warning
 
 if TYPE_CHECKING:
@@ -34,19 +35,6 @@ app = typer.Typer(
 )
 ARITHMETICS = ("fp32", "upstream")
 TIMES = ("limit_ms", "low_ms", "high_ms")
-
-Adapters = Annotated[
-    list[Path] | None,
-    typer.Option("--adapter", help="A peft adapter directory, merged in; repeat to merge several in order."),
-]
-MergeArithmetic = Annotated[
-    str,
-    typer.Option(help="fp32: add in float32, round once. upstream: as OpenVLA's script merged, bit for bit."),
-]
-UnnormKey = Annotated[str | None, typer.Option(help="Whose statistics turn tokens into robot units.")]
-Vision = Annotated[str, typer.Option(help="auto, native, torch or onnx.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Kernel = Annotated[str, typer.Option(help="auto, or by name, which then runs or raises: docs/cpu.md, docs/gpu.md.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -185,23 +173,12 @@ def bench(
     out_dir: Annotated[Path, typer.Option("--out", help="Where the result and its reports go.")],
     frames: Annotated[Path | None, typer.Option(help="Frames (images, frames.jsonl); default synthetic.")] = None,
     limit: Annotated[int | None, typer.Option(help="Use only the first N frames.", min=1)] = None,
-    floor: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Harmless changes of the reference, repeat: rounding shaken (default), float32, math attention, "
-            "batch of 8, run again."
-        ),
-    ] = None,
+    floor: Floors = None,
     profile: Annotated[
         str, typer.Option(help="How many queries are timed: none, few, quick, default, publish.")
     ] = "quick",
     pace: Annotated[list[float] | None, typer.Option(help="Also time at this rate in Hz; repeat for more.")] = None,
-    peer: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="hf-bf16, hf-sdpa, bnb-nf4, bnb-int8 or gptqmodel, or NAME=PYTHON of its own environment; repeat."
-        ),
-    ] = None,
+    peer: Peers = None,
     peer_frames: Annotated[Path | None, typer.Option(help="Frames for peers that calibrate: not those judged.")] = None,
     table: Annotated[str | None, typer.Option(help="Act in closed loop here: demo:1 or demo:2.")] = None,
     episodes: Annotated[int, typer.Option(help="Closed-loop episodes of each kind of task.", min=1)] = 400,
