@@ -39,7 +39,8 @@ test-kernels: .venv-triton/ready
 bench-demo: .venv/ready
 	$(BIN)/python -m edge_vla.demo.judge --limit 400 --episodes 0 --profile quick --peer hf-bf16 --out bench-out
 
-# The GPU engine beside its peers on this machine's card, in less than eight minutes; `make bench-gpu DRY=1` needs none.
+# The GPU engine beside its peers on this machine's card, in about eight minutes; `make bench-gpu DRY=1` needs none. It
+# installs: where that cannot be, and for peers that need a call of their own, see docs/gpu.md.
 bench-gpu: .venv/ready
 	$(BIN)/python -m edge_vla.benchmarks.gpu $(if $(DRY),--dry-run)
 

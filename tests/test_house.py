@@ -26,13 +26,16 @@ RUN = (
     "checkpoint",
     "artifact",
     "frames",
+    "lerobot",
+    "inspection",
+    "threads",
     "spec",
     "errors",
     "files",
 )
 HEAVY = ("transformers", "peft", "timm", "torchvision", "onnx", "onnxscript", "onnx_ir", "scipy", "pandas")
 RUN_MAY_IMPORT = {"torch", "numpy", "safetensors", "tokenizers", "PIL", "edge_vla"}
-LAZY = {"onnxruntime", "tensorrt", "triton", "huggingface_hub"}
+LAZY = {"onnxruntime", "tensorrt", "triton", "huggingface_hub", "pyarrow"}
 
 
 def sources(*rooms: str) -> list[Path]:

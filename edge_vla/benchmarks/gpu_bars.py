@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from edge_vla.benchmarks.gpu_forms import DRAFTED, DRAFTS_ON, FORMS, RIDING
+from edge_vla.benchmarks.gpu_forms import DRAFTED, DRAFTS_ON, FORMS
 
 Parts = Mapping[str, Any]
 INT4: Final = [name for name in FORMS if name.startswith("int4")]
@@ -82,7 +82,7 @@ BARS: Final[Sequence[Bar]] = (
     Bar("int4, the fastest prefill", "ms", lambda parts: _p50(parts, _best(parts, INT4)), most=15),
     Bar("int4 against our bf16", "times", lambda parts: _faster(parts, _best(parts, INT4), "bf16"), least=2),
     Bar("int4, w4a8 prefill, against bitsandbytes NF4", "times", lambda parts: _faster(parts, DRAFTS_ON, NF4), least=3),
-    Bar("int4, int8 prefill and towers, drafts", "ms", lambda parts: _p50(parts, _best(parts, [DRAFTED, RIDING])), 9),
+    Bar("int4, int8 prefill and towers, drafts", "ms", lambda parts: _p50(parts, DRAFTED), most=9),
     Bar("decode step int4, of copying", "share", lambda parts: _of_copy(parts, INT4[0]), least=0.55, goal=0.70),
     Bar("decode step bf16, of copying", "share", lambda parts: _of_copy(parts, "bf16"), least=0.80),
     Bar("prefill bf16, of its limit", "share", lambda parts: _share(parts, "bf16", "prefill"), least=0.55),
@@ -106,7 +106,7 @@ def judge(parts: Parts, dry: bool = False) -> list[dict[str, Any]]:
     rows = [bar.judge(parts) for bar in BARS]
     if dry:
         rows = [{**row, "verdict": "dry run"} for row in rows]
-    for row, sides in ((rows[2], INT8), (rows[3], INT4), (rows[6], [DRAFTED, RIDING])):
+    for row, sides in ((rows[2], INT8), (rows[3], INT4)):
         if row["value"] is not None:
             row["named"] = _best(parts, sides)
     return rows

@@ -29,8 +29,9 @@ FORMS: Final[Mapping[str, tuple[int, int, Activations]]] = {
 VISION_BITS: Final = {bits: vision for bits, vision, _ in FORMS.values()}
 CHANCE: Final = 0.5  # that a drafted dimension is right
 DRAFTED: Final = "int4, w4a8 prefill, drafts at p = 0.5"
-RIDING: Final = "int4, w4a8 prefill, drafts at p = 0.5 riding in the prefill"
 DRAFTS_ON: Final = "int4, w4a8 prefill"
+RIDING: Final = "int4, w4a16 prefill, drafts at p = 0.5 riding in the prefill"
+RIDES_IN: Final = "int4, w4a16 prefill"  # not in a prefill that rounds rows: it would answer as another policy
 
 
 def artifact_of(run: Run, bits: int) -> Artifact:

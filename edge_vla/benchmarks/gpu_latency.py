@@ -12,7 +12,7 @@ from typing import Any
 
 from edge_vla.benchmarks import gpu_sides, latency
 from edge_vla.benchmarks.gpu_clock import host_ms
-from edge_vla.benchmarks.gpu_forms import CHANCE, DRAFTED, DRAFTS_ON, FORMS, RIDING, load
+from edge_vla.benchmarks.gpu_forms import CHANCE, DRAFTED, DRAFTS_ON, FORMS, RIDES_IN, RIDING, load
 from edge_vla.benchmarks.gpu_run import Run, reason
 from edge_vla.benchmarks.gpu_sides import Side, Task
 from edge_vla.benchmarks.peers.packages import versions
@@ -22,21 +22,29 @@ FIRST = 4  # actions before any is timed: kernels are compiled, graphs recorded
 
 
 def latency_of(run: Run, forms: Sequence[str], peers: Sequence[str]) -> dict[str, Any]:
-    """These of our forms, drafts too if the form that drafts is among them, and these peers."""
+    """These of our forms, drafts too if a form that drafts is among them, and these peers."""
     task = Task.make(run.checkpoint, run.scale.pictures, run.scale.text, run.scale.dims, run.device)
     sides, rows = list[Side](), dict[str, dict[str, Any]]()
     for name, make in _makers(run, task, forms, peers):
         try:
             side = make()
-            cold = [_timed(side, index) for index in range(FIRST)]
+            cold = _timed(side, 0)
+            _warm(side)
+            rows[name] = {"about": side.about, "first_ms": cold, "tokens": list(side.act(0))}
         except Exception as error:  # noqa: BLE001 - whatever a side raises is its row
             rows[name] = {"failed": reason(error)}
             continue
         sides.append(side)
-        rows[name] = {"about": side.about, "first_ms": cold[0], "tokens": list(side.act(0))}
-    blocks = _in_turns(sides, run)
+    # A peer that compiles clears libraries' workspaces and torch's cache: what is timed is recorded after that.
     for side in sides:
-        rows[side.name] |= _summary(blocks[side.name], side)
+        side.renew()
+    blocks, failed = _in_turns(sides, run)
+    for side in sides:
+        name = side.name
+        if name in blocks:
+            rows[name] |= _summary(blocks[name], side)
+        else:
+            rows[name] = {**rows[name], "failed": failed[name]}
     return {
         "prompt_rows": run.checkpoint.config.spec.patches + run.scale.text,
         "dims": run.scale.dims,
@@ -58,36 +66,54 @@ def _makers(
         about = f"{bits}-bit decoder, {vision}-bit towers, {activations}-bit activations where rows are many"
         return gpu_sides.ours(form, loaded[form], task, about)
 
-    def drafted(name: str, strict: bool) -> Side:
+    def drafted(name: str, form: str, strict: bool) -> Side:
         where = "after the prefill, same bits as without" if strict else "in the prefill, near-ties may fall otherwise"
         about = f"planted drafts, each dimension right with p = {CHANCE:g}, verified {where}"
-        return gpu_sides.drafted(name, loaded[DRAFTS_ON], task, CHANCE, strict=strict, about=about)
+        assert strict or loaded[form].decoder.rides, f"nothing rides in a prefill of {form}"
+        return gpu_sides.drafted(name, loaded[form], task, CHANCE, strict=strict, about=about)
 
     for form in forms:
         yield form, partial(plain, form)
     if DRAFTS_ON in forms:
-        yield DRAFTED, partial(drafted, DRAFTED, True)
-        yield RIDING, partial(drafted, RIDING, False)
+        yield DRAFTED, partial(drafted, DRAFTED, DRAFTS_ON, True)
+    if RIDES_IN in forms:
+        yield RIDING, partial(drafted, RIDING, RIDES_IN, False)
     for name in peers:
         yield name, partial(gpu_sides.PEERS[name], run.checkpoint, task)
 
 
-def _in_turns(sides: Sequence[Side], run: Run) -> dict[str, list[list[float]]]:
-    """Milliseconds by side and block. The first action of a block is thrown away: clocks and caches were another's."""
-    taken: dict[str, list[list[float]]] = {side.name: [] for side in sides}
-    by_name, turns = {side.name: side for side in sides}, 2 * run.scale.rounds
-    counts = {
-        side.name: max(2, min(run.scale.actions, int(run.scale.side_s * 1e3 / _timed(side, 0))) // turns)
-        for side in sides
-    }
+def _in_turns(sides: Sequence[Side], run: Run) -> tuple[dict[str, list[list[float]]], dict[str, str]]:
+    """Milliseconds by side and block, and why a side has none: one that breaks drops out, the others go on.
+
+    The first action of a block is thrown away: clocks and caches were another's.
+    """
+    by_name, turns, asked = {side.name: side for side in sides}, 2 * run.scale.rounds, 0
+    counts, failed = dict[str, int](), dict[str, str]()
     for side in sides:
+        try:
+            _warm(side)
+            fitting = int(run.scale.side_s * 1e3 / _timed(side, 0))
+            counts[side.name] = max(2, min(run.scale.actions, fitting) // turns)
+        except Exception as error:  # noqa: BLE001 - whatever a side raises is its row
+            failed[side.name] = reason(error)
         side.passes.clear()
-    asked = 0
-    for name in latency.blocks(list(by_name), run.scale.rounds):
-        block = [_timed(by_name[name], asked + index) for index in range(counts[name] + 1)]
+    taken: dict[str, list[list[float]]] = {name: [] for name in counts}
+    for name in latency.blocks(list(counts), run.scale.rounds):
+        if name in failed:
+            continue
+        try:
+            block = [_timed(by_name[name], asked + index) for index in range(counts[name] + 1)]
+        except Exception as error:  # noqa: BLE001
+            failed[name] = reason(error)
+            continue
         asked += counts[name]
         taken[name].append(block[1:])
-    return taken
+    return {name: blocks for name, blocks in taken.items() if name not in failed}, failed
+
+
+def _warm(side: Side) -> None:
+    for index in range(FIRST):
+        side.act(index)
 
 
 def _timed(side: Side, index: int) -> float:

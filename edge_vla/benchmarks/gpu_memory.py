@@ -28,17 +28,18 @@ def measure(directory: Path, device: torch.device, backend: Backend, text: int, 
     """Bytes: the allocator's peaks while loading and while acting, NVML's for this process, the host's, and by part."""
     watched = _nvml()
     before = None if watched is None else watched.start
-    empty = _context(device)
+    empty = _context(device, watched)
     host, staging, began = resident_bytes(), Staging(device), time.perf_counter()
     network = from_artifact(Artifact(directory), torch.bfloat16, device, backend, staging=staging)
     seconds, loaded = time.perf_counter() - began, _peak(device)
+    _sample(watched)
     spec, engine = network.spec, engine_of(network)
     engine.warm([text], dims)
+    _sample(watched)
     prompt = (spec.decoder.bos, *[spec.decoder.eos + 1] * (text - 1))
     for _ in range(3):
         engine.decide(prompt, torch.zeros(3 * len(spec.towers), spec.image_size, spec.image_size), dims)
-    if watched is not None:
-        watched.sample({os.getpid()})
+    _sample(watched)
     parts = {**network.weight_bytes, **engine.bytes()}
     on_device = sum(size for name, size in parts.items() if "host" not in name)
     peak = _peak(device)
@@ -58,14 +59,20 @@ def measure(directory: Path, device: torch.device, backend: Backend, text: int, 
     }
 
 
-def _context(device: torch.device) -> int | None:
-    """What a process holds on the device before it has allocated anything to speak of, others' memory included."""
-    if device.type != "cuda":
+def _context(device: torch.device, watched: GpuMemory | None) -> int | None:
+    """What a process holds on the device before it has allocated anything: by how much that fills it, as NVML sees."""
+    if device.type != "cuda" or watched is None:
         return None
     torch.zeros(1, device=device)
     torch.cuda.synchronize(device)
-    free, total = torch.cuda.mem_get_info(device)
-    return total - free - torch.cuda.memory_reserved(device)
+    _sample(watched)
+    return watched.device - watched.start - torch.cuda.memory_reserved(device)
+
+
+def _sample(watched: GpuMemory | None) -> None:
+    """NVML keeps no peak: it is the largest of what is seen after each stage."""
+    if watched is not None:
+        watched.sample({os.getpid()})
 
 
 def _peak(device: torch.device) -> int | None:

@@ -16,9 +16,8 @@ from typing import Any, Final
 import torch
 
 from edge_vla.checkpoint import Checkpoint
-from edge_vla.errors import DeviceLostError
 from edge_vla.files import write_whole
-from edge_vla.runtime.gpu.device import Backend, broke_cuda
+from edge_vla.runtime.gpu.device import Backend, out_of_memory
 
 log: Final = logging.getLogger("edge_vla.benchmarks.gpu")
 
@@ -86,20 +85,34 @@ class Run:
             return dict(measure())
         except Exception as error:  # a peer, a compiler or a driver may raise anything
             log.debug("", exc_info=error)
-            if _lost(error):
-                self.result["lost"] = str(error).splitlines()[0]
+            if lost(error):
+                self.result["lost"] = _words(error)
             return {"failed": _words(error)}
 
 
 def reason(error: Exception) -> str:
     """Why something failed, for its row. What the device does not recover from is raised again: nothing else runs."""
-    if _lost(error):
+    if lost(error):
         raise error
     return _words(error)
 
 
-def _lost(error: Exception) -> bool:
-    return isinstance(error, DeviceLostError) or (isinstance(error, RuntimeError) and broke_cuda(error))
+def lost(error: Exception) -> bool:
+    """Whether the device can no longer be used, which its words do not tell: it is asked."""
+    if out_of_memory(error):
+        return False
+    try:
+        probe()
+    except RuntimeError as answer:
+        return not out_of_memory(answer)
+    return False
+
+
+def probe() -> None:
+    """RuntimeError where CUDA is in use and does not compute any more."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+        torch.ones(1, device="cuda").sum().item()
 
 
 def _words(error: Exception) -> str:

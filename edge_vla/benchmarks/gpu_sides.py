@@ -53,12 +53,16 @@ class Task:
 
 @dataclass
 class Side:
-    """`act(i)` gives the tokens of picture i. `passes` are counted as they happen, where that is not fixed."""
+    """`act(i)` gives the tokens of picture i. `passes` are counted as they happen, where that is not fixed.
+
+    `renew` lets go of what was recorded: the next actions record it again.
+    """
 
     name: str
     act: Callable[[int], Tokens]
     about: str
     passes: list[int] = field(default_factory=list)
+    renew: Callable[[], None] = lambda: None
 
 
 def ours(name: str, network: Network, task: Task, about: str) -> Side:
@@ -67,7 +71,7 @@ def ours(name: str, network: Network, task: Task, about: str) -> Side:
     def act(index: int) -> Tokens:
         return engine.decide(task.prompt, task.pixels[index % len(task.pixels)], task.dims).tokens
 
-    return Side(name, act, about)
+    return Side(name, act, about, renew=engine.graphs.clear)
 
 
 def drafted(name: str, network: Network, task: Task, chance: float, *, strict: bool, about: str) -> Side:
@@ -97,7 +101,7 @@ def drafted(name: str, network: Network, task: Task, chance: float, *, strict: b
     for picture in range(len(task.pixels)):
         tokens = engine.decide(task.prompt, task.pixels[picture], task.dims).tokens
         known[picture] = [token - first for token in tokens]
-    return Side(name, act, about, passes)
+    return Side(name, act, about, passes, engine.graphs.clear)
 
 
 def engine_of(network: Network) -> Engine:
@@ -138,7 +142,10 @@ class Compiled(Eager):
     def __init__(self, checkpoint: Checkpoint, decoder: nn.Module, task: Task, backend: str) -> None:
         super().__init__(checkpoint, decoder, task)
         length = padded(checkpoint.config.spec.patches + len(task.prompt) + task.dims)
-        self.cache: Any = needed("transformers").StaticCache(config=decoder.config, max_cache_len=length)
+        shape, static = checkpoint.config.spec.decoder, needed("transformers").StaticCache
+        self.cache: Any = static(config=decoder.config, max_cache_len=length)
+        # Before anything is compiled: what a traced prefill makes has no address that stays, and so no CUDA graph.
+        self.cache.early_initialization(1, shape.kv_heads, shape.head_width, BF16, task.device)
         graphs: dict[str, Any] = {"mode": "reduce-overhead"} if backend == "inductor" else {}
         self.vision = torch.compile(self.vision, backend=backend, **graphs)  # type: ignore[assignment]
         self.prefill: Any = torch.compile(decoder.forward, backend=backend)

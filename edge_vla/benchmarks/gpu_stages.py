@@ -24,7 +24,7 @@ from edge_vla.errors import ResourceError
 from edge_vla.quant import GROUPS
 from edge_vla.runtime.gpu.engine import Piece, Shape
 from edge_vla.runtime.gpu.kernels.cases import Case, of_policy
-from edge_vla.runtime.gpu.kernels.trials import Maker, judge
+from edge_vla.runtime.gpu.kernels.trials import Maker, Trial, judge
 from edge_vla.runtime.padding import padded
 
 PIECES: Final[tuple[Piece, ...]] = ("vision", "prefill", "verify", "action")
@@ -37,22 +37,40 @@ def ceilings(run: Run) -> dict[str, Any]:
     return limits.measure(run.checkpoint.config.spec, run.device, rows, run.scale.buffer).to_json()
 
 
+def compiling(run: Run) -> dict[str, Any]:
+    """Every kernel launched once. Triton keeps on disk what it builds, so this part's seconds are no other part's."""
+    broken = dict[str, str]()
+    cases = _cases(run)
+    for case in cases:
+        try:
+            _trial(run, case).kernel()
+        except Exception as error:  # noqa: BLE001 - the part that judges it says the same
+            broken[case.name] = reason(error)
+    return {"launched": len(cases) - len(broken), "broken": broken}
+
+
 def kernels(run: Run) -> dict[str, Any]:
     """Every kernel beside plain PyTorch and beside float64, and its rate. One that fails does not stop the rest."""
-    spec = run.checkpoint.config.spec
-    prefill = padded(spec.patches + run.scale.text)
-    group = next(size for size in GROUPS if spec.decoder.width % size == 0)
-    rows = [dict(_kernel(run, case)) for case in of_policy(spec, prefill, group)]
+    rows = [dict(_kernel(run, case)) for case in _cases(run)]
     return {"backend": run.backend, "kernels": rows, "passed": sum(row["passed"] for row in rows), "of": len(rows)}
+
+
+def _cases(run: Run) -> list[Case]:
+    spec = run.checkpoint.config.spec
+    group = next(size for size in GROUPS if spec.decoder.width % size == 0)
+    return of_policy(spec, padded(spec.patches + run.scale.text), group)
+
+
+def _trial(run: Run, case: Case) -> Trial:
+    trial = case.make(Maker.seeded(0, run.device, torch.bfloat16))
+    return replace(trial, kernel=trial.plain, launch=None) if run.backend == "reference" else trial
 
 
 def _kernel(run: Run, case: Case) -> Mapping[str, Any]:
     try:
-        trial = case.make(Maker.seeded(0, run.device, torch.bfloat16))
-        if run.backend == "reference":
-            trial = replace(trial, kernel=trial.plain)
+        trial = _trial(run, case)
         verdict = judge(trial)
-        milliseconds = device_ms(trial.kernel, run.device, run.scale.repeats)
+        milliseconds = device_ms(trial.launch or trial.kernel, run.device, run.scale.repeats)
     except Exception as error:  # noqa: BLE001 - whatever a kernel raises is its row
         return {"name": case.name, "passed": False, "failed": reason(error)}
     return {

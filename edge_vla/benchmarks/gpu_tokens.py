@@ -19,9 +19,9 @@ import edge_vla
 from edge_vla.artifact import Artifact
 from edge_vla.benchmarks import gpu_weights
 from edge_vla.benchmarks.gpu_forms import FORMS, load
-from edge_vla.benchmarks.gpu_run import Run
-from edge_vla.benchmarks.gpu_sides import Task, engine_of
-from edge_vla.checkpoint import open_checkpoint
+from edge_vla.benchmarks.gpu_run import Run, reason
+from edge_vla.benchmarks.gpu_sides import Task, Tokens, engine_of
+from edge_vla.checkpoint import Checkpoint, open_checkpoint
 from edge_vla.demo import BASE
 from edge_vla.demo.instructions import phrase
 from edge_vla.demo.render import render, world
@@ -40,21 +40,23 @@ def demo_tokens(run: Run) -> dict[str, Any]:
     source = open_checkpoint(BASE)
     drawn = [(seed, *start(seed, "pick" if seed % 2 else "put")) for seed in EVALUATION_SEEDS[: run.scale.frames]]
     frames = [(render(state, world(1)), phrase(task, seed)) for seed, state, task in drawn]
-    floor = _noise(frames, run.device)
-    rows = []
-    for name, (bits, vision_bits, activations) in FORMS.items():
-        directory = run.scratch / f"demo-{bits}-{vision_bits}"
-        made = directory.exists()
-        artifact = Artifact(directory) if made else gpu_weights.write(directory, source, bits, vision_bits, run.device)
-        ours, slow = (
-            Policy(
-                from_artifact(artifact, torch.bfloat16, run.device, backend, activations), source.config,
-                source.tokenizer_json,
-            )
-            for backend in (run.backend, "reference")
-        )  # fmt: skip
-        rows.append({"form": name, **_compare(ours, slow, frames, floor)})
+    floor, rows = _noise(frames, run.device), list[dict[str, Any]]()
+    for name in FORMS:
+        try:
+            ours, slow = (_demo(run, source, name, backend) for backend in (run.backend, "reference"))
+            rows.append({"form": name, **_compare(ours, slow, frames, floor)})
+        except Exception as error:  # noqa: BLE001 - whatever a form raises is its row
+            rows.append({"form": name, "failed": reason(error)})
     return {"frames": len(frames), "noise_p99": floor, "forms": rows}
+
+
+def _demo(run: Run, source: Checkpoint, form: str, backend: Backend) -> Policy:
+    bits, vision_bits, activations = FORMS[form]
+    directory = run.scratch / f"demo-{bits}-{vision_bits}"
+    made = directory.exists()
+    artifact = Artifact(directory) if made else gpu_weights.write(directory, source, bits, vision_bits, run.device)
+    network = from_artifact(artifact, torch.bfloat16, run.device, backend, activations)
+    return Policy(network, source.config, source.tokenizer_json)
 
 
 def _compare(ours: Policy, slow: Policy, frames: Frames, floor: float) -> dict[str, Any]:
@@ -92,20 +94,24 @@ def agreement(run: Run) -> dict[str, Any]:
     task = Task.make(run.checkpoint, run.scale.pictures, run.scale.text, run.scale.dims, run.device)
     truth, rows = _answers(run, task, "bf16", run.backend), list[dict[str, Any]]()
     for name in FORMS:
-        got = _answers(run, task, name, run.backend)
-        slow = _answers(run, replace(task, pixels=task.pixels[:2]), name, "reference")
-        rows.append(
-            {
-                "form": name,
-                "tokens_equal_to_bf16": _equal(got, truth),
-                "first_tokens_equal_to_bf16": _equal([one[:1] for one in got], [one[:1] for one in truth]),
-                "tokens_equal_to_reference": _equal(got[: len(slow)], slow),
-            }
-        )
+        try:
+            rows.append({"form": name, **_agrees(run, task, name, truth)})
+        except Exception as error:  # noqa: BLE001 - whatever a form raises is its row
+            rows.append({"form": name, "failed": reason(error)})
     return {"pictures": len(task.pixels), "forms": rows}
 
 
-def _answers(run: Run, task: Task, form: str, backend: Backend) -> list[tuple[int, ...]]:
+def _agrees(run: Run, task: Task, form: str, truth: Sequence[Tokens]) -> dict[str, float]:
+    got = _answers(run, task, form, run.backend)
+    slow = _answers(run, replace(task, pixels=task.pixels[:2]), form, "reference")
+    return {
+        "tokens_equal_to_bf16": _equal(got, truth),
+        "first_tokens_equal_to_bf16": _equal([one[:1] for one in got], [one[:1] for one in truth]),
+        "tokens_equal_to_reference": _equal(got[: len(slow)], slow),
+    }
+
+
+def _answers(run: Run, task: Task, form: str, backend: Backend) -> list[Tokens]:
     network = load(run, form, backend)
     return [engine_of(network).decide(task.prompt, pixels, task.dims).tokens for pixels in task.pixels]
 

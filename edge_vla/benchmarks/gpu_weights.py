@@ -7,6 +7,7 @@ Its hashes are zeros, so it passes for no export. Knows tensors and files; knows
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +49,14 @@ def seeded(model: str, device: torch.device) -> Checkpoint:
 
 
 def write(directory: Path, source: Checkpoint, bits: int, vision_bits: int, device: torch.device) -> Artifact:
-    """An artifact of `source`: rounded to nearest on the device, a layer at a time."""
+    """An artifact of `source`: rounded to nearest on the device, a layer at a time. There whole, or not at all."""
+    part = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(part, ignore_errors=True)
+    _write(part, source, bits, vision_bits, device)
+    return Artifact(part.rename(directory))
+
+
+def _write(directory: Path, source: Checkpoint, bits: int, vision_bits: int, device: torch.device) -> None:
     spec = source.config.spec
     (directory / "decoder").mkdir(parents=True)
     layers = tuple(_write_layer(directory, source, index, bits, device) for index in range(spec.decoder.layers))
@@ -72,7 +80,6 @@ def write(directory: Path, source: Checkpoint, bits: int, vision_bits: int, devi
         str(path.relative_to(directory)): {"size": path.stat().st_size, "sha256": UNHASHED} for path in sorted(paths)
     }
     (directory / MANIFEST).write_text(json.dumps(replace(manifest, files=files).to_json()), encoding="utf-8")
-    return Artifact(directory)
 
 
 def _write_layer(

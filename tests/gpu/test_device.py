@@ -21,8 +21,8 @@ CUDA = torch.device("cuda")
 GB = 10**9
 
 
-def chip(capability: tuple[int, int] = (8, 9), free: int = 20 * GB, reserved: int = 0) -> Chip:
-    return Chip("NVIDIA Test", capability, 24 * GB, free, reserved)
+def chip(capability: tuple[int, int] = (8, 9), free: int = 20 * GB, reserved: int = 0, allocated: int = 0) -> Chip:
+    return Chip("NVIDIA Test", capability, 24 * GB, free, reserved, allocated)
 
 
 def test_no_cuda() -> None:
@@ -113,6 +113,14 @@ def test_what_cannot_fit_is_refused_before_anything_is_loaded() -> None:
     with pytest.raises(ResourceError, match=r"loading it needs 15\.2 GB, more than is free.*4\.0 GB of 24\.0 GB free"):
         card.make_room(round(15.2 * GB), "loading it")
     Card(CPU).make_room(10**15, "anything")
+
+
+def test_what_tensors_take_is_no_room() -> None:
+    """Only what torch keeps without a tensor in it can be given again."""
+    card = Card(CUDA, lambda device: chip(free=4 * GB, reserved=10 * GB, allocated=9 * GB), lambda command: None)
+    card.make_room(5 * GB, "another policy")
+    with pytest.raises(ResourceError, match=r"another policy needs 6\.0 GB"):
+        card.make_room(6 * GB, "another policy")
 
 
 def test_loading_asks_for_room_first(tiny_artifacts: Mapping[int, Path]) -> None:

@@ -137,6 +137,34 @@ def test_riding_saves_the_last_pass(bits: int, tiny_artifacts: Mapping[int, Path
         assert far.tokens == plain.tokens or min(plain.margins) < 0.05
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_nothing_rides_in_a_prefill_that_rounds_rows(bits: int, tiny_artifacts: Mapping[int, Path]) -> None:
+    """Its arithmetic is not a step's, so an answer from it would be another policy's: tokens stay, to the bit."""
+    counted = Counted()
+    made = policy(tiny_artifacts[bits], activations="8", record=counted)
+    assert not engine(made).decoder.rides
+    made.warm(WORDS[:1])
+    assert counted.recorded == 3, "no graph for what is never asked for"
+    for index in range(0, 6, len(WORDS)):
+        plain = decide(made, index)
+        for guessed in (bins(made, plain), [0] * DIMS):
+            drafted = decide(made, index, guess(guessed), strict=False)
+            assert (drafted.tokens, drafted.margins) == (plain.tokens, plain.margins)
+            assert drafted.passes >= 1
+    assert counted.recorded == 3
+
+
+def test_what_rounds_however_few_rows_there_are_lets_drafts_ride() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(32, 128, generator=generator)
+    schemes = ((Scheme.INT4, 32), (Scheme.INT8, None), (Scheme.W8A8, None), (Scheme.BF16, None))
+    packed = {scheme: quantise(weight, scheme, group) for scheme, group in schemes}
+    rounded, plain = (Ways(kernels("reference"), torch.bfloat16, activations) for activations in ("8", "16"))
+    assert [product([packed[scheme]], rounded).rounds for scheme, _ in schemes] == [True, True, False, False]
+    assert not any(product([packed[scheme]], plain).rounds for scheme, _ in schemes)
+    assert not product([packed[Scheme.INT4], packed[Scheme.INT8]], rounded).rounds, "side by side none is rounded"
+
+
 @pytest.mark.parametrize("dims", [1, 2, 9, 10, 20])
 def test_any_number_of_dimensions(dims: int, tiny_artifacts: Mapping[int, Path]) -> None:
     """More than eight rows of a pass go through the products for many."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 from edge_vla.errors import DeviceLostError, ResourceError
 from edge_vla.runtime.gpu.device import Card
-from edge_vla.runtime.gpu.graph import Direct, Graphs, Work
+from edge_vla.runtime.gpu.graph import WARM_UPS, CudaGraphs, Direct, Graphs, Work
 from tests.gpu.made import CPU, Counted
 
 
@@ -84,3 +87,69 @@ def test_a_capture_that_breaks_loses_the_card() -> None:
     with pytest.raises(DeviceLostError, match="recording the graph of a: CUDA error: an illegal memory access"):
         kept.run("a", lambda: None)
     assert card.lost
+
+
+class Cuda:
+    """What a recording asks of `torch.cuda`, as a log, and the stream that is current. `broken`: no capture ends."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, *, broken: bool = False) -> None:
+        self.log, self.current, self.broken = list[str](), "the caller's", broken
+        patch.setattr(torch.cuda, "Stream", lambda device: _Stream())
+        patch.setattr(torch.cuda, "CUDAGraph", _Graph)
+        patch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+        patch.setattr(torch.cuda, "synchronize", lambda device: None)
+        patch.setattr(torch.cuda, "current_stream", lambda device: self.current)
+        patch.setattr(torch.cuda, "stream", self.stream)
+        patch.setattr(torch.cuda, "graph", self.graph)
+        patch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: self.log.append("clear"), raising=False)
+
+    @contextmanager
+    def stream(self, stream: object) -> Iterator[None]:
+        before, self.current = self.current, str(stream)
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextmanager
+    def graph(self, graph: object, *, pool: object, stream: object, capture_error_mode: str) -> Iterator[None]:
+        """Its end as torch has it: the stream is put back after what may raise."""
+        assert (pool, capture_error_mode) == ((0, 1), "thread_local")
+        before, self.current = self.current, str(stream)
+        self.log.append("begin")
+        try:
+            yield
+        finally:
+            if self.broken:
+                raise INVALID
+            self.log.append("end")
+            self.current = before
+
+
+class _Stream:
+    def __str__(self) -> str:
+        return "the recorder's"
+
+    def wait_stream(self, other: object) -> None:
+        assert other == "the caller's"
+
+
+class _Graph:
+    def replay(self) -> None: ...
+
+
+def test_a_recording_shares_no_library_workspace_with_anything_outside_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else whoever clears workspaces, as Inductor does and torch where a graph is let go, frees what a graph uses."""
+    cuda = Cuda(monkeypatch)
+    CudaGraphs(CPU).record(lambda: cuda.log.append(f"work on {cuda.current}"))
+    work = "work on the recorder's"
+    assert cuda.log == [*[work] * WARM_UPS, "clear", "begin", work, "end", "clear"]
+    assert cuda.current == "the caller's"
+
+
+def test_a_capture_that_does_not_end_leaves_the_callers_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Cuda(monkeypatch, broken=True)
+    with pytest.raises(RuntimeError, match="previous error during capture"):
+        CudaGraphs(CPU).record(lambda: None)
+    assert cuda.current == "the caller's"
+    assert cuda.log == ["clear", "begin", "clear"]

@@ -34,25 +34,29 @@ class KernelLayer:
     post_attention_layernorm: Tensor
 
     @property
+    def products(self) -> tuple[Product, ...]:
+        return self.qkv, self.o_proj, self.gate_up, self.down_proj
+
+    @property
     def bytes(self) -> int:
-        products = (self.qkv, self.o_proj, self.gate_up, self.down_proj)
         norms = (self.input_layernorm, self.post_attention_layernorm)
-        return sum(one.bytes for one in products) + sum(norm.nbytes for norm in norms)
+        return sum(one.bytes for one in self.products) + sum(norm.nbytes for norm in norms)
 
 
 class KernelDecoder:
     """Embeddings (1, T, width) of rows from position `start` -> normed hidden states.
 
     A row sees the cache's slots up to its own position. Up to eight rows go through the kernels for a few rows.
+    `rides`: a prefill computes a row as a step does, but for the order of sums.
     """
 
-    rides = True
     steady = False  # products in 16 bits are torch's, where a row's bits may depend on how many there are
 
     def __init__(
         self, spec: DecoderSpec, layers: Sequence[KernelLayer], norm: Tensor, kernels: Kernels, positions: int
     ) -> None:
         self.spec, self.layers, self.norm, self.kernels = spec, layers, norm, kernels
+        self.rides = not any(product.rounds for layer in layers for product in layer.products)
         device, dtype = norm.device, norm.dtype
         cos, sin = rotary_tables(spec, torch.arange(positions, device=device)[None], dtype)
         self.cos, self.sin = cos[0, 0].contiguous(), sin[0, 0].contiguous()  # (positions, head width)

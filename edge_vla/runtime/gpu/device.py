@@ -41,12 +41,19 @@ class Chip:
     total: int
     free: int
     reserved: int  # by torch in this process
+    allocated: int = 0  # of that, what tensors take
 
     @staticmethod
     def read(device: torch.device) -> Chip:
         free, total = torch.cuda.mem_get_info(device)
         name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
-        return Chip(name, capability, total, free, torch.cuda.memory_reserved(device))
+        reserved, allocated = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
+        return Chip(name, capability, total, free, reserved, allocated)
+
+    @property
+    def room(self) -> int:
+        """What more tensors can take: what is free, and what torch keeps but nothing uses."""
+        return self.free + self.reserved - self.allocated
 
     @property
     def held_by_others(self) -> int:
@@ -123,7 +130,7 @@ class Card:
         if self.device.type != "cuda":
             return
         chip = self._chip(self.device)
-        if needed > chip.free + chip.reserved:
+        if needed > chip.room:
             raise ResourceError(f"{what} needs {_gb(needed)}, more than is free on {self.memory()}; {FEWER_BYTES}")
 
     def memory(self) -> str:

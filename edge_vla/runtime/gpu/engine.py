@@ -87,8 +87,8 @@ class Engine:
         """The best action id at each dimension for pixel values (3 x towers, H, W).
 
         With `strict`, drafted or not, tokens are the same to the last near-tie. Without it a draft rides in the
-        prefill, whose shape is then another one. Raises NumericError for a non-finite logit, ResourceError where
-        memory runs out, DeviceLostError once the device has failed.
+        prefill, whose shape is then another one, if that computes a row as a step does. Raises NumericError for a
+        non-finite logit, ResourceError where memory runs out, DeviceLostError once the device has failed.
         """
         shape = Shape(len(prompt), dims)
         with self.card.using("an action"), torch.inference_mode():
@@ -99,17 +99,19 @@ class Engine:
                 self.run("action", shape)
                 answer, passes = self._read(room, dims), dims - 1
             else:
-                answer, passes = self._verified(room, shape, draft, drafted, strict)
+                rides = self.decoder.rides and not strict
+                answer, passes = self._verified(room, shape, draft, drafted, rides)
         first = self.spec.action.first
         names = tuple(first + index for index in answer.bins)
         return Decision(names, tuple(answer.margins), tuple(first + index for index in drafted), passes)
 
     def warm(self, prompts: Iterable[int], dims: int, pieces: Sequence[Piece] = PIECES) -> None:
-        """Record the graphs for prompts of these lengths, so that no action waits for it.
+        """Record the graphs for prompts of these lengths, so that no action waits for it: those that can be asked for.
 
         UsageError for more than are kept at a time.
         """
-        lengths = sorted(set(prompts))
+        lengths, never = sorted(set(prompts)), () if self.decoder.rides else ("riding",)
+        pieces = [piece for piece in pieces if piece == "action" or (dims > 1 and piece not in never)]
         needed, most = len(lengths) * len(pieces), self.graphs.most
         if needed > most:
             raise UsageError(f"{len(lengths)} prompt lengths need {needed} graphs, {most} are kept: warm fewer prompts")
@@ -117,7 +119,7 @@ class Engine:
             self._fit(Shape(max(lengths), dims))
             for length in lengths:
                 shape = Shape(length, dims)
-                for piece in pieces if dims > 1 else ("action",):
+                for piece in pieces:
                     self.graphs.ready((piece, shape), partial(self._do, piece, shape))
 
     def bytes(self) -> dict[str, int]:
@@ -125,18 +127,18 @@ class Engine:
         return {} if self._room is None else self._room.bytes()
 
     def _verified(
-        self, room: Room, shape: Shape, draft: Draft, drafted: Sequence[int], strict: bool
+        self, room: Room, shape: Shape, draft: Draft, drafted: Sequence[int], rides: bool
     ) -> tuple[Answer, int]:
         """Guess, look, keep what holds: the host waits for the device once a pass."""
         dims, given = shape.dims, list(drafted[: shape.dims - 1])
         room.give(given)
-        if strict:
+        if rides:
+            self.run("riding", shape)
+        else:
             self.run("prefill", shape)  # it puts the first answer in the place of the first guess
             self.run("verify", shape)
-        else:
-            self.run("riding", shape)
-        answer, passes = self._read(room, dims), int(strict)
-        given[0] = answer.bins[0] if strict else given[0]
+        answer, passes = self._read(room, dims), int(not rides)
+        given[0] = given[0] if rides else answer.bins[0]
         while (known := 1 + _agreeing(given, answer.bins)) < dims:
             bins = answer.bins
             given = [*bins[:known], *draft(bins[:known], bins)[known:]][: dims - 1]

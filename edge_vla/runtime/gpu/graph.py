@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Final, Protocol
 
 import torch
@@ -47,7 +48,8 @@ class CudaGraphs:
         self._alive: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
     def record(self, work: Work) -> Work:
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
             for _ in range(WARM_UPS):
                 work()
@@ -55,12 +57,29 @@ class CudaGraphs:
         if not self._alive:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        # thread_local: another thread may meanwhile copy or allocate on its own account.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"):
+        with (
+            torch.cuda.stream(current),  # a capture that fails to end leaves its own stream behind as the current one
+            _workspaces_of_its_own(),
+            # thread_local: another thread may meanwhile copy or allocate on its own account.
+            torch.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"),
+        ):
             work()
         torch.cuda.synchronize(self.device)
         self._alive.add(graph)
         return graph.replay
+
+
+@contextmanager
+def _workspaces_of_its_own() -> Iterator[None]:
+    """cuBLAS workspaces that a capture uses are made in it, so its pool keeps them, and serve nothing after it.
+
+    One from before lies outside of the pool, and whoever clears them (a graph let go, Inductor) frees it.
+    """
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 def recorder(device: torch.device) -> Recorder:

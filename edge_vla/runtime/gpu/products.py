@@ -30,7 +30,7 @@ PLAIN: Final[Reads] = "16 bits"
 class Product:
     """`few(x (M <= 8, K))` gives (M, N), or partial sums (S, M, N) in float32; `many` gives (M, N).
 
-    `few` reads rows of the working type, `many` what `reads` says.
+    `few` reads rows of the working type, `many` what `reads` says. `rounds`: `many` rounds rows that `few` does not.
     """
 
     few: Callable[[Tensor], Tensor]
@@ -38,6 +38,7 @@ class Product:
     reads: Reads
     names: tuple[str, str]
     bytes: int
+    rounds: bool = False
 
 
 def product(parts: Sequence[PackedWeight], ways: Ways) -> Product:
@@ -54,6 +55,7 @@ def product(parts: Sequence[PackedWeight], ways: Ways) -> Product:
         made[0].reads,
         ("+".join(few), "+".join(many)),
         sum(one.bytes for one in made),
+        any(one.rounds for one in made),
     )
 
 
@@ -85,7 +87,7 @@ def _int4(packed: PackedWeight, ways: Ways) -> Product:
 
     if ways.activations == "8":
         names = ("w4a16_few", "w4a8_gemm")
-        return Product(few, lambda x: use.w4a8_gemm(x, weight, ways.dtype), "int8 for int4", names, weight.bytes)
+        return Product(few, lambda x: use.w4a8_gemm(x, weight, ways.dtype), "int8 for int4", names, weight.bytes, True)
     return Product(few, lambda x: use.w4a16_gemm(x, weight), PLAIN, ("w4a16_few", "w4a16_gemm"), weight.bytes)
 
 
@@ -97,6 +99,7 @@ def _int8(packed: PackedWeight, ways: Ways) -> Product:
         "int8" if rounded else PLAIN,
         ("w8a16_few", "w8a8_gemm" if rounded else "w8a16_gemm"),
         weight.bytes,
+        rounded,
     )
 
 

@@ -48,7 +48,13 @@ def norm_int8(make: Maker, rows: int, width: int, *, for_int4: bool) -> Trial:
         return [total, weight.double() * total / (total.square().mean(-1, keepdim=True) + EPS).sqrt()]
 
     moved = 4 * x.nbytes - x.numel()
-    return Trial(partial(tensors, rms_norm.kernel_int8), partial(tensors, rms_norm.reference_int8), truth, moved)
+    return Trial(
+        partial(tensors, rms_norm.kernel_int8),
+        partial(tensors, rms_norm.reference_int8),
+        truth,
+        moved,
+        launch=lambda: rms_norm.kernel_int8(x, added, weight, EPS, for_int4=for_int4),
+    )
 
 
 def meant(rows: Int8Rows, width: int) -> Tensor:
@@ -102,7 +108,13 @@ def gate_int8(make: Maker, rows: int, width: int, *, for_int4: bool) -> Trial:
         return [F.silu(left) * right]
 
     moved = gate_up.nbytes + rows * width
-    return Trial(partial(tensors, swiglu.kernel_int8), partial(tensors, swiglu.reference_int8), truth, moved)
+    return Trial(
+        partial(tensors, swiglu.kernel_int8),
+        partial(tensors, swiglu.reference_int8),
+        truth,
+        moved,
+        launch=lambda: swiglu.kernel_int8(gate_up, make.dtype, for_int4=for_int4),
+    )
 
 
 def tower_gelu(make: Maker, rows: int, width: int) -> Trial:
@@ -151,8 +163,14 @@ def turn(make: Maker, spec: DecoderSpec, rows: int, start: int, length: int, par
         room[1][:, here] = x[:, -spec.kv_heads :].transpose(0, 1)
         return [turned[:, : spec.heads], *room]
 
-    moved = qkv.nbytes + rows * wide * 2
-    return Trial(partial(tensors, rotary.kernel), partial(tensors, rotary.reference), truth, moved, exact=True)
+    return Trial(
+        partial(tensors, rotary.kernel),
+        partial(tensors, rotary.reference),
+        truth,
+        qkv.nbytes + rows * wide * 2,
+        exact=True,
+        launch=lambda: rotary.kernel(qkv, cos, sin, at, keys, values),  # into slots that all who are judged overwrite
+    )
 
 
 def attend(make: Maker, spec: DecoderSpec, rows: int, start: int, length: int) -> Trial:
@@ -197,5 +215,11 @@ def choose(make: Maker, rows: int, width: int, bins: int) -> Trial:
         best = logits.topk(2, dim=1).values
         return [best[:, 0], best[:, 1], torch.zeros_like(hidden)]
 
-    moved, operations = weight.nbytes + 3 * hidden.nbytes, 2 * rows * weight.numel()
-    return Trial(partial(tensors, head.kernel), partial(tensors, head.reference), truth, moved, operations)
+    return Trial(
+        partial(tensors, head.kernel),
+        partial(tensors, head.reference),
+        truth,
+        weight.nbytes + 3 * hidden.nbytes,
+        2 * rows * weight.numel(),
+        launch=lambda: head.kernel(hidden, weight, embeddings),
+    )

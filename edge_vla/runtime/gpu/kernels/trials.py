@@ -16,7 +16,10 @@ Tensors: TypeAlias = Sequence[Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Holds inputs; nothing is computed before it is asked for. `exact`: the kernel's bits must be those of `plain`."""
+    """Holds inputs; nothing is computed before it is asked for. `exact`: the kernel's bits must be those of `plain`.
+
+    `launch` is what a clock runs, where `kernel` computes more, for the judge, than the engine would.
+    """
 
     kernel: Callable[[], Tensors]
     plain: Callable[[], Tensors]
@@ -24,6 +27,7 @@ class Trial:
     moved: int  # bytes that must be read or written at least once
     operations: int = 0
     exact: bool = False
+    launch: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
