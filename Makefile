@@ -14,8 +14,8 @@ test: .venv/ready
 	$(BIN)/python -m pytest
 
 check: .venv/ready
-	$(BIN)/ruff format --check edge_vla tests
-	$(BIN)/ruff check edge_vla tests
+	$(BIN)/ruff format --check edge_vla benchmarks tests
+	$(BIN)/ruff check edge_vla benchmarks tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
@@ -37,16 +37,16 @@ test-kernels: .venv-triton/ready
 
 # The demo policy in 16, 8 and 4 bits beside bf16 and eager Hugging Face; fails on a red gate.
 bench-demo: .venv/ready
-	$(BIN)/python -m edge_vla.demo.judge --limit 400 --episodes 0 --profile quick --peer hf-bf16 --out bench-out
+	$(BIN)/python -m benchmarks.demo_policy.compare_formats --limit 400 --episodes 0 --profile quick --peer hf-bf16 --out bench-out
 
 # The GPU engine beside its peers on this machine's card, in about eight minutes; `make bench-gpu DRY=1` needs none. It
 # installs: where that cannot be, and for peers that need a call of their own, see docs/gpu.md.
 bench-gpu: .venv/ready
-	$(BIN)/python -m edge_vla.benchmarks.gpu $(if $(DRY),--dry-run)
+	$(BIN)/python -m benchmarks.gpu $(if $(DRY),--dry-run)
 
 format: .venv/ready
-	$(BIN)/ruff format edge_vla tests
-	$(BIN)/ruff check --fix edge_vla tests
+	$(BIN)/ruff format edge_vla benchmarks tests
+	$(BIN)/ruff check --fix edge_vla benchmarks tests
 
 .PHONY: .venv
 .venv: .venv/ready

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from edge_vla.threads import settle
+from edge_vla.version import __version__
 
 settle()  # before anything here imports torch
 
@@ -10,7 +11,6 @@ if TYPE_CHECKING:
     from edge_vla.runtime import Action, Policy, load
 
 __all__ = ["Action", "Policy", "__version__", "load"]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from edge_vla import __version__
 from edge_vla.errors import EdgeVLAError, ResourceError, UsageError
 from edge_vla.options import Adapters, Device, Floors, Kernel, MergeArithmetic, Peers, UnnormKey, Vision
 from edge_vla.terminal import Bar, err, out, say, show_warning
+from edge_vla.version import __version__
 
 if TYPE_CHECKING:
     from edge_vla.export import Progress
@@ -82,11 +82,11 @@ def export(
     """
     from dataclasses import replace
 
+    from edge_vla.data import read_frames
     from edge_vla.export import Recipe
     from edge_vla.export import export as run_export
     from edge_vla.export.huggingface import export_checkpoint
     from edge_vla.export.recipe import METHODS, parse_bytes
-    from edge_vla.frames import read_frames
     from edge_vla.interop import WRITTEN
 
     given: dict[str, Any] = {
@@ -137,7 +137,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print the action as one JSON object.")] = False,
 ) -> None:
     """One action from one image and one instruction."""
-    from edge_vla.frames import open_image
+    from edge_vla.data import open_image
     from edge_vla.runtime import load
 
     picture = open_image(image)
@@ -198,10 +198,10 @@ def bench(
     kernel: Kernel = "auto",
 ) -> None:
     """Agreement, closed loop, latency and memory of artifacts against their reference. Exits with 1 on a red gate."""
-    from edge_vla.benchmarks.bench import bench as run_bench
-    from edge_vla.benchmarks.closed_loop import Trial
-    from edge_vla.benchmarks.plan import FLOORS, Plan, Reference
-    from edge_vla.benchmarks.reports import markdown
+    from edge_vla.bench.closed_loop import Trial
+    from edge_vla.bench.plan import FLOORS, Plan, Reference
+    from edge_vla.bench.reports import markdown
+    from edge_vla.bench.run import bench as run_bench
 
     if live and not table:
         raise UsageError("--live is about episodes: say at which --table")
@@ -241,7 +241,7 @@ def compare(
     after: Annotated[Path, typer.Argument(help="Another one.")],
 ) -> None:
     """What changed from one bench result to another."""
-    from edge_vla.benchmarks import reports
+    from edge_vla.bench import reports
 
     print(reports.compare(reports.read(before), reports.read(after)).markdown())
 
@@ -254,7 +254,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """On paper: would OpenVLA-7B fit on a device, and how fast could it be there? Nothing is run."""
-    from edge_vla.benchmarks.planner import plan as planned
+    from edge_vla.device.planner import plan as planned
     from edge_vla.spec import OPENVLA_7B
 
     found = planned(OPENVLA_7B, device, bits, 7, vision_bits)

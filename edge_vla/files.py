@@ -1,12 +1,18 @@
-"""Files that must be whole: hashing, syncing, and writing under the final name only when complete."""
+"""Files that must be whole: hashing, syncing, and writing under the final name only when complete.
+
+`PACKAGE` is where this package lies, for child processes that must find the same one.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from pathlib import Path
+from typing import Final
 
 from edge_vla.errors import ResourceError
+
+PACKAGE: Final = Path(__file__).resolve().parent
 
 
 def sha256_of(path: Path) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from edge_vla.errors import EdgeVLAWarning
-from edge_vla.forecast import Costs, Forecast
+from edge_vla.eta import Costs, Forecast
 
 out: Final = Console(highlight=False, soft_wrap=True, markup=False)
 err: Final = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)

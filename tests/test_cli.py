@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import edge_vla
-from edge_vla.benchmarks.commands import measure, split
+from benchmarks.commands import measure, split
 from edge_vla.cli import main
+from edge_vla.data import synthetic_image
 from edge_vla.errors import BackendError
-from edge_vla.frames import synthetic_image
 from tests.conftest import TINY
 
 PACKAGE = Path(edge_vla.__file__).parent
@@ -136,11 +136,11 @@ def test_a_flag_that_a_message_names_is_there(
 
 
 def test_help_names_what_may_be_chosen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from edge_vla.benchmarks.latency import PROFILES
-    from edge_vla.benchmarks.peers import PEERS
-    from edge_vla.benchmarks.plan import FLOORS
-    from edge_vla.benchmarks.planner import DEVICES
-    from edge_vla.benchmarks.tables import TABLES
+    from edge_vla.bench.environments import TABLES
+    from edge_vla.bench.latency import PROFILES
+    from edge_vla.bench.peers import PEERS
+    from edge_vla.bench.plan import FLOORS
+    from edge_vla.device.planner import DEVICES
 
     monkeypatch.setenv("COLUMNS", "400")
     for command, names in (("bench", [*PROFILES, *PEERS, *FLOORS, *TABLES]), ("plan", list(DEVICES))):

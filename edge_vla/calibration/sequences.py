@@ -17,8 +17,8 @@ from torch import Tensor
 
 from edge_vla.checkpoint import Checkpoint
 from edge_vla.checkpoint.keys import EMBEDDINGS, vision_keys
+from edge_vla.data import Frame
 from edge_vla.errors import FrameError, NumericError
-from edge_vla.frames import Frame
 from edge_vla.openvla import ActionTokens, PolicyConfig, Prompter, preprocess
 from edge_vla.runtime.vision import torch_vision
 

@@ -18,8 +18,8 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from edge_vla.calibration.sequences import action_tokens
+from edge_vla.data import Frame, episodes
 from edge_vla.errors import UsageError
-from edge_vla.frames import Frame, episodes
 from edge_vla.openvla import PolicyConfig
 
 FEWEST: Final = 8

@@ -1,42 +1,38 @@
-"""Recording episodes of the demo world: `python -m edge_vla.demo.record --set world1-policy`.
+"""Recording episodes of the demo world into a folder of frames: what was shown, said and done.
 
-Drives the table with the expert or any policy and keeps what was shown, said and done: as a folder of frames, or
-as the index of one of the recorded sets with its manifest. Knows who drives; `episodes.py` knows what is kept.
+Drives the world with the scripted expert or with any policy. The recorded sets that are calibrated and evaluated on are
+made by `benchmarks.demo_policy.record_sets`.
 """
 
-import argparse
-import json
-import logging
-import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Literal
 
 from PIL import Image
 
-from edge_vla.benchmarks.environment import environment
-from edge_vla.demo import ADAPTER, BASE, episodes, expert
-from edge_vla.demo.episodes import Recorded, RecordedSet
+from edge_vla.data import Frame, write_frames
+from edge_vla.demo import expert
 from edge_vla.demo.instructions import phrase
-from edge_vla.demo.render import World, render, world
-from edge_vla.demo.rollout import MAX_STEPS, Answers, OneByOne
+from edge_vla.demo.render import World, render
+from edge_vla.demo.rollout import MAX_STEPS, Answers
 from edge_vla.demo.statistics import name as statistics_name
 from edge_vla.demo.world import start, step, verdict
-from edge_vla.errors import EdgeVLAError
-from edge_vla.files import sha256_of, write_whole
-from edge_vla.frames import Frame, write_frames
-from edge_vla.runtime import load
 
-LOG: Final = logging.getLogger("edge_vla.demo.record")
-_SPLITS: Final = tuple(which for which, _ in episodes.SHARES)
+
+def episode_name(look: int, who: str, seed: int) -> str:
+    return f"world{look}-{who}-{seed}"
+
+
+def kind(seed: int) -> Literal["pick", "put"]:
+    """What a recorded episode asks for: pick for odd seeds, put for even ones."""
+    return "pick" if seed % 2 else "put"
 
 
 def episode(policy: Answers | None, look: World, seed: int) -> Iterator[tuple[Frame, Image.Image]]:
     """One episode, pick for odd seeds and put for even ones, driven by the policy or, without one, by the expert."""
-    state, task = start(seed, episodes.kind(seed))
+    state, task = start(seed, kind(seed))
     text = phrase(task, seed)
-    named = episodes.episode_name(look.number, "expert" if policy is None else "policy", seed)
+    named = episode_name(look.number, "expert" if policy is None else "policy", seed)
     for count in range(MAX_STEPS):
         image = render(state, look)
         action = expert.act(state, task) if policy is None else policy.answer([image], [text])[0]
@@ -53,80 +49,3 @@ def record(directory: Path, policy: Answers | None, look: World, seeds: Sequence
     shown = [pair for seed in seeds for pair in episode(policy, look, seed)]
     write_frames(directory, shown)
     return len(shown)
-
-
-def driver(chosen: RecordedSet) -> Answers | None:
-    """The shipped policy in bf16 through the runtime, the adapter merged for world 2; None for the expert."""
-    if chosen.who == "expert":
-        return None
-    adapters = [ADAPTER] if chosen.world == 2 else []
-    return OneByOne(load(BASE, "cpu", adapters=adapters), statistics_name(chosen.world))
-
-
-def index(policy: Answers | None, chosen: RecordedSet, seed: int) -> Recorded:
-    """Drive one episode and keep what it takes to draw it again."""
-    shown = list(episode(policy, world(chosen.world), seed))
-    actions = tuple(frame.action for frame, _ in shown if frame.action is not None)
-    pictures = tuple(episodes.fingerprint(image) for _, image in shown)
-    return Recorded(seed, shown[0][0].instruction, episodes.ending(seed, actions), actions, pictures)
-
-
-def manifest(chosen: RecordedSet, found: Sequence[Recorded], file: Path) -> dict[str, Any]:
-    """What a set is, for `calibration/`: who drove, on which seeds, how it went, and the index's hash."""
-    weights = {} if chosen.who == "expert" else {"base": BASE} | ({"adapter": ADAPTER} if chosen.world == 2 else {})
-    by_split = {which: [e for e in found if episodes.split(chosen.episode(e.seed)) == which] for which in _SPLITS}
-    ends = {kind: Counter(e.outcome for e in found if episodes.kind(e.seed) == kind) for kind in ("pick", "put")}
-    return {
-        "version": episodes.VERSION,
-        "kind": "recorded episodes",
-        "name": chosen.name,
-        "world": chosen.world,
-        "who": "the scripted expert" if chosen.who == "expert" else "the demo policy, bf16, one action at a time",
-        "weights": {
-            name: {path.name: sha256_of(path) for path in sorted(folder.glob("*.safetensors"))}
-            for name, folder in weights.items()
-        },
-        "seeds": [chosen.seeds.start, chosen.seeds.stop],
-        "episodes": len(found),
-        "frames": sum(len(e.actions) for e in found),
-        "outcomes": {kind: dict(sorted(counts.items())) for kind, counts in ends.items()},
-        "splits": {
-            which: {"episodes": len(rows), "frames": sum(len(e.actions) for e in rows)}
-            for which, rows in by_split.items()
-        },
-        "file": f"edge_vla/demo/recorded/{file.name}",
-        "sha256": sha256_of(file),
-        "licence": "Apache-2.0; drawn by this project, no outside data",
-        "regenerate": f"python -m edge_vla.demo.episodes --set {chosen.name} --split evaluation --out DIR",
-        "recorded": environment(),
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m edge_vla.demo.record", description=__doc__)
-    parser.add_argument("--set", required=True, choices=list(episodes.SETS))
-    parser.add_argument("--out", type=Path, default=episodes.RECORDED, help="folder of the index")
-    parser.add_argument("--manifests", type=Path, default=Path("calibration"), help="folder of the manifest")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    chosen = episodes.recorded_set(arguments.set)
-    policy, found = driver(chosen), []
-    for seed in chosen.seeds:
-        found.append(index(policy, chosen, seed))
-        if len(found) % 100 == 0:
-            LOG.info("%s: %d of %d episodes", chosen.name, len(found), len(chosen.seeds))
-    for row in found:  # what is written can be drawn again
-        for _ in episodes.replay(chosen, row):
-            pass
-    file = arguments.out / f"{chosen.name}.jsonl.gz"
-    for folder in (arguments.out, arguments.manifests):
-        folder.mkdir(parents=True, exist_ok=True)
-    episodes.write(file, chosen.name, found)
-    write_whole(arguments.manifests / f"{chosen.name}.json", json.dumps(manifest(chosen, found, file), indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except EdgeVLAError as error:
-        sys.exit(f"{type(error).__name__}: {error}")

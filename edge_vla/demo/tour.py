@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import Final
 
 from edge_vla.artifact import Artifact
-from edge_vla.benchmarks.bench import bench
-from edge_vla.benchmarks.closed_loop import Trial
-from edge_vla.benchmarks.plan import Plan, Reference
-from edge_vla.benchmarks.reports import markdown
+from edge_vla.bench.closed_loop import Trial
+from edge_vla.bench.plan import Plan, Reference
+from edge_vla.bench.reports import markdown
+from edge_vla.bench.run import bench
+from edge_vla.data import read_frames
 from edge_vla.demo import ADAPTER, BASE
-from edge_vla.demo.measure import FRAME_SEEDS
 from edge_vla.demo.record import record
 from edge_vla.demo.render import world
 from edge_vla.demo.rollout import OneByOne, strip
 from edge_vla.demo.statistics import name as statistics_name
-from edge_vla.demo.world import EVALUATION_SEEDS
+from edge_vla.demo.world import EVALUATION_SEEDS, FRAME_SEEDS
 from edge_vla.errors import ResourceError, UsageError
 from edge_vla.export import Progress, Recipe, export
 from edge_vla.files import write_whole
-from edge_vla.frames import read_frames
 from edge_vla.runtime import load, replay
 
 LOOK: Final = 2

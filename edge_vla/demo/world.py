@@ -18,6 +18,7 @@ PLATE_COLOURS: Final = ("white", "black", "pink", "cyan")
 BLOCKS: Final = (3, 5)  # on a table: at least, at most
 TRAINING_SEEDS: Final = range(0, 1_000_000_000)
 EVALUATION_SEEDS: Final = range(1_000_000_000, 1_001_000_000)
+FRAME_SEEDS = EVALUATION_SEEDS[500_000:900_000]  # of single frames: episodes count from the other end
 RECORDED_SEEDS: Final = EVALUATION_SEEDS[900_000:950_000]  # of recorded episodes: no closed loop begins there
 
 BLOCK_SIDE: Final = 0.044

@@ -1,6 +1,6 @@
 """How the time of an export divides over its stages: counted arithmetic over what a processor does of each kind.
 
-Only ratios matter, the clock gives the scale (`edge_vla.forecast`). The rates are those of two cores with AVX-512, seen
+Only ratios matter, the clock gives the scale (`edge_vla.eta`). The rates are those of two cores with AVX-512, seen
 while single layers of the 7B were exported; elsewhere the first stage foretells the others less well, and each stage
 corrects itself.
 """
@@ -14,9 +14,9 @@ from typing import Final
 from edge_vla.calibration.answers import PROBES
 from edge_vla.checkpoint import key_table
 from edge_vla.checkpoint.keys import vision_keys
+from edge_vla.data import Frame
+from edge_vla.eta import Costs
 from edge_vla.export.golden import INSTRUCTIONS, MOST_CANDIDATES, SHAKES
-from edge_vla.forecast import Costs
-from edge_vla.frames import Frame
 from edge_vla.spec import DecoderSpec, PolicySpec
 
 BF16: Final = 1 / 560e9  # seconds an operation of a product

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from PIL import Image
 
 from edge_vla.artifact import Artifact, GoldenFrame
+from edge_vla.data import Frame, synthetic_image
 from edge_vla.export.writer import ArtifactWriter
-from edge_vla.frames import Frame, synthetic_image
 from edge_vla.runtime import Action, Policy, load, shaken
-from edge_vla.runtime.shake import ROUNDING
+from edge_vla.runtime.noise import ROUNDING
 
 INSTRUCTIONS = ("pick up the object", "open the drawer")
 MOST_CANDIDATES = 8

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from edge_vla.artifact import layer_file
 from edge_vla.checkpoint import Checkpoint, key_table, open_checkpoint
+from edge_vla.data import Frame
 from edge_vla.errors import ResourceError, UsageError
 from edge_vla.export.journal import JOURNAL
 from edge_vla.export.pipeline import Job, check_room, follow_source, prepare, write_decoder, writing
@@ -24,7 +25,6 @@ from edge_vla.export.settings import write_settings
 from edge_vla.export.shards import write_shards
 from edge_vla.export.writer import SCRATCH, ArtifactWriter
 from edge_vla.files import sync
-from edge_vla.frames import Frame
 from edge_vla.interop import WRITTEN, Written
 from edge_vla.interop.integers import BITS, SCHEMES
 from edge_vla.quant import GROUPS

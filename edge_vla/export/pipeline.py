@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from edge_vla import __version__
 from edge_vla.artifact import EMBEDDINGS, GRAPH, HEAD, TOKENIZER, VISION, Artifact, Linear, Manifest, widen_vision
 from edge_vla.calibration.sets import CalibrationSet, choose
 from edge_vla.checkpoint import Checkpoint, TensorSource, open_checkpoint
@@ -28,6 +27,7 @@ from edge_vla.checkpoint.keys import DECODER_PREFIX
 from edge_vla.checkpoint.keys import EMBEDDINGS as EMBEDDINGS_KEY
 from edge_vla.checkpoint.keys import HEAD as HEAD_KEY
 from edge_vla.checkpoint.quantised import DequantisedTensors
+from edge_vla.data import Frame, synthetic_image
 from edge_vla.errors import BackendError, EdgeVLAError, ResourceError, UsageError
 from edge_vla.export import budget
 from edge_vla.export.decoder import Calibration, Formats, round_layers
@@ -44,10 +44,10 @@ from edge_vla.export.progress import Progress, Silent
 from edge_vla.export.recipe import Recipe
 from edge_vla.export.vision import check_graph, export_vision, require_exporter
 from edge_vla.export.writer import ArtifactWriter
-from edge_vla.frames import Frame, synthetic_image
 from edge_vla.openvla import PolicyConfig, Prompter, preprocess
 from edge_vla.quant import Scheme, plan, sixteen
 from edge_vla.spec import PolicySpec
+from edge_vla.version import __version__
 
 
 @dataclass(frozen=True)

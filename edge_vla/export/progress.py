@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from edge_vla.forecast import Costs
+from edge_vla.eta import Costs
 
 
 class Progress(Protocol):

@@ -23,9 +23,9 @@ from edge_vla.calibration.sequences import Rows, embed
 from edge_vla.calibration.stream import STAGES, Weights, quantise_layer
 from edge_vla.checkpoint import Checkpoint
 from edge_vla.checkpoint.keys import vision_keys
+from edge_vla.data import Frame
 from edge_vla.export.gptq import factorise, gptq
 from edge_vla.export.vision import MATRIX
-from edge_vla.frames import Frame
 from edge_vla.model.decoder import DecoderLayer
 from edge_vla.quant import BYTE, GROUPS, Scheme, dequantise, quantise
 

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from edge_vla import __version__
 from edge_vla.interop.integers import (
     BITS,
     WORD,
@@ -31,6 +30,7 @@ from edge_vla.interop.integers import (
 )
 from edge_vla.interop.layout import Parts, one_of, refuse
 from edge_vla.quant import PackedWeight
+from edge_vla.version import __version__
 
 ONES = {4: 0x11111111, 8: 0x01010101}  # one in every code of a word
 VERSIONS = ("gptq", "gptq_v2")

@@ -2,7 +2,7 @@
 
 The first guess is the action before. What it missed is guessed again by the network itself: at each pass it also
 says what it would have answered behind the miss. Other first guesses were measured and did not pay:
-`edge_vla.benchmarks.proposals`. Knows bins. Knows nothing of networks, pictures or units.
+`benchmarks.cpu.draft_strategies`. Knows bins. Knows nothing of networks, pictures or units.
 """
 
 from __future__ import annotations

@@ -23,17 +23,17 @@ from edge_vla.checkpoint.keys import EMBEDDINGS as EMBEDDINGS_KEY
 from edge_vla.checkpoint.keys import HEAD as HEAD_KEY
 from edge_vla.errors import ArtifactError, UsageError
 from edge_vla.model import Decoder
-from edge_vla.runtime.assemble import Assembly, CpuDecoder
-from edge_vla.runtime.engine import FusedLayer
+from edge_vla.runtime.cpu.assemble import Assembly, CpuDecoder
+from edge_vla.runtime.cpu.fused import FusedLayer
+from edge_vla.runtime.cpu.native.decoder import NativeDecoder, NativeLayer
+from edge_vla.runtime.cpu.native.follow import NativeFollow
+from edge_vla.runtime.cpu.native.library import fast, library
+from edge_vla.runtime.cpu.native.product import NativeHead
+from edge_vla.runtime.cpu.native.vision import NativeVision, vision_fits
 from edge_vla.runtime.gpu import NAMES as ENGINE
 from edge_vla.runtime.gpu import TRITON
 from edge_vla.runtime.kernels import AUTO, NATIVE, TORCH
 from edge_vla.runtime.kernels.reference import STEADY_ROWS
-from edge_vla.runtime.native.decoder import NativeDecoder, NativeLayer
-from edge_vla.runtime.native.follow import NativeFollow
-from edge_vla.runtime.native.library import fast, library
-from edge_vla.runtime.native.product import NativeHead
-from edge_vla.runtime.native.vision import NativeVision, vision_fits
 from edge_vla.runtime.vision import OnnxVision, Vision, torch_vision, with_flat_patches
 from edge_vla.spec import ActionSpec, PolicySpec
 

@@ -22,12 +22,12 @@ from PIL import Image
 
 from edge_vla.artifact import MANIFEST, TOKENIZER, Artifact, GoldenFrame
 from edge_vla.checkpoint import Arithmetic, open_checkpoint
+from edge_vla.data import open_image
 from edge_vla.errors import ArtifactError, BackendError, EdgeVLAWarning, NumericError, UsageError
-from edge_vla.frames import open_image
 from edge_vla.openvla import ActionTokens, PolicyConfig, Prompter, Statistics, as_rgb, preprocess
+from edge_vla.runtime.decode import Decision, Loop, Stopwatch
 from edge_vla.runtime.drafts import Draft
 from edge_vla.runtime.kernels import AUTO, NATIVE
-from edge_vla.runtime.loop import Decision, Loop, Stopwatch
 from edge_vla.runtime.network import Network, from_artifact, from_checkpoint
 from edge_vla.runtime.session import Session
 

@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from edge_vla.artifact import Artifact
+from edge_vla.data import open_image, read_frames
 from edge_vla.errors import EdgeVLAError, EdgeVLAWarning, FrameError, NumericError, UsageError
-from edge_vla.frames import open_image, read_frames
 from edge_vla.runtime import Policy, load
 from edge_vla.runtime.padding import PAD_TO
 from tests.bad_input.damage import command, put, refused

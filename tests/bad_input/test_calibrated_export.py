@@ -14,8 +14,8 @@ from torch import Tensor
 
 import edge_vla.export.preflight
 from edge_vla.checkpoint.random import RandomTensors
+from edge_vla.data import read_frames
 from edge_vla.export import Recipe, export
-from edge_vla.frames import read_frames
 from tests.bad_input.damage import command, nothing_left
 from tests.export.crash import tiny_frames
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import edge_vla
-from edge_vla.benchmarks import drafts
-from edge_vla.benchmarks.proposals import PROPOSALS, Heads, Known, Transitions, Tree
-from edge_vla.frames import synthetic_image
+from benchmarks.cpu import drafts
+from benchmarks.cpu.draft_strategies import PROPOSALS, Heads, Known, Transitions, Tree
+from edge_vla.data import synthetic_image
 from edge_vla.runtime import Policy
 from edge_vla.runtime.drafts import Bins, Draft, drafting
 

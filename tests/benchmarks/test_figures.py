@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from edge_vla.benchmarks.figures import BEGIN, END, REPORT, figures, fill, report
-from edge_vla.benchmarks.reports import validate
+from benchmarks.figures import BEGIN, END, REPORT, figures, fill, report
+from edge_vla.bench.reports import validate
 from edge_vla.errors import UsageError
-from tests.benchmarks.sample_result import empty_result, minimal_result, sample_result
+from tests.bench.sample_result import empty_result, minimal_result, sample_result
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 
 import edge_vla
-from edge_vla.benchmarks import engine, limits, loop_tables, steady
-from edge_vla.benchmarks.peers.llamacpp import LlamaCpp
-from edge_vla.benchmarks.profile import profile, waterfall
+from benchmarks.cpu import engine, soak, tables
+from benchmarks.cpu.llamacpp import LlamaCpp
+from edge_vla.bench.stage_profile import profile, waterfall
+from edge_vla.data import synthetic_image
+from edge_vla.device import limits
 from edge_vla.errors import BackendError
-from edge_vla.frames import synthetic_image
 from edge_vla.runtime.kernels import AUTO
 from edge_vla.spec import TINY
 
@@ -66,7 +67,7 @@ def test_what_was_to_be_reached_stands_beside_what_was() -> None:
     for claim in result["claims"]:
         assert claim["holds"] == (claim["value"] >= claim["at least"])
     document = {**result, "kind": "engine", "model": "random", "bits": 4, "environment": {"threads": 1}}
-    table = list(loop_tables.engine(document))
+    table = list(tables.engine(document))
     assert sum(line.endswith((" yes |", " no |")) for line in table) == len(result["claims"])
     assert f"| {actions['eager']:.1f} |" in next(line for line in table if line.startswith("| eager |"))
     assert result["claims"][3]["value"] == pytest.approx(actions["eager"] / actions["packed"], abs=1e-3)
@@ -120,43 +121,43 @@ def test_turns_go_there_and_back() -> None:
 def test_the_slope_of_memory(growth: int, expected: float) -> None:
     """`growth` bytes every 100 actions; readings while pools still fill are left out."""
     resident = [5 << 30] * 3 + [(1 << 30) + growth * i for i in range(50)]
-    assert steady.slope(resident, 3) == pytest.approx(expected)
-    assert steady.slope(resident[:4], 3) == 0.0
+    assert soak.slope(resident, 3) == pytest.approx(expected)
+    assert soak.slope(resident[:4], 3) == 0.0
 
 
 def test_memory_that_torch_takes_is_seen() -> None:
     """An operator's own output too, which makes no `aten::empty`."""
-    ones, out, frames = torch.ones(8), torch.ones(8), [steady.Shown(Image.new("RGB", (2, 2)), "x", True)] * 5
+    ones, out, frames = torch.ones(8), torch.ones(8), [soak.Shown(Image.new("RGB", (2, 2)), "x", True)] * 5
 
-    def taking(_: steady.Shown) -> int:
+    def taking(_: soak.Shown) -> int:
         return len(ones * 2)
 
-    def taking_none(_: steady.Shown) -> int:
+    def taking_none(_: soak.Shown) -> int:
         return len(torch.mul(ones, ones, out=out))
 
-    assert steady.allocations(taking, frames)["tensors made per action"] >= 1
-    assert steady.allocations(taking_none, frames)["tensors made per action"] == 0
+    assert soak.allocations(taking, frames)["tensors made per action"] >= 1
+    assert soak.allocations(taking_none, frames)["tensors made per action"] == 0
 
 
 def test_a_steady_state_is_held_to_its_bars() -> None:
-    row = steady.spread([1.0] * 100)
+    row = soak.spread([1.0] * 100)
     result: dict[str, Any] = {
         "kind": "steady",
         "kernels": {"int4": "native"},
-        "compared in turns": {"reference": row, steady.SESSION: row, steady.COUNTING: row},
-        "times faster than the reference, by p50": {"reference": 1.0, steady.SESSION: 4.0},
+        "compared in turns": {"reference": row, soak.SESSION: row, soak.COUNTING: row},
+        "times faster than the reference, by p50": {"reference": 1.0, soak.SESSION: 4.0},
         "alone": {**row, "MiB per 1000 actions": 1.5, "tensors made per action": 2.0, "bytes kept per action": 0.0},
     }
-    result["claims"] = list(steady.claims(result))
+    result["claims"] = list(soak.claims(result))
     assert [claim["holds"] for claim in result["claims"]] == [True, True, True, False, False, True]
-    table = "\n".join(loop_tables.steady(result))
+    table = "\n".join(tables.steady(result))
     assert "| MiB of memory per 1000 actions | 1.5 | at most 1 | no |" in table
-    assert f"| {steady.COUNTING} | 100 | 1.00 ms | 1.00 ms | 1.00 |  |" in table
-    assert f"| {steady.SESSION} | 100 | 1.00 ms | 1.00 ms | 1.00 | 4.00 |" in table
+    assert f"| {soak.COUNTING} | 100 | 1.00 ms | 1.00 ms | 1.00 |  |" in table
+    assert f"| {soak.SESSION} | 100 | 1.00 ms | 1.00 ms | 1.00 | 4.00 |" in table
 
 
 def test_the_spread_of_times() -> None:
-    row = steady.spread([float(i) for i in range(1, 101)])
+    row = soak.spread([float(i) for i in range(1, 101)])
     assert (row["p50_ms"], row["actions"]) == (50.5, 100)
     assert row["p99/p50"] == pytest.approx(99.01 / 50.5, abs=1e-3)
 
@@ -173,11 +174,11 @@ def test_blocks_of_the_sides_alternate_and_all_see_the_same_frames() -> None:
 
         return act
 
-    frames = [steady.Shown(synthetic_image(seed, 8), "go", seed == 0) for seed in range(3)]
-    taken = steady.turns({name: side(name) for name in seen}, frames, 2 * steady.BLOCK)  # type: ignore[misc]
-    assert [len(times) for times in taken.values()] == [2 * steady.BLOCK] * 2
+    frames = [soak.Shown(synthetic_image(seed, 8), "go", seed == 0) for seed in range(3)]
+    taken = soak.turns({name: side(name) for name in seen}, frames, 2 * soak.BLOCK)  # type: ignore[misc]
+    assert [len(times) for times in taken.values()] == [2 * soak.BLOCK] * 2
     assert seen["a"] == seen["b"]
-    assert list(islice(order, 0, None, steady.BLOCK)) == ["a", "b", "b", "a"]
+    assert list(islice(order, 0, None, soak.BLOCK)) == ["a", "b", "b", "a"]
 
 
 def test_the_waterfall_of_an_action(tiny_artifacts: Mapping[int, Path]) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from edge_vla.calibration.sets import choose, phases_by_speed
 from edge_vla.checkpoint import open_checkpoint
+from edge_vla.data import Frame, synthetic_image, write_frames
 from edge_vla.errors import FrameError, UsageError
-from edge_vla.frames import Frame, synthetic_image, write_frames
 from edge_vla.openvla import PolicyConfig
 from tests.conftest import TINY
 
@@ -24,7 +24,7 @@ def config() -> PolicyConfig:
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory: pytest.TempPathFactory) -> list[Frame]:
     """Six episodes of ten steps: fast, fast … slow, slow, then the hand closes at the last step."""
-    from edge_vla.frames import read_frames
+    from edge_vla.data import read_frames
 
     folder = tmp_path_factory.mktemp("sets")
     shown = []
@@ -58,7 +58,7 @@ def test_every_phase_and_task_gets_its_share(frames: list[Frame], config: Policy
 def test_the_same_again_wherever_it_lies(frames: list[Frame], config: PolicyConfig, tmp_path: Path) -> None:
     import shutil
 
-    from edge_vla.frames import read_frames
+    from edge_vla.data import read_frames
 
     shutil.copytree(frames[0].image.parent, tmp_path / "copy")
     again = read_frames(tmp_path / "copy")

@@ -16,8 +16,8 @@ from edge_vla.calibration.sequences import Rows, action_tokens, embed
 from edge_vla.calibration.stream import STAGES, chunks, load_layer, pass_layer, quantise_layer
 from edge_vla.calibration.weights import row_weights
 from edge_vla.checkpoint import Checkpoint, open_checkpoint
+from edge_vla.data import Frame
 from edge_vla.errors import FrameError
-from edge_vla.frames import Frame
 from edge_vla.model.decoder import DecoderLayer
 from edge_vla.runtime import load
 from tests.conftest import TINY

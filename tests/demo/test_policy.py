@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 
 import edge_vla
-from edge_vla.demo import ADAPTER, BASE, measure, package, rollout
-from edge_vla.demo.actor import Actor
-from edge_vla.demo.evaluate import load
+from benchmarks.demo_policy import measure, package
+from benchmarks.demo_policy.actor import Actor
+from benchmarks.demo_policy.evaluate import load
+from benchmarks.demo_policy.learner import demo_spec
+from edge_vla.demo import ADAPTER, BASE, rollout
 from edge_vla.demo.instructions import phrase
-from edge_vla.demo.learner import demo_spec
 from edge_vla.demo.render import IMAGE_SIDE, render, world
 from edge_vla.demo.statistics import name
 from edge_vla.demo.world import EVALUATION_SEEDS, Task, start

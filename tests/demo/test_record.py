@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_vla.demo import episodes as recorded
+from benchmarks.demo_policy import episodes as recorded
+from edge_vla.data import episodes, read_frames
 from edge_vla.demo import expert, record
 from edge_vla.demo.render import render, world
 from edge_vla.demo.statistics import name
 from edge_vla.demo.world import EVALUATION_SEEDS, start
-from edge_vla.frames import episodes, read_frames
 
 
 def test_a_recording_is_what_the_expert_saw_and_did(tmp_path: Path) -> None:

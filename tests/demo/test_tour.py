@@ -9,7 +9,7 @@ from PIL import Image
 
 import edge_vla
 from edge_vla.artifact import Artifact
-from edge_vla.benchmarks import reports
+from edge_vla.bench import reports
 from edge_vla.cli import main
 
 

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from edge_vla.demo import expert, samples, statistics
+from benchmarks.demo_policy import samples
+from benchmarks.demo_policy.train import STAGES
+from edge_vla.demo import expert, statistics
 from edge_vla.demo.render import WORLDS, render, world
 from edge_vla.demo.rollout import rollout
-from edge_vla.demo.train import STAGES
 from edge_vla.demo.world import (
     CLOSE_BELOW,
     EVALUATION_SEEDS,

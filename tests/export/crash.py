@@ -33,10 +33,10 @@ import edge_vla.export.vision
 import edge_vla.export.writer
 import edge_vla.files
 from edge_vla.artifact import GRAPH, Artifact
-from edge_vla.benchmarks.environment import environment
+from edge_vla.bench.provenance import environment
+from edge_vla.data import Frame, read_frames, synthetic_image, write_frames
 from edge_vla.errors import ResourceError
 from edge_vla.export import Progress, Recipe, Silent, export
-from edge_vla.frames import Frame, read_frames, synthetic_image, write_frames
 from edge_vla.spec import PolicySpec
 
 LOG: Final = logging.getLogger("tests.export.crash")

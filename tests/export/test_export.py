@@ -70,7 +70,7 @@ def test_the_golden_frame_replays(tiny_artifacts: Mapping[int, Path]) -> None:
     for path in tiny_artifacts.values():
         (frame,) = Artifact(path).manifest.golden
         policy = edge_vla.load(path, "cpu", check=False)
-        from edge_vla.frames import open_image
+        from edge_vla.data import open_image
 
         assert policy.act(open_image(path / frame.image), frame.instruction, frame.unnorm_key).tokens == frame.tokens
 

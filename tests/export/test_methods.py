@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.formats.divergence import divergence, forced_logits
 from edge_vla.artifact import EVIDENCE, Artifact
 from edge_vla.calibration.inputs import Inputs, observe
-from edge_vla.calibration.judge import divergence, forced_logits
 from edge_vla.calibration.sequences import Rows
 from edge_vla.calibration.stream import STAGES, Weights, load_layer, pass_layer
 from edge_vla.checkpoint import open_checkpoint
+from edge_vla.data import Frame
 from edge_vla.export import Recipe, Silent, export
 from edge_vla.export.journal import JOURNAL
-from edge_vla.frames import Frame
 from edge_vla.model.decoder import DecoderLayer
 from edge_vla.quant import Scheme
 from edge_vla.runtime import load

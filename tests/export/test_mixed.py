@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.formats.divergence import closed, divergence, forced_logits
 from edge_vla.artifact import Artifact
 from edge_vla.calibration.answers import action_logits, back_through, probe_answers
-from edge_vla.calibration.judge import closed, divergence, forced_logits
 from edge_vla.calibration.sequences import Rows, embed
 from edge_vla.calibration.stream import STAGES, load_layer, pass_layer
 from edge_vla.checkpoint import Checkpoint, open_checkpoint
+from edge_vla.data import Frame
 from edge_vla.errors import UsageError
 from edge_vla.export import Recipe, export
 from edge_vla.export.preflight import fixed_bytes
 from edge_vla.export.recipe import parse_bytes
 from edge_vla.export.sensitivity import Int8Vision, forms, in_fold, measure, rounding_changes, vision_damage
-from edge_vla.frames import Frame
 from edge_vla.quant import Scheme, stored_bytes
 from edge_vla.runtime import load
 from tests.conftest import TINY

@@ -191,7 +191,7 @@ def test_same_bits_elsewhere(stage: Stage, tmp_path: Path) -> None:
         "import edge_vla.export.vision as vision\n"
         "vision.write_graph = lambda spec, weights, graph: shutil.copyfile(sys.argv[3], graph)\n"
         "from edge_vla.export import export\n"
-        "from edge_vla.frames import read_frames\n"
+        "from edge_vla.data import read_frames\n"
         "from tests.export.crash import RECIPE, SOURCE\n"
         "print(export(SOURCE, Path(sys.argv[1]), RECIPE, frames=read_frames(Path(sys.argv[2]))).identity)"
     )

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 import edge_vla
 from edge_vla.artifact import TOKENIZER, Artifact
-from edge_vla.frames import synthetic_image
+from edge_vla.data import synthetic_image
 from edge_vla.openvla import as_rgb, preprocess
 from edge_vla.runtime.drafts import Draft
+from edge_vla.runtime.gpu.config import Activations
 from edge_vla.runtime.gpu.engine import Engine
 from edge_vla.runtime.gpu.graph import Direct, Recorder, Work
 from edge_vla.runtime.gpu.load import from_artifact
-from edge_vla.runtime.gpu.ways import Activations
 from edge_vla.runtime.policy import Policy
 
 CPU = torch.device("cpu")

@@ -10,11 +10,11 @@ from typing import Any, cast
 import pytest
 import torch
 
-from edge_vla.benchmarks import gpu, gpu_bars, gpu_sides, gpu_stages
-from edge_vla.benchmarks.gpu_bars import BARS
-from edge_vla.benchmarks.gpu_forms import DRAFTED, DRAFTS_ON, FORMS, RIDING
-from edge_vla.benchmarks.gpu_run import DRY, FULL, Run
-from edge_vla.benchmarks.gpu_weights import seeded, write
+from benchmarks.gpu import __main__, stages, systems, targets
+from benchmarks.gpu.forms import DRAFTED, DRAFTS_ON, FORMS, RIDING
+from benchmarks.gpu.run import DRY, FULL, Run
+from benchmarks.gpu.targets import BARS
+from benchmarks.gpu.weights import seeded, write
 from edge_vla.errors import BackendError, UsageError
 from edge_vla.runtime.policy import load
 from edge_vla.spec import OPENVLA_7B, TINY
@@ -23,7 +23,7 @@ from tests.gpu.made import CPU
 
 @pytest.fixture(scope="module")
 def dry(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
-    path = gpu.bench(tmp_path_factory.mktemp("dry"), dry=True)
+    path = __main__.bench(tmp_path_factory.mktemp("dry"), dry=True)
     assert path.name.startswith("dry-run-")
     read: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return read
@@ -40,7 +40,7 @@ def test_every_part_ends(dry: Mapping[str, Any]) -> None:
 def test_every_side_is_timed_or_says_why_not(dry: Mapping[str, Any]) -> None:
     parts = {name: part["sides"] for name, part in dry["parts"].items() if name.startswith("latency")}
     sides = {name: side for found in parts.values() for name, side in found.items()}
-    assert set(sides) == {*FORMS, DRAFTED, RIDING, *gpu_sides.PEERS}
+    assert set(sides) == {*FORMS, DRAFTED, RIDING, *systems.PEERS}
     for name in (*FORMS, DRAFTED, RIDING, "hf bf16, eager", "hf bf16, compiled"):
         assert sides[name]["actions"] == DRY.actions // (2 * DRY.rounds) * 2 * DRY.rounds
     assert sides["hf bf16, compiled"]["tokens"] == sides["hf bf16, eager"]["tokens"], "the same weights, the same loop"
@@ -81,7 +81,7 @@ def test_bars_are_met_missed_or_not_measured() -> None:
         },
         "kernels": {"of": 50, "passed": 49},
     }
-    rows = {row["what"]: row for row in gpu_bars.judge(parts)}
+    rows = {row["what"]: row for row in targets.judge(parts)}
     assert len(rows) == len(BARS)
     assert rows["bf16"]["verdict"] == "met"
     assert rows["int8, the faster prefill"]["verdict"] == "missed"
@@ -91,15 +91,15 @@ def test_bars_are_met_missed_or_not_measured() -> None:
     assert rows["int4, int8 prefill and towers, drafts"]["verdict"] == "missed", "by the side whose bits drafts keep"
     assert rows["int4, w4a8 prefill, against bitsandbytes NF4"]["verdict"] == "not measured"
     assert rows["kernels further off than twice plain bf16"]["verdict"] == "missed"
-    assert len(gpu_bars.lines(list(rows.values()))) == len(rows)
+    assert len(targets.lines(list(rows.values()))) == len(rows)
 
 
 def test_a_part_that_fails_spoils_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(run: object) -> Mapping[str, Any]:
         raise ZeroDivisionError("nothing by nothing")
 
-    monkeypatch.setattr(gpu_stages, "ceilings", broken)
-    path = gpu.bench(tmp_path, dry=True, only=["ceilings", "stages: bf16"])
+    monkeypatch.setattr(stages, "ceilings", broken)
+    path = __main__.bench(tmp_path, dry=True, only=["ceilings", "stages: bf16"])
     parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
     assert parts["ceilings"]["failed"] == "ZeroDivisionError: nothing by nothing"
     assert parts["stages: bf16"]["ms"]["action"] > 0
@@ -107,9 +107,9 @@ def test_a_part_that_fails_spoils_no_other(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_what_would_not_fit_in_the_time_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "parts", lambda run: {"long": (lambda: {"never": 1}, 100.0)})
+    monkeypatch.setattr(__main__, "parts", lambda run: {"long": (lambda: {"never": 1}, 100.0)})
     monkeypatch.setattr(Run, "part", _without_patience(Run.part))
-    part = json.loads(gpu.bench(tmp_path, dry=True, budget_s=50).read_text(encoding="utf-8"))["parts"]["long"]
+    part = json.loads(__main__.bench(tmp_path, dry=True, budget_s=50).read_text(encoding="utf-8"))["parts"]["long"]
     assert "it takes about 100" in part["failed"]
 
 
@@ -118,16 +118,16 @@ def _without_patience(part: Any) -> Any:
 
 
 def test_what_is_ours_fits_into_one_run_and_slow_peers_into_another() -> None:
-    least = {name: seconds for name, (_, seconds) in gpu.parts(cast(Run, None)).items()}
+    least = {name: seconds for name, (_, seconds) in __main__.parts(cast(Run, None)).items()}
     peers = {name: seconds for name, seconds in least.items() if name.startswith("latency beside")}
-    assert sum(peers.values()) <= gpu.BUDGET_S
-    assert sum(least.values()) - sum(peers.values()) <= gpu.BUDGET_S
+    assert sum(peers.values()) <= __main__.BUDGET_S
+    assert sum(least.values()) - sum(peers.values()) <= __main__.BUDGET_S
 
 
 def test_a_run_overwrites_no_other(tmp_path: Path) -> None:
     taken = tmp_path / "2026-11-21-nvidia-h200-0123456789ab.json"
     for expected in ("", "-2", "-3"):
-        path = gpu.unused(taken)
+        path = __main__.unused(taken)
         assert path == tmp_path / f"{taken.stem}{expected}.json"
         path.touch()
 
@@ -135,16 +135,16 @@ def test_a_run_overwrites_no_other(tmp_path: Path) -> None:
 def test_a_dry_run_is_no_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("sys.argv", ["gpu", "--dry-run", "--out", "benchmarks/results"])
     with pytest.raises(UsageError, match="does not belong in benchmarks/results"):
-        gpu.main()
+        __main__.main()
     with pytest.raises(UsageError, match="--only nonsense: choose among"):
-        gpu.bench(tmp_path, dry=True, only=["nonsense"])
+        __main__.bench(tmp_path, dry=True, only=["nonsense"])
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one here")
     with pytest.raises(BackendError, match="torch sees no CUDA device"):
-        gpu.bench(tmp_path, dry=False)
+        __main__.bench(tmp_path, dry=False)
 
 
 def test_seeded_weights_are_the_same_each_time_and_load_as_any_artifact(tmp_path: Path) -> None:

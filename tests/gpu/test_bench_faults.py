@@ -12,16 +12,17 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from edge_vla.benchmarks import gpu, gpu_clock, gpu_latency, gpu_memory, gpu_run, gpu_sides, gpu_stages, gpu_tokens
-from edge_vla.benchmarks import gpu_weights as weights
-from edge_vla.benchmarks.gpu_forms import FORMS, load
-from edge_vla.benchmarks.gpu_run import DRY, Run
-from edge_vla.benchmarks.gpu_sides import BF16, Compiled, Side, Task
-from edge_vla.benchmarks.peers.llama import llama
-from edge_vla.benchmarks.sensors import GpuMemory
+from benchmarks.gpu import __main__, clock, latency, memory, stages, systems, tokens
+from benchmarks.gpu import run as gpu_run
+from benchmarks.gpu import weights as weights
+from benchmarks.gpu.forms import FORMS, load
+from benchmarks.gpu.kernel_checks.cases import of_policy
+from benchmarks.gpu.kernel_checks.check import Maker
+from benchmarks.gpu.run import DRY, Run
+from benchmarks.gpu.systems import BF16, Compiled, Side, Task
+from edge_vla.bench.peers.llama import llama
+from edge_vla.device.sensors import GpuMemory
 from edge_vla.errors import DeviceLostError
-from edge_vla.runtime.gpu.kernels.cases import of_policy
-from edge_vla.runtime.gpu.kernels.trials import Maker
 from edge_vla.runtime.gpu.load import from_artifact
 from edge_vla.spec import TINY
 from tests.gpu.made import CPU
@@ -57,10 +58,10 @@ def test_a_card_is_lost_when_it_computes_no_more(
     error: Exception, alive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Words do not tell. Nothing is asked of a lost one; where it still computes, the other parts go on."""
-    monkeypatch.setattr(gpu_stages, "ceilings", says(error))
+    monkeypatch.setattr(stages, "ceilings", says(error))
     if not alive:
         monkeypatch.setattr(gpu_run, "probe", says(RuntimeError("CUDA error: an illegal memory access")))
-    path = gpu.bench(tmp_path, dry=True, only=["ceilings", "stages: bf16"])
+    path = __main__.bench(tmp_path, dry=True, only=["ceilings", "stages: bf16"])
     parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
     assert str(error) in parts["ceilings"]["failed"]
     assert ("failed" in parts["stages: bf16"]) is not alive
@@ -89,12 +90,12 @@ def test_a_side_that_breaks_in_its_turn_drops_out(run: Run, monkeypatch: pytest.
         return Side(name, act, "")
 
     def makers(*_: object) -> list[tuple[str, Callable[[], Side]]]:
-        warm = 2 * gpu_latency.FIRST + 3  # cold, warm, its tokens, warm again, and to see how long it takes
+        warm = 2 * latency.FIRST + 3  # cold, warm, its tokens, warm again, and to see how long it takes
         last = {"bf16": 0, "early": warm, "late": warm + 2, "other": 0}
         return [(name, lambda name=name: side(name, last[name])) for name in last]  # type: ignore[misc]
 
-    monkeypatch.setattr(gpu_latency, "_makers", makers)
-    found = gpu_latency.latency_of(run, [], [])
+    monkeypatch.setattr(latency, "_makers", makers)
+    found = latency.latency_of(run, [], [])
     assert {name for name, row in found["sides"].items() if "p50_ms" in row} == {"bf16", "other"}
     for name in ("early", "late"):
         assert found["sides"][name]["failed"] == f"ValueError: {name} has had enough"
@@ -110,20 +111,20 @@ def test_what_is_timed_is_recorded_after_every_side_was_made(run: Run, monkeypat
         said.append(f"made {name}")
         return Side(name, lambda index: (index,), "", renew=lambda: said.append(f"renewed {name}"))
 
-    monkeypatch.setattr(gpu_latency, "_makers", lambda *_: [(name, lambda name=name: side(name)) for name in "ab"])
-    gpu_latency.latency_of(run, [], [])
+    monkeypatch.setattr(latency, "_makers", lambda *_: [(name, lambda name=name: side(name)) for name in "ab"])
+    latency.latency_of(run, [], [])
     assert said == ["made a", "made b", "renewed a", "renewed b"]
     task = Task.make(run.checkpoint, 1, DRY.text, DRY.dims, CPU)
     network = load(run, "int4, w4a16 prefill")
-    ours = gpu_sides.ours("ours", network, task, "")
+    ours = systems.ours("ours", network, task, "")
     ours.act(0)
-    assert len(gpu_sides.engine_of(network).graphs) == 1
+    assert len(systems.engine_of(network).graphs) == 1
     ours.renew()
-    assert len(gpu_sides.engine_of(network).graphs) == 0
+    assert len(systems.engine_of(network).graphs) == 0
 
 
 def test_a_form_that_fails_leaves_the_others_tokens(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept, answers = from_artifact, gpu_tokens._answers
+    kept, answers = from_artifact, tokens._answers
 
     def only_16(artifact: Any, dtype: Any, device: Any, backend: Any, activations: str) -> Any:
         return kept(artifact, dtype, device, backend, "16") if activations == "16" else says(ValueError("8"))()
@@ -131,13 +132,13 @@ def test_a_form_that_fails_leaves_the_others_tokens(run: Run, monkeypatch: pytes
     def but_int8(run: Run, task: Task, form: str, backend: Any) -> Any:
         return says(ValueError("no"))() if form.startswith("int8") else answers(run, task, form, backend)
 
-    monkeypatch.setattr(gpu_tokens, "from_artifact", only_16)
-    monkeypatch.setattr(gpu_tokens, "_answers", but_int8)
-    rows = {row["form"]: row for row in gpu_tokens.demo_tokens(run)["forms"]}
+    monkeypatch.setattr(tokens, "from_artifact", only_16)
+    monkeypatch.setattr(tokens, "_answers", but_int8)
+    rows = {row["form"]: row for row in tokens.demo_tokens(run)["forms"]}
     assert {name for name, row in rows.items() if "failed" not in row} == {
         name for name, (_, _, activations) in FORMS.items() if activations == "16"
     }
-    rows = {row["form"]: row for row in gpu_tokens.agreement(run)["forms"]}
+    rows = {row["form"]: row for row in tokens.agreement(run)["forms"]}
     assert {name for name, row in rows.items() if "failed" in row} == {"int8, w8a16 prefill", "int8, w8a8 prefill"}
 
 
@@ -169,9 +170,9 @@ def test_nothing_is_timed_hot_or_waiting_for_the_host(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: said.append("wait"))
-    monkeypatch.setattr(gpu_clock, "room_to_flush", lambda device: Flush())
-    assert gpu_clock.device_ms(lambda: said.append("work"), CUDA, 2) == 0.25
-    assert said[gpu_clock.WARM_UPS :] == [*["flush", "event", "work", "event"] * 2, "wait"]
+    monkeypatch.setattr(clock, "room_to_flush", lambda device: Flush())
+    assert clock.device_ms(lambda: said.append("work"), CUDA, 2) == 0.25
+    assert said[clock.WARM_UPS :] == [*["flush", "event", "work", "event"] * 2, "wait"]
 
 
 def test_a_clock_runs_the_launch_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,10 +189,10 @@ def test_a_clock_runs_the_launch_alone(run: Run, monkeypatch: pytest.MonkeyPatch
     case = of_policy(TINY, 32, 32)[0]
     trial = case.make(Maker.seeded(0, CPU, BF16))
     bare = replace(trial, kernel=trial.plain, launch=lambda: None)
-    monkeypatch.setattr(gpu_stages, "device_ms", clock)
-    monkeypatch.setattr(gpu_stages, "_cases", lambda run: [replace(case, make=lambda make: bare)])
+    monkeypatch.setattr(stages, "device_ms", clock)
+    monkeypatch.setattr(stages, "_cases", lambda run: [replace(case, make=lambda make: bare)])
     run.backend = "triton"
-    assert gpu_stages.kernels(run)["passed"] == 1
+    assert stages.kernels(run)["passed"] == 1
     assert timed == [bare.launch]
 
 
@@ -214,9 +215,9 @@ def test_memory_is_the_largest_that_is_seen(run: Run, monkeypatch: pytest.Monkey
         def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[Any]:  # noqa: N802
             return []
 
-    monkeypatch.setattr(gpu_memory, "_nvml", lambda: GpuMemory(Library()))
+    monkeypatch.setattr(memory, "_nvml", lambda: GpuMemory(Library()))
     directory = weights.write(run.scratch / "a", run.checkpoint, 4, 8, CPU).directory
-    found: Mapping[str, Any] = gpu_memory.measure(directory, CPU, "reference", DRY.text, DRY.dims)
+    found: Mapping[str, Any] = memory.measure(directory, CPU, "reference", DRY.text, DRY.dims)
     assert found["nvml"]["nvml_device_peak_bytes"] == 9000
     assert found["nvml"]["device_before_bytes"] == 5000
 
@@ -224,8 +225,8 @@ def test_memory_is_the_largest_that_is_seen(run: Run, monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 20)
-    assert gpu_memory._context(CUDA, GpuMemory(Library())) == 580
-    assert gpu_memory._context(CUDA, None) is None
+    assert memory._context(CUDA, GpuMemory(Library())) == 580
+    assert memory._context(CUDA, None) is None
 
 
 def test_the_compiled_peer_compiles_once(run: Run) -> None:

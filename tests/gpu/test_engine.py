@@ -19,11 +19,11 @@ from edge_vla.demo.world import EVALUATION_SEEDS, start
 from edge_vla.errors import BackendError, NumericError, UsageError
 from edge_vla.export import Recipe, export
 from edge_vla.quant import Scheme, dequantise, quantise
+from edge_vla.runtime.decode import Decision
 from edge_vla.runtime.drafts import Draft
+from edge_vla.runtime.gpu.config import Activations, Ways, kernels
 from edge_vla.runtime.gpu.kernels.weights import summed
 from edge_vla.runtime.gpu.products import PLAIN, product
-from edge_vla.runtime.gpu.ways import Activations, Ways, kernels
-from edge_vla.runtime.loop import Decision
 from edge_vla.runtime.policy import Policy, replay
 from tests.conftest import TINY
 from tests.golden.openvla_tiny import Case, cases

@@ -11,8 +11,8 @@ import torch
 
 from edge_vla.artifact import TOKENIZER, Artifact
 from edge_vla.export import Recipe, export
+from edge_vla.runtime.gpu.config import Activations
 from edge_vla.runtime.gpu.load import from_artifact
-from edge_vla.runtime.gpu.ways import Activations
 from edge_vla.runtime.policy import Policy
 from tests.conftest import TINY
 from tests.gpu.made import CPU, WORDS, engine, guess, pixels, policy

@@ -17,10 +17,10 @@ import torch
 import edge_vla
 from edge_vla.artifact import TOKENIZER, Artifact
 from edge_vla.errors import ResourceError
+from edge_vla.runtime.gpu.config import Activations
 from edge_vla.runtime.gpu.engine import PIECES
 from edge_vla.runtime.gpu.graph import Direct, Recorder
 from edge_vla.runtime.gpu.load import SPARE, from_artifact
-from edge_vla.runtime.gpu.ways import Activations
 from edge_vla.runtime.policy import Policy
 from tests.gpu.made import WORDS, engine, guess, pixels
 

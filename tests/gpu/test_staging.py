@@ -19,12 +19,12 @@ import edge_vla
 from edge_vla.artifact import HEAD, VISION, Artifact, layer_file
 from edge_vla.errors import ArtifactError
 from edge_vla.quant import PackedWeight, Scheme
-from edge_vla.runtime.assemble import TOGETHER, fused
+from edge_vla.runtime.cpu.assemble import TOGETHER, fused
+from edge_vla.runtime.gpu.config import Ways, kernels
 from edge_vla.runtime.gpu.kernels.weights import restore_int4
 from edge_vla.runtime.gpu.load import SPARE, from_artifact
 from edge_vla.runtime.gpu.products import product, repack
 from edge_vla.runtime.gpu.staging import PIECE, StagedFile, Staging
-from edge_vla.runtime.gpu.ways import Ways, kernels
 from edge_vla.spec import OPENVLA_7B
 from tests.gpu.made import CPU
 

@@ -12,17 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import edge_vla
+from benchmarks.formats.interop import CASES, compare
 from edge_vla.artifact import Artifact
-from edge_vla.benchmarks.interop import CASES, compare
 from edge_vla.checkpoint import open_checkpoint
 from edge_vla.checkpoint.keys import layer_prefix
 from edge_vla.checkpoint.quantised import DequantisedTensors
 from edge_vla.cli import main
+from edge_vla.data import read_frames, synthetic_image
 from edge_vla.demo import BASE
 from edge_vla.export import Recipe, export
 from edge_vla.export.huggingface import export_checkpoint
 from edge_vla.export.progress import Silent
-from edge_vla.frames import read_frames, synthetic_image
 from edge_vla.inspection import describe
 from edge_vla.openvla import PolicyConfig
 from edge_vla.quant import PackedWeight, Scheme, dequantise, quantise

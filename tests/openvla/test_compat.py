@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 import edge_vla
+from edge_vla import compat
 from edge_vla.errors import UsageError
-from edge_vla.openvla import compat
 from tests.golden.openvla_tiny import cases
 
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from edge_vla.model import Cache, Decoder
 from edge_vla.model.decoder import DecoderLayer
 from edge_vla.quant import GROUPED, PackedWeight, Scheme, dequantise, quantise
-from edge_vla.runtime.assemble import Assembly, CpuDecoder, fused
-from edge_vla.runtime.engine import FusedDecoder
-from edge_vla.runtime.native.decoder import NativeDecoder
-from edge_vla.runtime.native.follow import NativeFollow
-from edge_vla.runtime.native.library import library
-from edge_vla.runtime.native.product import NativeHead
+from edge_vla.runtime.cpu.assemble import Assembly, CpuDecoder, fused
+from edge_vla.runtime.cpu.fused import FusedDecoder
+from edge_vla.runtime.cpu.native.decoder import NativeDecoder
+from edge_vla.runtime.cpu.native.follow import NativeFollow
+from edge_vla.runtime.cpu.native.library import library
+from edge_vla.runtime.cpu.native.product import NativeHead
 from edge_vla.spec import TINY, DecoderSpec, PolicySpec
 
 CPU = torch.device("cpu")
@@ -108,7 +108,7 @@ def test_native_is_as_exact_as_the_plain_decoder(name: str, scheme: Scheme) -> N
 @pytest.mark.parametrize("scheme", [Scheme.BF16, Scheme.INT8, Scheme.INT4, Scheme.W8A8])
 def test_a_native_row_is_the_same_in_a_prefill_and_alone(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only a few rows: a row's bits never depend on what is computed beside it, nor on the number of threads."""
-    monkeypatch.setattr("edge_vla.runtime.native.team.WORTH_A_THREAD", 1)
+    monkeypatch.setattr("edge_vla.runtime.cpu.native.team.WORTH_A_THREAD", 1)
     spec = dataclasses.replace(TINY.decoder, width=256, mlp_width=320)
     _, fast = pair(spec, scheme, kernel="native")
     x = torch.randn(1, 75, spec.width, generator=torch.Generator().manual_seed(1)).bfloat16()
@@ -130,7 +130,7 @@ def test_what_follows_is_embedding_pass_and_head_one_by_one(
     scheme: Scheme, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit, for drafts of any length and with any number of threads."""
-    monkeypatch.setattr("edge_vla.runtime.native.team.WORTH_A_THREAD", 1)
+    monkeypatch.setattr("edge_vla.runtime.cpu.native.team.WORTH_A_THREAD", 1)
     decoder = pair(TINY.decoder, scheme, kernel=kernel)[1]
     assert isinstance(decoder, NativeDecoder)
     generator = torch.Generator().manual_seed(1)

@@ -9,9 +9,9 @@ import torch
 
 from edge_vla.errors import UsageError
 from edge_vla.quant import PackedWeight, Scheme, dequantise, quantise
-from edge_vla.runtime.kernels import KERNELS, Kernel, native, pick, wide
+from edge_vla.runtime.kernels import KERNELS, Kernel, by_rows, native, pick
 from edge_vla.runtime.kernels.arm import ARM, DynamicInt4
-from edge_vla.runtime.kernels.wide import FEW, DynamicInt8, WideInt4
+from edge_vla.runtime.kernels.by_rows import FEW, DynamicInt8, WideInt4
 
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
 CASES = [
@@ -113,7 +113,7 @@ def test_a_weight_in_slices_is_the_weight(monkeypatch: pytest.MonkeyPatch) -> No
             continue
         x = torch.randn(FEW + 1, 128, generator=torch.Generator().manual_seed(3)).to(BF16)
         whole = kernel(weight, BF16, CPU)(x)
-        monkeypatch.setattr("edge_vla.runtime.kernels.wide.SLICE", 128)
+        monkeypatch.setattr("edge_vla.runtime.kernels.by_rows.SLICE", 128)
         assert torch.equal(kernel(weight, BF16, CPU)(x), whole)
         monkeypatch.undo()
 
@@ -143,5 +143,5 @@ def test_int8_activations_cost_what_rounding_to_int8_costs(
 
 def test_the_scratch_is_shared_by_callers_in_and_out_of_inference_mode() -> None:
     with torch.inference_mode():
-        wide._scratch(640, 1024).zero_()
-    wide._scratch(640, 1024).copy_(torch.ones(640, 1024))
+        by_rows._scratch(640, 1024).zero_()
+    by_rows._scratch(640, 1024).copy_(torch.ones(640, 1024))

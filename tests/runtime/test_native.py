@@ -16,13 +16,13 @@ from edge_vla.checkpoint import key_table
 from edge_vla.checkpoint.keys import vision_keys
 from edge_vla.errors import UsageError
 from edge_vla.quant import PackedWeight, Scheme, dequantise, quantise
-from edge_vla.runtime.assemble import Assembly
+from edge_vla.runtime.cpu.assemble import Assembly
+from edge_vla.runtime.cpu.native import team
+from edge_vla.runtime.cpu.native.layout import IN_PREFILL, fits, fits_rounded
+from edge_vla.runtime.cpu.native.library import library
+from edge_vla.runtime.cpu.native.product import NativeHead, NativeProduct
+from edge_vla.runtime.cpu.native.vision import NativeVision, Weights, vision_fits
 from edge_vla.runtime.kernels.w8a8 import RoundedRows, round_rows
-from edge_vla.runtime.native import team
-from edge_vla.runtime.native.layout import IN_PREFILL, fits, fits_rounded
-from edge_vla.runtime.native.library import library
-from edge_vla.runtime.native.product import NativeHead, NativeProduct
-from edge_vla.runtime.native.vision import NativeVision, Weights, vision_fits
 from edge_vla.runtime.network import leads
 from edge_vla.runtime.vision import torch_vision, with_flat_patches
 from edge_vla.spec import OPENVLA_7B, TINY, PolicySpec

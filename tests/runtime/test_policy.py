@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import edge_vla
+from edge_vla.data import synthetic_image
 from edge_vla.errors import UsageError
 from edge_vla.export import export
-from edge_vla.frames import synthetic_image
 from tests.conftest import TINY
 
 TEXT = "put the red block on the plate"

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from edge_vla.benchmarks import answers
+from edge_vla.bench import predictions
 from edge_vla.quant import PackedWeight, Scheme, quantise
 from edge_vla.runtime import store
 from edge_vla.runtime.compiled import compiled
 from edge_vla.runtime.kernels import KERNELS, pick, probe
-from edge_vla.runtime.kernels.wide import WideInt8
+from edge_vla.runtime.kernels.by_rows import WideInt8
 
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
 
@@ -87,7 +87,7 @@ def test_answers_kept_first_leave_the_place_fit_for_code(tmp_path: Path, monkeyp
     (tmp_path / "answer").write_bytes(b"x")
     before = os.umask(0o002)
     try:
-        answers.keep("key", tmp_path / "answer")
+        predictions.keep("key", tmp_path / "answer")
     finally:
         os.umask(before)
     assert (store.user_cache() / "answers" / "key.npz").exists()

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import edge_vla
+from edge_vla.data import synthetic_image
 from edge_vla.errors import EdgeVLAError, FrameError, UsageError
-from edge_vla.frames import synthetic_image
 from edge_vla.runtime import Policy
+from edge_vla.runtime.cpu.native.library import library
 from edge_vla.runtime.drafts import Draft, drafting
-from edge_vla.runtime.native.library import library
 from tests.conftest import TINY
 
 TEXT, OTHER = "put the red block on the plate", "open the very much longer drawer of the cabinet on the left"

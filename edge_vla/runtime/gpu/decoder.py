@@ -16,9 +16,9 @@ from torch import Tensor
 
 from edge_vla.model import Cache
 from edge_vla.model.decoder import rotary_tables
+from edge_vla.runtime.gpu.config import Kernels
 from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS
 from edge_vla.runtime.gpu.products import PLAIN, Product, Reads
-from edge_vla.runtime.gpu.ways import Kernels
 from edge_vla.spec import DecoderSpec
 
 ALIGNED: Final = 4  # int32 in 16 bytes

@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_vla.errors import NumericError, UsageError
+from edge_vla.runtime.decode import Decision
 from edge_vla.runtime.drafts import Draft
 from edge_vla.runtime.gpu.buffers import Room, rows_of
 from edge_vla.runtime.gpu.decoder import KernelDecoder
 from edge_vla.runtime.gpu.device import Card
 from edge_vla.runtime.gpu.graph import Graphs, Recorder
-from edge_vla.runtime.loop import Decision
 from edge_vla.runtime.network import Embeddings, Head
 from edge_vla.runtime.padding import padded
 from edge_vla.runtime.vision import Vision

@@ -17,8 +17,9 @@ from edge_vla.checkpoint import key_table
 from edge_vla.checkpoint.keys import vision_keys
 from edge_vla.errors import ArtifactError, BackendError, CheckpointError, UsageError
 from edge_vla.quant import NARROW, PackedWeight, Scheme, as_int4
-from edge_vla.runtime.assemble import TOGETHER, fused
+from edge_vla.runtime.cpu.assemble import TOGETHER, fused
 from edge_vla.runtime.gpu import ROUNDED, TRITON
+from edge_vla.runtime.gpu.config import Activations, Ways, kernels
 from edge_vla.runtime.gpu.decoder import KernelDecoder, KernelLayer
 from edge_vla.runtime.gpu.device import Backend, Card, check
 from edge_vla.runtime.gpu.engine import Engine
@@ -26,7 +27,6 @@ from edge_vla.runtime.gpu.graph import Direct, Recorder, recorder
 from edge_vla.runtime.gpu.products import Product, product
 from edge_vla.runtime.gpu.staging import StagedFile, Staging
 from edge_vla.runtime.gpu.vision import KernelVision
-from edge_vla.runtime.gpu.ways import Activations, Ways, kernels
 from edge_vla.runtime.network import Embeddings, Head, Network
 from edge_vla.spec import DecoderSpec, PolicySpec
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from edge_vla.errors import BackendError
 from edge_vla.quant import PackedWeight, Scheme
+from edge_vla.runtime.gpu.config import Ways
 from edge_vla.runtime.gpu.kernels.weights import Int4Weight, Int8Rows, Int8Weight, repack_int4, repack_int8, summed
-from edge_vla.runtime.gpu.ways import Ways
 
 AT_ONCE: Final = 8 << 20  # weights repacked at a time: each takes some ten bytes while it is
 

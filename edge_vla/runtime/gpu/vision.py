@@ -17,9 +17,9 @@ from torch import Tensor
 from edge_vla.artifact import VISION_SCALES
 from edge_vla.checkpoint.keys import TOWER_PREFIXES
 from edge_vla.quant import PackedWeight, Scheme
+from edge_vla.runtime.gpu.config import Ways
 from edge_vla.runtime.gpu.kernels.weights import repack_int8
 from edge_vla.runtime.gpu.products import many_int8
-from edge_vla.runtime.gpu.ways import Ways
 from edge_vla.spec import PolicySpec, TowerSpec
 
 

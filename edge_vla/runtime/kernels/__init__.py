@@ -15,15 +15,15 @@ from torch import Tensor
 from edge_vla.errors import UsageError
 from edge_vla.quant import PackedWeight, Scheme
 from edge_vla.runtime.kernels.arm import ARM, DynamicInt4
+from edge_vla.runtime.kernels.by_rows import DynamicInt8, WideInt4, WideInt8
 from edge_vla.runtime.kernels.cpu import CpuInt4, CpuInt8
 from edge_vla.runtime.kernels.probe import widening_pays
 from edge_vla.runtime.kernels.reference import Dense, Reference
 from edge_vla.runtime.kernels.w8a8 import CpuW8A8, RoundedRows
-from edge_vla.runtime.kernels.wide import DynamicInt8, WideInt4, WideInt8
 
 AUTO: Final = "auto"
 TORCH: Final = "torch"  # its own products of 16-bit weights, and operators for all between products
-NATIVE: Final = "native"  # the whole decoder in C, `edge_vla.runtime.native`: not chosen weight by weight
+NATIVE: Final = "native"  # the whole decoder in C, `edge_vla.runtime.cpu.native`: not chosen weight by weight
 NATIVE_INT8: Final = "native/int8"  # the same, but that a prefill's rows are rounded to 8 bits
 
 

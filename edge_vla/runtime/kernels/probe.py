@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from edge_vla.quant import PackedWeight
+from edge_vla.runtime.kernels.by_rows import FEW, WideInt4, WideInt8
 from edge_vla.runtime.kernels.native import library
-from edge_vla.runtime.kernels.wide import FEW, WideInt4, WideInt8
 from edge_vla.runtime.store import processor, remember, remembered
 
 TABLE = "prefill.json"

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.kernel_checks.cases import of_policy
+from benchmarks.gpu.kernel_checks.check import Maker
 from edge_vla.quant import Scheme
 from edge_vla.runtime.gpu.kernels import tiles, w4a16_gemm
-from edge_vla.runtime.gpu.kernels.cases import of_policy
-from edge_vla.runtime.gpu.kernels.trials import Maker
 from edge_vla.runtime.gpu.kernels.weights import BLOCK, repack_int4
 from edge_vla.spec import OPENVLA_7B, PolicySpec
 

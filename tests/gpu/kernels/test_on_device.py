@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.gpu.kernel_checks.cases import Case, of_policy
+from benchmarks.gpu.kernel_checks.check import Maker, judge
 from edge_vla.quant import Scheme
-from edge_vla.runtime.gpu.kernels import w4a16_few, w8a16_few
-from edge_vla.runtime.gpu.kernels.cases import Case, of_policy
+from edge_vla.runtime.gpu.kernels import w4a16_gemv, w8a16_gemv
 from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS
-from edge_vla.runtime.gpu.kernels.trials import Maker, judge
 from edge_vla.runtime.gpu.kernels.weights import repack_int4, repack_int8
 from edge_vla.spec import OPENVLA_7B
 
@@ -32,7 +32,7 @@ def test_a_rows_bits_depend_on_no_other_row(name: str, device: torch.device) -> 
     x = make.rows(FEW_ROWS, inner)
     weight4 = repack_int4(make.packed(Scheme.INT4, outer, inner, 128))
     weight8 = repack_int8(make.packed(Scheme.INT8, outer, inner))
-    whole4, whole8 = w4a16_few.kernel(x, weight4), w8a16_few.kernel(x, weight8)
+    whole4, whole8 = w4a16_gemv.kernel(x, weight4), w8a16_gemv.kernel(x, weight8)
     for row in range(FEW_ROWS):
-        assert torch.equal(w4a16_few.kernel(x[row : row + 1], weight4), whole4[:, row : row + 1])
-        assert torch.equal(w8a16_few.kernel(x[row : row + 1], weight8), whole8[:, row : row + 1])
+        assert torch.equal(w4a16_gemv.kernel(x[row : row + 1], weight4), whole4[:, row : row + 1])
+        assert torch.equal(w8a16_gemv.kernel(x[row : row + 1], weight8), whole8[:, row : row + 1])

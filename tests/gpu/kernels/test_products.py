@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks.gpu.kernel_checks.check import Maker, judge
+from benchmarks.gpu.kernel_checks.products import PRODUCTS, product
 from edge_vla.quant import Scheme
-from edge_vla.runtime.gpu.kernels import w4a8_gemm, w4a16_few, w4a16_gemm, w8a16_few
+from edge_vla.runtime.gpu.kernels import w4a8_gemm, w4a16_gemm, w4a16_gemv, w8a16_gemv
 from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS
-from edge_vla.runtime.gpu.kernels.trial_products import PRODUCTS, product
-from edge_vla.runtime.gpu.kernels.trials import Maker, judge
 from edge_vla.runtime.gpu.kernels.weights import quantised, repack_int4, repack_int8
 
 TYPES = (torch.bfloat16, torch.float16)
@@ -66,8 +66,8 @@ def test_a_rows_bits_depend_on_no_other_row(dtype: torch.dtype, device: torch.de
     other[[0, 3]] = x[[3, 0]]
     other[5] = torch.nan
     kernels: list[Callable[[Tensor], Tensor]] = [
-        lambda rows: w4a16_few.kernel(rows, weight4),
-        lambda rows: w8a16_few.kernel(rows, weight8),
+        lambda rows: w4a16_gemv.kernel(rows, weight4),
+        lambda rows: w8a16_gemv.kernel(rows, weight8),
     ]
     for few in kernels:
         whole, moved = few(x), few(other)
@@ -92,11 +92,11 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
     make = Maker.seeded(4, device, torch.bfloat16)
     weight = repack_int4(make.packed(Scheme.INT4, 8, 128, 128))
     with pytest.raises(AssertionError, match="not few"):
-        w4a16_few.kernel(make.rows(FEW_ROWS + 1, 128), weight)
+        w4a16_gemv.kernel(make.rows(FEW_ROWS + 1, 128), weight)
     with pytest.raises(AssertionError, match="inputs"):
-        w4a16_few.kernel(make.rows(1, 96), weight)
+        w4a16_gemv.kernel(make.rows(1, 96), weight)
     with pytest.raises(AssertionError, match="strides"):
-        w4a16_few.kernel(make.rows(128, 2).T, weight)
+        w4a16_gemv.kernel(make.rows(128, 2).T, weight)
     with pytest.raises(AssertionError, match="order"):
         w4a8_gemm.kernel(quantised(make.rows(1, 128)), weight, torch.bfloat16)
     with pytest.raises(AssertionError, match="float16"):

@@ -10,9 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels import attention, gelu, head, layer_norm, quantise_rows, rms_norm, rotary, swiglu
-from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS
-from edge_vla.runtime.gpu.kernels.trial_rows import (
+from benchmarks.gpu.kernel_checks.check import Maker, Trial, judge
+from benchmarks.gpu.kernel_checks.rows import (
     attend,
     choose,
     gate,
@@ -24,7 +23,8 @@ from edge_vla.runtime.gpu.kernels.trial_rows import (
     tower_norm,
     turn,
 )
-from edge_vla.runtime.gpu.kernels.trials import Maker, Trial, judge
+from edge_vla.runtime.gpu.kernels import attention, gelu, head, layer_norm, quantise_rows, rms_norm, rotary, swiglu
+from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS
 from edge_vla.runtime.gpu.kernels.weights import Int8Rows
 from edge_vla.spec import DecoderSpec
 

@@ -65,7 +65,7 @@ def test_import_asks_no_device() -> None:
         "import torch\n"
         "def refuse(*_): raise SystemExit('asked a device')\n"
         "torch.cuda._lazy_init = torch.cuda.get_device_properties = torch.cuda.current_device = refuse\n"
-        "import edge_vla.runtime.gpu.kernels.cases\n"
+        "import benchmarks.gpu.kernel_checks.cases\n"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 

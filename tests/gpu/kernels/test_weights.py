@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.gpu.kernel_checks.check import Maker
 from edge_vla.errors import BackendError
 from edge_vla.quant import PackedWeight, Scheme, as_int4, dequantise, quantise
-from edge_vla.runtime.gpu.kernels.trials import Maker
 from edge_vla.runtime.gpu.kernels.weights import (
     BLOCK,
     in_byte_order,

@@ -1,0 +1,122 @@
+"""Peers: other engines on the same weights, measured in the same run.
+
+Each is a transformers LlamaForCausalLM, plain or quantised by another package, between this package's preprocessing,
+towers, projector and action tokens. A peer runs in a process of its own, with its own Python if it needs one; nothing
+here imports a peer's packages before `load`. Threads are torch's own number, the same for all sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from edge_vla.bench.peers.packages import versions
+from edge_vla.errors import BackendError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from edge_vla.bench.peers.policy import Peer
+    from edge_vla.checkpoint import Arithmetic, Checkpoint
+
+__all__ = ["PEERS", "Engine", "load", "versions"]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """`what` is run and why so, in a sentence; `decoder` makes its LlamaForCausalLM, from calibration frames or not."""
+
+    what: str
+    decoder: Callable[[Checkpoint, torch.dtype, torch.device, Path | None], nn.Module]
+    calibrates: bool = False
+
+    def described(self, calibration: Path | None) -> str:
+        """`what`, and on what it was calibrated."""
+        if not self.calibrates:
+            return self.what
+        return f"{self.what}; calibrated on {'synthetic images' if calibration is None else calibration.name}"
+
+
+def load(
+    name: str,
+    source: str | Path,
+    adapters: Sequence[Path] = (),
+    merge_arithmetic: Arithmetic = "fp32",
+    device: str = "auto",
+    dtype: str = "bf16",
+    calibration: Path | None = None,
+) -> Peer:
+    """A peer by its name in `PEERS`, on a checkpoint. `calibration` is a folder of frames for those that calibrate.
+
+    Raises UsageError for an unknown name, BackendError with the command that helps for a package that is not there.
+    """
+    if name not in PEERS:
+        raise UsageError(f"--peer {name}: choose among {list(PEERS)}")
+    import torch
+
+    from edge_vla.bench.peers.policy import Peer
+    from edge_vla.checkpoint import open_checkpoint
+    from edge_vla.runtime.policy import DTYPES
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BackendError("--device cuda: torch sees no CUDA device; check nvidia-smi and the torch build")
+    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    checkpoint = open_checkpoint(source, adapters, merge_arithmetic)
+    llama = PEERS[name].decoder(checkpoint, DTYPES[dtype], place, calibration)
+    return Peer(checkpoint, llama, name, DTYPES[dtype], place)
+
+
+def _plain(
+    attention: str, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, _: Path | None
+) -> nn.Module:
+    from edge_vla.bench.peers.llama import llama
+
+    return llama(checkpoint, dtype, device, attention)
+
+
+def _bitsandbytes(
+    bits: int, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, _: Path | None
+) -> nn.Module:
+    from edge_vla.bench.peers import bnb
+    from edge_vla.bench.peers.llama import llama
+
+    return llama(checkpoint, dtype, device, linear=bnb.LINEARS[bits]())
+
+
+def _gptqmodel(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, calibration: Path | None) -> nn.Module:
+    from edge_vla.bench.peers.gptq import gptq
+
+    return gptq(checkpoint, dtype, device, calibration)
+
+
+PEERS: Final[Mapping[str, Engine]] = {
+    "hf-bf16": Engine(
+        "transformers' Llama in bfloat16, eager attention, growing cache: the structure that OpenVLA shipped with. "
+        "The greedy loop is bare, which spares it the overhead of `generate`",
+        partial(_plain, "eager"),
+    ),
+    "hf-sdpa": Engine(
+        "the same with torch's fused attention, what most users run: at least as fast as eager, the same products",
+        partial(_plain, "sdpa"),
+    ),
+    "bnb-nf4": Engine(
+        "hf-sdpa with the decoder's matrices as bitsandbytes NF4, computed in bfloat16 without double quantisation: "
+        "as OpenVLA's fine-tuning script asks for 4 bits (its `load_in_4bit` gives FP4 in float32, slower and coarser)",
+        partial(_bitsandbytes, 4),
+    ),
+    "bnb-int8": Engine(
+        "hf-sdpa with the decoder's matrices as bitsandbytes LLM.int8, outliers beyond 6 in 16 bits: "
+        "as `load_in_8bit` gives it",
+        partial(_bitsandbytes, 8),
+    ),
+    "gptqmodel": Engine(
+        "hf-sdpa with the decoder's matrices as gptqmodel's GPTQ, 4 bits in groups of 128, run by the kernel that it "
+        "picks",
+        _gptqmodel,
+        calibrates=True,
+    ),
+}

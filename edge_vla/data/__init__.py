@@ -1,0 +1,18 @@
+"""Frames: what a policy is asked and what was done, from a folder of images or from a LeRobot dataset."""
+
+from pathlib import Path
+
+from edge_vla.data.frames import BROKEN, Frame, episodes, open_image, read_folder, synthetic_image, write_frames
+from edge_vla.data.lerobot import find_dataset, read_lerobot
+
+__all__ = ["BROKEN", "Frame", "episodes", "open_image", "read_frames", "synthetic_image", "write_frames"]
+
+
+def read_frames(directory: Path) -> list[Frame]:
+    """All frames of a folder, in the order of its index; or of a LeRobot dataset, or its camera DATASET/NAME.
+
+    Raises FrameError for what cannot be read.
+    """
+    if found := find_dataset(directory):
+        return read_lerobot(*found)
+    return read_folder(directory)

@@ -1,0 +1,148 @@
+"""Frames on disk: a folder of images and a `frames.jsonl` that says what was asked and done at each.
+
+One JSON object a line: `image` (file name), `instruction`, and where known `unnorm_key`, `episode`, `step`,
+`action` (recorded, robot units). Knows nothing of policies, nor of other ways to store frames.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edge_vla.errors import FrameError
+from edge_vla.files import write_whole
+from edge_vla.openvla.image import as_rgb
+
+INDEX = "frames.jsonl"
+# What Pillow's readers raise on a damaged file, beside their own errors.
+BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, struct.error)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One question to a policy, and what was done when it was recorded."""
+
+    image: Path
+    instruction: str
+    unnorm_key: str | None = None
+    episode: str | None = None
+    step: int | None = None
+    action: tuple[float, ...] | None = None
+
+    def open(self) -> Image.Image:
+        return open_image(self.image)
+
+    def sha256(self) -> str:
+        """Of what a policy is asked: size and pixels, however they are stored, and the instruction."""
+        image = self.open()
+        digest = hashlib.sha256(f"{image.width} {image.height} {self.instruction}\0".encode())
+        digest.update(image.tobytes())
+        return digest.hexdigest()
+
+
+def open_image(path: Path, content: BinaryIO | None = None) -> Image.Image:
+    """An image file, or its `content`, as RGB.
+
+    Raises FrameError for a missing file or one that is no image of 8 bits a channel.
+    """
+    try:
+        with Image.open(content or path) as image:
+            image.load()
+            return as_rgb(image)
+    except FileNotFoundError as error:
+        raise FrameError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise FrameError(f"{path} is a folder, not an image") from error
+    except FrameError as error:
+        raise FrameError(f"{path}: {error}") from error
+    except (*BROKEN, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the file, not what is in it
+            raise FrameError(f"{path} cannot be read: {error.strerror}") from error
+        raise FrameError(f"{path} is not an image that Pillow can read: {error}; save it as PNG again") from error
+
+
+def read_folder(directory: Path) -> list[Frame]:
+    """All frames of a folder, in the order of its index."""
+    path = directory / INDEX
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError as error:
+        raise FrameError(f"{path} is missing: expected a folder of images with a {INDEX}") from error
+    except OSError as error:
+        raise FrameError(f"{path} cannot be read ({error.strerror}): expected a folder with a {INDEX}") from error
+    except UnicodeDecodeError as error:
+        raise FrameError(f"{path} is not UTF-8 text: {error}") from error
+    frames = {number: _frame(directory, number, line) for number, line in enumerate(lines, start=1) if line.strip()}
+    if not frames:
+        raise FrameError(f"{path} lists no frames: expected one JSON object a line")
+    _require_once(path, frames)
+    return list(frames.values())
+
+
+def write_frames(directory: Path, frames: Iterable[tuple[Frame, Image.Image]]) -> None:
+    """Write images and index; a frame's `image` names its file in `directory`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for frame, image in frames:
+        image.save(directory / frame.image.name)
+        entry = {
+            "image": frame.image.name,
+            "instruction": frame.instruction,
+            "unnorm_key": frame.unnorm_key,
+            "episode": frame.episode,
+            "step": frame.step,
+            "action": frame.action,
+        }
+        lines.append(json.dumps({key: value for key, value in entry.items() if value is not None}))
+    write_whole(directory / INDEX, "\n".join(lines) + "\n")
+
+
+def synthetic_image(seed: int, size: int) -> Image.Image:
+    """Smooth coloured noise: no camera sees it, every tower answers it."""
+    coarse: NDArray[Any] = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def episodes(frames: Sequence[Frame]) -> list[str]:
+    """The episode of each frame; a frame that names none is an episode of its own."""
+    return [frame.episode if frame.episode is not None else frame.image.name for frame in frames]
+
+
+def _require_once(path: Path, frames: Mapping[int, Frame]) -> None:
+    """Every question stands in the index once, and so does every step of an episode."""
+    seen: dict[tuple[object, ...], int] = {}
+    for line, frame in frames.items():
+        marks: list[tuple[object, ...]] = [("image and instruction", frame.image.name, frame.instruction)]
+        if frame.episode is not None and frame.step is not None:
+            marks.append(("episode and step", frame.episode, frame.step))
+        for mark in marks:
+            if (first := seen.setdefault(mark, line)) != line:
+                raise FrameError(f"{path}, line {line}: {mark[0]} are those of line {first}: {mark[1]!r}, {mark[2]!r}")
+
+
+def _frame(directory: Path, number: int, line: str) -> Frame:
+    where = f"{directory / INDEX}, line {number}"
+    try:
+        entry: dict[str, Any] = json.loads(line)
+        image, instruction = entry["image"], entry["instruction"]
+        action = tuple(float(value) for value in entry["action"]) if "action" in entry else None
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise FrameError(f"{where}: expected an object with 'image' and 'instruction', got {error!r}") from error
+    if not isinstance(image, str) or not isinstance(instruction, str) or Path(image).name != image:
+        raise FrameError(f"{where}: image must be a file name in the folder and instruction a text")
+    if not isinstance(entry.get("unnorm_key"), str | None):
+        raise FrameError(f"{where}: unnorm_key must be a text, got {entry['unnorm_key']!r}")
+    episode, step = entry.get("episode"), entry.get("step")
+    if not isinstance(episode, str | int | None) or not isinstance(step, int | None) or isinstance(step, bool):
+        raise FrameError(f"{where}: episode must be a text or a number and step a number, got {episode!r} and {step!r}")
+    named = None if episode is None else str(episode)
+    return Frame(directory / image, instruction, entry.get("unnorm_key"), named, step, action)

@@ -1,0 +1,183 @@
+"""A LeRobot dataset (v2.0 to v3.0) as frames: Parquet tables, pictures in their cells or beside them, tasks by number.
+
+Needs pyarrow, and only when such a dataset is read. Pictures stay in the tables until they are opened. A camera that
+was stored as video is refused, because reading it takes a decoder. Knows nothing of policies: whether the recorded
+actions are in a policy's units its statistics must say.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image
+
+from edge_vla.data.frames import Frame, open_image
+from edge_vla.errors import BackendError, FrameError, UsageError
+
+INFO: Final = Path("meta/info.json")
+VERSIONS: Final = ("v2.", "v3.")
+PLACE: Final = ("episode_index", "frame_index", "task_index")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableFrame(Frame):
+    """A frame whose picture lies in a Parquet table; `image` is only its name."""
+
+    table: Path
+    column: str
+    row: int
+
+    def open(self) -> Image.Image:
+        content = _cell(self.table, self.column, self.row)
+        if content is None:
+            raise FrameError(f"{self.table}, row {self.row}: {self.column} holds no picture")
+        return open_image(self.image, io.BytesIO(content))
+
+
+def find_dataset(path: Path) -> tuple[Path, str | None] | None:
+    """The dataset at `path`, or the one whose camera `path` names as its last part; None if there is neither."""
+    if (path / INFO).is_file():
+        return path, None
+    return (path.parent, path.name) if not path.exists() and (path.parent / INFO).is_file() else None
+
+
+def read_lerobot(directory: Path, camera: str | None = None) -> list[Frame]:
+    """Every frame by episode and step. `camera` is a feature's name or its last part; one alone needs no naming.
+
+    BackendError without pyarrow, UsageError for a camera that must be named, FrameError for what cannot be read.
+    """
+    info = _info(directory)
+    column = _camera(directory, info["features"], camera)
+    tasks = _tasks(directory)
+    tables = sorted((directory / "data").rglob("*.parquet"))
+    frames = [frame for table in tables for frame in _frames(directory, table, column, tasks)]
+    if not frames:
+        raise FrameError(f"{directory / 'data'} holds no frames: expected Parquet tables")
+    return sorted(frames, key=lambda frame: (frame.episode or "", frame.step or 0))
+
+
+def _info(directory: Path) -> dict[str, Any]:
+    path = directory / INFO
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        version, features = info["codebase_version"], info["features"]
+        if not (isinstance(version, str) and all(isinstance(features[name]["dtype"], str) for name in features)):
+            raise TypeError(version)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise FrameError(f"{path} does not describe a LeRobot dataset: {error!r}") from error
+    if not version.startswith(VERSIONS):
+        raise FrameError(
+            f"{path}: codebase_version {version!r} is not read, only v2.0 to v3.0: convert it with lerobot"
+        )
+    return dict(info)
+
+
+def _camera(directory: Path, features: Mapping[str, Mapping[str, Any]], wanted: str | None) -> str:
+    cameras = [name for name, feature in features.items() if feature["dtype"] in ("image", "video")]
+    fitting = [name for name in cameras if wanted is None or wanted in (name, name.rpartition(".")[2])]
+    if not cameras:
+        raise FrameError(f"{directory / INFO} lists no camera")
+    if len(fitting) != 1:
+        raise UsageError(f"{directory} has the cameras {cameras}: name one, as {directory / cameras[0]}")
+    if features[fitting[0]]["dtype"] == "video":
+        raise FrameError(
+            f"{directory} keeps {fitting[0]} as video, which needs a decoder: record with use_videos=False, or save "
+            "its frames as images with a frames.jsonl"
+        )
+    return fitting[0]
+
+
+def _tasks(directory: Path) -> dict[int, str]:
+    """What was asked, by number: lines of JSON in v2, a table with the text as its index in v3."""
+    lines, table = directory / "meta/tasks.jsonl", directory / "meta/tasks.parquet"
+    try:
+        if table.is_file():
+            columns = _read(table)
+            texts = next(values for name, values in columns.items() if name != "task_index")
+            entries = list(zip(columns["task_index"], texts, strict=True))
+        else:
+            rows = map(json.loads, lines.read_text(encoding="utf-8").splitlines())
+            entries = [(row["task_index"], row["task"]) for row in rows]
+        if not all(isinstance(number, int) and isinstance(text, str) for number, text in entries):
+            raise TypeError(entries)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
+        raise FrameError(f"{table if table.is_file() else lines} does not say what was asked: {error!r}") from error
+    return dict(entries)
+
+
+def _frames(directory: Path, table: Path, column: str, tasks: Mapping[int, str]) -> Iterator[Frame]:
+    names = _names(table)
+    if missing := set(PLACE) - names:
+        raise FrameError(f"{table} has no column {sorted(missing)[0]}: it is not a LeRobot table")
+    columns = _read(table, [*PLACE, *(["action"] if "action" in names else [])])
+    actions = columns.get("action") or [None] * len(columns["task_index"])
+    for row, (episode, step, task, action) in enumerate(zip(*(columns[name] for name in PLACE), actions, strict=True)):
+        if task not in tasks:
+            raise FrameError(f"{table}, row {row}: task_index {task} is not among the tasks {sorted(tasks)}")
+        picture = Path("images", column, f"episode_{episode:06d}", f"frame_{step:06d}.png")
+        recorded = None if action is None else tuple(map(float, action))
+        known = (tasks[task], None, f"{episode:06d}", step, recorded)
+        if column in names:
+            yield TableFrame(directory / picture, *known, table=table, column=column, row=row)
+        else:
+            yield Frame(directory / picture, *known)
+
+
+@lru_cache(maxsize=4)
+def _cells(table: Path, column: str, group: int) -> Sequence[Any]:
+    return _read(table, [column], group)[column]
+
+
+def _cell(table: Path, column: str, row: int) -> bytes | None:
+    """The encoded picture of one row: bytes, or bytes and path, of which the path may be all there is."""
+    metadata, group = _parquet(table).metadata, 0
+    while row >= metadata.row_group(group).num_rows:
+        row -= metadata.row_group(group).num_rows
+        group += 1
+    cell = _cells(table, column, group)[row]
+    if isinstance(cell, Mapping) and cell.get("bytes") is None and isinstance(cell.get("path"), str):
+        return _beside(table, cell["path"])
+    content = cell.get("bytes") if isinstance(cell, Mapping) else cell
+    return content if isinstance(content, bytes) else None
+
+
+def _beside(table: Path, name: str) -> bytes:
+    """A picture that its cell only points at; it must lie in the dataset."""
+    root = next(folder for folder in table.parents if (folder / INFO).is_file()).resolve()
+    path = (root / name).resolve()
+    if not path.is_relative_to(root):
+        raise FrameError(f"{table}: the picture {name} lies outside of the dataset")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FrameError(f"{path}: {error.strerror}, but {table} points at it") from error
+
+
+def _names(table: Path) -> set[str]:
+    return set(_parquet(table).schema_arrow.names)
+
+
+def _read(table: Path, columns: Sequence[str] | None = None, group: int | None = None) -> dict[str, list[Any]]:
+    file = _parquet(table)
+    groups = range(file.num_row_groups) if group is None else [group]
+    try:
+        return dict(file.read_row_groups(list(groups), columns=columns).to_pydict())
+    except (OSError, ValueError) as error:
+        raise FrameError(f"{table} cannot be read: {error}") from error
+
+
+def _parquet(table: Path) -> Any:
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise BackendError("reading a LeRobot dataset needs pyarrow: pip install 'edge-vla[lerobot]'") from error
+    try:
+        return ParquetFile(table)
+    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        raise FrameError(f"{table} is not a Parquet file: {error}") from error

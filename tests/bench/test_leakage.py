@@ -1,0 +1,59 @@
+"""Frames that an artifact was calibrated on are found among those that it is judged on, by content."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmarks.demo_policy import episodes
+from edge_vla.artifact import EVIDENCE, Artifact
+from edge_vla.bench import gates
+from edge_vla.bench.leakage import LIST, calibration_frames_among
+from edge_vla.data import Frame
+from edge_vla.demo import BASE
+from edge_vla.errors import ArtifactError
+from edge_vla.export import Recipe, export
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, list[Frame], list[Frame]]:
+    """An artifact, frames it was calibrated on (of another folder), and frames of other episodes."""
+    root = tmp_path_factory.mktemp("seen")
+    used = episodes.frames("world1-expert", "calibration", root / "used", episodes=2)
+    other = episodes.frames("world1-expert", "evaluation", root / "other", episodes=2)
+    recipe = Recipe(bits=4, method="gptq", calibration_frames=8)
+    artifact = export(BASE, root / "gptq", recipe, frames=used)
+    again = episodes.frames("world1-expert", "calibration", root / "again", episodes=2)
+    return artifact, again, other
+
+
+def test_they_are_counted_wherever_they_lie(calibrated: tuple[Artifact, list[Frame], list[Frame]]) -> None:
+    artifact, used, other = calibrated
+    config = artifact.manifest.config
+    assert calibration_frames_among(artifact, [*used, *other], config) == 8
+    assert calibration_frames_among(artifact, other, config) == 0
+
+
+def test_they_turn_a_gate_red(calibrated: tuple[Artifact, list[Frame], list[Frame]]) -> None:
+    row = {"name": "gptq", "artifact": {"calibration_frames_among_these": 8}}
+    (gate,) = gates._calibration(row, None)
+    assert gate.passed is False
+
+
+def test_a_list_that_is_missing_or_another_is_refused(
+    calibrated: tuple[Artifact, list[Frame], list[Frame]], tmp_path: Path
+) -> None:
+    artifact, used, _ = calibrated
+    copy = Artifact(Path(shutil.copytree(artifact.directory, tmp_path / "copy")))
+    path = copy.directory / EVIDENCE / LIST
+    told = json.loads(path.read_text())
+    told["frames"].pop()
+    path.write_text(json.dumps(told))
+    with pytest.raises(ArtifactError, match="not the list"):
+        calibration_frames_among(copy, used, copy.manifest.config)
+    path.unlink()
+    with pytest.raises(ArtifactError, match="is needed"):
+        calibration_frames_among(copy, used, copy.manifest.config)
