@@ -26,9 +26,9 @@ from edge_vla.model import Decoder
 from edge_vla.runtime.cpu.assemble import Assembly, CpuDecoder
 from edge_vla.runtime.cpu.fused import FusedLayer
 from edge_vla.runtime.cpu.native.decoder import NativeDecoder, NativeLayer
-from edge_vla.runtime.cpu.native.follow import NativeFollow
 from edge_vla.runtime.cpu.native.library import fast, library
 from edge_vla.runtime.cpu.native.product import NativeHead
+from edge_vla.runtime.cpu.native.steps import NativeSteps
 from edge_vla.runtime.cpu.native.vision import NativeVision, vision_fits
 from edge_vla.runtime.gpu import NAMES as ENGINE
 from edge_vla.runtime.gpu import TRITON
@@ -108,7 +108,7 @@ class Network:
     kernels: Mapping[str, str]
     weight_bytes: Mapping[str, int]
     engine: Engine | None = None
-    follow: NativeFollow | None = None
+    follow: NativeSteps | None = None
 
     @property
     def action(self) -> ActionSpec:
@@ -142,7 +142,7 @@ def from_artifact(
     decoder, native_head = assembly.decoder(layers, head["norm.weight"]), assembly.head(actions)
     follow = None
     if isinstance(decoder, NativeDecoder) and native_head is not None:
-        follow = NativeFollow(decoder, native_head, embeddings.actions)
+        follow = NativeSteps(decoder, native_head, embeddings.actions)
     seeing, see = _vision(artifact, dtype, device, vision)
     chosen = assembly.chosen
     if kernel not in (AUTO, TORCH) and kernel not in set().union(*chosen.values()):

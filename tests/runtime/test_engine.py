@@ -15,9 +15,9 @@ from edge_vla.quant import GROUPED, PackedWeight, Scheme, dequantise, quantise
 from edge_vla.runtime.cpu.assemble import Assembly, CpuDecoder, fused
 from edge_vla.runtime.cpu.fused import FusedDecoder
 from edge_vla.runtime.cpu.native.decoder import NativeDecoder
-from edge_vla.runtime.cpu.native.follow import NativeFollow
 from edge_vla.runtime.cpu.native.library import library
 from edge_vla.runtime.cpu.native.product import NativeHead
+from edge_vla.runtime.cpu.native.steps import NativeSteps
 from edge_vla.spec import TINY, DecoderSpec, PolicySpec
 
 CPU = torch.device("cpu")
@@ -138,7 +138,7 @@ def test_what_follows_is_embedding_pass_and_head_one_by_one(
         torch.randn(rows, TINY.decoder.width, generator=generator).bfloat16() for rows in (40, 89, 89)
     )
     head = NativeHead(PackedWeight(Scheme.BF16, (89, TINY.decoder.width), None, actions, None))
-    follow, cache, threads = NativeFollow(decoder, head, embedding), decoder.cache(56), torch.get_num_threads()
+    follow, cache, threads = NativeSteps(decoder, head, embedding), decoder.cache(56), torch.get_num_threads()
 
     def one_by_one(bins: list[int], further: int) -> tuple[list[int], list[float]]:
         best, leads, start = list[int](), list[float](), 40

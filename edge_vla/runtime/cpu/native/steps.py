@@ -25,7 +25,7 @@ class _Actions(ctypes.Structure):
     )
 
 
-class NativeFollow:
+class NativeSteps:
     """Bins from position `start` on -> the best bin behind each of them, and its lead over the second.
 
     Then of so many `further` ones, each behind the one before. The bits are those of embedding, pass and head by
