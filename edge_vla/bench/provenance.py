@@ -7,14 +7,33 @@ import platform
 import shlex
 import subprocess
 import sys
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from edge_vla.device.sensors import DeviceState
 from edge_vla.files import PACKAGE
 from edge_vla.version import __version__
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where, when and by what a figure was measured."""
+
+    command: str
+    commit: str | None
+    time: str
+    device: str
+    cores: int | None
+    threads: int | None
+    load_average: float | None
+    python: str
+    torch: str
+    edge_vla: str
+    device_state: DeviceState | None = None
 
 
 def environment() -> dict[str, Any]:

@@ -80,6 +80,29 @@ class Ceilings:
         return {"copy_bytes_per_s": self.read_bytes_per_s, "gemm_flops": dict(self.gemm_flops), "how": self.how}
 
 
+@dataclass(frozen=True, kw_only=True)
+class StageLimit:
+    """A stage or one kind of its passes. `share` is the limit over what was measured: 1 could not be beaten."""
+
+    name: str
+    bytes: float
+    operations: float
+    bytes_ms: float
+    operations_ms: float
+    limit_ms: float
+    measured_ms: float | None
+    share: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the ceilings of a device allow, stage by stage; the last is the whole action."""
+
+    model: str
+    ceilings: Ceilings
+    stages: list[StageLimit]
+
+
 def uniform(spec: PolicySpec, bits: int, group: int | None = None) -> int:
     """Bytes of all the decoder's linears in one number of bits, as `export` would store them."""
     shapes = spec.decoder.linears()

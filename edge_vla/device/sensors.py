@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -50,6 +51,72 @@ SMI_KEYS: Final = (
 BUSY: Final = 0.25  # load average for each core above which somebody else is at work
 
 Ask = Callable[[Sequence[str]], "str | None"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuState:
+    """Over all cores; None where the system, often a virtual machine, does not show it."""
+
+    governor: str | None
+    clock_mhz: Range | None
+    allowed_mhz: Range | None
+    locked: bool | None
+    throttled: int | None  # events since boot
+
+
+@dataclass(frozen=True, kw_only=True)
+class JetsonState:
+    l4t: str
+    power_mode: str | None
+    gpu_clock_mhz: float | None
+    clocks_locked: bool | None
+    over_current_events: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuState:
+    """One GPU as nvidia-smi reports it."""
+
+    name: str
+    driver: str
+    state: str
+    ecc: str
+    clock_mhz: float | None
+    clock_max_mhz: float | None
+    memory_clock_mhz: float | None
+    power_w: float | None
+    power_limit_w: float | None
+    temperature_c: float | None
+    reasons: int | None  # bits of NVML's clock event reasons
+    throttled_by: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Power:
+    """Watts rail by rail; `total_w` where it is known what the whole is, and `total_is` says what."""
+
+    rails_w: dict[str, float]
+    total_w: float | None
+    total_is: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceState:
+    """Anything unknown that moves a time makes a run unpublishable."""
+
+    cpu: CpuState
+    jetson: JetsonState | None
+    gpus: list[GpuState]
+    temperatures_c: dict[str, float]
+    power: Power
+    publishable: bool
+    unpublishable_because: list[str]
 
 
 def power(root: Path = ROOT) -> dict[str, Any]:
