@@ -29,7 +29,7 @@ from benchmarks.gpu.run import DRY, FULL, Run, log
 from edge_vla.bench.provenance import environment
 from edge_vla.device.sensors import device_state
 from edge_vla.errors import EdgeVLAError, UsageError
-from edge_vla.runtime.gpu.device import Backend, Card, Chip, check
+from edge_vla.runtime.gpu.device import Backend, CudaDevice, DeviceInfo, check
 
 RESULTS: Final = Path("benchmarks/results")
 DRY_OUT: Final = Path("bench-out")
@@ -103,13 +103,13 @@ def _card(device: torch.device) -> dict[str, Any]:
     """What the card is, who else is on it, and the state it was found in."""
     if device.type != "cuda":
         return {"name": "none: a dry run"}
-    chip = Chip.read(device)
+    chip = DeviceInfo.read(device)
     return {
         "name": chip.name,
         "capability": list(chip.capability),
         "total_bytes": chip.total,
         "free_bytes": chip.free,
-        "others": [{"pid": pid, "bytes": held} for pid, held in Card(device).others()],
+        "others": [{"pid": pid, "bytes": held} for pid, held in CudaDevice(device).others()],
         "cuda": torch.version.cuda,
         "state": device_state(),
     }

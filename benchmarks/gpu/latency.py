@@ -67,11 +67,15 @@ def _makers(
         about = f"{bits}-bit decoder, {vision}-bit towers, {activations}-bit activations where rows are many"
         return systems.ours(form, loaded[form], task, about)
 
-    def drafted(name: str, form: str, strict: bool) -> Side:
-        where = "after the prefill, same bits as without" if strict else "in the prefill, near-ties may fall otherwise"
+    def drafted(name: str, form: str, bitwise_exact: bool) -> Side:
+        where = (
+            "after the prefill, same bits as without"
+            if bitwise_exact
+            else "in the prefill, near-ties may fall otherwise"
+        )
         about = f"planted drafts, each dimension right with p = {CHANCE:g}, verified {where}"
-        assert strict or loaded[form].decoder.rides, f"nothing rides in a prefill of {form}"
-        return systems.drafted(name, loaded[form], task, CHANCE, strict=strict, about=about)
+        assert bitwise_exact or loaded[form].decoder.prefill_matches_step, f"nothing rides in a prefill of {form}"
+        return systems.drafted(name, loaded[form], task, CHANCE, bitwise_exact=bitwise_exact, about=about)
 
     for form in forms:
         yield form, partial(plain, form)

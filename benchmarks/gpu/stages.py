@@ -18,7 +18,7 @@ import torch
 from benchmarks.gpu.clock import device_ms
 from benchmarks.gpu.forms import FORMS, artifact_of, load
 from benchmarks.gpu.kernel_checks.cases import Case, of_policy
-from benchmarks.gpu.kernel_checks.check import Maker, Trial, judge
+from benchmarks.gpu.kernel_checks.check import KernelCheck, Maker, judge
 from benchmarks.gpu.run import Run, reason
 from benchmarks.gpu.systems import Task, engine_of
 from edge_vla.device import limits
@@ -43,7 +43,7 @@ def compiling(run: Run) -> dict[str, Any]:
     cases = _cases(run)
     for case in cases:
         try:
-            _trial(run, case).kernel()
+            _check(run, case).kernel()
         except Exception as error:  # noqa: BLE001 - the part that judges it says the same
             broken[case.name] = reason(error)
     return {"launched": len(cases) - len(broken), "broken": broken}
@@ -61,16 +61,16 @@ def _cases(run: Run) -> list[Case]:
     return of_policy(spec, padded(spec.patches + run.scale.text), group)
 
 
-def _trial(run: Run, case: Case) -> Trial:
-    trial = case.make(Maker.seeded(0, run.device, torch.bfloat16))
-    return replace(trial, kernel=trial.plain, launch=None) if run.backend == "reference" else trial
+def _check(run: Run, case: Case) -> KernelCheck:
+    check = case.make(Maker.seeded(0, run.device, torch.bfloat16))
+    return replace(check, kernel=check.plain, launch=None) if run.backend == "reference" else check
 
 
 def _kernel(run: Run, case: Case) -> Mapping[str, Any]:
     try:
-        trial = _trial(run, case)
-        verdict = judge(trial)
-        milliseconds = device_ms(trial.launch or trial.kernel, run.device, run.scale.repeats)
+        check = _check(run, case)
+        verdict = judge(check)
+        milliseconds = device_ms(check.launch or check.kernel, run.device, run.scale.repeats)
     except Exception as error:  # noqa: BLE001 - whatever a kernel raises is its row
         return {"name": case.name, "passed": False, "failed": reason(error)}
     return {
@@ -80,8 +80,8 @@ def _kernel(run: Run, case: Case) -> Mapping[str, Any]:
         "allowed": verdict.allowed,
         "equal": verdict.equal,
         "ms": milliseconds,
-        "gb_per_s": trial.moved / milliseconds / 1e6,
-        "tflop_per_s": trial.operations / milliseconds / 1e9,
+        "gb_per_s": check.moved / milliseconds / 1e6,
+        "tflop_per_s": check.operations / milliseconds / 1e9,
     }
 
 

@@ -74,7 +74,7 @@ def ours(name: str, network: Network, task: Task, about: str) -> Side:
     return Side(name, act, about, renew=engine.graphs.clear)
 
 
-def drafted(name: str, network: Network, task: Task, chance: float, *, strict: bool, about: str) -> Side:
+def drafted(name: str, network: Network, task: Task, chance: float, *, bitwise_exact: bool, about: str) -> Side:
     """Each dimension of each draft is right with this chance, drafts after a miss too: planted, for weights are random.
 
     What is right is asked before, plainly and untimed, once a picture.
@@ -94,7 +94,9 @@ def drafted(name: str, network: Network, task: Task, chance: float, *, strict: b
 
     def act(index: int) -> Tokens:
         picture = index % len(task.pixels)
-        decision = engine.decide(task.prompt, task.pixels[picture], task.dims, plant(known[picture]), strict=strict)
+        decision = engine.decide(
+            task.prompt, task.pixels[picture], task.dims, plant(known[picture]), bitwise_exact=bitwise_exact
+        )
         passes.append(decision.passes)
         return decision.tokens
 

@@ -28,7 +28,7 @@ from edge_vla.demo.world import EVALUATION_SEEDS, start
 from edge_vla.runtime import load as load_policy
 from edge_vla.runtime.gpu.device import Backend
 from edge_vla.runtime.gpu.load import from_artifact
-from edge_vla.runtime.noise import shaken
+from edge_vla.runtime.noise import rounding_noise
 from edge_vla.runtime.policy import Policy
 
 NOISE: Final = 99  # percentile of what rounding does to a lead
@@ -77,7 +77,7 @@ def _noise(frames: Frames, device: torch.device) -> float:
     for image, text in frames:
         tokens = reference.act(image, text).tokens
         plain = reference.network.head.logits(reference.forced(image, text, tokens))
-        with shaken(reference.network, 0):
+        with rounding_noise(reference.network, 0):
             other = reference.network.head.logits(reference.forced(image, text, tokens))
         top = plain.topk(2, dim=-1).indices
         moved.append((_lead(plain, top) - _lead(other, top)).abs().flatten().cpu())

@@ -130,8 +130,8 @@ class Decoder(nn.Module):
     steps that follow overwrite what padding left behind.
     """
 
-    steady = False  # a row's bits may depend on how many rows are computed together
-    rides = True  # a prefill computes a row as a later pass does, but for that
+    batch_invariant = False  # a row's bits may depend on how many rows are computed together
+    prefill_matches_step = True  # a prefill computes a row as a later pass does, but for that
 
     def __init__(self, spec: DecoderSpec, *, embeddings: bool = True) -> None:
         super().__init__()

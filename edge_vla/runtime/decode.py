@@ -18,8 +18,8 @@ from torch import Tensor
 
 from edge_vla.errors import NumericError
 from edge_vla.runtime.drafts import Draft
-from edge_vla.runtime.kernels.reference import STEADY_ROWS
-from edge_vla.runtime.network import Network, leads
+from edge_vla.runtime.kernels.reference import BATCH_INVARIANT_ROWS
+from edge_vla.runtime.network import Network, margins
 from edge_vla.runtime.padding import padded
 
 TEXTS: Final = 32  # instructions whose embeddings are kept
@@ -38,7 +38,7 @@ class Decision:
     passes: int = 0
 
 
-class Room:
+class DecodeBuffers:
     """The tensors of one action at a time, made once for the longest prompt and the most dimensions so far."""
 
     def __init__(self, network: Network, length: int, few: int) -> None:
@@ -56,14 +56,14 @@ class _Answer:
 
     dims: int
     bins: list[int] = field(default_factory=list)
-    leads: list[float] = field(default_factory=list)
+    margins: list[float] = field(default_factory=list)
     guesses: list[int] = field(default_factory=list)  # the network's latest word on every dimension, right or not
 
     @property
     def known(self) -> int:
         return len(self.bins)
 
-    def accept(self, first: int, best: Sequence[int], leads: Sequence[float], given: Sequence[int]) -> None:
+    def accept(self, first: int, best: Sequence[int], margins: Sequence[float], given: Sequence[int]) -> None:
         """`best[i]` is predicted for dimension `first + i`; all dimensions before it were `given` to the network.
 
         A prediction counts as long as everything given before it is what is known.
@@ -74,15 +74,15 @@ class _Answer:
             if list(given[:dim]) != self.bins[:dim]:
                 break
             self.bins.append(best[dim - first])
-            self.leads.append(leads[dim - first])
+            self.margins.append(margins[dim - first])
 
 
 class Loop:
-    """Runs one network over one room, as long as the longest prompt so far: one action at a time."""
+    """Runs one network over one buffers, as long as the longest prompt so far: one action at a time."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
-        self._room: Room | None = None
+        self._buffers: DecodeBuffers | None = None
         self._texts: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
 
     def greedy(
@@ -93,25 +93,25 @@ class Loop:
         mark: Callable[[str], None],
         draft: Draft | None = None,
         *,
-        strict: bool = False,
+        bitwise_exact: bool = False,
     ) -> Decision:
         """The best action id at each dimension, with or without a draft. `mark` is told when a stage is over.
 
-        What a draft missed is drafted again and verified together. With `strict`, drafted or not, tokens are the
+        What a draft missed is drafted again and verified together. With `bitwise_exact`, drafted or not, tokens are the
         same to the last near-tie: a row's bits must not depend on its neighbours, so drafts wait until after the
         prefill, and where the decoder is not steady all passes have one shape. Without it they ride in the prefill,
         if that computes a row as a step does.
         """
         start = len(prompt) + image.shape[1]
-        even = strict and not self.network.decoder.steady
+        even = bitwise_exact and not self.network.decoder.batch_invariant
         reach = padded(start + _even_rows(dims))
-        room = self._fill(prompt, image, reach, _even_rows(dims))
+        buffers = self._fill(prompt, image, reach, _even_rows(dims))
         answer = _Answer(dims)
         drafted = [] if draft is None else draft((), ())
-        riding = drafted[: dims - 1] if not strict and self.network.decoder.rides else []
+        riding = drafted[: dims - 1] if not bitwise_exact and self.network.decoder.prefill_matches_step else []
         if riding:
-            self._embed(riding, room, room.rows[0, start : start + len(riding)])
-        hidden = self._prefill(room, start + len(riding), start - 1)[0]
+            self._embed(riding, buffers, buffers.rows[0, start : start + len(riding)])
+        hidden = self._prefill(buffers, start + len(riding), start - 1)[0]
         answer.accept(0, *self.network.head.choose(hidden), riding)
         mark("prefill")
         passes = 0
@@ -121,16 +121,16 @@ class Loop:
             inputs = given[first : dims - 1]
             if even:
                 inputs = inputs + [0] * (_even_rows(dims) - len(inputs))
-            further = dims - 1 - answer.known if draft is None and self.network.follow is not None else 0
-            best, lead = self._follow(inputs, start + first, reach, room, further)
+            further = dims - 1 - answer.known if draft is None and self.network.decode_steps is not None else 0
+            best, lead = self._follow(inputs, start + first, reach, buffers, further)
             answer.accept(first + 1, best, lead, given + best[:further])
             passes += 1 + further
-        self._check(answer.leads)
+        self._check(answer.margins)
         mark("decode")
         names = self.network.action.first
         return Decision(
             tuple(names + index for index in answer.bins),
-            tuple(answer.leads),
+            tuple(answer.margins),
             tuple(names + index for index in drafted),
             passes,
         )
@@ -141,8 +141,8 @@ class Loop:
         After an early stop upstream takes the last `dims` ids of prompt and answer together, so that is returned.
         """
         network, start = self.network, len(prompt) + image.shape[1]
-        room = self._fill(prompt, image, start + dims)
-        hidden = self._prefill(room, start, start - 1)[:, 0]
+        buffers = self._fill(prompt, image, start + dims)
+        hidden = self._prefill(buffers, start, start - 1)[:, 0]
         mark("prefill")
         ids, rows = list[int](), list[Tensor]()
         for position in range(start, start + dims):
@@ -150,37 +150,37 @@ class Loop:
             ids.append(int(rows[-1].argmax()))
             if ids[-1] == network.spec.decoder.eos or len(ids) == dims:
                 break
-            hidden = self._pass(network.embeddings.text((ids[-1],)), position, position + 1, room)[:, 0]
-        margins = leads(torch.stack(rows))
-        self._check(margins)
+            hidden = self._pass(network.embeddings.text((ids[-1],)), position, position + 1, buffers)[:, 0]
+        best = margins(torch.stack(rows))
+        self._check(best)
         mark("decode")
-        return Decision(tuple([*prompt, *ids][-dims:]), tuple(margins), passes=len(ids) - 1)
+        return Decision(tuple([*prompt, *ids][-dims:]), tuple(best), passes=len(ids) - 1)
 
     def forced(self, prompt: tuple[int, ...], image: Tensor, tokens: tuple[int, ...]) -> Tensor:
         """Hidden states (dims, width) that predict each of `tokens`, given those before it. One pass."""
         start = len(prompt) + image.shape[1]
         end = start + len(tokens) - 1
-        room = self._fill(prompt, image, end)
+        buffers = self._fill(prompt, image, end)
         if len(tokens) > 1:
-            room.rows[:, start:end] = self.network.embeddings.text(tokens[:-1])
-        hidden = self._prefill(room, end, start - 1)[0].clone()  # the decoder may only have lent it
+            buffers.rows[:, start:end] = self.network.embeddings.text(tokens[:-1])
+        hidden = self._prefill(buffers, end, start - 1)[0].clone()  # the decoder may only have lent it
         self._check((float(hidden.float().norm()),))
         return hidden
 
-    def _fill(self, prompt: tuple[int, ...], image: Tensor, rows: int, few: int = 0) -> Room:
-        """The room, at least `rows` long, with the prompt's rows in it: beginning-of-sequence, image, the rest.
+    def _fill(self, prompt: tuple[int, ...], image: Tensor, rows: int, few: int = 0) -> DecodeBuffers:
+        """The buffers, at least `rows` long, with the prompt's rows in it: beginning-of-sequence, image, the rest.
 
         `few`: rows of the passes behind it.
         """
         length = padded(rows)
-        if self._room is None or self._room.length < length or self._room.few.shape[1] < few:
-            had = (0, 0) if self._room is None else (self._room.length, self._room.few.shape[1])
-            self._room = Room(self.network, max(length, had[0]), max(few, had[1]))
-        room, text, patches = self._room, self._text(prompt), image.shape[1]
-        room.rows[:, :1] = text[:, :1]
-        room.rows[:, 1 : 1 + patches] = image
-        room.rows[:, 1 + patches : len(prompt) + patches] = text[:, 1:]
-        return room
+        if self._buffers is None or self._buffers.length < length or self._buffers.few.shape[1] < few:
+            had = (0, 0) if self._buffers is None else (self._buffers.length, self._buffers.few.shape[1])
+            self._buffers = DecodeBuffers(self.network, max(length, had[0]), max(few, had[1]))
+        buffers, text, patches = self._buffers, self._text(prompt), image.shape[1]
+        buffers.rows[:, :1] = text[:, :1]
+        buffers.rows[:, 1 : 1 + patches] = image
+        buffers.rows[:, 1 + patches : len(prompt) + patches] = text[:, 1:]
+        return buffers
 
     def _text(self, prompt: tuple[int, ...]) -> Tensor:
         found = self._texts.pop(prompt, None)
@@ -189,44 +189,44 @@ class Loop:
             self._texts.popitem(last=False)
         return self._texts[prompt]
 
-    def _embed(self, bins: Sequence[int], room: Room, out: Tensor) -> None:
+    def _embed(self, bins: Sequence[int], buffers: DecodeBuffers, out: Tensor) -> None:
         """Embeddings of action bins into `out` (n, width)."""
-        indices = room.bins[: len(bins)]
+        indices = buffers.bins[: len(bins)]
         indices.numpy()[:] = bins
         self.network.embeddings.action(indices.to(self.network.device), out)
 
-    def _prefill(self, room: Room, rows: int, first: int) -> Tensor:
+    def _prefill(self, buffers: DecodeBuffers, rows: int, first: int) -> Tensor:
         """The room's rows from position 0 on -> hidden states (1, rows - first, width) of those from `first` on."""
         length = padded(rows)
-        room.rows[:, rows:length].zero_()
-        cache = room.cache.first(length)
-        return self.network.decoder.rows(room.rows[:, :length], 0, cache, slice(first, rows))
+        buffers.rows[:, rows:length].zero_()
+        cache = buffers.cache.first(length)
+        return self.network.decoder.rows(buffers.rows[:, :length], 0, cache, slice(first, rows))
 
-    def _pass(self, embeddings: Tensor, start: int, length: int, room: Room) -> Tensor:
+    def _pass(self, embeddings: Tensor, start: int, length: int, buffers: DecodeBuffers) -> Tensor:
         """Hidden states of rows from position `start` on, computed over the first `length` slots of the cache."""
-        return self.network.decoder.rows(embeddings, start, room.cache.first(length))
+        return self.network.decoder.rows(embeddings, start, buffers.cache.first(length))
 
     def _follow(
-        self, bins: Sequence[int], start: int, reach: int, room: Room, further: int
+        self, bins: Sequence[int], start: int, reach: int, buffers: DecodeBuffers, further: int
     ) -> tuple[list[int], list[float]]:
         """The best bin behind each of `bins`, the first at position `start`, and how far each led.
 
         Where the network can `follow` by itself, then of so many `further`, each behind the one before.
         """
-        if self.network.follow is not None:
-            return self.network.follow(bins, start, room.cache, further)
-        few = room.few[:, : len(bins)]
-        self._embed(bins, room, few[0])
-        return self.network.head.choose(self._pass(few, start, reach, room)[0])
+        if self.network.decode_steps is not None:
+            return self.network.decode_steps(bins, start, buffers.cache, further)
+        few = buffers.few[:, : len(bins)]
+        self._embed(bins, buffers, few[0])
+        return self.network.head.choose(self._pass(few, start, reach, buffers)[0])
 
     def _check(self, values: Sequence[float]) -> None:
         if not all(map(math.isfinite, values)):
-            self._room = None  # what it left in the cache would poison the next action through 0 * NaN
+            self._buffers = None  # what it left in the cache would poison the next action through 0 * NaN
             raise NumericError("the network produced a non-finite number: no action; verify the artifact's files")
 
 
 def _even_rows(dims: int) -> int:
-    return padded(dims - 1, STEADY_ROWS)
+    return padded(dims - 1, BATCH_INVARIANT_ROWS)
 
 
 class Stopwatch:

@@ -33,7 +33,7 @@ from edge_vla.runtime.cpu.native.vision import NativeVision, vision_fits
 from edge_vla.runtime.gpu import NAMES as ENGINE
 from edge_vla.runtime.gpu import TRITON
 from edge_vla.runtime.kernels import AUTO, NATIVE, TORCH
-from edge_vla.runtime.kernels.reference import STEADY_ROWS
+from edge_vla.runtime.kernels.reference import BATCH_INVARIANT_ROWS
 from edge_vla.runtime.vision import OnnxVision, Vision, torch_vision, with_flat_patches
 from edge_vla.spec import ActionSpec, PolicySpec
 
@@ -73,19 +73,19 @@ class Head:
         return F.linear(hidden, self.actions).float()
 
     def choose(self, hidden: Tensor) -> tuple[list[int], list[float]]:
-        """(n, width) -> the best bin of each row, and its lead: `leads`. A row's bits depend on that row alone."""
+        """(n, width) -> the best bin of each row, and its lead: `margins`. A row's bits depend on that row alone."""
         if self.native is not None:
             return self.native.choose(hidden)
         rows = hidden.shape[0]  # torch adds in another order where there are fewer
-        logits = self.logits(F.pad(hidden, (0, 0, 0, max(0, STEADY_ROWS - rows))))[:rows]
-        return logits.argmax(dim=-1).tolist(), leads(logits)
+        logits = self.logits(F.pad(hidden, (0, 0, 0, max(0, BATCH_INVARIANT_ROWS - rows))))[:rows]
+        return logits.argmax(dim=-1).tolist(), margins(logits)
 
     def full_logits(self, hidden: Tensor) -> Tensor:
         assert self.full is not None, "an artifact has no full head"
         return F.linear(hidden, self.full).float()
 
 
-def leads(logits: Tensor) -> list[float]:
+def margins(logits: Tensor) -> list[float]:
     """(n, ids) -> the lead of each row's largest over its second, NaN where one is not finite."""
     top = logits.topk(2, dim=-1).values
     return torch.where(logits.isfinite().all(dim=-1), top[:, 0] - top[:, 1], torch.nan).tolist()
@@ -95,7 +95,7 @@ def leads(logits: Tensor) -> list[float]:
 class Network:
     """With an `engine`, actions are decided by that, and the parts beside it serve teacher forcing.
 
-    With `follow`, embeddings, decoder and head are asked together for what comes after the prefill.
+    With `decode_steps`, embeddings, decoder and head are asked together for what comes after the prefill.
     """
 
     spec: PolicySpec
@@ -108,7 +108,7 @@ class Network:
     kernels: Mapping[str, str]
     weight_bytes: Mapping[str, int]
     engine: Engine | None = None
-    follow: NativeSteps | None = None
+    decode_steps: NativeSteps | None = None
 
     @property
     def action(self) -> ActionSpec:
@@ -140,9 +140,9 @@ def from_artifact(
         raise ArtifactError(f"{EMBEDDINGS} is {tuple(table.shape)}, which is not the network's: export again")
     embeddings = _embeddings(table, spec.action, dtype, device)
     decoder, native_head = assembly.decoder(layers, head["norm.weight"]), assembly.head(actions)
-    follow = None
+    decode_steps = None
     if isinstance(decoder, NativeDecoder) and native_head is not None:
-        follow = NativeSteps(decoder, native_head, embeddings.actions)
+        decode_steps = NativeSteps(decoder, native_head, embeddings.actions)
     seeing, see = _vision(artifact, dtype, device, vision)
     chosen = assembly.chosen
     if kernel not in (AUTO, TORCH) and kernel not in set().union(*chosen.values()):
@@ -164,7 +164,7 @@ def from_artifact(
             "head": _bytes(head),
             "embeddings (host)": table.nbytes,
         },
-        follow=follow,
+        decode_steps=decode_steps,
     )
 
 

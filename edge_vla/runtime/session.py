@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 class Session:
     """`act` as a policy's, with the previous action as the draft of the next. Calls from several threads are safe.
 
-    Tokens equal those of plain decoding, bit for bit. Without `strict` a draft rides in the prefill, which saves part
+    Tokens equal those of plain decoding, bit for bit. Without `bitwise_exact` a draft rides in the prefill, which saves part
     of a pass, but then two logits that nearly tie can fall either way, as they can between any two batch shapes.
     """
 
-    def __init__(self, policy: Policy, *, strict: bool = True) -> None:
+    def __init__(self, policy: Policy, *, bitwise_exact: bool = True) -> None:
         if policy.head != "actions":
             raise UsageError("a session decodes over the action ids: load the policy with the head 'actions'")
-        self.policy, self.strict = policy, strict
+        self.policy, self.bitwise_exact = policy, bitwise_exact
         self._previous: Bins | None = None
         self._lock = threading.Lock()
         self._life = 0  # counts resets: an action begun before a reset leaves nothing behind
@@ -38,7 +38,9 @@ class Session:
         with self._lock:
             previous, life = self._previous, self._life
         dims = self.policy.config.statistics[self.policy.config.statistics.resolve(unnorm_key)].dims
-        action = self.policy.act(image, instruction, unnorm_key, draft=drafting(previous, dims), strict=self.strict)
+        action = self.policy.act(
+            image, instruction, unnorm_key, draft=drafting(previous, dims), bitwise_exact=self.bitwise_exact
+        )
         first = self.policy.config.spec.action.first
         with self._lock:
             if life == self._life:

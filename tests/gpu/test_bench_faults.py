@@ -177,9 +177,9 @@ def test_nothing_is_timed_hot_or_waiting_for_the_host(monkeypatch: pytest.Monkey
 
 def test_a_clock_runs_the_launch_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not the sums, clones and gathers by which a kernel's output is judged."""
-    trials = {case.name: case.make(Maker.seeded(0, CPU, BF16)) for case in of_policy(TINY, 32, 32)}
-    apart = {name.split(",")[0].split(" ")[0] for name, trial in trials.items() if trial.launch is not None}
-    assert apart == {"w4a16_few", "w8a16_few", "rms_norm", "swiglu", "rotary", "head"}
+    checks = {case.name: case.make(Maker.seeded(0, CPU, BF16)) for case in of_policy(TINY, 32, 32)}
+    apart = {name.split(",")[0].split(" ")[0] for name, check in checks.items() if check.launch is not None}
+    assert apart == {"w4a16_gemv", "w8a16_gemv", "rms_norm", "swiglu", "rotary", "head"}
     timed = list[object]()
 
     def clock(work: Callable[[], object], *_: object) -> float:
@@ -187,8 +187,8 @@ def test_a_clock_runs_the_launch_alone(run: Run, monkeypatch: pytest.MonkeyPatch
         return 1.0
 
     case = of_policy(TINY, 32, 32)[0]
-    trial = case.make(Maker.seeded(0, CPU, BF16))
-    bare = replace(trial, kernel=trial.plain, launch=lambda: None)
+    check = case.make(Maker.seeded(0, CPU, BF16))
+    bare = replace(check, kernel=check.plain, launch=lambda: None)
     monkeypatch.setattr(stages, "device_ms", clock)
     monkeypatch.setattr(stages, "_cases", lambda run: [replace(case, make=lambda make: bare)])
     run.backend = "triton"

@@ -13,7 +13,7 @@ import torch
 import edge_vla
 from edge_vla.errors import BackendError, DeviceLostError, EdgeVLAError, ResourceError, UsageError
 from edge_vla.runtime.gpu import device as gpu
-from edge_vla.runtime.gpu.device import Card, Chip
+from edge_vla.runtime.gpu.device import CudaDevice, DeviceInfo
 from edge_vla.runtime.gpu.load import from_artifact
 from tests.gpu.made import CPU, WORDS, engine, pixels, policy
 
@@ -21,8 +21,10 @@ CUDA = torch.device("cuda")
 GB = 10**9
 
 
-def chip(capability: tuple[int, int] = (8, 9), free: int = 20 * GB, reserved: int = 0, allocated: int = 0) -> Chip:
-    return Chip("NVIDIA Test", capability, 24 * GB, free, reserved, allocated)
+def chip(
+    capability: tuple[int, int] = (8, 9), free: int = 20 * GB, reserved: int = 0, allocated: int = 0
+) -> DeviceInfo:
+    return DeviceInfo("NVIDIA Test", capability, 24 * GB, free, reserved, allocated)
 
 
 def test_no_cuda() -> None:
@@ -89,45 +91,45 @@ def test_triton_computes_in_16_bits(tiny_artifacts: Mapping[int, Path], monkeypa
 
 
 def test_memory_that_runs_out_names_who_holds_it() -> None:
-    card = Card(CUDA, lambda device: chip(free=1 * GB, reserved=4 * GB), lambda command: "4711, 16000\n12, 300\n")
-    with pytest.raises(ResourceError) as caught, card.using("an action"):
+    cuda = CudaDevice(CUDA, lambda device: chip(free=1 * GB, reserved=4 * GB), lambda command: "4711, 16000\n12, 300\n")
+    with pytest.raises(ResourceError) as caught, cuda.guard("an action"):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
     words = str(caught.value)
     assert "an action: out of memory on NVIDIA Test (1.0 GB of 24.0 GB free, 4.0 GB held by this process" in words
     assert "16.8 GB by process 4711, 0.3 GB by process 12" in words
     assert "--bits 4, --vision-bits 8" in words
-    with card.using("the next"):
+    with cuda.guard("the next"):
         pass  # a full memory is no broken card
 
 
 @pytest.mark.parametrize("told", [None, "[Not Supported]\n"])
 def test_where_the_driver_does_not_tell(told: str | None) -> None:
-    card = Card(CUDA, lambda device: chip(free=3 * GB, reserved=2 * GB), lambda command: told)
-    assert card.others() == []
-    assert "18.4 GB by others" in card.memory()
+    cuda = CudaDevice(CUDA, lambda device: chip(free=3 * GB, reserved=2 * GB), lambda command: told)
+    assert cuda.others() == []
+    assert "18.4 GB by others" in cuda.memory()
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_loaded() -> None:
-    card = Card(CUDA, lambda device: chip(free=4 * GB), lambda command: None)
-    card.make_room(4 * GB, "loading it")
+    cuda = CudaDevice(CUDA, lambda device: chip(free=4 * GB), lambda command: None)
+    cuda.require_free(4 * GB, "loading it")
     with pytest.raises(ResourceError, match=r"loading it needs 15\.2 GB, more than is free.*4\.0 GB of 24\.0 GB free"):
-        card.make_room(round(15.2 * GB), "loading it")
-    Card(CPU).make_room(10**15, "anything")
+        cuda.require_free(round(15.2 * GB), "loading it")
+    CudaDevice(CPU).require_free(10**15, "anything")
 
 
 def test_what_tensors_take_is_no_room() -> None:
     """Only what torch keeps without a tensor in it can be given again."""
-    card = Card(CUDA, lambda device: chip(free=4 * GB, reserved=10 * GB, allocated=9 * GB), lambda command: None)
-    card.make_room(5 * GB, "another policy")
+    cuda = CudaDevice(CUDA, lambda device: chip(free=4 * GB, reserved=10 * GB, allocated=9 * GB), lambda command: None)
+    cuda.require_free(5 * GB, "another policy")
     with pytest.raises(ResourceError, match=r"another policy needs 6\.0 GB"):
-        card.make_room(6 * GB, "another policy")
+        cuda.require_free(6 * GB, "another policy")
 
 
 def test_loading_asks_for_room_first(tiny_artifacts: Mapping[int, Path]) -> None:
     artifact = edge_vla.artifact.Artifact(tiny_artifacts[4])
-    card = Card(CUDA, lambda device: chip(free=100), lambda command: None)
+    cuda = CudaDevice(CUDA, lambda device: chip(free=100), lambda command: None)
     with pytest.raises(ResourceError, match="more than is free"):
-        from_artifact(artifact, torch.bfloat16, CPU, "reference", card=card)
+        from_artifact(artifact, torch.bfloat16, CPU, "reference", cuda=cuda)
 
 
 STICKY = [
@@ -165,18 +167,18 @@ def test_a_broken_cuda_is_remembered(said: str, tiny_artifacts: Mapping[int, Pat
 def test_torchs_own_type_is_known() -> None:
     if not hasattr(torch, "AcceleratorError"):
         pytest.skip("torch before 2.8 has no type of its own for it")
-    card = Card(CPU)
-    with pytest.raises(DeviceLostError), card.using("x"):
+    cuda = CudaDevice(CPU)
+    with pytest.raises(DeviceLostError), cuda.guard("x"):
         raise torch.AcceleratorError("something new", 719)
 
 
 def test_other_errors_are_left_alone() -> None:
-    card = Card(CPU)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), card.using("x"):
+    cuda = CudaDevice(CPU)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), cuda.guard("x"):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-    with pytest.raises(UsageError), card.using("x"):
+    with pytest.raises(UsageError), cuda.guard("x"):
         raise UsageError("a wrong option")
-    assert not card.lost
+    assert not cuda.lost
 
 
 def test_a_kernel_that_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +191,7 @@ def test_a_kernel_that_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "triton.errors", SimpleNamespace(TritonError=TritonError))
     with (
         pytest.raises(BackendError, match=r"cannot build a kernel for this chip \(shared memory"),
-        Card(CPU).using("x"),
+        CudaDevice(CPU).guard("x"),
     ):
         raise OutOfResourcesError("shared memory: required 200000, limit 101376")
 

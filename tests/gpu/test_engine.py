@@ -21,7 +21,7 @@ from edge_vla.export import Recipe, export
 from edge_vla.quant import Scheme, dequantise, quantise
 from edge_vla.runtime.decode import Decision
 from edge_vla.runtime.drafts import Draft
-from edge_vla.runtime.gpu.config import Activations, Ways, kernels
+from edge_vla.runtime.gpu.config import Activations, GpuConfig, kernels
 from edge_vla.runtime.gpu.kernels.weights import summed
 from edge_vla.runtime.gpu.products import PLAIN, product
 from edge_vla.runtime.policy import Policy, replay
@@ -32,9 +32,11 @@ from tests.gpu.made import WORDS, Counted, engine, guess, pixels, policy, torch_
 DIMS = 7
 
 
-def decide(made: Policy, index: int, draft: Draft | None = None, *, strict: bool = True, dims: int = DIMS) -> Decision:
+def decide(
+    made: Policy, index: int, draft: Draft | None = None, *, bitwise_exact: bool = True, dims: int = DIMS
+) -> Decision:
     prompt = made.prompter(WORDS[index % len(WORDS)])
-    return engine(made).decide(prompt, pixels(made, index), dims, draft, strict=strict)
+    return engine(made).decide(prompt, pixels(made, index), dims, draft, bitwise_exact=bitwise_exact)
 
 
 def bins(made: Policy, decision: Decision) -> list[int]:
@@ -128,12 +130,12 @@ def test_riding_saves_the_last_pass(bits: int, tiny_artifacts: Mapping[int, Path
     made = policy(tiny_artifacts[bits])
     for index in range(6):
         plain = decide(made, index)
-        riding = decide(made, index, guess(bins(made, plain)), strict=False)
+        riding = decide(made, index, guess(bins(made, plain)), bitwise_exact=False)
         pairs = zip(riding.tokens, plain.tokens, plain.margins, strict=True)
         differing = [lead for one, two, lead in pairs if one != two]
         assert not differing or differing[0] < 0.05
         assert riding.passes == 0 or differing
-        far = decide(made, index, guess([0] * DIMS), strict=False)
+        far = decide(made, index, guess([0] * DIMS), bitwise_exact=False)
         assert far.tokens == plain.tokens or min(plain.margins) < 0.05
 
 
@@ -142,13 +144,13 @@ def test_nothing_rides_in_a_prefill_that_rounds_rows(bits: int, tiny_artifacts: 
     """Its arithmetic is not a step's, so an answer from it would be another policy's: tokens stay, to the bit."""
     counted = Counted()
     made = policy(tiny_artifacts[bits], activations="8", record=counted)
-    assert not engine(made).decoder.rides
+    assert not engine(made).decoder.prefill_matches_step
     made.warm(WORDS[:1])
     assert counted.recorded == 3, "no graph for what is never asked for"
     for index in range(0, 6, len(WORDS)):
         plain = decide(made, index)
         for guessed in (bins(made, plain), [0] * DIMS):
-            drafted = decide(made, index, guess(guessed), strict=False)
+            drafted = decide(made, index, guess(guessed), bitwise_exact=False)
             assert (drafted.tokens, drafted.margins) == (plain.tokens, plain.margins)
             assert drafted.passes >= 1
     assert counted.recorded == 3
@@ -159,7 +161,7 @@ def test_what_rounds_however_few_rows_there_are_lets_drafts_ride() -> None:
     weight = torch.randn(32, 128, generator=generator)
     schemes = ((Scheme.INT4, 32), (Scheme.INT8, None), (Scheme.W8A8, None), (Scheme.BF16, None))
     packed = {scheme: quantise(weight, scheme, group) for scheme, group in schemes}
-    rounded, plain = (Ways(kernels("reference"), torch.bfloat16, activations) for activations in ("8", "16"))
+    rounded, plain = (GpuConfig(kernels("reference"), torch.bfloat16, activations) for activations in ("8", "16"))
     assert [product([packed[scheme]], rounded).rounds for scheme, _ in schemes] == [True, True, False, False]
     assert not any(product([packed[scheme]], plain).rounds for scheme, _ in schemes)
     assert not product([packed[Scheme.INT4], packed[Scheme.INT8]], rounded).rounds, "side by side none is rounded"
@@ -237,7 +239,7 @@ def test_warm_is_before_the_first_action(tiny_artifacts: Mapping[int, Path]) -> 
     for index in range(len(WORDS)):
         right = bins(made, decide(made, index))
         decide(made, index, guess(right))
-        decide(made, index, guess([0] * DIMS), strict=False)
+        decide(made, index, guess([0] * DIMS), bitwise_exact=False)
     assert counted.recorded == warm
 
 
@@ -269,29 +271,29 @@ def test_products_of_different_formats_side_by_side() -> None:
         quantise(weights[1], Scheme.INT8, None),
         quantise(weights[2], Scheme.BF16, None),
     ]
-    made = product(parts, Ways(kernels("reference"), torch.bfloat16, "8"))
+    made = product(parts, GpuConfig(kernels("reference"), torch.bfloat16, "8"))
     assert made.reads == PLAIN, "each would read rounded rows in an order of its own"
-    assert made.names == ("w4a16_few+w8a16_few+torch", "w4a16_gemm+w8a16_gemm+torch")
+    assert made.names == ("w4a16_gemv+w8a16_gemv+torch", "w4a16_gemm+w8a16_gemm+torch")
     x = torch.randn(5, 128, generator=generator).bfloat16()
     truth = x.double() @ torch.cat([dequantise(part).double() for part in parts]).T
-    for out in (summed(made.few(x), torch.bfloat16), made.many(x)):
+    for out in (summed(made.gemv(x), torch.bfloat16), made.gemm(x)):
         assert (out.double() - truth).abs().max() <= 2**-8 * truth.abs().max() + 1e-2
 
 
 def test_a_format_of_int8_rows_rounds_them_however_few() -> None:
     generator = torch.Generator().manual_seed(0)
     packed = quantise(torch.randn(32, 128, generator=generator), Scheme.W8A8, None)
-    ways = Ways(kernels("reference"), torch.bfloat16, "16")
-    made, x = product([packed], ways), torch.randn(5, 128, generator=generator).bfloat16()
-    assert torch.equal(made.few(x), made.many(ways.kernels.quantise(x)))
+    config = GpuConfig(kernels("reference"), torch.bfloat16, "16")
+    made, x = product([packed], config), torch.randn(5, 128, generator=generator).bfloat16()
+    assert torch.equal(made.gemv(x), made.gemm(config.kernels.quantise(x)))
     truth = x.double() @ dequantise(packed).double().T
-    assert (made.few(x).double() - truth).abs().max() <= 0.03 * truth.abs().max()
+    assert (made.gemv(x).double() - truth).abs().max() <= 0.03 * truth.abs().max()
 
 
 def test_a_format_without_a_kernel_is_refused() -> None:
     packed = quantise(torch.randn(32, 128), Scheme.UINT4, 32)
     with pytest.raises(BackendError, match=r"no kernel for uint4 weights.*--kernel reference"):
-        product([packed], Ways(kernels("reference"), torch.bfloat16, "16"))
+        product([packed], GpuConfig(kernels("reference"), torch.bfloat16, "16"))
 
 
 def test_int8_towers_stay_int8(tmp_path: Path) -> None:

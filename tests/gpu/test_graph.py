@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from edge_vla.errors import DeviceLostError, ResourceError
-from edge_vla.runtime.gpu.device import Card
+from edge_vla.runtime.gpu.device import CudaDevice
 from edge_vla.runtime.gpu.graph import WARM_UPS, CudaGraphs, Direct, Graphs, Work
 from tests.gpu.made import CPU, Counted
 
 
 def graphs(most: int) -> tuple[Graphs, Counted]:
     counted = Counted()
-    return Graphs(counted, Card(CPU), most), counted
+    return Graphs(counted, CudaDevice(CPU), most), counted
 
 
 def test_the_least_recently_used_goes_first() -> None:
@@ -71,22 +71,22 @@ INVALID = RuntimeError("CUDA error: operation failed due to a previous error dur
 @pytest.mark.parametrize("at_the_end", [None, INVALID])
 def test_memory_that_runs_out_in_a_recording(at_the_end: RuntimeError | None) -> None:
     """`torch.cuda.graph` ends the capture on the way out, and that fails too, with other words."""
-    card = Card(CPU)
-    kept = Graphs(Failing(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB"), at_the_end), card)
+    cuda = CudaDevice(CPU)
+    kept = Graphs(Failing(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB"), at_the_end), cuda)
     with pytest.raises(ResourceError, match=r"recording the graph of a: out of memory.*fewer bits"):
         kept.run("a", lambda: None)
-    assert not card.lost
+    assert not cuda.lost
     assert len(kept) == 0
     kept.recorder = Direct()
     kept.run("a", lambda: None)
 
 
 def test_a_capture_that_breaks_loses_the_card() -> None:
-    card = Card(CPU)
-    kept = Graphs(Failing(RuntimeError("CUDA error: an illegal memory access was encountered")), card)
+    cuda = CudaDevice(CPU)
+    kept = Graphs(Failing(RuntimeError("CUDA error: an illegal memory access was encountered")), cuda)
     with pytest.raises(DeviceLostError, match="recording the graph of a: CUDA error: an illegal memory access"):
         kept.run("a", lambda: None)
-    assert card.lost
+    assert cuda.lost
 
 
 class Cuda:

@@ -20,7 +20,7 @@ from edge_vla.artifact import HEAD, VISION, Artifact, layer_file
 from edge_vla.errors import ArtifactError
 from edge_vla.quant import PackedWeight, Scheme
 from edge_vla.runtime.cpu.assemble import TOGETHER, fused
-from edge_vla.runtime.gpu.config import Ways, kernels
+from edge_vla.runtime.gpu.config import GpuConfig, kernels
 from edge_vla.runtime.gpu.kernels.weights import restore_int4
 from edge_vla.runtime.gpu.load import SPARE, from_artifact
 from edge_vla.runtime.gpu.products import product, repack
@@ -116,7 +116,7 @@ def test_the_largest_product_of_a_7b_policy_takes_little_beside_itself(scheme: S
         parts = [zeros(scheme, *shapes[name]) for name in TOGETHER["gate_up"]]
         whole = fused(parts)
         assert whole is not None
-        made = product([whole], Ways(kernels("reference"), torch.bfloat16, "16"))
+        made = product([whole], GpuConfig(kernels("reference"), torch.bfloat16, "16"))
     assert alive.peak > made.bytes >= 0.9 * whole.bytes
     assert alive.peak - made.bytes <= SPARE
 

@@ -65,24 +65,26 @@ def test_a_right_draft_costs_no_pass_and_a_wrong_one_no_more_than_plain(policy: 
     assert plain.passes == DIMS - 1
     for right in range(DIMS + 1):
         draft = [*truth[:right], *((bin + 1) % 64 for bin in truth[right:])]
-        for strict in (False, True):
-            action = policy.act(image(seed), TEXT, draft=fixed(draft), strict=strict)
+        for bitwise_exact in (False, True):
+            action = policy.act(image(seed), TEXT, draft=fixed(draft), bitwise_exact=bitwise_exact)
             assert action.passes <= DIMS - 1
-            if action.tokens == plain.tokens and not strict and policy.network.decoder.rides:
+            if action.tokens == plain.tokens and not bitwise_exact and policy.network.decoder.prefill_matches_step:
                 assert (action.passes == 0) == (right >= DIMS - 1)
-    assert policy.act(image(seed), TEXT, draft=fixed(truth), strict=True).passes == 1
+    assert policy.act(image(seed), TEXT, draft=fixed(truth), bitwise_exact=True).passes == 1
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_strict_tokens_and_leads_do_not_depend_on_the_draft(policy: Policy, seed: int) -> None:
+def test_exact_tokens_and_margins_do_not_depend_on_the_draft(policy: Policy, seed: int) -> None:
     """Bit for bit: the same logits come out whatever stands in the rows behind."""
-    plain = policy.act(image(seed), TEXT, strict=True)
+    plain = policy.act(image(seed), TEXT, bitwise_exact=True)
     truth = bins_of(policy, plain.tokens)
     generator = torch.Generator().manual_seed(seed)
     for wrong in range(DIMS):
         noise = torch.randint(0, 64, (DIMS,), generator=generator).tolist()
         for jacobi in (True, False):
-            action = policy.act(image(seed), TEXT, draft=fixed([*truth[:wrong], *noise[wrong:]], jacobi), strict=True)
+            action = policy.act(
+                image(seed), TEXT, draft=fixed([*truth[:wrong], *noise[wrong:]], jacobi), bitwise_exact=True
+            )
             assert action.tokens == plain.tokens
             assert action.margins == plain.margins
 
@@ -90,59 +92,59 @@ def test_strict_tokens_and_leads_do_not_depend_on_the_draft(policy: Policy, seed
 @given(st.lists(st.integers(0, 63), min_size=DIMS, max_size=DIMS), st.booleans(), st.integers(0, 3))
 @CALM
 def test_any_draft_gives_plain_tokens(fast: Policy, bins: list[int], jacobi: bool, seed: int) -> None:
-    plain = fast.act(image(seed), TEXT, strict=True)
-    action = fast.act(image(seed), TEXT, draft=fixed(bins, jacobi), strict=True)
+    plain = fast.act(image(seed), TEXT, bitwise_exact=True)
+    action = fast.act(image(seed), TEXT, draft=fixed(bins, jacobi), bitwise_exact=True)
     assert (action.tokens, action.margins) == (plain.tokens, plain.margins)
     assert action.passes <= DIMS - 1
 
 
 def test_rows_bits_do_not_depend_on_their_neighbours(policy: Policy) -> None:
-    """The ground of strict mode, for the kernels in use: in passes of one shape a row sees earlier rows only, and
+    """The ground of bitwise exact drafting, for the kernels in use: in passes of one shape a row sees earlier rows only, and
     where the decoder is steady the number of rows makes no difference either."""
     loop, network = policy.loop, policy.network
     with torch.inference_mode():
-        policy.act(image(0), TEXT, strict=True)
+        policy.act(image(0), TEXT, bitwise_exact=True)
         room = loop._room
         assert room is not None
         base = torch.randn(1, 8, network.spec.decoder.width).to(network.dtype)
         whole = loop._pass(base, 16, 32, room).clone()
-        best, leads = network.head.choose(whole[0])
+        best, margins = network.head.choose(whole[0])
         for row in range(8):
             other = torch.randn_like(base)
             other[:, : row + 1] = base[:, : row + 1]
             changed = loop._pass(other, 16, 32, room)
             assert torch.equal(changed[:, : row + 1], whole[:, : row + 1])
             again = network.head.choose(changed[0])
-            assert (again[0][: row + 1], again[1][: row + 1]) == (best[: row + 1], leads[: row + 1])
+            assert (again[0][: row + 1], again[1][: row + 1]) == (best[: row + 1], margins[: row + 1])
         loop._pass(base, 16, 32, room)
-        for first, last in [(0, 1), (0, 3), (2, 3), (5, 8), (7, 8), (1, 7)] if network.decoder.steady else []:
+        for first, last in [(0, 1), (0, 3), (2, 3), (5, 8), (7, 8), (1, 7)] if network.decoder.batch_invariant else []:
             loop._pass(torch.randn_like(base), 24, 32, room)  # what is lent must be written anew; no row sees these
             part = loop._pass(base[:, first:last], 16 + first, 32, room)
             assert torch.equal(part, whole[:, first:last])
-            assert network.head.choose(part[0]) == (best[first:last], leads[first:last])
+            assert network.head.choose(part[0]) == (best[first:last], margins[first:last])
 
 
-def test_plain_decoding_is_strict_where_the_decoder_is_steady(policy: Policy) -> None:
+def test_plain_decoding_is_exact_where_the_decoder_is_batch_invariant(policy: Policy) -> None:
     for seed in range(3):
-        plain, strict = policy.act(image(seed), TEXT), policy.act(image(seed), TEXT, strict=True)
-        if policy.network.decoder.steady:
-            assert (plain.tokens, plain.margins) == (strict.tokens, strict.margins)
+        plain, exact = policy.act(image(seed), TEXT), policy.act(image(seed), TEXT, bitwise_exact=True)
+        if policy.network.decoder.batch_invariant:
+            assert (plain.tokens, plain.margins) == (exact.tokens, exact.margins)
 
 
-def test_no_draft_rides_where_a_prefill_rounds(policy: Policy) -> None:
-    if policy.network.decoder.rides:
+def test_no_draft_in_a_prefill_that_rounds(policy: Policy) -> None:
+    if policy.network.decoder.prefill_matches_step:
         pytest.skip("a prefill computes rows as a step does")
-    session = policy.session(strict=False)
+    session = policy.session(bitwise_exact=False)
     for seed in (0, 0, 1, 2, 2):
         drafted, plain = session.act(image(seed), TEXT), policy.act(image(seed), TEXT)
         assert (drafted.tokens, drafted.margins) == (plain.tokens, plain.margins)
 
 
 def test_a_session_is_a_policy_that_remembers(policy: Policy) -> None:
-    session = policy.session(strict=True)
+    session = policy.session(bitwise_exact=True)
     for seed in (0, 0, 1, 1):
         action = session.act(image(seed), TEXT)
-        assert action.tokens == policy.act(image(seed), TEXT, strict=True).tokens
+        assert action.tokens == policy.act(image(seed), TEXT, bitwise_exact=True).tokens
     again = session.act(image(1), TEXT)
     assert again.passes == 1
     assert again.drafted == again.tokens
@@ -152,24 +154,26 @@ def test_a_session_is_a_policy_that_remembers(policy: Policy) -> None:
 
 class TestBadInput:
     def test_a_changed_instruction_in_mid_episode(self, fast: Policy) -> None:
-        session = fast.session(strict=True)
+        session = fast.session(bitwise_exact=True)
         for seed, text in enumerate((TEXT, TEXT, OTHER, TEXT, "go", OTHER)):
-            assert session.act(image(seed % 2), text).tokens == fast.act(image(seed % 2), text, strict=True).tokens
+            assert (
+                session.act(image(seed % 2), text).tokens == fast.act(image(seed % 2), text, bitwise_exact=True).tokens
+            )
 
     def test_two_robots_interleaved(self, fast: Policy) -> None:
-        sessions = [fast.session(strict=True) for _ in range(2)]
+        sessions = [fast.session(bitwise_exact=True) for _ in range(2)]
         for step in range(6):
             for robot, session in enumerate(sessions):
                 action = session.act(image(robot), TEXT)
-                assert action.tokens == fast.act(image(robot), TEXT, strict=True).tokens
+                assert action.tokens == fast.act(image(robot), TEXT, bitwise_exact=True).tokens
                 assert action.drafted == (action.tokens if step else ())
 
     def test_two_robots_in_two_threads(self, fast: Policy) -> None:
-        expected = [fast.act(image(robot), text, strict=True).tokens for robot, text in enumerate((TEXT, OTHER))]
+        expected = [fast.act(image(robot), text, bitwise_exact=True).tokens for robot, text in enumerate((TEXT, OTHER))]
         wrong = list[object]()
 
         def drive(robot: int, text: str) -> None:
-            session = fast.session(strict=True)
+            session = fast.session(bitwise_exact=True)
             for _ in range(10):
                 tokens = session.act(image(robot), text).tokens
                 if tokens != expected[robot]:
@@ -187,7 +191,7 @@ class TestBadInput:
         self, fast: Policy, stage: str, monkeypatch: pytest.MonkeyPatch, tiny_artifacts: Mapping[int, Path]
     ) -> None:
         policy = edge_vla.load(tiny_artifacts[4], "cpu", check=False)
-        session = policy.session(strict=True)
+        session = policy.session(bitwise_exact=True)
         session.act(image(0), TEXT)
         accept = getattr(policy.loop, stage)
 
@@ -198,18 +202,18 @@ class TestBadInput:
         monkeypatch.setattr(policy.loop, stage, resetting)
         during = session.act(image(0), TEXT)
         monkeypatch.undo()
-        assert during.tokens == fast.act(image(0), TEXT, strict=True).tokens
+        assert during.tokens == fast.act(image(0), TEXT, bitwise_exact=True).tokens
         assert session.act(image(0), TEXT).drafted == (), "the action begun before the reset left nothing behind"
 
     def test_a_longer_prompt_than_any_before(self, tiny_artifacts: Mapping[int, Path], fast: Policy) -> None:
         policy = edge_vla.load(tiny_artifacts[4], "cpu", check=False)
-        session = policy.session(strict=True)
+        session = policy.session(bitwise_exact=True)
         for words in (1, 60, 2, 90, 1):
             text = " ".join(["up"] * words)
-            assert session.act(image(0), text).tokens == fast.act(image(0), text, strict=True).tokens
+            assert session.act(image(0), text).tokens == fast.act(image(0), text, bitwise_exact=True).tokens
 
     def test_a_prompt_that_never_fits_leaves_the_session_as_it_was(self, fast: Policy) -> None:
-        session = fast.session(strict=True)
+        session = fast.session(bitwise_exact=True)
         before = session.act(image(0), TEXT)
         with pytest.raises(UsageError, match="at most"):
             session.act(image(0), "up " * 5000)
@@ -223,9 +227,9 @@ class TestBadInput:
 
     @pytest.mark.parametrize("size", [(28, 28), (3, 500), (1, 1)])
     def test_an_image_of_another_size(self, fast: Policy, size: tuple[int, int]) -> None:
-        session, picture = fast.session(strict=True), image(0).resize(size)
+        session, picture = fast.session(bitwise_exact=True), image(0).resize(size)
         session.act(image(1), TEXT)
-        assert session.act(picture, TEXT).tokens == fast.act(picture, TEXT, strict=True).tokens
+        assert session.act(picture, TEXT).tokens == fast.act(picture, TEXT, bitwise_exact=True).tokens
 
     def test_a_head_over_the_whole_vocabulary(self, golden_checkpoint: Path) -> None:
         full = edge_vla.load(golden_checkpoint, "cpu", head="full")
@@ -237,14 +241,14 @@ class TestBadInput:
 @CALM
 def test_any_order_of_acts_and_resets(fast: Policy, data: st.DataObject) -> None:
     """Several robots, instructions, pictures and resets in any order: always the tokens of a stateless policy."""
-    sessions = [fast.session(strict=True) for _ in range(3)]
+    sessions = [fast.session(bitwise_exact=True) for _ in range(3)]
     for _ in range(data.draw(st.integers(1, 8))):
         session = data.draw(st.sampled_from(sessions))
         if data.draw(st.integers(0, 4)) == 0:
             session.reset()
             continue
         seed, text = data.draw(st.integers(0, 2)), data.draw(st.sampled_from([TEXT, OTHER, "go"]))
-        assert session.act(image(seed), text).tokens == fast.act(image(seed), text, strict=True).tokens
+        assert session.act(image(seed), text).tokens == fast.act(image(seed), text, bitwise_exact=True).tokens
 
 
 def test_a_miss_is_drafted_again_by_the_network_itself() -> None:

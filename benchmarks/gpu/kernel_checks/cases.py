@@ -1,4 +1,4 @@
-"""The trials of every kernel at the shapes of one policy: what `make bench-gpu` checks and times."""
+"""The checks of every kernel at the shapes of one policy: what `make bench-gpu` checks and times."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.gpu.kernel_checks.check import Maker, Trial
+from benchmarks.gpu.kernel_checks.check import KernelCheck, Maker
 from benchmarks.gpu.kernel_checks.products import PRODUCTS, product
 from benchmarks.gpu.kernel_checks.rows import (
     attend,
@@ -20,7 +20,7 @@ from benchmarks.gpu.kernel_checks.rows import (
     tower_norm,
     turn,
 )
-from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS
+from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS
 from edge_vla.spec import PolicySpec
 
 PARTS = 4  # partial sums that a row kernel adds up, as a product of a few rows leaves them
@@ -28,10 +28,10 @@ PARTS = 4  # partial sums that a row kernel adds up, as a product of a few rows 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A trial at one shape, not made yet: weights of a whole policy would not fit beside one another."""
+    """A check at one shape, not made yet: weights of a whole policy would not fit beside one another."""
 
     name: str
-    make: Callable[[Maker], Trial]
+    make: Callable[[Maker], KernelCheck]
 
 
 def of_policy(spec: PolicySpec, prefill: int, group: int = 128) -> list[Case]:
@@ -54,15 +54,15 @@ def _products(spec: PolicySpec, prefill: int, group: int) -> list[Case]:
         )
         for kind in PRODUCTS
         for layer, (outer, inner) in shapes.items()
-        for rows in ((1, FEW_ROWS) if kind.endswith("few") else (prefill,))
+        for rows in ((1, GEMV_ROWS) if kind.endswith("gemv") else (prefill,))
     ]
 
 
 def _decoder(spec: PolicySpec, prefill: int) -> list[Case]:
     decoder = spec.decoder
-    length = prefill + 2 * FEW_ROWS
+    length = prefill + 2 * GEMV_ROWS
     cases = list[Case]()
-    for rows, start, parts in ((1, prefill, PARTS), (FEW_ROWS, prefill, PARTS), (prefill, 0, 0)):
+    for rows, start, parts in ((1, prefill, PARTS), (GEMV_ROWS, prefill, PARTS), (prefill, 0, 0)):
         made = {
             "rms_norm": partial(norm, rows=rows, width=decoder.width, parts=parts),
             "swiglu": partial(gate, rows=rows, width=decoder.mlp_width, parts=parts),
@@ -76,7 +76,7 @@ def _decoder(spec: PolicySpec, prefill: int) -> list[Case]:
             Case(f"rms_norm {what}", partial(norm_int8, rows=prefill, width=decoder.width, for_int4=for_int4)),
             Case(f"swiglu {what}", partial(gate_int8, rows=prefill, width=decoder.mlp_width, for_int4=for_int4)),
         ]
-    for rows in (1, FEW_ROWS):
+    for rows in (1, GEMV_ROWS):
         cases.append(Case(f"head, {rows} rows", partial(choose, rows=rows, width=decoder.width, bins=spec.action.bins)))
     for width in (decoder.width, decoder.mlp_width):
         make = partial(int8_rows, rows=prefill, width=width, for_int4=True)

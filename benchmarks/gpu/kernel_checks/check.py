@@ -15,7 +15,7 @@ Tensors: TypeAlias = Sequence[Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class KernelCheck:
     """Holds inputs; nothing is computed before it is asked for. `exact`: the kernel's bits must be those of `plain`.
 
     `launch` is what a clock runs, where `kernel` computes more, for the judge, than the engine would.
@@ -40,20 +40,20 @@ class Verdict:
     passed: bool
 
 
-def judge(trial: Trial, factor: float = 2.0) -> Verdict:
+def judge(check: KernelCheck, factor: float = 2.0) -> Verdict:
     """A kernel passes with at most `factor` times plain PyTorch's error, or one rounding of the output's own type.
 
     What is not finite never passes.
     """
     errors = list[tuple[float, float]]()
     equal = True
-    for ours, plain, truth in zip(trial.kernel(), trial.plain(), trial.truth(), strict=True):
+    for ours, plain, truth in zip(check.kernel(), check.plain(), check.truth(), strict=True):
         allowed = max(factor * _apart(plain, truth), _rounding(ours.dtype) * float(truth.abs().max()))
         errors.append((_apart(ours, truth), allowed))
         equal = equal and torch.equal(ours, plain)
     close = all(error <= allowed for error, allowed in errors)
     error, allowed = max(errors, key=lambda pair: pair[0] / pair[1] if pair[1] else pair[0])
-    return Verdict(error, allowed, equal, close and (equal or not trial.exact))
+    return Verdict(error, allowed, equal, close and (equal or not check.exact))
 
 
 def _apart(ours: Tensor, truth: Tensor) -> float:

@@ -12,46 +12,46 @@ from typing import Final, TypeAlias
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.kernel_checks.check import Maker, Trial
+from benchmarks.gpu.kernel_checks.check import KernelCheck, Maker
 from edge_vla.quant import PackedWeight, Scheme, dequantise
 from edge_vla.runtime.gpu.kernels import w4a8_gemm, w4a16_gemm, w4a16_gemv, w8a8_gemm, w8a16_gemm, w8a16_gemv
 from edge_vla.runtime.gpu.kernels.weights import in_input_order, quantised, repack_int4, repack_int8, summed
 
-Product: TypeAlias = Callable[[Maker, int, int, int, int], Trial]  # rows, outputs, inputs, group
+Product: TypeAlias = Callable[[Maker, int, int, int, int], KernelCheck]  # rows, outputs, inputs, group
 
 
-def product(make: Maker, kind: str, rows: int, outer: int, inner: int, group: int) -> Trial:
+def product(make: Maker, kind: str, rows: int, outer: int, inner: int, group: int) -> KernelCheck:
     """`kind` is one of PRODUCTS; `group` is int4's, and int8 has none."""
     return PRODUCTS[kind](make, rows, outer, inner, group)
 
 
-def _w4a16_few(make: Maker, rows: int, outer: int, inner: int, group: int) -> Trial:
+def _w4a16_gemv(make: Maker, rows: int, outer: int, inner: int, group: int) -> KernelCheck:
     x, packed = make.rows(rows, inner), make.packed(Scheme.INT4, outer, inner, group)
     weight = repack_int4(packed)
-    trial = _of_rows(x, packed, lambda: summed(w4a16_gemv.kernel(x, weight), x.dtype))
-    return replace(trial, launch=lambda: w4a16_gemv.kernel(x, weight))  # the next kernel adds up the parts
+    check = _of_rows(x, packed, lambda: summed(w4a16_gemv.kernel(x, weight), x.dtype))
+    return replace(check, launch=lambda: w4a16_gemv.kernel(x, weight))  # the next kernel adds up the parts
 
 
-def _w8a16_few(make: Maker, rows: int, outer: int, inner: int, _: int) -> Trial:
+def _w8a16_gemv(make: Maker, rows: int, outer: int, inner: int, _: int) -> KernelCheck:
     x, packed = make.rows(rows, inner), make.packed(Scheme.INT8, outer, inner)
     weight = repack_int8(packed)
-    trial = _of_rows(x, packed, lambda: summed(w8a16_gemv.kernel(x, weight), x.dtype))
-    return replace(trial, launch=lambda: w8a16_gemv.kernel(x, weight))  # the next kernel adds up the parts
+    check = _of_rows(x, packed, lambda: summed(w8a16_gemv.kernel(x, weight), x.dtype))
+    return replace(check, launch=lambda: w8a16_gemv.kernel(x, weight))  # the next kernel adds up the parts
 
 
-def _w4a16_gemm(make: Maker, rows: int, outer: int, inner: int, group: int) -> Trial:
+def _w4a16_gemm(make: Maker, rows: int, outer: int, inner: int, group: int) -> KernelCheck:
     x, packed = make.rows(rows, inner), make.packed(Scheme.INT4, outer, inner, group)
     weight = repack_int4(packed)
     return _of_rows(x, packed, lambda: w4a16_gemm.kernel(x, weight))
 
 
-def _w8a16_gemm(make: Maker, rows: int, outer: int, inner: int, _: int) -> Trial:
+def _w8a16_gemm(make: Maker, rows: int, outer: int, inner: int, _: int) -> KernelCheck:
     x, packed = make.rows(rows, inner), make.packed(Scheme.INT8, outer, inner)
     weight = repack_int8(packed)
     return _of_rows(x, packed, lambda: w8a16_gemm.kernel(x, weight))
 
 
-def _w8a8_gemm(make: Maker, rows: int, outer: int, inner: int, _: int) -> Trial:
+def _w8a8_gemm(make: Maker, rows: int, outer: int, inner: int, _: int) -> KernelCheck:
     x, packed = quantised(make.rows(rows, inner)), make.packed(Scheme.INT8, outer, inner)
     weight = repack_int8(packed)
     return _of_integers(
@@ -64,7 +64,7 @@ def _w8a8_gemm(make: Maker, rows: int, outer: int, inner: int, _: int) -> Trial:
     )
 
 
-def _w4a8_gemm(make: Maker, rows: int, outer: int, inner: int, group: int) -> Trial:
+def _w4a8_gemm(make: Maker, rows: int, outer: int, inner: int, group: int) -> KernelCheck:
     x, packed = quantised(make.rows(rows, inner), for_int4=True), make.packed(Scheme.INT4, outer, inner, group)
     weight = repack_int4(packed)
     return _of_integers(
@@ -77,9 +77,9 @@ def _w4a8_gemm(make: Maker, rows: int, outer: int, inner: int, group: int) -> Tr
     )
 
 
-def _of_rows(x: Tensor, packed: PackedWeight, kernel: Callable[[], Tensor]) -> Trial:
+def _of_rows(x: Tensor, packed: PackedWeight, kernel: Callable[[], Tensor]) -> KernelCheck:
     (rows, inner), outer = x.shape, packed.shape[0]
-    return Trial(
+    return KernelCheck(
         lambda: [kernel()],
         lambda: [F.linear(x, dequantise(packed, x.dtype))],
         lambda: [x.double() @ dequantise(packed).double().T],
@@ -96,9 +96,9 @@ def _of_integers(
     reference: Callable[[], Tensor],
     *,
     exact: bool,
-) -> Trial:
+) -> KernelCheck:
     (rows, inner), outer = codes.shape, packed.shape[0]
-    return Trial(
+    return KernelCheck(
         lambda: [kernel()],
         lambda: [reference()],
         lambda: [codes.double() * scales.double()[:, None] @ dequantise(packed).double().T],
@@ -109,8 +109,8 @@ def _of_integers(
 
 
 PRODUCTS: Final[Mapping[str, Product]] = {
-    "w4a16_few": _w4a16_few,
-    "w8a16_few": _w8a16_few,
+    "w4a16_gemv": _w4a16_gemv,
+    "w8a16_gemv": _w8a16_gemv,
     "w4a16_gemm": _w4a16_gemm,
     "w8a16_gemm": _w8a16_gemm,
     "w8a8_gemm": _w8a8_gemm,

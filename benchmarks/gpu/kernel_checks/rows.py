@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.kernel_checks.check import Maker, Trial
+from benchmarks.gpu.kernel_checks.check import KernelCheck, Maker
 from edge_vla.model.decoder import rotary_tables, rotate
 from edge_vla.runtime.gpu.kernels import attention, gelu, head, layer_norm, quantise_rows, rms_norm, rotary, swiglu
 from edge_vla.runtime.gpu.kernels.weights import Int8Rows, in_input_order
@@ -18,7 +18,7 @@ from edge_vla.spec import DecoderSpec
 EPS = 1e-6
 
 
-def norm(make: Maker, rows: int, width: int, parts: int) -> Trial:
+def norm(make: Maker, rows: int, width: int, parts: int) -> KernelCheck:
     """RMSNorm of a residual stream; `parts` partial sums to add, or 0 for a product that is already one."""
     x, weight = make.rows(rows, width), make.rows(width)
     added = make.wide(parts, rows, width) if parts else make.rows(rows, width)
@@ -27,7 +27,7 @@ def norm(make: Maker, rows: int, width: int, parts: int) -> Trial:
         total = x.double() + (added.double().sum(0) if parts else added.double())
         return [total, weight.double() * total / (total.square().mean(-1, keepdim=True) + EPS).sqrt()]
 
-    return Trial(
+    return KernelCheck(
         lambda: rms_norm.kernel(x, added, weight, EPS),
         lambda: rms_norm.reference(x, added, weight, EPS),
         truth,
@@ -35,7 +35,7 @@ def norm(make: Maker, rows: int, width: int, parts: int) -> Trial:
     )
 
 
-def norm_int8(make: Maker, rows: int, width: int, *, for_int4: bool) -> Trial:
+def norm_int8(make: Maker, rows: int, width: int, *, for_int4: bool) -> KernelCheck:
     """RMSNorm whose rows are rounded to int8 at once; what the codes stand for is judged."""
     x, added, weight = make.rows(rows, width), make.rows(rows, width), make.rows(width)
 
@@ -48,7 +48,7 @@ def norm_int8(make: Maker, rows: int, width: int, *, for_int4: bool) -> Trial:
         return [total, weight.double() * total / (total.square().mean(-1, keepdim=True) + EPS).sqrt()]
 
     moved = 4 * x.nbytes - x.numel()
-    return Trial(
+    return KernelCheck(
         partial(tensors, rms_norm.kernel_int8),
         partial(tensors, rms_norm.reference_int8),
         truth,
@@ -63,7 +63,7 @@ def meant(rows: Int8Rows, width: int) -> Tensor:
     return codes * rows.scales[:, None]
 
 
-def tower_norm(make: Maker, rows: int, width: int) -> Trial:
+def tower_norm(make: Maker, rows: int, width: int) -> KernelCheck:
     """LayerNorm of a tower's residual stream, with everything that can be added to it."""
     x, added = make.rows(rows, width), make.rows(rows, width)
     bias, layer_scale, weight, shift = (make.rows(width) for _ in range(4))
@@ -72,7 +72,7 @@ def tower_norm(make: Maker, rows: int, width: int) -> Trial:
         total = x.double() + layer_scale.double() * (added.double() + bias.double())
         return [total, F.layer_norm(total, (width,), weight.double(), shift.double(), EPS)]
 
-    return Trial(
+    return KernelCheck(
         lambda: layer_norm.kernel(x, added, bias, layer_scale, weight, shift, EPS),
         lambda: layer_norm.reference(x, added, bias, layer_scale, weight, shift, EPS),
         truth,
@@ -80,7 +80,7 @@ def tower_norm(make: Maker, rows: int, width: int) -> Trial:
     )
 
 
-def gate(make: Maker, rows: int, width: int, parts: int) -> Trial:
+def gate(make: Maker, rows: int, width: int, parts: int) -> KernelCheck:
     """SwiGLU of `parts` partial sums, or with 0 of a product that is already one."""
     gate_up = make.wide(parts, rows, 2 * width) if parts else make.rows(rows, 2 * width)
 
@@ -88,7 +88,7 @@ def gate(make: Maker, rows: int, width: int, parts: int) -> Trial:
         left, right = (gate_up.double().sum(0) if parts else gate_up.double()).chunk(2, dim=-1)
         return [F.silu(left) * right]
 
-    return Trial(
+    return KernelCheck(
         lambda: [swiglu.kernel(gate_up, make.dtype)],
         lambda: [swiglu.reference(gate_up, make.dtype)],
         truth,
@@ -96,7 +96,7 @@ def gate(make: Maker, rows: int, width: int, parts: int) -> Trial:
     )
 
 
-def gate_int8(make: Maker, rows: int, width: int, *, for_int4: bool) -> Trial:
+def gate_int8(make: Maker, rows: int, width: int, *, for_int4: bool) -> KernelCheck:
     """SwiGLU whose rows are rounded to int8 at once; what the codes stand for is judged."""
     gate_up = make.rows(rows, 2 * width)
 
@@ -108,7 +108,7 @@ def gate_int8(make: Maker, rows: int, width: int, *, for_int4: bool) -> Trial:
         return [F.silu(left) * right]
 
     moved = gate_up.nbytes + rows * width
-    return Trial(
+    return KernelCheck(
         partial(tensors, swiglu.kernel_int8),
         partial(tensors, swiglu.reference_int8),
         truth,
@@ -117,10 +117,10 @@ def gate_int8(make: Maker, rows: int, width: int, *, for_int4: bool) -> Trial:
     )
 
 
-def tower_gelu(make: Maker, rows: int, width: int) -> Trial:
+def tower_gelu(make: Maker, rows: int, width: int) -> KernelCheck:
     """GELU with a bias."""
     x, bias = make.rows(rows, width), make.rows(width)
-    return Trial(
+    return KernelCheck(
         lambda: [gelu.kernel(x, bias)],
         lambda: [gelu.reference(x, bias)],
         lambda: [F.gelu(x.double() + bias.double())],
@@ -128,7 +128,7 @@ def tower_gelu(make: Maker, rows: int, width: int) -> Trial:
     )
 
 
-def int8_rows(make: Maker, rows: int, width: int, *, for_int4: bool) -> Trial:
+def int8_rows(make: Maker, rows: int, width: int, *, for_int4: bool) -> KernelCheck:
     """Rows to int8: exact, codes and scales."""
     x = make.rows(rows, width)
 
@@ -137,10 +137,10 @@ def int8_rows(make: Maker, rows: int, width: int, *, for_int4: bool) -> Trial:
         return [made.codes, made.scales]
 
     reference = partial(tensors, quantise_rows.reference)
-    return Trial(partial(tensors, quantise_rows.kernel), reference, reference, x.nbytes + x.numel(), exact=True)
+    return KernelCheck(partial(tensors, quantise_rows.kernel), reference, reference, x.nbytes + x.numel(), exact=True)
 
 
-def turn(make: Maker, spec: DecoderSpec, rows: int, start: int, length: int, parts: int) -> Trial:
+def turn(make: Maker, spec: DecoderSpec, rows: int, start: int, length: int, parts: int) -> KernelCheck:
     """Queries turned, keys and values in their slots, all other slots as they were."""
     wide = (spec.heads + 2 * spec.kv_heads) * spec.head_width
     qkv = make.wide(parts, rows, wide) if parts else make.rows(rows, wide)
@@ -163,7 +163,7 @@ def turn(make: Maker, spec: DecoderSpec, rows: int, start: int, length: int, par
         room[1][:, here] = x[:, -spec.kv_heads :].transpose(0, 1)
         return [turned[:, : spec.heads], *room]
 
-    return Trial(
+    return KernelCheck(
         partial(tensors, rotary.kernel),
         partial(tensors, rotary.reference),
         truth,
@@ -173,7 +173,7 @@ def turn(make: Maker, spec: DecoderSpec, rows: int, start: int, length: int, par
     )
 
 
-def attend(make: Maker, spec: DecoderSpec, rows: int, start: int, length: int) -> Trial:
+def attend(make: Maker, spec: DecoderSpec, rows: int, start: int, length: int) -> KernelCheck:
     """Slots after the last row's hold what nobody may read."""
     query = make.rows(rows, spec.heads, spec.head_width)
     keys, values = (make.rows(spec.kv_heads, length, spec.head_width) for _ in range(2))
@@ -190,7 +190,7 @@ def attend(make: Maker, spec: DecoderSpec, rows: int, start: int, length: int) -
 
     moved = 2 * query.nbytes + 4 * spec.kv_width * end
     operations = 4 * spec.width * sum(range(start + 1, end + 1))
-    return Trial(
+    return KernelCheck(
         lambda: [attention.kernel(query, keys, values, at)],
         partial(mixed, make.dtype),
         partial(mixed, torch.float64),
@@ -199,7 +199,7 @@ def attend(make: Maker, spec: DecoderSpec, rows: int, start: int, length: int) -
     )
 
 
-def choose(make: Maker, rows: int, width: int, bins: int) -> Trial:
+def choose(make: Maker, rows: int, width: int, bins: int) -> KernelCheck:
     """The chosen bin's true logit beside the best, what its lead says of the second, and whose embedding came."""
     hidden, weight, embeddings = make.rows(rows, width), make.rows(bins, width), make.rows(bins, width)
     logits = hidden.double() @ weight.double().T
@@ -215,7 +215,7 @@ def choose(make: Maker, rows: int, width: int, bins: int) -> Trial:
         best = logits.topk(2, dim=1).values
         return [best[:, 0], best[:, 1], torch.zeros_like(hidden)]
 
-    return Trial(
+    return KernelCheck(
         partial(tensors, head.kernel),
         partial(tensors, head.reference),
         truth,

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from edge_vla.model import Cache
 from edge_vla.model.decoder import RMSNorm, rotary_tables
-from edge_vla.runtime.kernels.by_rows import DynamicInt8
-from edge_vla.runtime.kernels.reference import STEADY_ROWS
+from edge_vla.runtime.kernels.gemm import DynamicInt8
+from edge_vla.runtime.kernels.reference import BATCH_INVARIANT_ROWS
 from edge_vla.spec import DecoderSpec
 
 
@@ -45,7 +45,7 @@ class Pass:
     end: int
     cos: Tensor  # (T, 1, head width)
     sin: Tensor
-    mask: Tensor | None  # (T, or STEADY_ROWS if more, cache length); None where `causal` says it
+    mask: Tensor | None  # (T, or BATCH_INVARIANT_ROWS if more, cache length); None where `causal` says it
     causal: bool
     keys: Sequence[Tensor]  # of each layer (1, kv heads, cache length, head width)
     values: Sequence[Tensor]
@@ -95,8 +95,8 @@ class FusedLayer(nn.Module):
         values[0, :, step.start : step.end] = value.transpose(0, 1)
         query = turned[None, : spec.heads] if step.wanted is None else turned[None, : spec.heads, step.wanted]
         asked = query.shape[2]
-        if asked < STEADY_ROWS:
-            query = F.pad(query, (0, 0, 0, STEADY_ROWS - asked))
+        if asked < BATCH_INVARIANT_ROWS:
+            query = F.pad(query, (0, 0, 0, BATCH_INVARIANT_ROWS - asked))
         mixed = F.scaled_dot_product_attention(
             query,
             keys,
@@ -112,7 +112,7 @@ class FusedDecoder(nn.Module):
     """Embeddings (1, T, width) of rows from position `start` -> normed hidden states (1, T, width).
 
     A row sees the cache slots up to its own position. The cache may be longer than the last row: the pass then
-    computes over all of it. Up to STEADY_ROWS rows are `steady` on a CPU: over a cache of one length, a row's bits
+    computes over all of it. Up to BATCH_INVARIANT_ROWS rows are `batch_invariant` on a CPU: over a cache of one length, a row's bits
     depend neither on its neighbours nor on their number nor on its place among them.
     """
 
@@ -124,11 +124,11 @@ class FusedDecoder(nn.Module):
         self._tables: Tables | None = None
 
     @property
-    def steady(self) -> bool:
+    def batch_invariant(self) -> bool:
         return self.norm.weight.device.type == "cpu"
 
     @property
-    def rides(self) -> bool:
+    def prefill_matches_step(self) -> bool:
         """Whether a prefill computes a row as a later pass does, but for the order of sums."""
         return not any(isinstance(module, DynamicInt8) for module in self.modules())
 
@@ -139,14 +139,14 @@ class FusedDecoder(nn.Module):
         """Of the `wanted` rows only, if given: the last layer then leaves out what nobody reads."""
         flat = x[0]
         end, length = start + flat.shape[0], cache.length
-        tables = self._reach(length + STEADY_ROWS, x.dtype, x.device)
-        causal = start == 0 and end == length >= STEADY_ROWS
+        tables = self._reach(length + BATCH_INVARIANT_ROWS, x.dtype, x.device)
+        causal = start == 0 and end == length >= BATCH_INVARIANT_ROWS
         step = Pass(
             start=start,
             end=end,
             cos=tables.cos[start:end],
             sin=tables.sin[start:end],
-            mask=None if causal else tables.mask[start : max(end, start + STEADY_ROWS), :length],
+            mask=None if causal else tables.mask[start : max(end, start + BATCH_INVARIANT_ROWS), :length],
             causal=causal,
             keys=cache.keys.unbind(0),
             values=cache.values.unbind(0),
@@ -154,7 +154,7 @@ class FusedDecoder(nn.Module):
         for layer in self.layers:
             if wanted is not None and layer is self.layers[-1]:
                 chosen = range(start, end)[wanted]
-                mask = tables.mask[chosen.start : max(chosen.stop, chosen.start + STEADY_ROWS), :length]
+                mask = tables.mask[chosen.start : max(chosen.stop, chosen.start + BATCH_INVARIANT_ROWS), :length]
                 step = replace(step, wanted=wanted, mask=mask, causal=False)
             flat = layer(flat, step)
         return _norm(self.norm, flat)[None]

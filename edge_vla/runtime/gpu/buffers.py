@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from edge_vla.model import Cache
-from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS
+from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS
 from edge_vla.runtime.padding import padded
 from edge_vla.spec import PolicySpec
 
-TEXT: Final = 48  # prompt tokens that there is room for from the start
+TEXT: Final = 48  # prompt tokens that there is buffers for from the start
 
 
 def rows_of(dims: int) -> int:
     """Of a pass over all dimensions but the first: one shape for all, for bits may depend on it."""
-    return padded(max(dims - 1, 1), FEW_ROWS)
+    return padded(max(dims - 1, 1), GEMV_ROWS)
 
 
-class Room:
+class GpuBuffers:
     """Inputs, rows, cache and answer of one action at a time."""
 
     def __init__(self, spec: PolicySpec, prompt: int, dims: int, dtype: torch.dtype, device: torch.device) -> None:

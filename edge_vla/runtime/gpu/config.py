@@ -26,11 +26,11 @@ from edge_vla.runtime.gpu.kernels import (
     swiglu,
     w4a8_gemm,
     w4a16_gemm,
+    w4a16_gemv,
     w8a8_gemm,
     w8a16_gemm,
+    w8a16_gemv,
 )
-from edge_vla.runtime.gpu.kernels import w4a16_gemv as w4a16_few
-from edge_vla.runtime.gpu.kernels import w8a16_gemv as w8a16_few
 from edge_vla.runtime.gpu.kernels.head import Choice
 from edge_vla.runtime.gpu.kernels.weights import Int8Rows
 
@@ -53,8 +53,8 @@ class Kernels:
     rotary: Callable[..., Tensor]
     swiglu: Callable[..., Tensor]
     swiglu_int8: Callable[..., Int8Rows]
-    w4a16_few: Callable[..., Tensor]
-    w8a16_few: Callable[..., Tensor]
+    w4a16_gemv: Callable[..., Tensor]
+    w8a16_gemv: Callable[..., Tensor]
     w4a16_gemm: Callable[..., Tensor]
     w8a16_gemm: Callable[..., Tensor]
     w4a8_gemm: Callable[..., Tensor]
@@ -81,8 +81,8 @@ def kernels(backend: Backend) -> Kernels:
         rotary=of(rotary),
         swiglu=of(swiglu),
         swiglu_int8=of(swiglu, "_int8"),
-        w4a16_few=of(w4a16_few),
-        w8a16_few=of(w8a16_few),
+        w4a16_gemv=of(w4a16_gemv),
+        w8a16_gemv=of(w8a16_gemv),
         w4a16_gemm=of(w4a16_gemm),
         w8a16_gemm=of(w8a16_gemm),
         w4a8_gemm=of(w4a8_gemm),
@@ -91,7 +91,7 @@ def kernels(backend: Backend) -> Kernels:
 
 
 @dataclass(frozen=True)
-class Ways:
+class GpuConfig:
     kernels: Kernels
     dtype: torch.dtype
     activations: Activations

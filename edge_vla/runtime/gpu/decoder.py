@@ -17,7 +17,7 @@ from torch import Tensor
 from edge_vla.model import Cache
 from edge_vla.model.decoder import rotary_tables
 from edge_vla.runtime.gpu.config import Kernels
-from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS
+from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS
 from edge_vla.runtime.gpu.products import PLAIN, Product, Reads
 from edge_vla.spec import DecoderSpec
 
@@ -47,16 +47,16 @@ class KernelDecoder:
     """Embeddings (1, T, width) of rows from position `start` -> normed hidden states.
 
     A row sees the cache's slots up to its own position. Up to eight rows go through the kernels for a few rows.
-    `rides`: a prefill computes a row as a step does, but for the order of sums.
+    `prefill_matches_step`: a prefill computes a row as a step does, but for the order of sums.
     """
 
-    steady = False  # products in 16 bits are torch's, where a row's bits may depend on how many there are
+    batch_invariant = False  # products in 16 bits are torch's, where a row's bits may depend on how many there are
 
     def __init__(
         self, spec: DecoderSpec, layers: Sequence[KernelLayer], norm: Tensor, kernels: Kernels, positions: int
     ) -> None:
         self.spec, self.layers, self.norm, self.kernels = spec, layers, norm, kernels
-        self.rides = not any(product.rounds for layer in layers for product in layer.products)
+        self.prefill_matches_step = not any(product.rounds for layer in layers for product in layer.products)
         device, dtype = norm.device, norm.dtype
         cos, sin = rotary_tables(spec, torch.arange(positions, device=device)[None], dtype)
         self.cos, self.sin = cos[0, 0].contiguous(), sin[0, 0].contiguous()  # (positions, head width)
@@ -87,7 +87,7 @@ class KernelDecoder:
 
     def choose(self, hidden: Tensor, rows: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """(n, width) -> best bins (n,) int32 and their leads (n,) float32, NaN where a logit is not finite."""
-        parts = [hidden[first : first + FEW_ROWS] for first in range(0, hidden.shape[0], FEW_ROWS)]
+        parts = [hidden[first : first + GEMV_ROWS] for first in range(0, hidden.shape[0], GEMV_ROWS)]
         chosen = [self.kernels.choose(part, rows, embeddings) for part in parts]
         if len(chosen) == 1:
             return chosen[0].bins, chosen[0].margins
@@ -104,18 +104,18 @@ class KernelDecoder:
         wanted: range | None,
     ) -> tuple[Tensor, Tensor]:
         """The stream before this layer's MLP, and what the MLP adds to it."""
-        few = stream.shape[0] <= FEW_ROWS
-        stream, normed = self._norm(stream, added, layer.input_layernorm, _reads(layer.qkv, few))
-        query = self.kernels.rotary(_times(layer.qkv, normed, few), self.cos, self.sin, self._at(start), keys, values)
+        gemv = stream.shape[0] <= GEMV_ROWS
+        stream, normed = self._norm(stream, added, layer.input_layernorm, _reads(layer.qkv, gemv))
+        query = self.kernels.rotary(_times(layer.qkv, normed, gemv), self.cos, self.sin, self._at(start), keys, values)
         if wanted is not None:
             rows = slice(wanted.start, wanted.stop)
             query, stream, start = query[rows], stream[rows], start + wanted.start
-            few = stream.shape[0] <= FEW_ROWS
-        mixed = self._as(_reads(layer.o_proj, few), self.kernels.attention(query, keys, values, self._at(start)))
-        output = _times(layer.o_proj, mixed, few)
-        stream, normed = self._norm(stream, output, layer.post_attention_layernorm, _reads(layer.gate_up, few))
-        gated = self._gate(_times(layer.gate_up, normed, few), _reads(layer.down_proj, few))
-        return stream, _times(layer.down_proj, gated, few)
+            gemv = stream.shape[0] <= GEMV_ROWS
+        mixed = self._as(_reads(layer.o_proj, gemv), self.kernels.attention(query, keys, values, self._at(start)))
+        output = _times(layer.o_proj, mixed, gemv)
+        stream, normed = self._norm(stream, output, layer.post_attention_layernorm, _reads(layer.gate_up, gemv))
+        gated = self._gate(_times(layer.gate_up, normed, gemv), _reads(layer.down_proj, gemv))
+        return stream, _times(layer.down_proj, gated, gemv)
 
     def _at(self, position: int) -> Tensor:
         return self.positions[position, :1]
@@ -134,9 +134,9 @@ class KernelDecoder:
         return x if reads == PLAIN else self.kernels.quantise(x, for_int4=reads == "int8 for int4")
 
 
-def _reads(product: Product, few: bool) -> Reads:
-    return PLAIN if few else product.reads
+def _reads(product: Product, gemv: bool) -> Reads:
+    return PLAIN if gemv else product.reads
 
 
-def _times(product: Product, x: Any, few: bool) -> Tensor:
-    return product.few(x) if few else product.many(x)
+def _times(product: Product, x: Any, gemv: bool) -> Tensor:
+    return product.gemv(x) if gemv else product.gemm(x)

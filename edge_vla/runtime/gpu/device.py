@@ -1,6 +1,6 @@
 """One card as an engine sees it: whether it can be used, what else holds its memory, and what went wrong on it.
 
-Every call that may touch the card runs inside `Card.using`, which turns what torch raises into errors that name the
+Every call that may touch the card runs inside `CudaDevice.guard`, which turns what torch raises into errors that name the
 remedy. After an error that CUDA does not recover from, the card is lost and refuses all further work.
 Knows nothing of networks.
 """
@@ -33,7 +33,7 @@ Ask = Callable[[Sequence[str]], "str | None"]
 
 
 @dataclass(frozen=True)
-class Chip:
+class DeviceInfo:
     """What is read off a card, or given by a test: bytes, and the capability (major, minor)."""
 
     name: str
@@ -44,11 +44,11 @@ class Chip:
     allocated: int = 0  # of that, what tensors take
 
     @staticmethod
-    def read(device: torch.device) -> Chip:
+    def read(device: torch.device) -> DeviceInfo:
         free, total = torch.cuda.mem_get_info(device)
         name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
         reserved, allocated = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
-        return Chip(name, capability, total, free, reserved, allocated)
+        return DeviceInfo(name, capability, total, free, reserved, allocated)
 
     @property
     def room(self) -> int:
@@ -61,7 +61,7 @@ class Chip:
         return max(0, round(self.total - self.free - self.reserved - OWN))
 
 
-def check(backend: str, device: torch.device, chip: Callable[[torch.device], Chip] = Chip.read) -> None:
+def check(backend: str, device: torch.device, chip: Callable[[torch.device], DeviceInfo] = DeviceInfo.read) -> None:
     """BackendError, with the remedy, unless kernels of `backend` can run on `device`; UsageError for no backend."""
     if backend not in BACKENDS:
         raise UsageError(f"backend {backend!r}: choose one of {list(BACKENDS)}")
@@ -96,18 +96,18 @@ def _dotted(version: tuple[int, int]) -> str:
     return ".".join(map(str, version))
 
 
-class Card:
+class CudaDevice:
     """A device in use. `lost` is why it cannot be used any more, once that is so."""
 
     def __init__(
-        self, device: torch.device, chip: Callable[[torch.device], Chip] = Chip.read, ask: Ask | None = None
+        self, device: torch.device, chip: Callable[[torch.device], DeviceInfo] = DeviceInfo.read, ask: Ask | None = None
     ) -> None:
         self.device, self.lost = device, ""
         self._chip, self._ask = chip, ask or _run
 
     @contextmanager
-    def using(self, what: str) -> Iterator[None]:
-        """Run `what` on the card. ResourceError when memory runs out, DeviceLostError when CUDA breaks."""
+    def guard(self, what: str) -> Iterator[None]:
+        """Run `what` on the cuda. ResourceError when memory runs out, DeviceLostError when CUDA breaks."""
         if self.lost:
             raise DeviceLostError(_gone(self.lost))
         try:
@@ -125,7 +125,7 @@ class Card:
                 "--kernel reference (slow), and report the chip and the triton version"
             ) from error
 
-    def make_room(self, needed: int, what: str) -> None:
+    def require_free(self, needed: int, what: str) -> None:
         """ResourceError before anything is loaded if `needed` bytes cannot fit."""
         if self.device.type != "cuda":
             return

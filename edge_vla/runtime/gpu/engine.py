@@ -24,17 +24,17 @@ from torch import Tensor
 from edge_vla.errors import NumericError, UsageError
 from edge_vla.runtime.decode import Decision
 from edge_vla.runtime.drafts import Draft
-from edge_vla.runtime.gpu.buffers import Room, rows_of
+from edge_vla.runtime.gpu.buffers import GpuBuffers, rows_of
 from edge_vla.runtime.gpu.decoder import KernelDecoder
-from edge_vla.runtime.gpu.device import Card
+from edge_vla.runtime.gpu.device import CudaDevice
 from edge_vla.runtime.gpu.graph import Graphs, Recorder
 from edge_vla.runtime.network import Embeddings, Head
 from edge_vla.runtime.padding import padded
 from edge_vla.runtime.vision import Vision
 from edge_vla.spec import PolicySpec
 
-Piece = Literal["action", "prefill", "riding", "verify", "vision"]
-PIECES: Final[tuple[Piece, ...]] = ("action", "prefill", "verify", "riding")
+Piece = Literal["action", "prefill", "draft_in_prefill", "verify", "vision"]
+PIECES: Final[tuple[Piece, ...]] = ("action", "prefill", "verify", "draft_in_prefill")
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ class Engine:
         embeddings: Embeddings,
         decoder: KernelDecoder,
         head: Head,
-        card: Card,
+        cuda: CudaDevice,
         record: Recorder,
     ) -> None:
-        self.spec, self.card = spec, card
+        self.spec, self.cuda = spec, cuda
         self.vision, self.embeddings, self.decoder, self.head = vision, embeddings, decoder, head
-        self.graphs = Graphs(record, card)
-        self._room: Room | None = None
+        self.graphs = Graphs(record, cuda)
+        self._buffers: GpuBuffers | None = None
         self._text: tuple[int, ...] = ()
 
     def decide(
@@ -82,25 +82,25 @@ class Engine:
         dims: int,
         draft: Draft | None = None,
         *,
-        strict: bool = False,
+        bitwise_exact: bool = False,
     ) -> Decision:
         """The best action id at each dimension for pixel values (3 x towers, H, W).
 
-        With `strict`, drafted or not, tokens are the same to the last near-tie. Without it a draft rides in the
+        With `bitwise_exact`, drafted or not, tokens are the same to the last near-tie. Without it a draft draft_in_prefill in the
         prefill, whose shape is then another one, if that computes a row as a step does. Raises NumericError for a
         non-finite logit, ResourceError where memory runs out, DeviceLostError once the device has failed.
         """
         shape = Shape(len(prompt), dims)
-        with self.card.using("an action"), torch.inference_mode():
-            room = self._fit(shape)
-            self._put(room, prompt, torch.as_tensor(pixels))
+        with self.cuda.guard("an action"), torch.inference_mode():
+            buffers = self._fit(shape)
+            self._put(buffers, prompt, torch.as_tensor(pixels))
             drafted = draft((), ()) if draft is not None and dims > 1 else []
             if draft is None or not drafted:
                 self.run("action", shape)
-                answer, passes = self._read(room, dims), dims - 1
+                answer, passes = self._read(buffers, dims), dims - 1
             else:
-                rides = self.decoder.rides and not strict
-                answer, passes = self._verified(room, shape, draft, drafted, rides)
+                draft_in_prefill = self.decoder.prefill_matches_step and not bitwise_exact
+                answer, passes = self._verified(buffers, shape, draft, drafted, draft_in_prefill)
         first = self.spec.action.first
         names = tuple(first + index for index in answer.bins)
         return Decision(names, tuple(answer.margins), tuple(first + index for index in drafted), passes)
@@ -110,12 +110,12 @@ class Engine:
 
         UsageError for more than are kept at a time.
         """
-        lengths, never = sorted(set(prompts)), () if self.decoder.rides else ("riding",)
+        lengths, never = sorted(set(prompts)), () if self.decoder.prefill_matches_step else ("draft_in_prefill",)
         pieces = [piece for piece in pieces if piece == "action" or (dims > 1 and piece not in never)]
         needed, most = len(lengths) * len(pieces), self.graphs.most
         if needed > most:
             raise UsageError(f"{len(lengths)} prompt lengths need {needed} graphs, {most} are kept: warm fewer prompts")
-        with self.card.using("warming up"), torch.inference_mode():
+        with self.cuda.guard("warming up"), torch.inference_mode():
             self._fit(Shape(max(lengths), dims))
             for length in lengths:
                 shape = Shape(length, dims)
@@ -124,99 +124,101 @@ class Engine:
 
     def bytes(self) -> dict[str, int]:
         """On the device beside the weights, by part."""
-        return {} if self._room is None else self._room.bytes()
+        return {} if self._buffers is None else self._buffers.bytes()
 
     def _verified(
-        self, room: Room, shape: Shape, draft: Draft, drafted: Sequence[int], rides: bool
+        self, buffers: GpuBuffers, shape: Shape, draft: Draft, drafted: Sequence[int], draft_in_prefill: bool
     ) -> tuple[Answer, int]:
         """Guess, look, keep what holds: the host waits for the device once a pass."""
         dims, given = shape.dims, list(drafted[: shape.dims - 1])
-        room.give(given)
-        if rides:
-            self.run("riding", shape)
+        buffers.give(given)
+        if draft_in_prefill:
+            self.run("draft_in_prefill", shape)
         else:
             self.run("prefill", shape)  # it puts the first answer in the place of the first guess
             self.run("verify", shape)
-        answer, passes = self._read(room, dims), int(not rides)
-        given[0] = given[0] if rides else answer.bins[0]
+        answer, passes = self._read(buffers, dims), int(not draft_in_prefill)
+        given[0] = given[0] if draft_in_prefill else answer.bins[0]
         while (known := 1 + _agreeing(given, answer.bins)) < dims:
             bins = answer.bins
             given = [*bins[:known], *draft(bins[:known], bins)[known:]][: dims - 1]
-            room.give(given)
+            buffers.give(given)
             self.run("verify", shape)
-            answer, passes = self._read(room, dims), passes + 1
+            answer, passes = self._read(buffers, dims), passes + 1
         return answer, passes
 
     def run(self, piece: Piece, shape: Shape) -> None:
-        """One piece of an action, on what the room holds by now."""
+        """One piece of an action, on what the buffers hold by now."""
         self.graphs.run((piece, shape), partial(self._do, piece, shape))
 
     def _do(self, piece: Piece, shape: Shape) -> None:
-        """What a graph of this piece records: reads and writes the room and nothing else."""
-        room = self._room
-        assert room is not None, "a room is made before anything runs in it"
+        """What a graph of this piece records: reads and writes the buffers and nothing else."""
+        buffers = self._buffers
+        assert buffers is not None, "the buffers are allocated before any piece runs"
         if piece == "vision":  # alone it serves nobody but a clock
-            room.splice(self.vision(room.pixels)[0], shape.prompt)
+            buffers.splice(self.vision(buffers.pixels)[0], shape.prompt)
             return
         if piece == "verify":
-            self._pass(room, shape)
+            self._pass(buffers, shape)
         else:
-            self._prefill(room, shape, shape.dims - 1 if piece == "riding" else 0)
+            self._prefill(buffers, shape, shape.dims - 1 if piece == "draft_in_prefill" else 0)
         if piece == "action":
             for _ in range(shape.dims - 1):
-                self._pass(room, shape)
-                room.given[1 : shape.dims - 1] = room.bins[1 : shape.dims - 1]
-        room.publish()
+                self._pass(buffers, shape)
+                buffers.given[1 : shape.dims - 1] = buffers.bins[1 : shape.dims - 1]
+        buffers.publish()
 
-    def _prefill(self, room: Room, shape: Shape, riding: int) -> None:
+    def _prefill(self, buffers: GpuBuffers, shape: Shape, riding: int) -> None:
         """Image, prompt and `riding` guesses -> bins 0 .. `riding`."""
         start = self._start(shape)
         end = start + riding
-        rows = room.splice(self.vision(room.pixels)[0], shape.prompt)
+        rows = buffers.splice(self.vision(buffers.pixels)[0], shape.prompt)
         if riding:
-            rows[start:end] = self.embeddings.actions[room.given[:riding]]
+            rows[start:end] = self.embeddings.actions[buffers.given[:riding]]
         rows[end : padded(end)] = 0
-        hidden = self.decoder.run(rows[: padded(end)], 0, room.cache, range(start - 1, end))
-        self._choose(room, hidden, 0)
-        room.given[:1] = room.bins[:1]
+        hidden = self.decoder.run(rows[: padded(end)], 0, buffers.cache, range(start - 1, end))
+        self._choose(buffers, hidden, 0)
+        buffers.given[:1] = buffers.bins[:1]
 
-    def _pass(self, room: Room, shape: Shape) -> None:
+    def _pass(self, buffers: GpuBuffers, shape: Shape) -> None:
         """The bins given for dimensions 0 .. -> bins 1 .. of the answer."""
-        rows = self.embeddings.actions[room.given[: rows_of(shape.dims)]]
-        hidden = self.decoder.run(rows, self._start(shape), room.cache, range(rows.shape[0]))
-        self._choose(room, hidden[: shape.dims - 1], 1)
+        rows = self.embeddings.actions[buffers.given[: rows_of(shape.dims)]]
+        hidden = self.decoder.run(rows, self._start(shape), buffers.cache, range(rows.shape[0]))
+        self._choose(buffers, hidden[: shape.dims - 1], 1)
 
-    def _choose(self, room: Room, hidden: Tensor, first: int) -> None:
-        """The best bins, into the room from dimension `first` on."""
+    def _choose(self, buffers: GpuBuffers, hidden: Tensor, first: int) -> None:
+        """The best bins, into the buffers from dimension `first` on."""
         dims = slice(first, first + hidden.shape[0])
-        room.bins[dims], room.margins[dims] = self.decoder.choose(hidden, self.head.actions, self.embeddings.actions)
+        buffers.bins[dims], buffers.margins[dims] = self.decoder.choose(
+            hidden, self.head.actions, self.embeddings.actions
+        )
 
     def _start(self, shape: Shape) -> int:
         """The position after image and prompt."""
         return shape.prompt + self.spec.patches
 
-    def _fit(self, shape: Shape) -> Room:
-        """The room, large enough. A larger one leaves no graph: they know the old one's addresses."""
-        room = self._room
-        if room is None or not room.holds(shape.prompt, shape.dims):
+    def _fit(self, shape: Shape) -> GpuBuffers:
+        """The buffers, large enough. A larger one leaves no graph: they know the old one's addresses."""
+        buffers = self._buffers
+        if buffers is None or not buffers.holds(shape.prompt, shape.dims):
             self.graphs.clear()
-            self._room, self._text = None, ()
+            self._buffers, self._text = None, ()
             embeddings = self.embeddings.actions
-            least = (0, 0) if room is None else (room.prompt, room.dims)
+            least = (0, 0) if buffers is None else (buffers.prompt, buffers.dims)
             prompt, dims = max(shape.prompt, least[0]), max(shape.dims, least[1])
-            room = self._room = Room(self.spec, prompt, dims, embeddings.dtype, self.card.device)
-        return room
+            buffers = self._buffers = GpuBuffers(self.spec, prompt, dims, embeddings.dtype, self.cuda.device)
+        return buffers
 
-    def _put(self, room: Room, prompt: tuple[int, ...], pixels: Tensor) -> None:
-        room.see(pixels)
+    def _put(self, buffers: GpuBuffers, prompt: tuple[int, ...], pixels: Tensor) -> None:
+        buffers.see(pixels)
         if prompt != self._text:
-            room.text[: len(prompt)] = self.embeddings.text(prompt)[0]
+            buffers.text[: len(prompt)] = self.embeddings.text(prompt)[0]
             self._text = prompt
 
-    def _read(self, room: Room, dims: int) -> Answer:
-        bins, margins = room.answer(dims)
+    def _read(self, buffers: GpuBuffers, dims: int) -> Answer:
+        bins, margins = buffers.answer(dims)
         if not all(map(math.isfinite, margins)):
-            room.clear()  # what is in the cache would poison the next action through 0 * NaN
+            buffers.clear()  # what is in the cache would poison the next action through 0 * NaN
             raise NumericError("the network produced a non-finite number: no action; verify the artifact's files")
         return Answer(bins, margins)
 

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 import torch
 
-from edge_vla.runtime.gpu.device import Card
+from edge_vla.runtime.gpu.device import CudaDevice
 
 Work = Callable[[], None]
 MOST: Final = 32  # graphs: eight lengths in four pieces; at 7B each takes some megabytes of launch parameters
@@ -89,8 +89,8 @@ def recorder(device: torch.device) -> Recorder:
 class Graphs:
     """Replays by key; what a key is asked for the first time is recorded then."""
 
-    def __init__(self, recorder: Recorder, card: Card, most: int = MOST) -> None:
-        self.recorder, self.card, self.most = recorder, card, most
+    def __init__(self, recorder: Recorder, cuda: CudaDevice, most: int = MOST) -> None:
+        self.recorder, self.cuda, self.most = recorder, cuda, most
         self._replays: OrderedDict[Hashable, Work] = OrderedDict()
 
     def __contains__(self, key: Hashable) -> bool:
@@ -106,7 +106,7 @@ class Graphs:
         # Before recording: a graph that is let go makes room for the new one.
         while len(self._replays) >= self.most:
             self._replays.popitem(last=False)
-        with self.card.using(f"recording the graph of {key}"):
+        with self.cuda.guard(f"recording the graph of {key}"):
             self._replays[key] = self.recorder.record(work)
 
     def run(self, key: Hashable, work: Work) -> None:

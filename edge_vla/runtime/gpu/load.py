@@ -19,9 +19,9 @@ from edge_vla.errors import ArtifactError, BackendError, CheckpointError, UsageE
 from edge_vla.quant import NARROW, PackedWeight, Scheme, as_int4
 from edge_vla.runtime.cpu.assemble import TOGETHER, fused
 from edge_vla.runtime.gpu import ROUNDED, TRITON
-from edge_vla.runtime.gpu.config import Activations, Ways, kernels
+from edge_vla.runtime.gpu.config import Activations, GpuConfig, kernels
 from edge_vla.runtime.gpu.decoder import KernelDecoder, KernelLayer
-from edge_vla.runtime.gpu.device import Backend, Card, check
+from edge_vla.runtime.gpu.device import Backend, CudaDevice, check
 from edge_vla.runtime.gpu.engine import Engine
 from edge_vla.runtime.gpu.graph import Direct, Recorder, recorder
 from edge_vla.runtime.gpu.products import Product, product
@@ -41,7 +41,7 @@ def from_artifact(
     activations: Activations = "16",
     *,
     record: Recorder | None = None,
-    card: Card | None = None,
+    cuda: CudaDevice | None = None,
     staging: Staging | None = None,
 ) -> Network:
     """The network with an engine in it. Raises BackendError, ResourceError or DeviceLostError with the remedy."""
@@ -49,19 +49,19 @@ def from_artifact(
     if backend == TRITON and dtype not in (torch.bfloat16, torch.float16):
         raise BackendError(f"the GPU engine computes in 16 bits, not {dtype}: --dtype bf16, or --kernel reference")
     spec = artifact.manifest.config.spec
-    card = card or Card(device)
-    card.make_room(round(artifact.device_bytes + SPARE), f"loading {artifact.directory}")
+    cuda = cuda or CudaDevice(device)
+    cuda.require_free(round(artifact.device_bytes + SPARE), f"loading {artifact.directory}")
     staging = staging or Staging(device)
-    with card.using(f"loading {artifact.directory}"), torch.inference_mode():
-        ways = Ways(kernels(backend), dtype, activations)
-        layers = [_layer(artifact, index, staging, ways) for index in range(spec.decoder.layers)]
+    with cuda.guard(f"loading {artifact.directory}"), torch.inference_mode():
+        config = GpuConfig(kernels(backend), dtype, activations)
+        layers = [_layer(artifact, index, staging, config) for index in range(spec.decoder.layers)]
         head = StagedFile(artifact.directory / HEAD, staging)
         norm = _vector(head, "norm.weight", spec.decoder, dtype)
         decoder = KernelDecoder(
-            spec.decoder, [layer for layer, _ in layers], norm, ways.kernels, spec.decoder.max_positions
+            spec.decoder, [layer for layer, _ in layers], norm, config.kernels, spec.decoder.max_positions
         )
         actions = _matrix(head, "actions", (spec.action.bins, spec.decoder.width)).to(dtype)
-        vision = _vision(artifact, spec, staging, ways)
+        vision = _vision(artifact, spec, staging, config)
     table = map_matrix(artifact.directory / EMBEDDINGS, "embed_tokens.weight")
     if table.shape != (spec.decoder.vocab_rows, spec.decoder.width):
         raise ArtifactError(f"{EMBEDDINGS} is {tuple(table.shape)}, which is not the network's: export again")
@@ -91,7 +91,7 @@ def from_artifact(
             "action embeddings": embeddings.actions.nbytes,
             "embeddings (host)": table.nbytes,
         },
-        engine=Engine(spec, vision, embeddings, decoder, outputs, card, record),
+        engine=Engine(spec, vision, embeddings, decoder, outputs, cuda, record),
     )
 
 
@@ -101,7 +101,7 @@ def _by_scheme(layers: Sequence[Mapping[str, str]]) -> dict[str, str]:
     return {scheme: "; ".join(sorted({layer[scheme] for layer in layers if scheme in layer})) for scheme in schemes}
 
 
-def _layer(artifact: Artifact, index: int, staging: Staging, ways: Ways) -> tuple[KernelLayer, dict[str, str]]:
+def _layer(artifact: Artifact, index: int, staging: Staging, config: GpuConfig) -> tuple[KernelLayer, dict[str, str]]:
     """One layer, and its kernels by scheme."""
     path, linears = artifact.directory / layer_file(index), artifact.manifest.layers[index]
     file, made, chosen = StagedFile(path, staging), dict[str, Product](), dict[str, str]()
@@ -109,10 +109,10 @@ def _layer(artifact: Artifact, index: int, staging: Staging, ways: Ways) -> tupl
         for name, parts in TOGETHER.items():
             packed = [_int4(unpack_linear(part, linears[part], file)) for part in parts]
             whole = fused(packed)
-            made[name] = product([whole] if whole is not None else packed, ways)
+            made[name] = product([whole] if whole is not None else packed, config)
             for part in packed:
                 chosen[part.scheme.value] = "/".join(dict.fromkeys(made[name].names))
-        norms = [_vector(file, name, artifact.manifest.config.spec.decoder, ways.dtype) for name in NORMS]
+        norms = [_vector(file, name, artifact.manifest.config.spec.decoder, config.dtype) for name in NORMS]
     except KeyError as error:
         raise ArtifactError(f"{path} lacks {error}: export again") from error
     except CheckpointError as error:
@@ -129,7 +129,7 @@ def _int4(packed: PackedWeight) -> PackedWeight:
     return PackedWeight(Scheme.INT4, wide.shape, wide.group, wide.codes.to(device), packed.scales)
 
 
-def _vision(artifact: Artifact, spec: PolicySpec, staging: Staging, ways: Ways) -> KernelVision:
+def _vision(artifact: Artifact, spec: PolicySpec, staging: Staging, config: GpuConfig) -> KernelVision:
     path = artifact.directory / VISION
     file = StagedFile(path, staging)
     keys = key_table(spec)
@@ -138,7 +138,7 @@ def _vision(artifact: Artifact, spec: PolicySpec, staging: Staging, ways: Ways) 
         if got != keys[name].shape:
             raise ArtifactError(f"{path}: {name} is {got}, expected {keys[name].shape}: export again")
     try:
-        return KernelVision(spec, file, ways)
+        return KernelVision(spec, file, config)
     except KeyError as error:
         raise ArtifactError(f"{path} lacks {error}: export again") from error
     except CheckpointError as error:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from edge_vla.errors import BackendError
 from edge_vla.quant import PackedWeight, Scheme
-from edge_vla.runtime.gpu.config import Ways
+from edge_vla.runtime.gpu.config import GpuConfig
 from edge_vla.runtime.gpu.kernels.weights import Int4Weight, Int8Rows, Int8Weight, repack_int4, repack_int8, summed
 
 AT_ONCE: Final = 8 << 20  # weights repacked at a time: each takes some ten bytes while it is
@@ -28,50 +28,50 @@ PLAIN: Final[Reads] = "16 bits"
 
 @dataclass(frozen=True)
 class Product:
-    """`few(x (M <= 8, K))` gives (M, N), or partial sums (S, M, N) in float32; `many` gives (M, N).
+    """`gemv(x (M <= 8, K))` gives (M, N), or partial sums (S, M, N) in float32; gemm gives (M, N).
 
-    `few` reads rows of the working type, `many` what `reads` says. `rounds`: `many` rounds rows that `few` does not.
+    `gemv` reads rows of the working type, gemm what `reads` says. `rounds`: gemm rounds rows that `gemv` does not.
     """
 
-    few: Callable[[Tensor], Tensor]
-    many: Callable[[Any], Tensor]
+    gemv: Callable[[Tensor], Tensor]
+    gemm: Callable[[Any], Tensor]
     reads: Reads
     names: tuple[str, str]
     bytes: int
     rounds: bool = False
 
 
-def product(parts: Sequence[PackedWeight], ways: Ways) -> Product:
+def product(parts: Sequence[PackedWeight], config: GpuConfig) -> Product:
     """One product whose outputs are those of `parts` in order. Parts are on the device, in the layout of the disk."""
-    if ways.activations == "8" and len({part.scheme for part in parts}) > 1:
-        ways = replace(ways, activations="16")  # they would read rows in different orders
-    made = [_one(part, ways) for part in parts]
+    if config.activations == "8" and len({part.scheme for part in parts}) > 1:
+        config = replace(config, activations="16")  # they would read rows in different orders
+    made = [_one(part, config) for part in parts]
     if len(made) == 1:
         return made[0]
-    few, many = (tuple(dict.fromkeys(one.names[i] for one in made)) for i in range(2))
+    gemv, many = (tuple(dict.fromkeys(one.names[i] for one in made)) for i in range(2))
     return Product(
-        lambda x: torch.cat([summed(one.few(x), ways.dtype) for one in made], dim=-1),
-        lambda x: torch.cat([one.many(x) for one in made], dim=-1),
+        lambda x: torch.cat([summed(one.gemv(x), config.dtype) for one in made], dim=-1),
+        lambda x: torch.cat([one.gemm(x) for one in made], dim=-1),
         made[0].reads,
-        ("+".join(few), "+".join(many)),
+        ("+".join(gemv), "+".join(many)),
         sum(one.bytes for one in made),
         any(one.rounds for one in made),
     )
 
 
-def _one(packed: PackedWeight, ways: Ways) -> Product:
+def _one(packed: PackedWeight, config: GpuConfig) -> Product:
     make = {Scheme.BF16: _dense, Scheme.INT8: _int8, Scheme.W8A8: _w8a8, Scheme.INT4: _int4}.get(packed.scheme)
     if make is None:
         raise BackendError(
             f"the GPU engine has no kernel for {packed.scheme.value} weights: export with int4 or int8, or run with "
             "--kernel reference (slow)"
         )
-    return make(packed, ways)
+    return make(packed, config)
 
 
-def _dense(packed: PackedWeight, ways: Ways) -> Product:
+def _dense(packed: PackedWeight, config: GpuConfig) -> Product:
     """A 16-bit weight: torch's own product."""
-    weight = packed.codes.to(ways.dtype)
+    weight = packed.codes.to(config.dtype)
 
     def times(x: Tensor) -> Tensor:
         return F.linear(x, weight)
@@ -79,45 +79,47 @@ def _dense(packed: PackedWeight, ways: Ways) -> Product:
     return Product(times, times, PLAIN, ("torch", "torch"), weight.nbytes)
 
 
-def _int4(packed: PackedWeight, ways: Ways) -> Product:
-    weight, use = repack(packed), ways.kernels
+def _int4(packed: PackedWeight, config: GpuConfig) -> Product:
+    weight, use = repack(packed), config.kernels
 
-    def few(x: Tensor) -> Tensor:
-        return use.w4a16_few(x, weight)
+    def gemv(x: Tensor) -> Tensor:
+        return use.w4a16_gemv(x, weight)
 
-    if ways.activations == "8":
-        names = ("w4a16_few", "w4a8_gemm")
-        return Product(few, lambda x: use.w4a8_gemm(x, weight, ways.dtype), "int8 for int4", names, weight.bytes, True)
-    return Product(few, lambda x: use.w4a16_gemm(x, weight), PLAIN, ("w4a16_few", "w4a16_gemm"), weight.bytes)
+    if config.activations == "8":
+        names = ("w4a16_gemv", "w4a8_gemm")
+        return Product(
+            gemv, lambda x: use.w4a8_gemm(x, weight, config.dtype), "int8 for int4", names, weight.bytes, True
+        )
+    return Product(gemv, lambda x: use.w4a16_gemm(x, weight), PLAIN, ("w4a16_gemv", "w4a16_gemm"), weight.bytes)
 
 
-def _int8(packed: PackedWeight, ways: Ways) -> Product:
-    weight, rounded = repack_int8(packed), ways.activations == "8"
+def _int8(packed: PackedWeight, config: GpuConfig) -> Product:
+    weight, rounded = repack_int8(packed), config.activations == "8"
     return Product(
-        lambda x: ways.kernels.w8a16_few(x, weight),
-        many_int8(weight, ways),
+        lambda x: config.kernels.w8a16_gemv(x, weight),
+        int8_gemm(weight, config),
         "int8" if rounded else PLAIN,
-        ("w8a16_few", "w8a8_gemm" if rounded else "w8a16_gemm"),
+        ("w8a16_gemv", "w8a8_gemm" if rounded else "w8a16_gemm"),
         weight.bytes,
         rounded,
     )
 
 
-def _w8a8(packed: PackedWeight, ways: Ways) -> Product:
+def _w8a8(packed: PackedWeight, config: GpuConfig) -> Product:
     """Inputs are int8 by the format's own definition, few rows or many."""
-    weight, use = repack_int8(replace(packed, scheme=Scheme.INT8)), ways.kernels
+    weight, use = repack_int8(replace(packed, scheme=Scheme.INT8)), config.kernels
 
-    def many(rows: Int8Rows) -> Tensor:
-        return use.w8a8_gemm(rows, weight, ways.dtype)
+    def gemm(rows: Int8Rows) -> Tensor:
+        return use.w8a8_gemm(rows, weight, config.dtype)
 
-    return Product(lambda x: many(use.quantise(x)), many, "int8", ("w8a8_gemm", "w8a8_gemm"), weight.bytes)
+    return Product(lambda x: gemm(use.quantise(x)), gemm, "int8", ("w8a8_gemm", "w8a8_gemm"), weight.bytes)
 
 
-def many_int8(weight: Int8Weight, ways: Ways) -> Callable[[Any], Tensor]:
+def int8_gemm(weight: Int8Weight, config: GpuConfig) -> Callable[[Any], Tensor]:
     """Many rows, rounded to int8 if activations are, times an int8 weight."""
-    if ways.activations == "8":
-        return lambda x: ways.kernels.w8a8_gemm(x, weight, ways.dtype)
-    return lambda x: ways.kernels.w8a16_gemm(x, weight)
+    if config.activations == "8":
+        return lambda x: config.kernels.w8a8_gemm(x, weight, config.dtype)
+    return lambda x: config.kernels.w8a16_gemm(x, weight)
 
 
 def repack(packed: PackedWeight) -> Int4Weight:

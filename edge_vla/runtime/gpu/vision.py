@@ -17,9 +17,9 @@ from torch import Tensor
 from edge_vla.artifact import VISION_SCALES
 from edge_vla.checkpoint.keys import TOWER_PREFIXES
 from edge_vla.quant import PackedWeight, Scheme
-from edge_vla.runtime.gpu.config import Ways
+from edge_vla.runtime.gpu.config import GpuConfig
 from edge_vla.runtime.gpu.kernels.weights import repack_int8
-from edge_vla.runtime.gpu.products import many_int8
+from edge_vla.runtime.gpu.products import int8_gemm
 from edge_vla.spec import PolicySpec, TowerSpec
 
 
@@ -29,17 +29,17 @@ class Linear:
     Both take what `read` makes of rows (M, K): those, or with `rounded` the same in int8.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], name: str, ways: Ways) -> None:
-        weight, self._quantise = weights[f"{name}.weight"], ways.kernels.quantise
-        self.bias = weights[f"{name}.bias"].to(ways.dtype)
-        self.rounded = weight.dtype == torch.int8 and ways.activations == "8"
+    def __init__(self, weights: Mapping[str, Tensor], name: str, config: GpuConfig) -> None:
+        weight, self._quantise = weights[f"{name}.weight"], config.kernels.quantise
+        self.bias = weights[f"{name}.bias"].to(config.dtype)
+        self.rounded = weight.dtype == torch.int8 and config.activations == "8"
         self.times: Callable[[Any], Tensor]
         if weight.dtype == torch.int8:
             scales, shape = weights[f"{name}.weight{VISION_SCALES}"], (weight.shape[0], weight.shape[1])
             eight = repack_int8(PackedWeight(Scheme.INT8, shape, None, weight, scales).check(name))
-            self.times, size = many_int8(eight, ways), eight.bytes
+            self.times, size = int8_gemm(eight, config), eight.bytes
         else:
-            dense = weight.to(ways.dtype)
+            dense = weight.to(config.dtype)
             self.times, size = lambda x: F.linear(x, dense), dense.nbytes
         self.bytes = size + self.bias.nbytes
 
@@ -84,17 +84,17 @@ class Block:
 class Tower:
     """Pixel values (3, H, W) -> features of the second-to-last block (patches, width)."""
 
-    def __init__(self, spec: TowerSpec, weights: Mapping[str, Tensor], prefix: str, ways: Ways) -> None:
-        self.spec, self.kernels = spec, ways.kernels
+    def __init__(self, spec: TowerSpec, weights: Mapping[str, Tensor], prefix: str, config: GpuConfig) -> None:
+        self.spec, self.kernels = spec, config.kernels
 
         def load(name: str) -> Tensor:
-            return weights[prefix + name].to(ways.dtype)
+            return weights[prefix + name].to(config.dtype)
 
         def block(at: str) -> Block:
             norms = [Norm(load(f"{at}{name}.weight"), load(f"{at}{name}.bias")) for name in ("norm1", "norm2")]
             scales = [load(f"{at}{name}.scale_factor") if spec.layer_scale else None for name in ("ls1", "ls2")]
             names = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-            linears = [Linear(weights, prefix + at + name, ways) for name in names]
+            linears = [Linear(weights, prefix + at + name, config) for name in names]
             return Block((norms[0], norms[1]), (scales[0], scales[1]), *linears)
 
         first = [load("cls_token")[0]] if spec.class_token else []
@@ -150,12 +150,12 @@ class Tower:
 class KernelVision:
     """Pixel values (B, 3 x towers, H, W) of any float type -> image embeddings (B, patches, decoder width)."""
 
-    def __init__(self, spec: PolicySpec, weights: Mapping[str, Tensor], ways: Ways) -> None:
-        self.dtype = ways.dtype
+    def __init__(self, spec: PolicySpec, weights: Mapping[str, Tensor], config: GpuConfig) -> None:
+        self.dtype = config.dtype
         self.towers = [
-            Tower(tower, weights, prefix, ways) for tower, prefix in zip(spec.towers, TOWER_PREFIXES, strict=False)
+            Tower(tower, weights, prefix, config) for tower, prefix in zip(spec.towers, TOWER_PREFIXES, strict=False)
         ]
-        self.projector = [Linear(weights, f"projector.fc{i}", ways) for i in range(1, len(spec.projector_widths))]
+        self.projector = [Linear(weights, f"projector.fc{i}", config) for i in range(1, len(spec.projector_widths))]
 
     @property
     def bytes(self) -> int:

@@ -11,15 +11,17 @@ from torch import Tensor, nn
 
 from edge_vla.quant import PackedWeight, Scheme, dequantise
 
-STEADY_ROWS: Final = 8  # a few rows are always multiplied as this many, so that none's bits depend on their number
+BATCH_INVARIANT_ROWS: Final = (
+    8  # a few rows are always multiplied as this many, so that none's bits depend on their number
+)
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """x (rows, K) times weight (N, K) transposed -> (rows, N)."""
     rows = x.shape[0]
-    if rows >= STEADY_ROWS:
+    if rows >= BATCH_INVARIANT_ROWS:
         return F.linear(x, weight)
-    return F.linear(F.pad(x, (0, 0, 0, STEADY_ROWS - rows)), weight)[:rows]
+    return F.linear(F.pad(x, (0, 0, 0, BATCH_INVARIANT_ROWS - rows)), weight)[:rows]
 
 
 class Dense(nn.Module):

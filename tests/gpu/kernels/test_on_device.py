@@ -9,7 +9,7 @@ from benchmarks.gpu.kernel_checks.cases import Case, of_policy
 from benchmarks.gpu.kernel_checks.check import Maker, judge
 from edge_vla.quant import Scheme
 from edge_vla.runtime.gpu.kernels import w4a16_gemv, w8a16_gemv
-from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS
+from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS
 from edge_vla.runtime.gpu.kernels.weights import repack_int4, repack_int8
 from edge_vla.spec import OPENVLA_7B
 
@@ -29,10 +29,10 @@ def test_kernel_is_as_exact_as_plain_pytorch(case: Case, dtype: torch.dtype, dev
 def test_a_rows_bits_depend_on_no_other_row(name: str, device: torch.device) -> None:
     outer, inner = OPENVLA_7B.decoder.linears()[name]
     make = Maker.seeded(2, device, torch.bfloat16)
-    x = make.rows(FEW_ROWS, inner)
+    x = make.rows(GEMV_ROWS, inner)
     weight4 = repack_int4(make.packed(Scheme.INT4, outer, inner, 128))
     weight8 = repack_int8(make.packed(Scheme.INT8, outer, inner))
     whole4, whole8 = w4a16_gemv.kernel(x, weight4), w8a16_gemv.kernel(x, weight8)
-    for row in range(FEW_ROWS):
+    for row in range(GEMV_ROWS):
         assert torch.equal(w4a16_gemv.kernel(x[row : row + 1], weight4), whole4[:, row : row + 1])
         assert torch.equal(w8a16_gemv.kernel(x[row : row + 1], weight8), whole8[:, row : row + 1])

@@ -14,7 +14,7 @@ from benchmarks.gpu.kernel_checks.check import Maker, judge
 from benchmarks.gpu.kernel_checks.products import PRODUCTS, product
 from edge_vla.quant import Scheme
 from edge_vla.runtime.gpu.kernels import w4a8_gemm, w4a16_gemm, w4a16_gemv, w8a16_gemv
-from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS
+from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS
 from edge_vla.runtime.gpu.kernels.weights import quantised, repack_int4, repack_int8
 
 TYPES = (torch.bfloat16, torch.float16)
@@ -34,9 +34,9 @@ few_examples = settings(max_examples=6, suppress_health_check=[HealthCheck.funct
 def test_product_is_as_exact_as_plain_pytorch(
     kind: str, dtype: torch.dtype, rows: int, outer: int, group: int, groups: int, seed: int, device: torch.device
 ) -> None:
-    rows = 1 + rows % FEW_ROWS if kind.endswith("few") else rows
-    trial = product(Maker.seeded(seed, device, dtype), kind, rows, outer, group * groups, group)
-    verdict = judge(trial)
+    rows = 1 + rows % GEMV_ROWS if kind.endswith("gemv") else rows
+    check = product(Maker.seeded(seed, device, dtype), kind, rows, outer, group * groups, group)
+    verdict = judge(check)
     assert verdict.passed, verdict
 
 
@@ -61,7 +61,7 @@ def test_a_rows_bits_depend_on_no_other_row(dtype: torch.dtype, device: torch.de
         repack_int4(make.packed(Scheme.INT4, 70, 640, 128)),
         repack_int8(make.packed(Scheme.INT8, 70, 640)),
     )
-    x = make.rows(FEW_ROWS, 640)
+    x = make.rows(GEMV_ROWS, 640)
     other = x.clone()
     other[[0, 3]] = x[[3, 0]]
     other[5] = torch.nan
@@ -69,10 +69,10 @@ def test_a_rows_bits_depend_on_no_other_row(dtype: torch.dtype, device: torch.de
         lambda rows: w4a16_gemv.kernel(rows, weight4),
         lambda rows: w8a16_gemv.kernel(rows, weight8),
     ]
-    for few in kernels:
-        whole, moved = few(x), few(other)
-        assert torch.equal(few(x[:1]), whole[:, :1])
-        assert torch.equal(few(x[2:5].contiguous()), whole[:, 2:5])
+    for gemv in kernels:
+        whole, moved = gemv(x), gemv(other)
+        assert torch.equal(gemv(x[:1]), whole[:, :1])
+        assert torch.equal(gemv(x[2:5].contiguous()), whole[:, 2:5])
         assert torch.equal(moved[:, 3], whole[:, 0])
         assert torch.equal(moved[:, 4], whole[:, 4])
 
@@ -91,8 +91,8 @@ def test_half_sums_stay_near_whole_ones(device: torch.device) -> None:
 def test_what_does_not_fit_is_refused(device: torch.device) -> None:
     make = Maker.seeded(4, device, torch.bfloat16)
     weight = repack_int4(make.packed(Scheme.INT4, 8, 128, 128))
-    with pytest.raises(AssertionError, match="not few"):
-        w4a16_gemv.kernel(make.rows(FEW_ROWS + 1, 128), weight)
+    with pytest.raises(AssertionError, match="at most"):
+        w4a16_gemv.kernel(make.rows(GEMV_ROWS + 1, 128), weight)
     with pytest.raises(AssertionError, match="inputs"):
         w4a16_gemv.kernel(make.rows(1, 96), weight)
     with pytest.raises(AssertionError, match="strides"):

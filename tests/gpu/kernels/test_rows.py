@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from benchmarks.gpu.kernel_checks.check import Maker, Trial, judge
+from benchmarks.gpu.kernel_checks.check import KernelCheck, Maker, judge
 from benchmarks.gpu.kernel_checks.rows import (
     attend,
     choose,
@@ -24,7 +24,7 @@ from benchmarks.gpu.kernel_checks.rows import (
     turn,
 )
 from edge_vla.runtime.gpu.kernels import attention, gelu, head, layer_norm, quantise_rows, rms_norm, rotary, swiglu
-from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS
+from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS
 from edge_vla.runtime.gpu.kernels.weights import Int8Rows
 from edge_vla.spec import DecoderSpec
 
@@ -35,8 +35,8 @@ few_examples = settings(max_examples=4, suppress_health_check=[HealthCheck.funct
 rows_, widths, parts_, seeds = st.integers(1, 9), st.integers(2, 300), st.integers(0, 4), st.integers(0, 99)
 
 
-def assert_passes(trial: Trial) -> None:
-    verdict = judge(trial)
+def assert_passes(check: KernelCheck) -> None:
+    verdict = judge(check)
     assert verdict.passed, verdict
 
 
@@ -87,7 +87,7 @@ def test_turning_and_attending(
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @few_examples
-@given(rows=st.integers(1, FEW_ROWS), width=widths, bins=st.integers(2, 70), seed=seeds)
+@given(rows=st.integers(1, GEMV_ROWS), width=widths, bins=st.integers(2, 70), seed=seeds)
 def test_choosing(dtype: torch.dtype, rows: int, width: int, bins: int, seed: int, device: torch.device) -> None:
     assert_passes(choose(Maker.seeded(seed, device, dtype), rows, width, bins))
 
@@ -151,13 +151,13 @@ def test_fused_quantisation_is_that_of_the_rounded_rows(
 
 def test_attention_of_a_row_depends_on_no_other_row(device: torch.device) -> None:
     make = Maker.seeded(6, device, torch.bfloat16)
-    query, keys, values = make.rows(FEW_ROWS, 4, 32), make.rows(2, 150, 32), make.rows(2, 150, 32)
+    query, keys, values = make.rows(GEMV_ROWS, 4, 32), make.rows(2, 150, 32), make.rows(2, 150, 32)
 
     def at(start: int, rows: Tensor) -> Tensor:
         return attention.kernel(rows, keys, values, torch.tensor([start], dtype=torch.int32, device=device))
 
     whole = at(120, query)
-    for row in range(FEW_ROWS):
+    for row in range(GEMV_ROWS):
         assert torch.equal(at(120 + row, query[row : row + 1]), whole[row : row + 1])
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_vla.runtime.gpu.kernels.tiles import RESERVE, Chip, attention_tile, few_tile, gemm_tile, head_tile, splits
+from edge_vla.runtime.gpu.kernels.tiles import RESERVE, Chip, attention_tile, gemm_tile, gemv_tile, head_tile, splits
 
 CHIPS = {  # shared memory of a program, by NVIDIA's table of capabilities
     "A100": Chip((8, 0), 108, 163 * 1024),
@@ -27,7 +27,7 @@ KINDS = {"w4a16": (4, 16), "w8a16": (8, 16), "w8a8": (8, 8), "w4a8": (4, 8)}
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
 def test_tiles_fit_every_chip(chip: Chip) -> None:
     chosen = [(gemm_tile(chip, kind), bits) for kind, bits in KINDS.items()]
-    chosen += [(few_tile(chip, bits, 4096), (bits, 16)) for bits in (4, 8)]
+    chosen += [(gemv_tile(chip, bits, 4096), (bits, 16)) for bits in (4, 8)]
     chosen.append((head_tile(chip), (16, 16)))
     for tile, bits in chosen:
         assert tile.stages * tile.stage_bytes(*bits) + RESERVE <= chip.shared_bytes
@@ -48,14 +48,14 @@ def test_a_chip_with_little_memory_gets_fewer_stages() -> None:
 
 @given(chip=st.sampled_from(list(CHIPS.values())), outer=st.integers(1, 30_000), blocks=st.integers(1, 200))
 def test_splits_cover_every_block_once(chip: Chip, outer: int, blocks: int) -> None:
-    parts, each = splits(chip, few_tile(chip, 4, outer), outer, blocks)
+    parts, each = splits(chip, gemv_tile(chip, 4, outer), outer, blocks)
     assert (parts - 1) * each < blocks <= parts * each
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
 @pytest.mark.parametrize(("outer", "inner"), [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008)])
 def test_a_decode_step_fills_the_chip(chip: Chip, outer: int, inner: int) -> None:
-    tile = few_tile(chip, 4, outer)
+    tile = gemv_tile(chip, 4, outer)
     parts, _ = splits(chip, tile, outer, inner // tile.inner)
     assert parts * -(-outer // tile.outputs) >= 2 * chip.processors
 

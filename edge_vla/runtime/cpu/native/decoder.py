@@ -141,11 +141,11 @@ class NativeDecoder:
 
     These are lent: the next pass overwrites them.
 
-    `steady`: a row's bits depend neither on its neighbours nor on their number nor on the number of threads. `rides`:
+    `batch_invariant`: a row's bits depend neither on its neighbours nor on their number nor on the number of threads. `prefill_matches_step`:
     nor on whether it is computed in a prefill or in a later pass.
     """
 
-    steady = True
+    batch_invariant = True
 
     def __init__(self, spec: DecoderSpec, layers: Sequence[NativeLayer], norm: Tensor) -> None:
         compiled = library()
@@ -157,7 +157,7 @@ class NativeDecoder:
             len(layers), spec.width, spec.mlp_width, spec.heads, spec.kv_heads, spec.head_width, spec.norm_eps,
             ctypes.addressof(self._structures), address(self._norm),
         )  # fmt: skip
-        self.rides = not any(layer.rounds_prefill for layer in layers)
+        self.prefill_matches_step = not any(layer.rounds_prefill for layer in layers)
         self._multiplications = sum(layer.multiplications for layer in layers)
         self._team, self._room = Team(), (0, 0, 0)
         self._desk, self._whole, self._buffers = _Desk(), Rounded(), list[Tensor]()

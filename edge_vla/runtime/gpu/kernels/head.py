@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
 from edge_vla.runtime.gpu.kernels.rounding import block_of, rounded, sum_of, warps_of
-from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS, Chip, head_tile, splits
+from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS, Chip, head_tile, splits
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ def kernel(hidden: Tensor, head: Tensor, embeddings: Tensor) -> Choice:
     rows, width = hidden.shape
     count, device = head.shape[0], hidden.device
     check_rows(hidden, head, embeddings)
-    assert rows <= FEW_ROWS, f"{rows} rows are not few"
+    assert rows <= GEMV_ROWS, f"{rows} rows: a gemv kernel takes at most {GEMV_ROWS}"
     chip = Chip.of(device)
     tile = head_tile(chip)
     blocks = -(-width // tile.inner)

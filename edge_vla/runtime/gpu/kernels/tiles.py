@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 
-FEW_ROWS: Final = 8  # a decode step or a verifying pass: rows that one tensor-core instruction takes for one
+GEMV_ROWS: Final = 8  # a decode step or a verifying pass: rows that one tensor-core instruction takes for one
 RESERVE: Final = 8 * 1024  # bytes of shared memory that a kernel needs beside its pipeline
 PER_PROCESSOR: Final = 4  # programs that a streaming kernel wants on each multiprocessor, to hide latency
 MOST_SPLITS: Final = 8
@@ -63,7 +63,7 @@ class Tile:
 
 
 # From the smallest capability on: what has 8.0 in common with its successors stands once.
-_FEW: Final = {(8, 0): Tile(64, FEW_ROWS, 128, 4, 4), (9, 0): Tile(128, FEW_ROWS, 128, 4, 4)}
+_GEMV: Final = {(8, 0): Tile(64, GEMV_ROWS, 128, 4, 4), (9, 0): Tile(128, GEMV_ROWS, 128, 4, 4)}
 # 10.0 has no room in its tensor memory for both operands of the tall tile, and 12.0 half the shared memory.
 _GEMM: Final = {
     "w4a16": {(8, 0): Tile(128, 64, 128, 8, 3), (9, 0): Tile(128, 128, 128, 8, 3), (10, 0): Tile(128, 64, 128, 8, 3)},
@@ -74,25 +74,25 @@ _GEMM: Final = {
 _BITS: Final = {"w4a16": (4, 16), "w8a16": (8, 16), "w8a8": (8, 8), "w4a8": (4, 8)}
 
 
-def few_tile(chip: Chip, weight_bits: int, outer: int) -> Tile:
+def gemv_tile(chip: Chip, weight_bits: int, outer: int) -> Tile:
     """For a product of a few rows; narrower where the outputs would leave half of the chip without a program."""
-    tile = _of(_FEW, chip)
+    tile = _of(_GEMV, chip)
     if outer < tile.outputs * chip.processors // 2:
-        tile = replace(tile, outputs=_FEW[(8, 0)].outputs)
+        tile = replace(tile, outputs=_GEMV[(8, 0)].outputs)
     return tile.fitted(chip, weight_bits, 16)
 
 
 def head_tile(chip: Chip) -> Tile:
     """For the action ids' logits: a head of few outputs, so that each program takes as few as there can be."""
-    return Tile(16, FEW_ROWS, 128, 2, 4).fitted(chip, 16, 16)
+    return Tile(16, GEMV_ROWS, 128, 2, 4).fitted(chip, 16, 16)
 
 
 def attention_tile(chip: Chip, rows: int, width: int) -> Tile:
     """`outputs` slots of the cache by `rows` queries. Few rows make few programs: each then asks for more at once."""
     few = Tile(128, 16, width, 8, 2)
-    if rows <= FEW_ROWS and few.fitted(chip, 32, 16).stages == few.stages:  # keys and values: 16 bits each
+    if rows <= GEMV_ROWS and few.fitted(chip, 32, 16).stages == few.stages:  # keys and values: 16 bits each
         return few
-    if rows <= FEW_ROWS:
+    if rows <= GEMV_ROWS:
         return Tile(64, 16, width, 4, 2)
     return Tile(64, 64, width, 4 if chip.capability[0] == 9 else 8, 2)  # four warps are one of 9.0's warp groups
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from edge_vla.quant import dequantise
 from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
 from edge_vla.runtime.gpu.kernels.nibbles import MAGIC, span_of, weights_of
-from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS, Chip, Tile, few_tile, splits
+from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS, Chip, Tile, gemv_tile, splits
 from edge_vla.runtime.gpu.kernels.weights import BLOCK, REACH, WORDS, Int4Weight, restore_int4
 
 
@@ -28,13 +28,13 @@ def kernel(x: Tensor, weight: Int4Weight, tile: Tile | None = None) -> Tensor:
     rows, inner = x.shape
     check_rows(x)
     outer, blocks = weight.shape[0], weight.codes.shape[0]
-    assert rows <= FEW_ROWS, f"{rows} rows are not few"
+    assert rows <= GEMV_ROWS, f"{rows} rows: a gemv kernel takes at most {GEMV_ROWS}"
     assert inner == weight.shape[1], f"{inner} inputs for a weight {weight.shape}"
     chip = Chip.of(x.device)
-    tile = tile or few_tile(chip, 4, outer)
+    tile = tile or gemv_tile(chip, 4, outer)
     parts, each = splits(chip, tile, outer, blocks)
     out = torch.empty(parts, rows, outer, dtype=torch.float32, device=x.device)
-    _w4a16_few[(-(-outer // tile.outputs), parts)](
+    _w4a16_gemv[(-(-outer // tile.outputs), parts)](
         x,
         weight.codes,
         weight.scales,
@@ -61,7 +61,7 @@ def kernel(x: Tensor, weight: Int4Weight, tile: Tile | None = None) -> Tensor:
 
 
 @jit
-def _w4a16_few(
+def _w4a16_gemv(
     x: tl.tensor,
     codes: tl.tensor,
     scales: tl.tensor,

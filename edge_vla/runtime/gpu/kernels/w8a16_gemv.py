@@ -1,4 +1,4 @@
-"""A few rows times an int8 weight: a decode step, a verifying pass. Made as `w4a16_few` is; one scale an output."""
+"""A few rows times an int8 weight: a decode step, a verifying pass. Made as `w4a16_gemv` is; one scale an output."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from edge_vla.quant import dequantise
 from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
-from edge_vla.runtime.gpu.kernels.tiles import FEW_ROWS, Chip, Tile, few_tile, splits
+from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS, Chip, Tile, gemv_tile, splits
 from edge_vla.runtime.gpu.kernels.weights import Int8Weight, restore_int8
 
 
@@ -22,14 +22,14 @@ def kernel(x: Tensor, weight: Int8Weight, tile: Tile | None = None) -> Tensor:
     rows, inner = x.shape
     check_rows(x)
     outer = weight.shape[0]
-    assert rows <= FEW_ROWS, f"{rows} rows are not few"
+    assert rows <= GEMV_ROWS, f"{rows} rows: a gemv kernel takes at most {GEMV_ROWS}"
     assert inner == weight.shape[1], f"{inner} inputs for a weight {weight.shape}"
     chip = Chip.of(x.device)
-    tile = tile or few_tile(chip, 8, outer)
+    tile = tile or gemv_tile(chip, 8, outer)
     blocks = -(-inner // tile.inner)
     parts, each = splits(chip, tile, outer, blocks)
     out = torch.empty(parts, rows, outer, dtype=torch.float32, device=x.device)
-    _w8a16_few[(-(-outer // tile.outputs), parts)](
+    _w8a16_gemv[(-(-outer // tile.outputs), parts)](
         x,
         weight.codes,
         weight.scales,
@@ -50,7 +50,7 @@ def kernel(x: Tensor, weight: Int8Weight, tile: Tile | None = None) -> Tensor:
 
 
 @jit
-def _w8a16_few(
+def _w8a16_gemv(
     x: tl.tensor,
     codes: tl.tensor,
     scales: tl.tensor,
