@@ -33,7 +33,7 @@ class Known:
     transitions: Transitions
     heads: Mapping[bool, Heads]  # with and without the previous action as an input
     plain: Bins
-    strict: bool  # drafts wait for the prefill
+    bitwise_exact: bool  # drafts wait for the prefill
 
 
 def previous(known: Known) -> Draft | None:
@@ -79,7 +79,7 @@ class Tree:
     first: Bins
     plain: Bins
     rows: int
-    strict: bool
+    bitwise_exact: bool
     spared: int = 0
     _given: list[int] = field(default_factory=list)  # to the last pass
     _from: int = 0  # its first drafted dimension
@@ -93,7 +93,7 @@ class Tree:
                 begin += 1
             elif missed + 1 == dims - 1:
                 self.spared += 1
-        self._given = [] if self.strict and not known else [*known, *draft[len(known) :]]
+        self._given = [] if self.bitwise_exact and not known else [*known, *draft[len(known) :]]
         self._from = begin
         return draft
 
@@ -106,7 +106,7 @@ class Tree:
 
 
 def tree(rows: int) -> Callable[[Known], Draft | None]:
-    return lambda known: Tree(known.past[0], known.plain, rows, known.strict) if known.past else None
+    return lambda known: Tree(known.past[0], known.plain, rows, known.bitwise_exact) if known.past else None
 
 
 PROPOSALS: Final[Mapping[str, Callable[[Known], Draft | None]]] = {

@@ -3,9 +3,9 @@
     python -m benchmarks.cpu.drafts --model ARTIFACT --episodes 200 --actions 20000 --out RESULT.json
 
 The arm moves by plain decoding, so all proposals see the same frames and the same past. On each frame the picture is
-seen once, then decoded plainly, and with each proposal both in strict mode and riding in the prefill ("fast"). Counted:
+seen once, then decoded plainly, and with each proposal both bitwise exact and in the prefill ("fast"). Counted:
 first drafts that were right, by dimension and by phase of the task; passes; tokens that differ from plain decoding of
-the same mode (in strict mode there must be none). After `--episodes` only what a session does is asked, until there
+the same mode (bitwise exact, there must be none). After `--episodes` only what a session does is asked, until there
 were `--actions`. Each episode is kept in `--records`: the same command goes on where it was stopped, and one told of
 several files sums them up (`--start` keeps two runs on different episodes). With `--time` the result says what passes
 cost too, proposals in turns on the same frames: for a quiet machine and few episodes.
@@ -64,13 +64,13 @@ class Frame:
             self.embeddings = policy.network.vision(torch.from_numpy(pixels)[None]).clone()
         self.seen_ms = (time.perf_counter() - began) * 1e3
 
-    def decode(self, draft: Draft | None, strict: bool) -> tuple[Decision, float]:
+    def decode(self, draft: Draft | None, bitwise_exact: bool) -> tuple[Decision, float]:
         """The decision, and milliseconds from image embeddings to tokens."""
         began = time.perf_counter()
         with torch.inference_mode():
             decision = self.policy.loop.greedy(
                 self.prompt, self.embeddings, self.statistics.dims, lambda stage: None,  # noqa: ARG005
-                draft=draft, strict=strict,
+                draft=draft, bitwise_exact=bitwise_exact,
             )  # fmt: skip
         return decision, (time.perf_counter() - began) * 1e3
 
@@ -126,20 +126,20 @@ class Proposers:
     def episode(self, number: int, proposals: Sequence[str]) -> list[Record]:
         seed, task, past, records = EVALUATION_SEEDS[number // 2], TASKS[number % 2], list[Bins](), list[Record]()
         for moment, (frame, answer) in enumerate(frames(self.policy, seed, task, self.look, self.key)):
-            plain = {mode: frame.decode(None, strict)[0] for mode, strict in MODES.items()}
+            plain = {mode: frame.decode(None, bitwise_exact)[0] for mode, bitwise_exact in MODES.items()}
             answer.append(plain["strict"])
             truth = frame.bins(answer[0].tokens)
             learnt = set(proposals) & set(AFTER_PREFILL)
             hidden = frame.hidden() if learnt else torch.empty(0)
             record: Record = {"phase": frame.phase, "plain": truth, "seen ms": round(frame.seen_ms, 3)}
             turn = (number + moment) % len(proposals)
-            for mode, strict in MODES.items():
+            for mode, bitwise_exact in MODES.items():
                 record[mode] = {}
                 for name in [*proposals[turn:], *proposals[:turn]]:  # none is always first
-                    if strict or name not in AFTER_PREFILL:
-                        known = Known(past, self.bins, hidden, self.transitions, self.heads, truth, strict)
+                    if bitwise_exact or name not in AFTER_PREFILL:
+                        known = Known(past, self.bins, hidden, self.transitions, self.heads, truth, bitwise_exact)
                         draft = PROPOSALS[name](known)
-                        decision, milliseconds = frame.decode(draft, strict)
+                        decision, milliseconds = frame.decode(draft, bitwise_exact)
                         record[mode][name] = _answer(frame, draft, decision, plain[mode], milliseconds)
             records.append(record)
             past = [truth, *past][:2]

@@ -37,7 +37,7 @@ from edge_vla.errors import EdgeVLAError
 from edge_vla.export import Recipe, export
 from edge_vla.files import write_whole
 from edge_vla.quant import stored_bytes
-from edge_vla.runtime import load, shaken
+from edge_vla.runtime import load, rounding_noise
 from edge_vla.runtime.cpu.native.library import library
 from edge_vla.runtime.kernels import AUTO, NATIVE_INT8
 
@@ -94,7 +94,7 @@ class Judged:
         kept = self.work / f"{name}, {len(self.frames)} frames.pt"
         if not kept.exists():
             policy = load(path, "cpu", kernel=kernel)
-            with shaken(policy.network, seed=0) if shake else nullcontext():
+            with rounding_noise(policy.network, seed=0) if shake else nullcontext():
                 logits = forced_logits(policy, self.frames)
             beside = kept.with_suffix(".partial")
             torch.save((logits, dict(policy.network.kernels)), beside)

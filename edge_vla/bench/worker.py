@@ -27,7 +27,7 @@ from edge_vla.bench.provenance import peak_memory_bytes, resident_bytes
 from edge_vla.bench.systems import QUIT, Contestant
 from edge_vla.data import Frame, read_frames
 from edge_vla.errors import EdgeVLAError, UsageError
-from edge_vla.runtime import Action, Policy, load, shaken
+from edge_vla.runtime import Action, Policy, load, rounding_noise
 
 
 class Acts(Protocol):
@@ -243,7 +243,7 @@ def _larger_batch(policy: Policy) -> Iterator[None]:
 
 
 def _shaken(policy: Policy) -> AbstractContextManager[None]:
-    return shaken(policy.network, seed=0)
+    return rounding_noise(policy.network, seed=0)
 
 
 # Harmless changes to the reference. "run again" changes nothing; "float32" is another contestant.

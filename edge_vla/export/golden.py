@@ -14,7 +14,7 @@ from PIL import Image
 from edge_vla.artifact import Artifact, GoldenFrame
 from edge_vla.data import Frame, synthetic_image
 from edge_vla.export.writer import ArtifactWriter
-from edge_vla.runtime import Action, Policy, load, shaken
+from edge_vla.runtime import Action, Policy, load, rounding_noise
 from edge_vla.runtime.noise import ROUNDING
 
 INSTRUCTIONS = ("pick up the object", "open the drawer")
@@ -48,7 +48,7 @@ def _noise(policy: Policy, image: Image.Image, instruction: str, key: str) -> fl
     logits = policy.network.head.logits(policy.forced(image, instruction, action.tokens))
     moved = 2 * ROUNDING * float(logits.abs().max())
     for seed in range(SHAKES):
-        with shaken(policy.network, seed):
+        with rounding_noise(policy.network, seed):
             moved = max(moved, _moved(action, policy.act(image, instruction, key)))
     return round(SAFETY * moved, 4)
 

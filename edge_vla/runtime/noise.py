@@ -20,14 +20,14 @@ ROUNDING = 2.0**-8  # one bf16 step, relative
 
 
 @contextmanager
-def shaken(network: Network, seed: int) -> Iterator[None]:
+def rounding_noise(network: Network, seed: int) -> Iterator[None]:
     """While this lasts, every tower block and decoder layer of `network` answers with its output shaken."""
     if not isinstance(network.vision, nn.Module) or not isinstance(network.decoder, nn.Module):
         raise UsageError("only a policy in torch's own operators can be shaken: use --vision torch --kernel torch")
     generator = torch.Generator().manual_seed(seed)
 
     def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:  # noqa: ARG001
-        return shake(output, generator)
+        return add_rounding_noise(output, generator)
 
     blocks = [module for name, module in network.vision.named_modules() if name.rpartition(".")[0].endswith("blocks")]
     handles = [module.register_forward_hook(hook) for module in [*blocks, *network.decoder.layers]]
@@ -38,7 +38,7 @@ def shaken(network: Network, seed: int) -> Iterator[None]:
             handle.remove()
 
 
-def shake(values: Tensor, generator: torch.Generator) -> Tensor:
+def add_rounding_noise(values: Tensor, generator: torch.Generator) -> Tensor:
     """Each value up or down by at most a step, in float32: in bf16 itself, 1 + noise could only round down."""
     noise = torch.rand(values.shape, generator=generator) * 2 - 1
     return (values.float() * (1 + ROUNDING * noise.to(values.device))).to(values.dtype)

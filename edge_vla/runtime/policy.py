@@ -82,9 +82,9 @@ class Policy:
         self._turn = threading.Lock()
         self._prompt = lru_cache(PROMPTS)(self.prompter.__call__)
 
-    def session(self, *, strict: bool = True) -> Session:
+    def session(self, *, bitwise_exact: bool = True) -> Session:
         """A robot's own memory: see `Session`."""
-        return Session(self, strict=strict)
+        return Session(self, bitwise_exact=bitwise_exact)
 
     def act(
         self,
@@ -93,12 +93,12 @@ class Policy:
         unnorm_key: str | None = None,
         *,
         draft: Draft | None = None,
-        strict: bool = False,
+        bitwise_exact: bool = False,
     ) -> Action:
         """One action for an RGB image (Pillow, or uint8 H x W x 3) and an instruction.
 
         Raises UsageError for an ambiguous or unknown `unnorm_key` or an instruction that does not fit, FrameError
-        for what is no image, NumericError rather than act on a non-finite number. `draft` and `strict` are for
+        for what is no image, NumericError rather than act on a non-finite number. `draft` and `bitwise_exact` are for
         `session`.
         """
         key = self.config.statistics.resolve(unnorm_key)
@@ -106,7 +106,7 @@ class Policy:
         prompt = self._prompt(instruction) if instruction.strip() else self.prompter(instruction)
         pixels = preprocess(as_rgb(image), self.config.image)
         watch.mark("preprocess")
-        return self.decide(prompt, pixels, key, watch, draft=draft, strict=strict)
+        return self.decide(prompt, pixels, key, watch, draft=draft, bitwise_exact=bitwise_exact)
 
     def decide(
         self,
@@ -116,7 +116,7 @@ class Policy:
         watch: Stopwatch | None = None,
         *,
         draft: Draft | None = None,
-        strict: bool = False,
+        bitwise_exact: bool = False,
     ) -> Action:
         """From finished prompt ids and pixel values (3 x towers, H, W) float32. Errors are those of `act`."""
         watch = watch or Stopwatch(self.network.device)
@@ -127,10 +127,12 @@ class Policy:
         with self._turn, torch.inference_mode():
             watch.mark("wait")
             if self.network.engine is not None:
-                decision = self.network.engine.decide(prompt, pixels, statistics.dims, draft, strict=strict)
+                decision = self.network.engine.decide(
+                    prompt, pixels, statistics.dims, draft, bitwise_exact=bitwise_exact
+                )
                 watch.mark("graph")
             else:
-                decision = self._stages(prompt, pixels, statistics.dims, watch, draft, strict)
+                decision = self._stages(prompt, pixels, statistics.dims, watch, draft, bitwise_exact)
         values = statistics.unnormalise(self.tokens.decode(decision.tokens))
         if not np.isfinite(values).all():
             raise NumericError(f"tokens {decision.tokens} give a non-finite action with {key!r}'s statistics")
@@ -163,13 +165,13 @@ class Policy:
         dims: int,
         watch: Stopwatch,
         draft: Draft | None,
-        strict: bool,
+        bitwise_exact: bool,
     ) -> Decision:
         """Vision and loop, one after the other."""
         embeddings = self.network.vision(torch.from_numpy(pixels)[None])
         watch.mark("vision")
         if self.head == "actions":
-            return self.loop.greedy(prompt, embeddings, dims, watch.mark, draft=draft, strict=strict)
+            return self.loop.greedy(prompt, embeddings, dims, watch.mark, draft=draft, bitwise_exact=bitwise_exact)
         return self.loop.unconstrained(prompt, embeddings, dims, watch.mark)
 
     def _action(self, values: NDArray[np.float64], decision: Decision, key: str, watch: Stopwatch) -> Action:

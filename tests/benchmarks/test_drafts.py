@@ -80,13 +80,13 @@ def policy(tiny_artifacts: Mapping[int, Path]) -> Policy:
 
 
 def truth(policy: Policy) -> Bins:
-    tokens = policy.act(synthetic_image(0, 28), "go", strict=True).tokens
+    tokens = policy.act(synthetic_image(0, 28), "go", bitwise_exact=True).tokens
     return tuple(token - policy.config.spec.action.first for token in tokens)
 
 
 def passes(policy: Policy, draft: Draft | None) -> int:
-    action = policy.act(synthetic_image(0, 28), "go", draft=draft, strict=True)
-    assert action.tokens == policy.act(synthetic_image(0, 28), "go", strict=True).tokens
+    action = policy.act(synthetic_image(0, 28), "go", draft=draft, bitwise_exact=True)
+    assert action.tokens == policy.act(synthetic_image(0, 28), "go", bitwise_exact=True).tokens
     return action.passes - (draft.spared if isinstance(draft, Tree) else 0)
 
 

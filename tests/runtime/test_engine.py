@@ -126,7 +126,7 @@ def test_a_native_row_is_the_same_in_a_prefill_and_alone(scheme: Scheme, monkeyp
 @pytest.mark.parametrize(
     ("scheme", "kernel"), [(Scheme.INT4, "native"), (Scheme.INT4, "native/int8"), (Scheme.W8A8, "native")]
 )
-def test_what_follows_is_embedding_pass_and_head_one_by_one(
+def test_decode_steps_are_embedding_pass_and_head_one_by_one(
     scheme: Scheme, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit, for drafts of any length and with any number of threads."""
@@ -138,28 +138,28 @@ def test_what_follows_is_embedding_pass_and_head_one_by_one(
         torch.randn(rows, TINY.decoder.width, generator=generator).bfloat16() for rows in (40, 89, 89)
     )
     head = NativeHead(PackedWeight(Scheme.BF16, (89, TINY.decoder.width), None, actions, None))
-    follow, cache, threads = NativeSteps(decoder, head, embedding), decoder.cache(56), torch.get_num_threads()
+    steps, cache, threads = NativeSteps(decoder, head, embedding), decoder.cache(56), torch.get_num_threads()
 
     def one_by_one(bins: list[int], further: int) -> tuple[list[int], list[float]]:
-        best, leads, start = list[int](), list[float](), 40
+        best, margins, start = list[int](), list[float](), 40
         for _ in range(1 + further):
             found = head.choose(decoder.rows(embedding[bins][None], start, cache)[0])
-            best, leads, start, bins = best + found[0], leads + found[1], start + len(bins), found[0][-1:]
-        return best, leads
+            best, margins, start, bins = best + found[0], margins + found[1], start + len(bins), found[0][-1:]
+        return best, margins
 
     try:
         for members in (1, 2, 3):
             torch.set_num_threads(members)
             decoder.rows(prompt[None], 0, cache)
             for bins, further in [([7], 5), ([88, 0, 3], 0), ([5, 6, 7, 8, 9, 10], 0), ([1, 2], 4), ([3], 0)]:
-                assert follow(bins, 40, cache, further) == one_by_one(bins, further)
+                assert steps(bins, 40, cache, further) == one_by_one(bins, further)
     finally:
         torch.set_num_threads(threads)
     for bins in ([89], [0, -1]):
         with pytest.raises(AssertionError, match="no bins"):
-            follow(bins, 40, cache)
+            steps(bins, 40, cache)
     with pytest.raises(AssertionError, match="64 slots"):
-        follow([1], 60, cache, 5)
+        steps([1], 60, cache, 5)
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -212,7 +212,7 @@ def test_a_longer_prompt_after_a_shorter_one(kernel: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", [Scheme.BF16, Scheme.INT8, Scheme.INT4, Scheme.UINT4, Scheme.W8A8])
-def test_a_few_rows_are_steady_at_true_width(scheme: Scheme) -> None:
+def test_a_few_rows_are_batch_invariant_at_true_width(scheme: Scheme) -> None:
     """With two threads too: a row's bits depend neither on how many rows there are nor on its place among them."""
     _, fast = pair(DecoderSpec(vocab_rows=32, layers=1, mlp_width=1024), scheme)
     x = torch.randn(1, 7, fast.spec.width, generator=torch.Generator().manual_seed(1)).bfloat16()

@@ -9,9 +9,9 @@ import torch
 
 from edge_vla.errors import UsageError
 from edge_vla.quant import PackedWeight, Scheme, dequantise, quantise
-from edge_vla.runtime.kernels import KERNELS, Kernel, by_rows, native, pick
+from edge_vla.runtime.kernels import KERNELS, Kernel, gemm, native, pick
 from edge_vla.runtime.kernels.arm import ARM, DynamicInt4
-from edge_vla.runtime.kernels.by_rows import FEW, DynamicInt8, WideInt4
+from edge_vla.runtime.kernels.gemm import GEMV_ROWS, DynamicInt8, GemmInt4
 
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
 CASES = [
@@ -37,7 +37,7 @@ def packed(scheme: Scheme, group: int | None, outer: int = 128, inner: int = 256
 def test_kernel_is_as_exact_as_plain_bf16(kernel: type[Kernel], scheme: Scheme, group: int | None, rows: int) -> None:
     """Error against float64 at most twice that of a bf16 product with the same dequantised weight."""
     weight = packed(scheme, group)
-    may_not = kernel is WideInt4 and torch.backends.cpu.get_cpu_capability() != "AVX512"
+    may_not = kernel is GemmInt4 and torch.backends.cpu.get_cpu_capability() != "AVX512"
     assert kernel.runs(weight, BF16, CPU) or may_not, f"{kernel.name} is expected to run on this CPU"
     if not kernel.runs(weight, BF16, CPU):
         pytest.skip("torch packs int4 in another way on this CPU")
@@ -83,9 +83,9 @@ def test_a_named_kernel_runs_or_raises() -> None:
 @pytest.mark.parametrize(("outer", "inner", "group"), [(64, 64, 32), (192, 256, 128), (256, 160, 32)])
 def test_widening_in_c_and_in_torch_give_the_oracles_bits(outer: int, inner: int, group: int) -> None:
     weight = packed(Scheme.INT4, group, outer, inner)
-    if not WideInt4.runs(weight, BF16, CPU):
+    if not GemmInt4.runs(weight, BF16, CPU):
         pytest.skip("torch packs int4 in another way on this CPU")
-    kernel = WideInt4(weight, BF16, CPU)
+    kernel = GemmInt4(weight, BF16, CPU)
     lines, blocks = kernel.codes.view(outer // native.BLOCK, inner, native.BLOCK // 2), outer // native.BLOCK
     oracle = dequantise(weight, BF16).T
     for first, last in {(0, blocks), (blocks - 1, blocks), (0, 1)}:
@@ -111,9 +111,9 @@ def test_a_weight_in_slices_is_the_weight(monkeypatch: pytest.MonkeyPatch) -> No
         kernel = next(kernel for kernel in KERNELS[scheme] if kernel.name.endswith("/bf16"))
         if not kernel.runs(weight, BF16, CPU):
             continue
-        x = torch.randn(FEW + 1, 128, generator=torch.Generator().manual_seed(3)).to(BF16)
+        x = torch.randn(GEMV_ROWS + 1, 128, generator=torch.Generator().manual_seed(3)).to(BF16)
         whole = kernel(weight, BF16, CPU)(x)
-        monkeypatch.setattr("edge_vla.runtime.kernels.by_rows.SLICE", 128)
+        monkeypatch.setattr("edge_vla.runtime.kernels.gemm.SLICE", 128)
         assert torch.equal(kernel(weight, BF16, CPU)(x), whole)
         monkeypatch.undo()
 
@@ -143,5 +143,5 @@ def test_int8_activations_cost_what_rounding_to_int8_costs(
 
 def test_the_scratch_is_shared_by_callers_in_and_out_of_inference_mode() -> None:
     with torch.inference_mode():
-        by_rows._scratch(640, 1024).zero_()
-    by_rows._scratch(640, 1024).copy_(torch.ones(640, 1024))
+        gemm._scratch(640, 1024).zero_()
+    gemm._scratch(640, 1024).copy_(torch.ones(640, 1024))

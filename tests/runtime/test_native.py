@@ -23,7 +23,7 @@ from edge_vla.runtime.cpu.native.library import library
 from edge_vla.runtime.cpu.native.product import NativeHead, NativeProduct
 from edge_vla.runtime.cpu.native.vision import NativeVision, Weights, vision_fits
 from edge_vla.runtime.kernels.w8a8 import RoundedRows, round_rows
-from edge_vla.runtime.network import leads
+from edge_vla.runtime.network import margins
 from edge_vla.runtime.vision import torch_vision, with_flat_patches
 from edge_vla.spec import OPENVLA_7B, TINY, PolicySpec
 
@@ -127,10 +127,10 @@ def test_the_head_chooses_as_torch_does(strange: float) -> None:
     best, lead = head.choose(hidden)
     sound = [0, 1, 2, 3, 4, 6, 7, 8]
     assert [best[row] for row in sound] == logits.argmax(dim=-1)[sound].tolist()
-    assert [lead[row] for row in sound] == [leads(logits)[row] for row in sound]
+    assert [lead[row] for row in sound] == [margins(logits)[row] for row in sound]
     assert (best[0], lead[0]) == (12, 0.0)
     assert math.isnan(lead[5])
-    assert math.isnan(leads(logits)[5])
+    assert math.isnan(margins(logits)[5])
 
 
 def test_what_lines_cannot_hold_is_refused() -> None:

@@ -14,7 +14,7 @@ from edge_vla.quant import PackedWeight, Scheme, quantise
 from edge_vla.runtime import store
 from edge_vla.runtime.compiled import compiled
 from edge_vla.runtime.kernels import KERNELS, pick, probe
-from edge_vla.runtime.kernels.by_rows import WideInt8
+from edge_vla.runtime.kernels.gemm import GemmInt8
 
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
 
@@ -64,14 +64,14 @@ def test_few_rows_and_names_are_not_measured(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"a": 1}', "\x00", '{"a": "b"}'])
 def test_a_damaged_table_is_no_table(content: str, tmp_path: Path) -> None:
     store.user_cache().joinpath(probe.TABLE).write_text(content)
-    assert probe.widening_pays(WideInt8, weight(), 100, CPU) in (True, False)
+    assert probe.gemm_pays(GemmInt8, weight(), 100, CPU) in (True, False)
     assert store.remembered(probe.TABLE)
 
 
 def test_a_place_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert probe.widening_pays(WideInt8, weight(), 100, CPU) in (True, False)
+    assert probe.gemm_pays(GemmInt8, weight(), 100, CPU) in (True, False)
     assert store.remembered(probe.TABLE) == {}
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from edge_vla.errors import UsageError
 from edge_vla.quant import PackedWeight, Scheme
 from edge_vla.runtime.kernels.arm import ARM, DynamicInt4
-from edge_vla.runtime.kernels.by_rows import DynamicInt8, WideInt4, WideInt8
 from edge_vla.runtime.kernels.cpu import CpuInt4, CpuInt8
-from edge_vla.runtime.kernels.probe import widening_pays
+from edge_vla.runtime.kernels.gemm import DynamicInt8, GemmInt4, GemmInt8
+from edge_vla.runtime.kernels.probe import gemm_pays
 from edge_vla.runtime.kernels.reference import Dense, Reference
 from edge_vla.runtime.kernels.w8a8 import CpuW8A8, RoundedRows
 
@@ -43,10 +43,10 @@ class Kernel(Protocol):
 # Fastest at a decode step first; the last of those always runs, on any device. After those: what only a name chooses.
 KERNELS: Final[Mapping[Scheme, tuple[type[Kernel], ...]]] = {
     Scheme.BF16: (Dense,),
-    Scheme.INT8: (CpuInt8, WideInt8, Reference, DynamicInt8),
+    Scheme.INT8: (CpuInt8, GemmInt8, Reference, DynamicInt8),
     Scheme.W8A8: (CpuW8A8, RoundedRows),
     Scheme.UINT4: (CpuInt4, Reference),
-    Scheme.INT4: (DynamicInt4, CpuInt4, WideInt4, Reference) if ARM else (CpuInt4, WideInt4, Reference, DynamicInt4),
+    Scheme.INT4: (DynamicInt4, CpuInt4, GemmInt4, Reference) if ARM else (CpuInt4, GemmInt4, Reference, DynamicInt4),
 }
 NAMES: Final = tuple(
     sorted({NATIVE, NATIVE_INT8, *(kernel.name for kernels in KERNELS.values() for kernel in kernels)})
@@ -67,8 +67,8 @@ def pick(
     able = [kernel for kernel in made_for if kernel.runs(packed, dtype, device)]
     named = [kernel for kernel in able if kernel.name == want]
     if want == AUTO or want not in {kernel.name for kernel in made_for}:
-        wide = next((kernel for kernel in able if issubclass(kernel, (WideInt4, WideInt8))), None)
-        return wide if wide is not None and widening_pays(wide, packed, rows, device) else able[0]
+        wide = next((kernel for kernel in able if issubclass(kernel, (GemmInt4, GemmInt8))), None)
+        return wide if wide is not None and gemm_pays(wide, packed, rows, device) else able[0]
     if not named:
         raise UsageError(
             f"kernel {want!r} does not run {packed.scheme.value} {packed.shape} in {dtype} on {device}; "

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from edge_vla.quant import PackedWeight
-from edge_vla.runtime.kernels.by_rows import FEW, WideInt4, WideInt8
+from edge_vla.runtime.kernels.gemm import GEMV_ROWS, GemmInt4, GemmInt8
 from edge_vla.runtime.kernels.native import library
 from edge_vla.runtime.store import processor, remember, remembered
 
@@ -23,9 +23,9 @@ LONG = 2.0  # seconds; rounds that take longer are not repeated
 _known: dict[str, str] = {}
 
 
-def widening_pays(wide: type[WideInt4] | type[WideInt8], packed: PackedWeight, rows: int, device: torch.device) -> bool:
+def gemm_pays(wide: type[GemmInt4] | type[GemmInt8], packed: PackedWeight, rows: int, device: torch.device) -> bool:
     """Whether `wide` beats the packed product at this many rows."""
-    if rows <= FEW:
+    if rows <= GEMV_ROWS:
         return False
     key = _key(packed, rows)
     answer = _known.get(key) or remembered(TABLE).get(key)
@@ -33,7 +33,7 @@ def widening_pays(wide: type[WideInt4] | type[WideInt8], packed: PackedWeight, r
         kernel = wide(packed, torch.bfloat16, device)
         x = torch.randn(rows, packed.shape[1], generator=torch.Generator().manual_seed(0)).bfloat16()
         with torch.inference_mode():
-            slow, fast = _fastest(kernel.few, kernel.many, x)
+            slow, fast = _fastest(kernel.gemv, kernel.gemm, x)
         answer = "wide" if fast < slow else "packed"
         remember(TABLE, key, answer)
     _known[key] = answer

@@ -18,11 +18,11 @@ from edge_vla.runtime.kernels.cpu import CpuInt4, CpuInt8
 from edge_vla.runtime.kernels.native import BLOCK, widen
 from edge_vla.runtime.kernels.w8a8 import multiply, works
 
-FEW = 16  # rows up to which a weight is streamed: a decode step, a verifying pass
+GEMV_ROWS = 16  # rows up to which a weight is streamed: a decode step, a verifying pass
 SLICE = 512  # outputs widened at a time: few enough to stay in a shared cache, enough to keep the product busy
 
 
-class WideInt4(CpuInt4):
+class GemmInt4(CpuInt4):
     """Many rows: codes to bfloat16, then torch's bfloat16 product."""
 
     name = "torch-int4pack/bf16"
@@ -33,12 +33,12 @@ class WideInt4(CpuInt4):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
-        return self.few(x) if rows <= FEW else self.many(x)
+        return self.gemv(x) if rows <= GEMV_ROWS else self.gemm(x)
 
-    def few(self, x: Tensor) -> Tensor:
+    def gemv(self, x: Tensor) -> Tensor:
         return super().forward(x)
 
-    def many(self, x: Tensor) -> Tensor:
+    def gemm(self, x: Tensor) -> Tensor:
         inner = x.shape[-1]
         flat = x.reshape(-1, inner)
         lines = self.codes.view(-1, inner, BLOCK // 2)
@@ -55,19 +55,19 @@ class WideInt4(CpuInt4):
         return out.view(*x.shape[:-1], self.outer)
 
 
-class WideInt8(CpuInt8):
+class GemmInt8(CpuInt8):
     """Many rows: codes to bfloat16, which holds them exactly, torch's product, then the scales."""
 
     name = "torch-int8pack/bf16"
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
-        return self.few(x) if rows <= FEW else self.many(x)
+        return self.gemv(x) if rows <= GEMV_ROWS else self.gemm(x)
 
-    def few(self, x: Tensor) -> Tensor:
+    def gemv(self, x: Tensor) -> Tensor:
         return super().forward(x)
 
-    def many(self, x: Tensor) -> Tensor:
+    def gemm(self, x: Tensor) -> Tensor:
         inner, outer = x.shape[-1], self.codes.shape[0]
         flat = x.reshape(-1, inner)
         out = flat.new_empty(flat.shape[0], outer)
@@ -78,7 +78,7 @@ class WideInt8(CpuInt8):
         return out.view(*x.shape[:-1], outer)
 
 
-class DynamicInt8(WideInt8):
+class DynamicInt8(GemmInt8):
     """Many rows: activations rounded to int8, one scale a row, and torch's int8 product. Never chosen by itself,
     because it rounds what no other kernel rounds."""
 
@@ -88,7 +88,7 @@ class DynamicInt8(WideInt8):
     def runs(cls, packed: PackedWeight, dtype: torch.dtype, device: torch.device) -> bool:
         return CpuInt8.runs(packed, dtype, device) and works()
 
-    def many(self, x: Tensor) -> Tensor:
+    def gemm(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         return multiply(flat, self.codes, self.scales.float()).view(*x.shape[:-1], -1)
 
