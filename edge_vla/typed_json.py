@@ -1,0 +1,65 @@
+"""JSON to frozen dataclasses, checked against their annotations; `dataclasses.asdict` is the way back.
+
+Knows dataclasses, tuples, lists, dicts, enums, literals, optionals and plain values. Knows no file and no version.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+def from_json(kind: type[T], raw: object) -> T:
+    """`raw`, as `json.loads` returns it, as a `kind`.
+
+    ValueError names the place of an unknown key, a missing key or a value of another type.
+    """
+    value: T = _convert(kind, raw, kind.__name__)
+    return value
+
+
+def _convert(kind: Any, raw: Any, where: str) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(kind, raw, where)
+    if origin in (Union, types.UnionType):
+        for option in arguments:
+            if option is type(None) and raw is None:
+                return None
+        (some,) = (option for option in arguments if option is not type(None))
+        return _convert(some, raw, where)
+    if origin in (tuple, list) and isinstance(raw, list):
+        kinds = arguments[:1] * len(raw) if origin is list or arguments[-1] is Ellipsis else arguments
+        if len(kinds) != len(raw):
+            raise ValueError(f"{where}: expected {len(kinds)} values, got {len(raw)}")
+        return origin(
+            _convert(one, part, f"{where}[{i}]") for i, (one, part) in enumerate(zip(kinds, raw, strict=True))
+        )
+    if origin in (dict, Mapping) and isinstance(raw, dict):
+        return {key: _convert(arguments[1], part, f"{where}.{key}") for key, part in raw.items()}
+    if origin is Literal and raw in arguments:
+        return raw
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind(raw)
+    if kind is float and type(raw) is int:
+        return float(raw)
+    if kind is Any or type(raw) is kind:
+        return raw
+    raise ValueError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {raw!r:.80}")
+
+
+def _dataclass(kind: Any, raw: Any, where: str) -> Any:
+    if not isinstance(raw, dict):
+        raise ValueError(f"{where}: expected an object, got {raw!r:.80}")
+    kinds = get_type_hints(kind)
+    if unknown := sorted(set(raw) - set(kinds)):
+        raise ValueError(f"{where}: unknown key {unknown[0]!r}, expected {sorted(kinds)}")
+    try:
+        return kind(**{name: _convert(kinds[name], value, f"{where}.{name}") for name, value in raw.items()})
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from error
