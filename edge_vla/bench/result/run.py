@@ -10,6 +10,7 @@ from edge_vla.bench.result.agreement import AgainstPeer, Agreement, WorstFrame
 from edge_vla.bench.result.closed_loop import ClosedLoop, Rate
 from edge_vla.bench.result.performance import Performance, StageProfile
 from edge_vla.device.limits import Limits
+from edge_vla.sensitivity import SensitivityReport
 
 VERSION: Final = 3
 KIND: Final = "bench"
@@ -83,6 +84,7 @@ class ArtifactFacts:
     bits_per_weight: float
     calibration_leakage: Count | None  # frames here that it was calibrated on; None without calibration
     layer_errors: dict[str, dict[str, float | None]]  # relative error of each matrix, by layer and module
+    sensitivity: SensitivityReport | None = None  # of a mixed export: why each linear has its bits
 
 
 @dataclass(kw_only=True)
