@@ -4,20 +4,34 @@ BIN := .venv/bin
 # libgomp reads this once, when torch is loaded: without it, waiting threads spin beside other work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-laws test-kernels check bench-demo bench-gpu format clean
+.PHONY: demo test test-slow docs test-laws test-kernels check bench-demo bench-gpu format clean
 
 demo: .venv/ready
 	rm -rf demo-out
 	$(BIN)/edge-vla demo --out demo-out
 
+# Two processes: the tests are many and short, and one thread of torch each is what they need.
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
+
+# The slow rung: kills, full exports, the recorded bytes of every recipe.
+test-slow: .venv/ready
+	$(BIN)/python -m pytest -n 2 -m slow
 
 check: .venv/ready
-	$(BIN)/ruff format --check edge_vla benchmarks tests
-	$(BIN)/ruff check edge_vla benchmarks tests
+	$(BIN)/ruff format --check edge_vla benchmarks docs tests
+	$(BIN)/ruff check edge_vla benchmarks docs tests
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
+
+# The documentation as a site in site/; a link to nothing stops it. In an environment of its own, on top of nothing.
+docs: .venv-docs/ready
+	.venv-docs/bin/mkdocs build --quiet --strict
+
+.venv-docs/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet 'mkdocs-material>=9.5,<10'
+	touch $@
 
 # The laws again, on examples that no run has seen (minutes); what fails there prints how to fail again.
 test-laws: .venv/ready
@@ -45,8 +59,8 @@ bench-gpu: .venv/ready
 	$(BIN)/python -m benchmarks.gpu $(if $(DRY),--dry-run)
 
 format: .venv/ready
-	$(BIN)/ruff format edge_vla benchmarks tests
-	$(BIN)/ruff check --fix edge_vla benchmarks tests
+	$(BIN)/ruff format edge_vla benchmarks docs tests
+	$(BIN)/ruff check --fix edge_vla benchmarks docs tests
 
 .PHONY: .venv
 .venv: .venv/ready
@@ -59,4 +73,4 @@ format: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-triton demo-out bench-out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-triton .venv-docs site demo-out bench-out .mypy_cache .pytest_cache .ruff_cache .hypothesis
