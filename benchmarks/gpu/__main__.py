@@ -15,6 +15,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from benchmarks.gpu import stages, systems, targets, tokens, weights
 from benchmarks.gpu.forms import DRAFTS_ON, FORMS
 from benchmarks.gpu.latency import latency_of
 from benchmarks.gpu.run import DRY, FULL, Run, log
-from edge_vla.bench.provenance import environment
+from edge_vla.bench.provenance import provenance
 from edge_vla.device.sensors import device_state
 from edge_vla.errors import EdgeVLAError, UsageError
 from edge_vla.runtime.gpu.device import Backend, CudaDevice, DeviceInfo, check
@@ -62,7 +63,7 @@ def bench(out: Path, dry: bool, budget_s: float = BUDGET_S, only: Sequence[str] 
     device = torch.device("cpu" if dry else "cuda")
     backend: Backend = "reference" if dry else "triton"
     check(backend, device)
-    scale, about = DRY if dry else FULL, environment()
+    scale, about = DRY if dry else FULL, asdict(provenance())
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="edge-vla-gpu-") as scratch:
         run = Run(
@@ -111,7 +112,7 @@ def _card(device: torch.device) -> dict[str, Any]:
         "free_bytes": chip.free,
         "others": [{"pid": pid, "bytes": held} for pid, held in CudaDevice(device).others()],
         "cuda": torch.version.cuda,
-        "state": device_state(),
+        "state": asdict(device_state()),
     }
 
 

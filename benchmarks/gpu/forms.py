@@ -15,8 +15,8 @@ from benchmarks.gpu.run import Run
 from edge_vla.artifact import Artifact
 from edge_vla.runtime.gpu.config import Activations
 from edge_vla.runtime.gpu.device import Backend
+from edge_vla.runtime.gpu.engine import GpuEngine
 from edge_vla.runtime.gpu.load import from_artifact
-from edge_vla.runtime.network import Network
 
 # name -> bits of the decoder, bits of the towers, bits of a prefill's activations
 FORMS: Final[Mapping[str, tuple[int, int, Activations]]] = {
@@ -42,6 +42,6 @@ def artifact_of(run: Run, bits: int) -> Artifact:
     return weights.write(directory, run.checkpoint, bits, VISION_BITS[bits], run.device)
 
 
-def load(run: Run, form: str, backend: Backend | None = None) -> Network:
+def load(run: Run, form: str, backend: Backend | None = None) -> GpuEngine:
     bits, _, activations = FORMS[form]
     return from_artifact(artifact_of(run, bits), torch.bfloat16, run.device, backend or run.backend, activations)

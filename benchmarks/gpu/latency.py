@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from benchmarks.gpu.run import Run, reason
 from benchmarks.gpu.systems import Side, Task
 from edge_vla.bench import latency
 from edge_vla.bench.peers.packages import versions
-from edge_vla.runtime.network import Network
+from edge_vla.runtime.gpu.engine import GpuEngine
 
 FIRST = 4  # actions before any is timed: kernels are compiled, graphs recorded
 
@@ -59,7 +60,7 @@ def latency_of(run: Run, forms: Sequence[str], peers: Sequence[str]) -> dict[str
 def _makers(
     run: Run, task: Task, forms: Sequence[str], peers: Sequence[str]
 ) -> Iterator[tuple[str, Callable[[], Side]]]:
-    loaded = dict[str, Network]()
+    loaded = dict[str, GpuEngine]()
 
     def plain(form: str) -> Side:
         loaded[form] = load(run, form)
@@ -144,5 +145,5 @@ def _ratios(blocks: Mapping[str, list[list[float]]]) -> dict[str, dict[str, Any]
     """How much faster each of ours is than each other side that it took turns with."""
     mine = [name for name in blocks if name in FORMS or name in (DRAFTED, RIDING)]
     return {
-        name: {other: latency.ratio(blocks[name], blocks[other]) for other in blocks if other != name} for name in mine
+        name: {other: asdict(latency.ratio(blocks[name], blocks[other])) for other in blocks if other != name} for name in mine
     }

@@ -5,6 +5,7 @@ python -m benchmarks.gpu.memory DIRECTORY DEVICE BACKEND TEXT DIMS
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -14,9 +15,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.systems import engine_of
 from edge_vla.artifact import Artifact
-from edge_vla.bench.provenance import peak_memory_bytes, resident_bytes
+from edge_vla.device.memory import peak_resident_bytes, resident_bytes
 from edge_vla.device.sensors import GpuMemory, nvml
 from edge_vla.errors import BackendError, EdgeVLAError
 from edge_vla.runtime.gpu.device import Backend
@@ -30,22 +30,22 @@ def measure(directory: Path, device: torch.device, backend: Backend, text: int, 
     before = None if watched is None else watched.start
     empty = _context(device, watched)
     host, staging, began = resident_bytes(), Staging(device), time.perf_counter()
-    network = from_artifact(Artifact(directory), torch.bfloat16, device, backend, staging=staging)
+    engine = from_artifact(Artifact(directory), torch.bfloat16, device, backend, staging=staging)
     seconds, loaded = time.perf_counter() - began, _peak(device)
     _sample(watched)
-    spec, engine = network.spec, engine_of(network)
+    spec = engine.spec
     engine.warm([text], dims)
     _sample(watched)
     prompt = (spec.decoder.bos, *[spec.decoder.eos + 1] * (text - 1))
     for _ in range(3):
         engine.decide(prompt, torch.zeros(3 * len(spec.towers), spec.image_size, spec.image_size), dims)
     _sample(watched)
-    parts = {**network.weight_bytes, **engine.bytes()}
+    parts = {**engine.network.weight_bytes, **engine.bytes()}
     on_device = sum(size for name, size in parts.items() if "host" not in name)
     peak = _peak(device)
     return {
         "parts": parts,
-        "weights_bytes": sum(size for name, size in network.weight_bytes.items() if "host" not in name),
+        "weights_bytes": sum(size for name, size in engine.network.weight_bytes.items() if "host" not in name),
         "load_peak_bytes": loaded,
         "peak_bytes": peak,
         "graphs_and_scratch_bytes": None if peak is None else peak - on_device,
@@ -53,9 +53,9 @@ def measure(directory: Path, device: torch.device, backend: Backend, text: int, 
         "staging_bytes": staging.bytes,
         "staged_bytes": staging.moved,
         "host_before_bytes": host,
-        "host_peak_bytes": peak_memory_bytes(),
+        "host_peak_bytes": peak_resident_bytes(),
         "empty_context_bytes": empty,
-        "nvml": None if watched is None else {**watched.result(), "device_before_bytes": before},
+        "nvml": None if watched is None else {**dataclasses.asdict(watched.peaks()), "device_before_bytes": before},
     }
 
 

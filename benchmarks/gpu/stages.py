@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from benchmarks.gpu.forms import FORMS, artifact_of, load
 from benchmarks.gpu.kernel_checks.cases import Case, of_policy
 from benchmarks.gpu.kernel_checks.check import KernelCheck, Maker, judge
 from benchmarks.gpu.run import Run, reason
-from benchmarks.gpu.systems import Task, engine_of
+from benchmarks.gpu.systems import Task
 from edge_vla.device import limits
 from edge_vla.errors import ResourceError
 from edge_vla.quant import GROUPS
@@ -34,7 +34,7 @@ MEMORY_S: Final = 180.0  # after which a process that measures memory is given u
 def ceilings(run: Run) -> dict[str, Any]:
     """Copy bandwidth and product rates of this device, measured here."""
     rows = run.scale.text
-    return limits.measure(run.checkpoint.config.spec, run.device, rows, run.scale.buffer).to_json()
+    return asdict(limits.measure(run.checkpoint.config.spec, run.device, rows, run.scale.buffer))
 
 
 def compiling(run: Run) -> dict[str, Any]:
@@ -101,8 +101,8 @@ def stages(run: Run, name: str) -> dict[str, Any]:
     """Towers, prefill and one step of one of our forms, each replayed alone, beside what the device could do."""
     _, vision_bits, activations = FORMS[name]
     spec, scale = run.checkpoint.config.spec, run.scale
-    network = load(run, name)
-    engine, task = engine_of(network), Task.make(run.checkpoint, 1, scale.text, scale.dims, run.device)
+    engine = load(run, name)
+    task = Task.make(run.checkpoint, 1, scale.text, scale.dims, run.device)
     engine.decide(task.prompt, task.pixels[0], scale.dims)
     shape, pieces = Shape(scale.text, scale.dims), dict[str, float]()
     for piece in PIECES:
@@ -110,12 +110,12 @@ def stages(run: Run, name: str) -> dict[str, Any]:
     found = run.found("ceilings")
     rows = dict[str, Any]()
     if found is not None:
-        limit = limits.Ceilings(found["copy_bytes_per_s"], found["gemm_flops"], found["how"])
+        limit = limits.Ceilings(found["read_bytes_per_s"], found["gemm_flops"], found["how"])
         arithmetic = {"16": "bf16", "8": "int8"}[activations]
         arithmetic = arithmetic if arithmetic in limit.gemm_flops else "bf16"
         passes = limits.costs(
             spec,
-            network.weight_bytes["decoder"],
+            engine.network.weight_bytes["decoder"],
             scale.text,
             scale.dims,
             vision_bits=vision_bits,
@@ -125,7 +125,7 @@ def stages(run: Run, name: str) -> dict[str, Any]:
             "vision": pieces["vision"], "prefill": pieces["prefill"] - pieces["vision"], "one step": pieces["verify"],
         }  # fmt: skip
         rows = {stage: _share(stage, passes, ms, limit) for stage, ms in measured.items()}
-    return {"form": name, "kernels": dict(network.kernels), "ms": pieces, "stages": rows}
+    return {"form": name, "kernels": dict(engine.network.kernels), "ms": pieces, "stages": rows}
 
 
 def _share(stage: str, passes: Sequence[limits.Cost], ms: float, ceilings: limits.Ceilings) -> dict[str, Any]:

@@ -21,11 +21,10 @@ from edge_vla.bench.peers.llama import Linear, llama
 from edge_vla.bench.peers.packages import needed
 from edge_vla.checkpoint import Checkpoint
 from edge_vla.checkpoint.keys import vision_keys
-from edge_vla.runtime.drafts import Draft
-from edge_vla.runtime.gpu.engine import Engine
-from edge_vla.runtime.network import Network
+from edge_vla.runtime.gpu.engine import GpuEngine
 from edge_vla.runtime.padding import padded
-from edge_vla.runtime.vision import torch_vision
+from edge_vla.runtime.types import Draft
+from edge_vla.runtime.vision.towers import torch_vision
 
 Tokens = tuple[int, ...]
 BF16: Final = torch.bfloat16
@@ -65,22 +64,20 @@ class Side:
     renew: Callable[[], None] = lambda: None
 
 
-def ours(name: str, network: Network, task: Task, about: str) -> Side:
-    engine = engine_of(network)
-
+def ours(name: str, engine: GpuEngine, task: Task, about: str) -> Side:
     def act(index: int) -> Tokens:
         return engine.decide(task.prompt, task.pixels[index % len(task.pixels)], task.dims).tokens
 
     return Side(name, act, about, renew=engine.graphs.clear)
 
 
-def drafted(name: str, network: Network, task: Task, chance: float, *, bitwise_exact: bool, about: str) -> Side:
+def drafted(name: str, engine: GpuEngine, task: Task, chance: float, *, bitwise_exact: bool, about: str) -> Side:
     """Each dimension of each draft is right with this chance, drafts after a miss too: planted, for weights are random.
 
     What is right is asked before, plainly and untimed, once a picture.
     """
-    engine, generator = engine_of(network), np.random.default_rng(0)
-    first, bins = network.action.first, network.action.bins
+    generator = np.random.default_rng(0)
+    first, bins = engine.spec.action.first, engine.spec.action.bins
     known: dict[int, list[int]] = {}
     passes = list[int]()
 
@@ -104,11 +101,6 @@ def drafted(name: str, network: Network, task: Task, chance: float, *, bitwise_e
         tokens = engine.decide(task.prompt, task.pixels[picture], task.dims).tokens
         known[picture] = [token - first for token in tokens]
     return Side(name, act, about, passes, engine.graphs.clear)
-
-
-def engine_of(network: Network) -> Engine:
-    assert network.engine is not None, "loaded for the engine"
-    return network.engine
 
 
 class Eager:

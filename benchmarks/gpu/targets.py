@@ -64,7 +64,7 @@ def _share(parts: Parts, form: str, stage: str) -> float:
 def _of_copy(parts: Parts, form: str) -> float:
     """What a decode step reads over what a copy moves."""
     reached = parts[f"stages: {form}"]["stages"]["one step"]["gb_per_s"]
-    return float(reached) * 1e9 / float(parts["ceilings"]["copy_bytes_per_s"])
+    return float(reached) * 1e9 / float(parts["ceilings"]["read_bytes_per_s"])
 
 
 def _differ(parts: Parts) -> float:

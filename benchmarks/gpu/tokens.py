@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.gpu import weights
 from benchmarks.gpu.forms import FORMS, load
 from benchmarks.gpu.run import Run, reason
-from benchmarks.gpu.systems import Task, Tokens, engine_of
+from benchmarks.gpu.systems import Task, Tokens
 from edge_vla.artifact import Artifact
 from edge_vla.checkpoint import Checkpoint, open_checkpoint
 from edge_vla.demo import BASE
@@ -55,8 +55,8 @@ def _demo(run: Run, source: Checkpoint, form: str, backend: Backend) -> Policy:
     directory = run.scratch / f"demo-{bits}-{vision_bits}"
     made = directory.exists()
     artifact = Artifact(directory) if made else weights.write(directory, source, bits, vision_bits, run.device)
-    network = from_artifact(artifact, torch.bfloat16, run.device, backend, activations)
-    return Policy(network, source.config, source.tokenizer_json)
+    engine = from_artifact(artifact, torch.bfloat16, run.device, backend, activations)
+    return Policy(engine, source.config, source.tokenizer_json)
 
 
 def _compare(ours: Policy, slow: Policy, frames: Frames, floor: float) -> dict[str, Any]:
@@ -112,8 +112,8 @@ def _agrees(run: Run, task: Task, form: str, truth: Sequence[Tokens]) -> dict[st
 
 
 def _answers(run: Run, task: Task, form: str, backend: Backend) -> list[Tokens]:
-    network = load(run, form, backend)
-    return [engine_of(network).decide(task.prompt, pixels, task.dims).tokens for pixels in task.pixels]
+    engine = load(run, form, backend)
+    return [engine.decide(task.prompt, pixels, task.dims).tokens for pixels in task.pixels]
 
 
 def _equal(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> float:

@@ -1,4 +1,4 @@
-"""The checks of every kernel at the shapes of one policy: what `make bench-gpu` checks and times."""
+"""The checks of every kernel at the shapes of one policy: what `make bench-gpu` evaluates and times."""
 
 from __future__ import annotations
 
@@ -6,36 +6,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.gpu.kernel_checks.check import KernelCheck, Maker
+from benchmarks.gpu.kernel_checks.check import KernelCheck, RandomInputs
 from benchmarks.gpu.kernel_checks.products import PRODUCTS, product
-from benchmarks.gpu.kernel_checks.rows import (
-    attend,
-    choose,
-    gate,
-    gate_int8,
-    int8_rows,
-    norm,
-    norm_int8,
-    tower_gelu,
-    tower_norm,
-    turn,
-)
+from benchmarks.gpu.kernel_checks.rows import attend, choose, int8_rows, norm, swiglu, tower_gelu, tower_norm, turn
 from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS
+from edge_vla.runtime.gpu.kernels.weights import RowFormat
 from edge_vla.spec import PolicySpec
 
-PARTS = 4  # partial sums that a row kernel adds up, as a product of a few rows leaves them
+PARTS = 4  # partial sums that a row kernel adds up, as a gemv leaves them
+INT8_FORMATS: tuple[RowFormat, ...] = ("int8", "int8 for int4")
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A check at one shape, not made yet: weights of a whole policy would not fit beside one another."""
+    """A check at one shape, made on demand: the weights of all of them would not fit in memory together."""
 
     name: str
-    make: Callable[[Maker], KernelCheck]
+    kernel: str
+    make: Callable[[RandomInputs], KernelCheck]
 
 
 def of_policy(spec: PolicySpec, prefill: int, group: int = 128) -> list[Case]:
-    """`prefill` rows of a prompt; few rows are a decode step's one and a verifying pass's eight."""
+    """`prefill` rows of a prompt; a gemv's rows are a decode step's one and a verifying pass's eight."""
     return [*_products(spec, prefill, group), *_decoder(spec, prefill), *_towers(spec)]
 
 
@@ -48,12 +40,9 @@ def _products(spec: PolicySpec, prefill: int, group: int) -> list[Case]:
         "down_proj": (decoder.width, decoder.mlp_width),
     }
     return [
-        Case(
-            f"{kind} {layer} {outer}x{inner}, {rows} rows",
-            partial(product, kind=kind, rows=rows, outer=outer, inner=inner, group=group),
-        )
+        Case(f"{kind} {layer} {n}x{k}, {rows} rows", kind, partial(product, kind=kind, m=rows, n=n, k=k, group=group))
         for kind in PRODUCTS
-        for layer, (outer, inner) in shapes.items()
+        for layer, (n, k) in shapes.items()
         for rows in ((1, GEMV_ROWS) if kind.endswith("gemv") else (prefill,))
     ]
 
@@ -65,22 +54,23 @@ def _decoder(spec: PolicySpec, prefill: int) -> list[Case]:
     for rows, start, parts in ((1, prefill, PARTS), (GEMV_ROWS, prefill, PARTS), (prefill, 0, 0)):
         made = {
             "rms_norm": partial(norm, rows=rows, width=decoder.width, parts=parts),
-            "swiglu": partial(gate, rows=rows, width=decoder.mlp_width, parts=parts),
+            "swiglu": partial(swiglu, rows=rows, width=decoder.mlp_width, parts=parts),
             "rotary": partial(turn, spec=decoder, rows=rows, start=start, length=length, parts=parts),
             "attention": partial(attend, spec=decoder, rows=rows, start=start, length=length),
         }
-        cases += [Case(f"{name}, {rows} rows", make) for name, make in made.items()]
-    for for_int4 in (False, True):
-        what = f"to int8{' for int4' if for_int4 else ''}, {prefill} rows"
-        cases += [
-            Case(f"rms_norm {what}", partial(norm_int8, rows=prefill, width=decoder.width, for_int4=for_int4)),
-            Case(f"swiglu {what}", partial(gate_int8, rows=prefill, width=decoder.mlp_width, for_int4=for_int4)),
-        ]
+        cases += [Case(f"{name}, {rows} rows", name, make) for name, make in made.items()]
+    for row_format in INT8_FORMATS:
+        made = {
+            "rms_norm": partial(norm, rows=prefill, width=decoder.width, parts=0, row_format=row_format),
+            "swiglu": partial(swiglu, rows=prefill, width=decoder.mlp_width, parts=0, row_format=row_format),
+        }
+        cases += [Case(f"{name} to {row_format}, {prefill} rows", name, make) for name, make in made.items()]
     for rows in (1, GEMV_ROWS):
-        cases.append(Case(f"head, {rows} rows", partial(choose, rows=rows, width=decoder.width, bins=spec.action.bins)))
+        make = partial(choose, rows=rows, width=decoder.width, bins=spec.action.bins)
+        cases.append(Case(f"head, {rows} rows", "head", make))
     for width in (decoder.width, decoder.mlp_width):
-        make = partial(int8_rows, rows=prefill, width=width, for_int4=True)
-        cases.append(Case(f"quantise_rows {width}, {prefill} rows", make))
+        make = partial(int8_rows, rows=prefill, width=width, row_format="int8 for int4")
+        cases.append(Case(f"quantise_rows {width}, {prefill} rows", "quantise_rows", make))
     return cases
 
 
@@ -88,8 +78,9 @@ def _towers(spec: PolicySpec) -> list[Case]:
     cases = list[Case]()
     for tower in spec.towers:
         rows, width = tower.patches + tower.prefix, tower.mlp_width
-        cases += [
-            Case(f"layer_norm {tower.width}, {rows} rows", partial(tower_norm, rows=rows, width=tower.width)),
-            Case(f"gelu {width}, {rows} rows", partial(tower_gelu, rows=rows, width=width)),
-        ]
+        made = {
+            f"layer_norm {tower.width}": ("layer_norm", partial(tower_norm, rows=rows, width=tower.width)),
+            f"gelu {width}": ("gelu", partial(tower_gelu, rows=rows, width=width)),
+        }
+        cases += [Case(f"{name}, {rows} rows", kernel, make) for name, (kernel, make) in made.items()]
     return cases

@@ -1,6 +1,6 @@
-"""Trials of the products, named by their files, at any shape.
+"""Checks of the product kernels, at any shape.
 
-Truths are the float64 product of the same 16-bit or int8 rows and the weight that the codes stand for.
+The truth is the float64 product of the same 16-bit or int8 rows and the weight that the codes stand for.
 """
 
 from __future__ import annotations
@@ -12,79 +12,82 @@ from typing import Final, TypeAlias
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.kernel_checks.check import KernelCheck, Maker
+from benchmarks.gpu.kernel_checks.check import KernelCheck, RandomInputs
 from edge_vla.quant import PackedWeight, Scheme, dequantise
-from edge_vla.runtime.gpu.kernels import w4a8_gemm, w4a16_gemm, w4a16_gemv, w8a8_gemm, w8a16_gemm, w8a16_gemv
+from edge_vla.runtime.gpu.kernels import w4a8, w4a16, w8
 from edge_vla.runtime.gpu.kernels.weights import in_input_order, quantised, repack_int4, repack_int8, summed
 
-Product: TypeAlias = Callable[[Maker, int, int, int, int], KernelCheck]  # rows, outputs, inputs, group
+MakeCheck: TypeAlias = Callable[[RandomInputs, int, int, int, int], KernelCheck]  # m, n, k, group
 
 
-def product(make: Maker, kind: str, rows: int, outer: int, inner: int, group: int) -> KernelCheck:
+def product(inputs: RandomInputs, kind: str, m: int, n: int, k: int, group: int) -> KernelCheck:
     """`kind` is one of PRODUCTS; `group` is int4's, and int8 has none."""
-    return PRODUCTS[kind](make, rows, outer, inner, group)
+    return PRODUCTS[kind](inputs, m, n, k, group)
 
 
-def _w4a16_gemv(make: Maker, rows: int, outer: int, inner: int, group: int) -> KernelCheck:
-    x, packed = make.rows(rows, inner), make.packed(Scheme.INT4, outer, inner, group)
+def _w4a16_gemv(inputs: RandomInputs, m: int, n: int, k: int, group: int) -> KernelCheck:
+    x, packed = inputs.rows(m, k), inputs.packed(Scheme.INT4, n, k, group)
     weight = repack_int4(packed)
-    check = _of_rows(x, packed, lambda: summed(w4a16_gemv.kernel(x, weight), x.dtype))
-    return replace(check, launch=lambda: w4a16_gemv.kernel(x, weight))  # the next kernel adds up the parts
+    return _of_partial_sums(x, packed, lambda: w4a16.kernel_gemv(x, weight))
 
 
-def _w8a16_gemv(make: Maker, rows: int, outer: int, inner: int, _: int) -> KernelCheck:
-    x, packed = make.rows(rows, inner), make.packed(Scheme.INT8, outer, inner)
+def _w8a16_gemv(inputs: RandomInputs, m: int, n: int, k: int, _: int) -> KernelCheck:
+    x, packed = inputs.rows(m, k), inputs.packed(Scheme.INT8, n, k)
     weight = repack_int8(packed)
-    check = _of_rows(x, packed, lambda: summed(w8a16_gemv.kernel(x, weight), x.dtype))
-    return replace(check, launch=lambda: w8a16_gemv.kernel(x, weight))  # the next kernel adds up the parts
+    return _of_partial_sums(x, packed, lambda: w8.kernel_a16_gemv(x, weight))
 
 
-def _w4a16_gemm(make: Maker, rows: int, outer: int, inner: int, group: int) -> KernelCheck:
-    x, packed = make.rows(rows, inner), make.packed(Scheme.INT4, outer, inner, group)
+def _w4a16_gemm(inputs: RandomInputs, m: int, n: int, k: int, group: int) -> KernelCheck:
+    x, packed = inputs.rows(m, k), inputs.packed(Scheme.INT4, n, k, group)
     weight = repack_int4(packed)
-    return _of_rows(x, packed, lambda: w4a16_gemm.kernel(x, weight))
+    return _of_rows(x, packed, lambda: w4a16.kernel_gemm(x, weight))
 
 
-def _w8a16_gemm(make: Maker, rows: int, outer: int, inner: int, _: int) -> KernelCheck:
-    x, packed = make.rows(rows, inner), make.packed(Scheme.INT8, outer, inner)
+def _w8a16_gemm(inputs: RandomInputs, m: int, n: int, k: int, _: int) -> KernelCheck:
+    x, packed = inputs.rows(m, k), inputs.packed(Scheme.INT8, n, k)
     weight = repack_int8(packed)
-    return _of_rows(x, packed, lambda: w8a16_gemm.kernel(x, weight))
+    return _of_rows(x, packed, lambda: w8.kernel_a16_gemm(x, weight))
 
 
-def _w8a8_gemm(make: Maker, rows: int, outer: int, inner: int, _: int) -> KernelCheck:
-    x, packed = quantised(make.rows(rows, inner)), make.packed(Scheme.INT8, outer, inner)
+def _w8a8_gemm(inputs: RandomInputs, m: int, n: int, k: int, _: int) -> KernelCheck:
+    x, packed = quantised(inputs.rows(m, k)), inputs.packed(Scheme.INT8, n, k)
     weight = repack_int8(packed)
     return _of_integers(
         x.codes,
         x.scales,
         packed,
-        lambda: w8a8_gemm.kernel(x, weight, make.dtype),
-        lambda: w8a8_gemm.reference(x, weight, make.dtype),
+        lambda: w8.kernel_a8_gemm(x, weight, inputs.dtype),
+        lambda: w8.reference_a8_gemm(x, weight, inputs.dtype),
         exact=True,
     )
 
 
-def _w4a8_gemm(make: Maker, rows: int, outer: int, inner: int, group: int) -> KernelCheck:
-    x, packed = quantised(make.rows(rows, inner), for_int4=True), make.packed(Scheme.INT4, outer, inner, group)
+def _w4a8_gemm(inputs: RandomInputs, m: int, n: int, k: int, group: int) -> KernelCheck:
+    x, packed = quantised(inputs.rows(m, k), for_int4=True), inputs.packed(Scheme.INT4, n, k, group)
     weight = repack_int4(packed)
     return _of_integers(
-        in_input_order(x.codes, inner),
+        in_input_order(x.codes, k),
         x.scales,
         packed,
-        lambda: w4a8_gemm.kernel(x, weight, make.dtype),
-        lambda: w4a8_gemm.reference(x, weight, make.dtype),
-        exact=False,  # a chip adds up groups with one rounding where PyTorch has two
+        lambda: w4a8.kernel(x, weight, inputs.dtype),
+        lambda: w4a8.reference(x, weight, inputs.dtype),
+        exact=False,  # a chip adds a group's sum with one rounding (fma) where PyTorch has two
     )
 
 
+def _of_partial_sums(x: Tensor, packed: PackedWeight, kernel: Callable[[], Tensor]) -> KernelCheck:
+    """The next kernel adds the partial sums, so adding them is not timed."""
+    return replace(_of_rows(x, packed, lambda: summed(kernel(), x.dtype)), launch=kernel)
+
+
 def _of_rows(x: Tensor, packed: PackedWeight, kernel: Callable[[], Tensor]) -> KernelCheck:
-    (rows, inner), outer = x.shape, packed.shape[0]
+    (m, k), n = x.shape, packed.shape[0]
     return KernelCheck(
         lambda: [kernel()],
         lambda: [F.linear(x, dequantise(packed, x.dtype))],
         lambda: [x.double() @ dequantise(packed).double().T],
-        packed.bytes + x.nbytes + rows * outer * x.element_size(),
-        2 * rows * outer * inner,
+        packed.bytes + x.nbytes + m * n * x.element_size(),
+        2 * m * n * k,
     )
 
 
@@ -97,18 +100,18 @@ def _of_integers(
     *,
     exact: bool,
 ) -> KernelCheck:
-    (rows, inner), outer = codes.shape, packed.shape[0]
+    (m, k), n = codes.shape, packed.shape[0]
     return KernelCheck(
         lambda: [kernel()],
         lambda: [reference()],
         lambda: [codes.double() * scales.double()[:, None] @ dequantise(packed).double().T],
-        packed.bytes + codes.nbytes + rows * outer * 2,
-        2 * rows * outer * inner,
+        packed.bytes + codes.nbytes + m * n * 2,
+        2 * m * n * k,
         exact,
     )
 
 
-PRODUCTS: Final[Mapping[str, Product]] = {
+PRODUCTS: Final[Mapping[str, MakeCheck]] = {
     "w4a16_gemv": _w4a16_gemv,
     "w8a16_gemv": _w8a16_gemv,
     "w4a16_gemm": _w4a16_gemm,

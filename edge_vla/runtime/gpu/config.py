@@ -1,6 +1,6 @@
-"""How the engine computes: whose kernels, in which type, and how finely a prefill's activations are rounded.
+"""How the GPU engine computes: with which backend's kernels, in which type, with activations of how many bits.
 
-One table of kernels, filled once from the backend's name: the rest of the engine cannot tell which one it has, and
+One table of kernels, filled once from the backend's name: the rest of the engine cannot tell which backend it has, and
 nothing falls back from one to the other. Knows names; knows nothing of shapes.
 """
 
@@ -16,43 +16,35 @@ from torch import Tensor
 
 from edge_vla.runtime.gpu.device import Backend
 from edge_vla.runtime.gpu.kernels import (
+    activations,
     attention,
-    gelu,
     head,
     layer_norm,
     quantise_rows,
     rms_norm,
     rotary,
-    swiglu,
-    w4a8_gemm,
-    w4a16_gemm,
-    w4a16_gemv,
-    w8a8_gemm,
-    w8a16_gemm,
-    w8a16_gemv,
+    w4a8,
+    w4a16,
+    w8,
 )
 from edge_vla.runtime.gpu.kernels.head import Choice
-from edge_vla.runtime.gpu.kernels.weights import Int8Rows
+from edge_vla.runtime.gpu.kernels.weights import Rows
 
-Activations = Literal["16", "8"]  # bits of what is multiplied with 4- and 8-bit weights, where rows are many
+Activations = Literal["16", "8"]  # bits of the rows that a gemm multiplies by 4- and 8-bit weights
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """Each as the module of its name describes it; `_int8` hands its rows on rounded."""
+    """Each as its module describes it. A `gemv` takes at most GEMV_ROWS rows."""
 
     attention: Callable[..., Tensor]
     choose: Callable[..., Choice]
-    gelu: Callable[..., Tensor]
-    gelu_int8: Callable[..., Int8Rows]
-    layer_norm: Callable[..., tuple[Tensor, Tensor]]
-    layer_norm_int8: Callable[..., tuple[Tensor, Int8Rows]]
-    quantise: Callable[..., Int8Rows]
-    rms_norm: Callable[..., tuple[Tensor, Tensor]]
-    rms_norm_int8: Callable[..., tuple[Tensor, Int8Rows]]
+    gelu: Callable[..., Rows]
+    layer_norm: Callable[..., tuple[Tensor, Rows]]
+    quantise_rows: Callable[..., Rows]
+    rms_norm: Callable[..., tuple[Tensor, Rows]]
     rotary: Callable[..., Tensor]
-    swiglu: Callable[..., Tensor]
-    swiglu_int8: Callable[..., Int8Rows]
+    swiglu: Callable[..., Rows]
     w4a16_gemv: Callable[..., Tensor]
     w8a16_gemv: Callable[..., Tensor]
     w4a16_gemm: Callable[..., Tensor]
@@ -62,31 +54,27 @@ class Kernels:
 
 
 def kernels(backend: Backend) -> Kernels:
-    """Every kernel of one backend; each module names its two alike."""
+    """Every kernel of one backend; a module names its references and its kernels alike."""
 
-    def of(module: ModuleType, then: str = "") -> Callable[..., Any]:
-        found: Callable[..., Any] = getattr(module, ("reference" if backend == "reference" else "kernel") + then)
+    def of(module: ModuleType, suffix: str = "") -> Callable[..., Any]:
+        found: Callable[..., Any] = getattr(module, ("reference" if backend == "reference" else "kernel") + suffix)
         return found
 
     return Kernels(
         attention=of(attention),
         choose=of(head),
-        gelu=of(gelu),
-        gelu_int8=of(gelu, "_int8"),
+        gelu=of(activations, "_gelu"),
         layer_norm=of(layer_norm),
-        layer_norm_int8=of(layer_norm, "_int8"),
-        quantise=of(quantise_rows),
+        quantise_rows=of(quantise_rows),
         rms_norm=of(rms_norm),
-        rms_norm_int8=of(rms_norm, "_int8"),
         rotary=of(rotary),
-        swiglu=of(swiglu),
-        swiglu_int8=of(swiglu, "_int8"),
-        w4a16_gemv=of(w4a16_gemv),
-        w8a16_gemv=of(w8a16_gemv),
-        w4a16_gemm=of(w4a16_gemm),
-        w8a16_gemm=of(w8a16_gemm),
-        w4a8_gemm=of(w4a8_gemm),
-        w8a8_gemm=of(w8a8_gemm),
+        swiglu=of(activations, "_swiglu"),
+        w4a16_gemv=of(w4a16, "_gemv"),
+        w8a16_gemv=of(w8, "_a16_gemv"),
+        w4a16_gemm=of(w4a16, "_gemm"),
+        w8a16_gemm=of(w8, "_a16_gemm"),
+        w4a8_gemm=of(w4a8),
+        w8a8_gemm=of(w8, "_a8_gemm"),
     )
 
 

@@ -1,8 +1,7 @@
-"""The decoder as a chain of kernel calls: nine launches a layer, the residual stream handed from norm to norm.
+"""The decoder as a chain of kernel calls: nine launches per layer, the residual stream handed from norm to norm.
 
-Each product's output goes unsummed into the kernel that reads it next, which adds the parts, and the stream, in
-passing. Arithmetic otherwise follows `edge_vla.model.decoder`. Knows shapes and kernels; knows nothing of graphs,
-tokens or files.
+A product's partial sums go to the kernel that reads them next, which adds them, and the stream, on the way. Arithmetic
+otherwise follows `edge_vla.model.decoder`. Knows shapes and kernels; knows nothing of graphs, tokens or files.
 """
 
 from __future__ import annotations
@@ -18,10 +17,11 @@ from edge_vla.model import Cache
 from edge_vla.model.decoder import rotary_tables
 from edge_vla.runtime.gpu.config import Kernels
 from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS
-from edge_vla.runtime.gpu.products import PLAIN, Product, Reads
+from edge_vla.runtime.gpu.kernels.weights import PLAIN, RowFormat
+from edge_vla.runtime.gpu.products import Product
 from edge_vla.spec import DecoderSpec
 
-ALIGNED: Final = 4  # int32 in 16 bytes
+ALIGNED: Final = 4  # int32 values in 16 bytes
 
 
 @dataclass(frozen=True)
@@ -44,23 +44,23 @@ class KernelLayer:
 
 
 class KernelDecoder:
-    """Embeddings (1, T, width) of rows from position `start` -> normed hidden states.
+    """Embeddings (1, T, width) of rows from position `start` on -> normed hidden states (1, T, width).
 
-    A row sees the cache's slots up to its own position. Up to eight rows go through the kernels for a few rows.
+    A row attends to the cache's slots up to its own position. Up to GEMV_ROWS rows go through the gemv kernels.
     `prefill_matches_step`: a prefill computes a row as a step does, but for the order of sums.
     """
 
-    batch_invariant = False  # products in 16 bits are torch's, where a row's bits may depend on how many there are
+    batch_invariant = False  # products in 16 bits are torch's, whose bits may depend on the number of rows
 
     def __init__(
         self, spec: DecoderSpec, layers: Sequence[KernelLayer], norm: Tensor, kernels: Kernels, positions: int
     ) -> None:
         self.spec, self.layers, self.norm, self.kernels = spec, layers, norm, kernels
-        self.prefill_matches_step = not any(product.rounds for layer in layers for product in layer.products)
+        self.prefill_matches_step = not any(product.rounds_prefill for layer in layers for product in layer.products)
         device, dtype = norm.device, norm.dtype
         cos, sin = rotary_tables(spec, torch.arange(positions, device=device)[None], dtype)
         self.cos, self.sin = cos[0, 0].contiguous(), sin[0, 0].contiguous()  # (positions, head width)
-        # A position as kernels read it: at an address that stays, 16 bytes apart, so that one compiled form serves all.
+        # Kernels read a position from a fixed address; 16 bytes apart, so that one compiled kernel serves all of them.
         self.positions = torch.arange(positions, dtype=torch.int32, device=device)[:, None].repeat(1, ALIGNED)
 
     @property
@@ -72,7 +72,7 @@ class KernelDecoder:
         return Cache.allocate(self.spec, 1, length, self.norm.dtype, self.norm.device)
 
     def rows(self, x: Tensor, start: int, cache: Cache, wanted: slice = slice(None)) -> Tensor:
-        """Of the `wanted` rows only: the last layer leaves out what nobody reads."""
+        """Hidden states of the `wanted` rows only: the last layer leaves out the others."""
         chosen = range(x.shape[1])[wanted]
         return self.run(x[0], start, cache, chosen)[None]
 
@@ -82,13 +82,14 @@ class KernelDecoder:
         for index, layer in enumerate(self.layers):
             last = wanted if index == len(self.layers) - 1 and len(wanted) < x.shape[0] else None
             stream, added = self._layer(layer, stream, added, start, cache.keys[index, 0], cache.values[index, 0], last)
-        _, hidden = self.kernels.rms_norm(stream, added, self.norm, self.spec.norm_eps)
+        hidden = self.kernels.rms_norm(stream, added, self.norm, self.spec.norm_eps)[1]
+        assert isinstance(hidden, Tensor), "16-bit rows were asked for"
         return hidden
 
-    def choose(self, hidden: Tensor, rows: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, width) -> best bins (n,) int32 and their leads (n,) float32, NaN where a logit is not finite."""
+    def choose(self, hidden: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, width) -> best bins (n,) int32 and margins (n,) float32, NaN where a logit is not finite."""
         parts = [hidden[first : first + GEMV_ROWS] for first in range(0, hidden.shape[0], GEMV_ROWS)]
-        chosen = [self.kernels.choose(part, rows, embeddings) for part in parts]
+        chosen = [self.kernels.choose(part, head) for part in parts]
         if len(chosen) == 1:
             return chosen[0].bins, chosen[0].margins
         return torch.cat([one.bins for one in chosen]), torch.cat([one.margins for one in chosen])
@@ -104,39 +105,31 @@ class KernelDecoder:
         wanted: range | None,
     ) -> tuple[Tensor, Tensor]:
         """The stream before this layer's MLP, and what the MLP adds to it."""
-        gemv = stream.shape[0] <= GEMV_ROWS
-        stream, normed = self._norm(stream, added, layer.input_layernorm, _reads(layer.qkv, gemv))
-        query = self.kernels.rotary(_times(layer.qkv, normed, gemv), self.cos, self.sin, self._at(start), keys, values)
+        use, eps = self.kernels, self.spec.norm_eps
+        stream, normed = use.rms_norm(stream, added, layer.input_layernorm, eps, _row_format(layer.qkv, stream))
+        qkv = _times(layer.qkv, normed, stream)
+        query = use.rotary(qkv, self.cos, self.sin, self._at(start), keys, values)
         if wanted is not None:
             rows = slice(wanted.start, wanted.stop)
             query, stream, start = query[rows], stream[rows], start + wanted.start
-            gemv = stream.shape[0] <= GEMV_ROWS
-        mixed = self._as(_reads(layer.o_proj, gemv), self.kernels.attention(query, keys, values, self._at(start)))
-        output = _times(layer.o_proj, mixed, gemv)
-        stream, normed = self._norm(stream, output, layer.post_attention_layernorm, _reads(layer.gate_up, gemv))
-        gated = self._gate(_times(layer.gate_up, normed, gemv), _reads(layer.down_proj, gemv))
-        return stream, _times(layer.down_proj, gated, gemv)
+        mixed = use.attention(query, keys, values, self._at(start))
+        row_format = _row_format(layer.o_proj, stream)
+        rows_in = mixed if row_format == PLAIN else use.quantise_rows(mixed, row_format)
+        output = _times(layer.o_proj, rows_in, stream)
+        row_format = _row_format(layer.gate_up, stream)
+        stream, normed = use.rms_norm(stream, output, layer.post_attention_layernorm, eps, row_format)
+        gate_up = _times(layer.gate_up, normed, stream)
+        gated = use.swiglu(gate_up, self.norm.dtype, _row_format(layer.down_proj, stream))
+        return stream, _times(layer.down_proj, gated, stream)
 
     def _at(self, position: int) -> Tensor:
         return self.positions[position, :1]
 
-    def _norm(self, stream: Tensor, added: Tensor | None, weight: Tensor, reads: Reads) -> tuple[Tensor, Any]:
-        if reads == PLAIN:
-            return self.kernels.rms_norm(stream, added, weight, self.spec.norm_eps)
-        return self.kernels.rms_norm_int8(stream, added, weight, self.spec.norm_eps, for_int4=reads == "int8 for int4")
 
-    def _gate(self, gate_up: Tensor, reads: Reads) -> Any:
-        if reads == PLAIN:
-            return self.kernels.swiglu(gate_up, self.norm.dtype)
-        return self.kernels.swiglu_int8(gate_up, self.norm.dtype, for_int4=reads == "int8 for int4")
-
-    def _as(self, reads: Reads, x: Tensor) -> Any:
-        return x if reads == PLAIN else self.kernels.quantise(x, for_int4=reads == "int8 for int4")
+def _row_format(product: Product, stream: Tensor) -> RowFormat:
+    """The rows that `product` reads in a pass over as many rows as the stream has."""
+    return PLAIN if stream.shape[0] <= GEMV_ROWS else product.row_format
 
 
-def _reads(product: Product, gemv: bool) -> Reads:
-    return PLAIN if gemv else product.reads
-
-
-def _times(product: Product, x: Any, gemv: bool) -> Tensor:
-    return product.gemv(x) if gemv else product.gemm(x)
+def _times(product: Product, rows: Any, stream: Tensor) -> Tensor:
+    return product.gemv(rows) if stream.shape[0] <= GEMV_ROWS else product.gemm(rows)

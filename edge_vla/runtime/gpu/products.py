@@ -1,14 +1,14 @@
-"""Matrix products of one layer over packed weights: a kernel for a few rows, another for a prefill's many.
+"""Matrix products of one layer with packed weights: a gemv kernel for up to eight rows, a gemm kernel for more.
 
-Which kernels is decided here, once, by the weight's format and by what the activations are rounded to; the names go
-into every result. Knows formats; knows nothing of layers.
+Which kernels is decided here, once, by the weight's format and the bits of the activations; the names go into every
+result. Knows formats; knows nothing of layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -17,45 +17,50 @@ from torch import Tensor
 from edge_vla.errors import BackendError
 from edge_vla.quant import PackedWeight, Scheme
 from edge_vla.runtime.gpu.config import GpuConfig
-from edge_vla.runtime.gpu.kernels.weights import Int4Weight, Int8Rows, Int8Weight, repack_int4, repack_int8, summed
+from edge_vla.runtime.gpu.kernels.weights import (
+    PLAIN,
+    Int4Weight,
+    Int8Weight,
+    RowFormat,
+    repack_int4,
+    repack_int8,
+    summed,
+)
 
-AT_ONCE: Final = 8 << 20  # weights repacked at a time: each takes some ten bytes while it is
-
-
-Reads = Literal["16 bits", "int8", "int8 for int4"]
-PLAIN: Final[Reads] = "16 bits"
+REPACK_CHUNK: Final = 8 << 20  # weights repacked at a time; each takes about ten bytes of scratch
 
 
 @dataclass(frozen=True)
 class Product:
-    """`gemv(x (M <= 8, K))` gives (M, N), or partial sums (S, M, N) in float32; gemm gives (M, N).
+    """`gemv(x (M <= 8, K))` gives (M, N), or partial sums (S, M, N) in float32; `gemm` gives (M, N).
 
-    `gemv` reads rows of the working type, gemm what `reads` says. `rounds`: gemm rounds rows that `gemv` does not.
+    `gemv` reads rows of the working type, `gemm` rows in `row_format`. `rounds_prefill`: `gemm` rounds rows that `gemv`
+    does not.
     """
 
     gemv: Callable[[Tensor], Tensor]
     gemm: Callable[[Any], Tensor]
-    reads: Reads
+    row_format: RowFormat
     names: tuple[str, str]
     bytes: int
-    rounds: bool = False
+    rounds_prefill: bool = False
 
 
 def product(parts: Sequence[PackedWeight], config: GpuConfig) -> Product:
-    """One product whose outputs are those of `parts` in order. Parts are on the device, in the layout of the disk."""
+    """One product whose outputs are those of `parts` in order. Parts are on the device, in the artifact's layout."""
     if config.activations == "8" and len({part.scheme for part in parts}) > 1:
-        config = replace(config, activations="16")  # they would read rows in different orders
+        config = replace(config, activations="16")  # they would read rows in different formats
     made = [_one(part, config) for part in parts]
     if len(made) == 1:
         return made[0]
-    gemv, many = (tuple(dict.fromkeys(one.names[i] for one in made)) for i in range(2))
+    gemv_names, gemm_names = (tuple(dict.fromkeys(one.names[i] for one in made)) for i in range(2))
     return Product(
         lambda x: torch.cat([summed(one.gemv(x), config.dtype) for one in made], dim=-1),
         lambda x: torch.cat([one.gemm(x) for one in made], dim=-1),
-        made[0].reads,
-        ("+".join(gemv), "+".join(many)),
+        made[0].row_format,
+        ("+".join(gemv_names), "+".join(gemm_names)),
         sum(one.bytes for one in made),
-        any(one.rounds for one in made),
+        any(one.rounds_prefill for one in made),
     )
 
 
@@ -70,7 +75,6 @@ def _one(packed: PackedWeight, config: GpuConfig) -> Product:
 
 
 def _dense(packed: PackedWeight, config: GpuConfig) -> Product:
-    """A 16-bit weight: torch's own product."""
     weight = packed.codes.to(config.dtype)
 
     def times(x: Tensor) -> Tensor:
@@ -85,58 +89,67 @@ def _int4(packed: PackedWeight, config: GpuConfig) -> Product:
     def gemv(x: Tensor) -> Tensor:
         return use.w4a16_gemv(x, weight)
 
-    if config.activations == "8":
-        names = ("w4a16_gemv", "w4a8_gemm")
-        return Product(
-            gemv, lambda x: use.w4a8_gemm(x, weight, config.dtype), "int8 for int4", names, weight.bytes, True
-        )
-    return Product(gemv, lambda x: use.w4a16_gemm(x, weight), PLAIN, ("w4a16_gemv", "w4a16_gemm"), weight.bytes)
+    if config.activations == "16":
+        return Product(gemv, lambda x: use.w4a16_gemm(x, weight), PLAIN, ("w4a16_gemv", "w4a16_gemm"), weight.bytes)
+    return Product(
+        gemv,
+        lambda x: use.w4a8_gemm(x, weight, config.dtype),
+        "int8 for int4",
+        ("w4a16_gemv", "w4a8_gemm"),
+        weight.bytes,
+        rounds_prefill=True,
+    )
 
 
 def _int8(packed: PackedWeight, config: GpuConfig) -> Product:
-    weight, rounded = repack_int8(packed), config.activations == "8"
+    weight = repack_int8(packed)
+    row_format, gemm = int8_gemm(weight, config)
+    rounds = row_format != PLAIN
     return Product(
         lambda x: config.kernels.w8a16_gemv(x, weight),
-        int8_gemm(weight, config),
-        "int8" if rounded else PLAIN,
-        ("w8a16_gemv", "w8a8_gemm" if rounded else "w8a16_gemm"),
+        gemm,
+        row_format,
+        ("w8a16_gemv", "w8a8_gemm" if rounds else "w8a16_gemm"),
         weight.bytes,
-        rounded,
+        rounds,
     )
 
 
 def _w8a8(packed: PackedWeight, config: GpuConfig) -> Product:
-    """Inputs are int8 by the format's own definition, few rows or many."""
-    weight, use = repack_int8(replace(packed, scheme=Scheme.INT8)), config.kernels
+    """This format defines its inputs as int8, for one row as for many."""
+    weight = repack_int8(replace(packed, scheme=Scheme.INT8))
+    row_format, gemm = int8_gemm(weight, replace(config, activations="8"))
+    return Product(
+        lambda x: gemm(config.kernels.quantise_rows(x, row_format)),
+        gemm,
+        row_format,
+        ("w8a8_gemm", "w8a8_gemm"),
+        weight.bytes,
+    )
 
-    def gemm(rows: Int8Rows) -> Tensor:
-        return use.w8a8_gemm(rows, weight, config.dtype)
 
-    return Product(lambda x: gemm(use.quantise(x)), gemm, "int8", ("w8a8_gemm", "w8a8_gemm"), weight.bytes)
-
-
-def int8_gemm(weight: Int8Weight, config: GpuConfig) -> Callable[[Any], Tensor]:
-    """Many rows, rounded to int8 if activations are, times an int8 weight."""
+def int8_gemm(weight: Int8Weight, config: GpuConfig) -> tuple[RowFormat, Callable[[Any], Tensor]]:
+    """The rows that the gemm of an int8 weight reads, and the gemm."""
     if config.activations == "8":
-        return lambda x: config.kernels.w8a8_gemm(x, weight, config.dtype)
-    return lambda x: config.kernels.w8a16_gemm(x, weight)
+        return "int8", lambda x: config.kernels.w8a8_gemm(x, weight, config.dtype)
+    return PLAIN, lambda x: config.kernels.w8a16_gemm(x, weight)
 
 
 def repack(packed: PackedWeight) -> Int4Weight:
-    """`repack_int4` some rows at a time, which bounds what it takes beside the weight."""
-    outer, inner = packed.shape
-    assert packed.scales is not None, "int4 has scales"
-    whole, step = None, max(1, AT_ONCE // inner)
-    for first in range(0, outer, step):
-        rows = slice(first, min(first + step, outer))
-        shape = (rows.stop - first, inner)
-        part = repack_int4(PackedWeight(packed.scheme, shape, packed.group, packed.codes[rows], packed.scales[rows]))
-        if shape[0] == outer:
-            return part
+    """`repack_int4` in chunks of outputs, which bounds the scratch memory."""
+    (n, k), scales = packed.shape, packed.scales
+    assert scales is not None, "int4 has scales"
+    step, whole = max(1, REPACK_CHUNK // k), None
+    for at in range(0, n, step):
+        rows = slice(at, min(at + step, n))
+        shape = (rows.stop - at, k)
+        chunk = repack_int4(replace(packed, shape=shape, codes=packed.codes[rows], scales=scales[rows]))
+        if step >= n:
+            return chunk
         if whole is None:
-            wide = (part.codes.shape[0], outer, part.codes.shape[2])
-            scales_like = part.scales.new_empty(part.scales.shape[0], outer)
-            whole = Int4Weight(part.codes.new_empty(wide), scales_like, packed.shape, part.group)
-        whole.codes[:, rows], whole.scales[:, rows] = part.codes, part.scales
-    assert whole is not None, "a weight has rows"
+            blocks, groups = chunk.codes.shape[0], chunk.scales.shape[0]
+            codes = chunk.codes.new_empty(blocks, n, chunk.codes.shape[2])
+            whole = Int4Weight(codes, chunk.scales.new_empty(groups, n), packed.shape, chunk.group)
+        whole.codes[:, rows], whole.scales[:, rows] = chunk.codes, chunk.scales
+    assert whole is not None, "a weight has outputs"
     return whole

@@ -1,7 +1,7 @@
 """Towers and projector as kernel calls: pixel values in, image embeddings out, weights in 8 or 16 bits.
 
-A tower's residual stream goes from norm to norm as the decoder's does; attention is torch's. Weights stored in int8
-stay so. Arithmetic follows `edge_vla.model.vision`. Knows shapes and the checkpoint's keys; knows nothing of files.
+A tower's residual stream is handed from norm to norm as the decoder's is; attention is torch's. int8 weights stay
+int8. Arithmetic follows `edge_vla.model.vision`. Knows shapes and the checkpoint's keys; knows nothing of files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edge_vla.artifact import VISION_SCALES
 from edge_vla.checkpoint.keys import TOWER_PREFIXES
 from edge_vla.quant import PackedWeight, Scheme
 from edge_vla.runtime.gpu.config import GpuConfig
-from edge_vla.runtime.gpu.kernels.weights import repack_int8
+from edge_vla.runtime.gpu.kernels.weights import PLAIN, RowFormat, repack_int8
 from edge_vla.runtime.gpu.products import int8_gemm
 from edge_vla.spec import PolicySpec, TowerSpec
 
@@ -26,25 +26,26 @@ from edge_vla.spec import PolicySpec, TowerSpec
 class Linear:
     """A weight and its bias. `times` leaves the bias to the kernel that reads its output; a call adds it.
 
-    Both take what `read` makes of rows (M, K): those, or with `rounded` the same in int8.
+    Both take rows in `row_format`, which `prepare` makes of rows (M, K) of the working type.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], name: str, config: GpuConfig) -> None:
-        weight, self._quantise = weights[f"{name}.weight"], config.kernels.quantise
+        weight, self._quantise_rows = weights[f"{name}.weight"], config.kernels.quantise_rows
         self.bias = weights[f"{name}.bias"].to(config.dtype)
-        self.rounded = weight.dtype == torch.int8 and config.activations == "8"
+        self.row_format: RowFormat = PLAIN
         self.times: Callable[[Any], Tensor]
         if weight.dtype == torch.int8:
             scales, shape = weights[f"{name}.weight{VISION_SCALES}"], (weight.shape[0], weight.shape[1])
-            eight = repack_int8(PackedWeight(Scheme.INT8, shape, None, weight, scales).check(name))
-            self.times, size = int8_gemm(eight, config), eight.bytes
+            int8 = repack_int8(PackedWeight(Scheme.INT8, shape, None, weight, scales).check(name))
+            self.row_format, self.times = int8_gemm(int8, config)
+            size = int8.bytes
         else:
             dense = weight.to(config.dtype)
             self.times, size = lambda x: F.linear(x, dense), dense.nbytes
         self.bytes = size + self.bias.nbytes
 
-    def read(self, x: Tensor) -> Any:
-        return self._quantise(x) if self.rounded else x
+    def prepare(self, x: Tensor) -> Any:
+        return x if self.row_format == PLAIN else self._quantise_rows(x, self.row_format)
 
     def __call__(self, x: Any) -> Tensor:
         return self.times(x) + self.bias
@@ -52,7 +53,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Branch:
-    """What a half of a block adds to the stream, as its last product left it: scale times (out + bias)."""
+    """What half a block adds to the stream, as its last product leaves it: scale * (out + bias)."""
 
     out: Tensor
     bias: Tensor
@@ -115,11 +116,11 @@ class Tower:
             stream = torch.cat([self.first, stream])
         branch: Branch | None = None
         for block in self.blocks:
-            stream, normed = self._norm(stream, branch, block.norms[0], block.qkv.rounded)
+            stream, normed = self._norm(stream, branch, block.norms[0], block.qkv)
             mixed = self._attend(block.qkv(normed))
-            branch = Branch(block.proj.times(block.proj.read(mixed)), block.proj.bias, block.scales[0])
-            stream, normed = self._norm(stream, branch, block.norms[1], block.fc1.rounded)
-            hidden = self._gelu(block.fc1.times(normed), block.fc1.bias, block.fc2.rounded)
+            branch = Branch(block.proj.times(block.proj.prepare(mixed)), block.proj.bias, block.scales[0])
+            stream, normed = self._norm(stream, branch, block.norms[1], block.fc1)
+            hidden = self.kernels.gelu(block.fc1.times(normed), block.fc1.bias, block.fc2.row_format)
             branch = Branch(block.fc2.times(hidden), block.fc2.bias, block.scales[1])
         if branch is not None:
             step = branch.out + branch.bias
@@ -127,7 +128,7 @@ class Tower:
         return stream[self.spec.prefix :]
 
     def _patches(self, pixels: Tensor) -> Tensor:
-        """(3, H, W) -> (patches, 3 x patch x patch): strides of a patch make a convolution a matrix product."""
+        """(3, H, W) -> (patches, 3 x patch x patch): a convolution whose stride is its size is a matrix product."""
         side, grid = self.spec.patch, self.spec.grid
         cut = pixels[:, : grid * side, : grid * side].reshape(-1, grid, side, grid, side)
         return cut.permute(1, 3, 0, 2, 4).reshape(grid * grid, -1)
@@ -137,14 +138,11 @@ class Tower:
         query, key, value = qkv.view(rows, 3, self.spec.heads, -1).permute(1, 2, 0, 3)[:, None]
         return F.scaled_dot_product_attention(query, key, value)[0].transpose(0, 1).reshape(rows, -1)
 
-    def _norm(self, stream: Tensor, branch: Branch | None, norm: Norm, rounded: bool) -> tuple[Tensor, Any]:
-        """The stream with what the branch adds, and its norm as the next product reads it."""
-        layer_norm = self.kernels.layer_norm_int8 if rounded else self.kernels.layer_norm
+    def _norm(self, stream: Tensor, branch: Branch | None, norm: Norm, reader: Linear) -> tuple[Tensor, Any]:
+        """The stream with what the branch adds, and its norm as `reader` takes it."""
         added = (None, None, None) if branch is None else (branch.out, branch.bias, branch.scale)
-        return layer_norm(stream, *added, norm.weight, norm.shift, self.spec.norm_eps)
-
-    def _gelu(self, x: Tensor, bias: Tensor, rounded: bool) -> Any:
-        return (self.kernels.gelu_int8 if rounded else self.kernels.gelu)(x, bias)
+        eps = self.spec.norm_eps
+        return self.kernels.layer_norm(stream, *added, norm.weight, norm.shift, eps, reader.row_format)
 
 
 class KernelVision:
@@ -162,9 +160,8 @@ class KernelVision:
         return sum(tower.bytes for tower in self.towers) + sum(linear.bytes for linear in self.projector)
 
     @property
-    def rounded(self) -> bool:
-        """Whether its products read rows in int8."""
-        return any(linear.rounded for linear in self.projector)
+    def activation_bits(self) -> int:
+        return 16 if all(linear.row_format == PLAIN for linear in self.projector) else 8
 
     def __call__(self, pixels: Tensor) -> Tensor:
         values = pixels.to(self.towers[0].positions.device, self.dtype)
@@ -174,5 +171,5 @@ class KernelVision:
         seen = [tower(pixels[3 * i : 3 * i + 3]) for i, tower in enumerate(self.towers)]
         x = torch.cat(seen, dim=1)
         for i, linear in enumerate(self.projector):
-            x = linear(linear.read(F.gelu(x) if i else x))
+            x = linear(linear.prepare(F.gelu(x) if i else x))
         return x

@@ -1,5 +1,5 @@
-"""Triton kernels for one robot's decoder and towers, each file with its torch reference of the same arguments.
+"""Triton kernels for one robot's decoder and towers, each beside a torch reference with the same arguments.
 
-`reference` runs anywhere and is what `kernel` is judged by; the caller names one, and nothing is chosen silently.
-No kernel reads the host or waits for it, so that all of them can be captured in one graph.
+A `reference` runs anywhere and is the oracle of its `kernel`; the caller names one, and nothing falls back silently.
+No kernel reads from the host or waits for it, so all of them can be captured in one CUDA graph.
 """

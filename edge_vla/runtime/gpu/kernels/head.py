@@ -1,4 +1,4 @@
-"""The next token without leaving the device: logits of the action ids, the best of them, its lead, its embedding."""
+"""The next action id without leaving the device: logits of the action ids, the best bin and its margin."""
 
 from __future__ import annotations
 
@@ -9,75 +9,45 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
-from edge_vla.runtime.gpu.kernels.rounding import block_of, rounded, sum_of, warps_of
-from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS, Chip, head_tile, splits
+from edge_vla.runtime.gpu.kernels.row_kernel import block_of, rounded, sum_of, warps_of
+from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS, Chip, head_tile, split_k
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`margins`: the best logit's lead over the second; NaN where a logit of the row is not finite."""
-
-    bins: Tensor  # (M,) int32: the lowest index among the best
-    margins: Tensor  # (M,) float32
-    embedded: Tensor  # (M, D): the chosen rows' embeddings
+    bins: Tensor  # (M,) int32: the lowest index among the best logits
+    margins: Tensor  # (M,) float32: best minus second-best logit; NaN where a logit of the row is not finite
 
 
-def reference(hidden: Tensor, head: Tensor, embeddings: Tensor) -> Choice:
-    """hidden (M <= 8, D), head and embeddings (bins, D), all of one 16-bit type. Logits are rounded to it first."""
+def reference(hidden: Tensor, head: Tensor) -> Choice:
+    """hidden (M <= 8, D) and head (bins, D), both of one 16-bit type. Logits are rounded to it first."""
     logits = F.linear(hidden.float(), head.float()).to(hidden.dtype).float()
     best = logits.amax(dim=1, keepdim=True)
     order = torch.arange(logits.shape[1], device=logits.device)
     bins = torch.where(logits == best, order, logits.shape[1]).amin(dim=1).clamp(max=logits.shape[1] - 1)
     second = logits.masked_fill(order == bins[:, None], -torch.inf).amax(dim=1)
     margins = torch.where(logits.isfinite().all(dim=1), best[:, 0] - second, torch.nan)
-    return Choice(bins.to(torch.int32), margins, embeddings[bins])
+    return Choice(bins.to(torch.int32), margins)
 
 
-def kernel(hidden: Tensor, head: Tensor, embeddings: Tensor) -> Choice:
+def kernel(hidden: Tensor, head: Tensor) -> Choice:
     """What `reference` computes, in two launches."""
-    rows, width = hidden.shape
-    count, device = head.shape[0], hidden.device
-    check_rows(hidden, head, embeddings)
-    assert rows <= GEMV_ROWS, f"{rows} rows: a gemv kernel takes at most {GEMV_ROWS}"
+    (m, k), n, device = hidden.shape, head.shape[0], hidden.device
+    check_rows(hidden, head)
+    assert m <= GEMV_ROWS, f"{m} rows: the head takes at most {GEMV_ROWS}"
     chip = Chip.of(device)
     tile = head_tile(chip)
-    blocks = -(-width // tile.inner)
-    parts, each = splits(chip, tile, count, blocks)
-    logits = torch.empty(parts, rows, count, dtype=torch.float32, device=device)
-    _logits[(-(-count // tile.outputs), parts)](
-        hidden,
-        head,
-        logits,
-        rows,
-        count,
-        width,
-        blocks,
-        each,
-        OUTPUTS=tile.outputs,
-        ROWS=tile.rows,
-        INNER=tile.inner,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+    blocks = -(-k // tile.block_k)
+    splits, blocks_each = split_k(chip, tile, n, blocks)
+    logits = torch.empty(splits, m, n, dtype=torch.float32, device=device)
+    _logits[(-(-n // tile.block_n), splits)](
+        hidden, head, logits, m, n, k, blocks, blocks_each, **tile.launch(), BLOCK_K=tile.block_k
     )
-    bins = torch.empty(rows, dtype=torch.int32, device=device)
-    margins = torch.empty(rows, dtype=torch.float32, device=device)
-    embedded = torch.empty_like(hidden)
-    block = block_of(width)
-    _choose[(rows,)](
-        logits,
-        embeddings,
-        bins,
-        margins,
-        embedded,
-        PARTS=parts,
-        ROWS=rows,
-        COUNT=count,
-        WIDTH=width,
-        BLOCK=block_of(count),
-        WIDE=block,
-        num_warps=warps_of(block),
-    )
-    return Choice(bins, margins, embedded)
+    bins = torch.empty(m, dtype=torch.int32, device=device)
+    margins = torch.empty(m, dtype=torch.float32, device=device)
+    block = block_of(n)
+    _choose[(m,)](logits, hidden, bins, margins, SPLITS=splits, ROWS=m, COUNT=n, BLOCK=block, num_warps=warps_of(block))
+    return Choice(bins, margins)
 
 
 @jit
@@ -85,60 +55,49 @@ def _logits(
     hidden: tl.tensor,
     head: tl.tensor,
     logits: tl.tensor,
-    rows: tl.tensor,
-    count: tl.tensor,
-    width: tl.tensor,
+    m: tl.tensor,
+    n: tl.tensor,
+    k: tl.tensor,
     blocks: tl.tensor,
-    each: tl.tensor,
-    OUTPUTS: tl.constexpr,
-    ROWS: tl.constexpr,
-    INNER: tl.constexpr,
+    blocks_each: tl.tensor,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ) -> None:
-    output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
-    row = tl.arange(0, ROWS)
-    first = tl.program_id(1) * each
-    real = output < count
-    asks = row < rows
-    total = tl.zeros([OUTPUTS, ROWS], tl.float32)
-    for block in range(first, tl.minimum(first + each, blocks)):
-        place = block * INNER + tl.arange(0, INNER)
-        inside = place < width
-        weight = tl.load(
-            head + output[:, None] * width + place[None, :], mask=real[:, None] & inside[None, :], other=0.0
-        )
-        values = tl.load(
-            hidden + row[None, :] * width + place[:, None], mask=asks[None, :] & inside[:, None], other=0.0
-        )
-        total = tl.dot(weight, values, total)
-    place = (tl.program_id(1) * rows + row[None, :]) * count + output[:, None]
-    tl.store(logits + place, total, mask=real[:, None] & asks[None, :])
+    output = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row = tl.arange(0, BLOCK_M)
+    first = tl.program_id(1) * blocks_each
+    n_mask = (output < n)[:, None]
+    m_mask = (row < m)[None, :]
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for block in range(first, tl.minimum(first + blocks_each, blocks)):
+        place = block * BLOCK_K + tl.arange(0, BLOCK_K)
+        weight = tl.load(head + output[:, None] * k + place[None, :], mask=n_mask & (place < k)[None, :], other=0.0)
+        values = tl.load(hidden + row[None, :] * k + place[:, None], mask=m_mask & (place < k)[:, None], other=0.0)
+        acc = tl.dot(weight, values, acc)
+    place = (tl.program_id(1) * m + row[None, :]) * n + output[:, None]
+    tl.store(logits + place, acc, mask=n_mask & m_mask)
 
 
 @jit
 def _choose(
     logits: tl.tensor,
-    embeddings: tl.tensor,
+    typed: tl.tensor,
     bins: tl.tensor,
     margins: tl.tensor,
-    embedded: tl.tensor,
-    PARTS: tl.constexpr,
+    SPLITS: tl.constexpr,
     ROWS: tl.constexpr,
     COUNT: tl.constexpr,
-    WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
-    WIDE: tl.constexpr,
 ) -> None:
     row = tl.program_id(0)
     order = tl.arange(0, BLOCK)
-    real = order < COUNT
-    values = rounded(sum_of(logits, row * COUNT + order, real, ROWS * COUNT, PARTS), embedded.dtype.element_ty)
-    wrong = tl.sum(tl.where(real & ~(tl.abs(values) < float("inf")), 1, 0), axis=0)
-    values = tl.where(real, values, -float("inf"))
+    mask = order < COUNT
+    values = rounded(sum_of(logits, row * COUNT + order, mask, ROWS * COUNT, SPLITS), typed.dtype.element_ty)
+    wrong = tl.sum(tl.where(mask & ~(tl.abs(values) < float("inf")), 1, 0), axis=0)
+    values = tl.where(mask, values, -float("inf"))
     best = tl.max(values, axis=0)
     chosen = tl.minimum(tl.min(tl.where(values == best, order, COUNT), axis=0), COUNT - 1)
     second = tl.max(tl.where(order == chosen, -float("inf"), values), axis=0)
     tl.store(bins + row, chosen)
     tl.store(margins + row, tl.where(wrong > 0, float("nan"), best - second))
-    column = tl.arange(0, WIDE)
-    inside = column < WIDTH
-    tl.store(embedded + row * WIDTH + column, tl.load(embeddings + chosen * WIDTH + column, mask=inside), mask=inside)

@@ -1,15 +1,15 @@
-"""Weights as the kernels read them, made from the artifact's at load and exactly restorable; rows quantised by token.
+"""Weights and rows as the kernels read them: weights repacked at load and exactly restorable, rows quantised per token.
 
-int4: blocks of 128 inputs, in each block one line of 16 words of 32 bits an output. Bits 4j..4j+3 of the low and of the
-high half of word h hold inputs 32j + 2h and 32j + 2h + 1 of the block, so that one shift and one mask turn a word into
-two neighbouring inputs of a 16-bit type, in place. Lines of one block lie together: what a program reads at once is
-contiguous. Knows nothing of launches.
+int4: blocks of 128 inputs, in each block one line of 16 words of 32 bits per output. Bits 4j..4j+3 of the low and of
+the high half of word h hold inputs 32j + 2h and 32j + 2h + 1 of the block, so that one shift and one mask turn a word
+into two neighbouring inputs of a 16-bit type, in place. The lines of a block are contiguous, as a program reads them.
+Knows nothing of launches.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +21,17 @@ from edge_vla.quant.formats import INT8_MAX
 
 SHIFTS: Final = 4  # nibbles in half a word
 WORDS: Final = 16  # in a line
-REACH: Final = 2 * WORDS  # neighbouring inputs that one shift of a line yields
-BLOCK: Final = SHIFTS * REACH  # inputs in a line
-ZERO: Final = 8  # the code that stands for no weight
+SHIFT_K: Final = 2 * WORDS  # neighbouring inputs that one shift of a line yields
+BLOCK_K: Final = SHIFTS * SHIFT_K  # inputs in a line
+ZERO_CODE: Final = 8  # the int4 code of a zero weight
+
+RowFormat = Literal["16 bits", "int8", "int8 for int4"]  # the last: int8 in the byte order of an int4 weight
+PLAIN: Final[RowFormat] = "16 bits"
 
 
 @dataclass(frozen=True, slots=True)
 class Int4Weight:
-    """`shape` is (N, K) of the real weight; inputs are filled up to whole blocks with zero weights."""
+    """`shape` is (N, K) of the real weight; inputs are padded to whole blocks with zero weights."""
 
     codes: Tensor  # (blocks, N, WORDS) int32
     scales: Tensor  # (groups, N) float16; groups cover all blocks
@@ -42,9 +45,9 @@ class Int4Weight:
 
 @dataclass(frozen=True, slots=True)
 class Int8Weight:
-    """A weight of one scale an output, for 16-bit rows and for int8 rows alike."""
+    """A weight with one scale per output, for 16-bit rows and for int8 rows alike."""
 
-    codes: Tensor  # (N, K) int8, from an aligned address
+    codes: Tensor  # (N, K) int8, at an aligned address
     scales: Tensor  # (N,) float16
 
     @property
@@ -58,9 +61,9 @@ class Int8Weight:
 
 @dataclass(frozen=True, slots=True)
 class Int8Rows:
-    """Activations rounded to int8, one scale a row.
+    """Activations rounded to int8, one scale per row.
 
-    `for_int4`: the codes stand in the order of an int4 weight's bytes, filled up with zeros to whole blocks.
+    `for_int4`: codes are in the byte order of an int4 weight, padded with zeros to whole blocks.
     """
 
     codes: Tensor  # (M, K) int8
@@ -68,44 +71,58 @@ class Int8Rows:
     for_int4: bool = False
 
 
-def empty_rows(rows: int, width: int, device: torch.device, *, for_int4: bool) -> Int8Rows:
-    """Room for a kernel's int8 rows."""
-    stride = -(-width // BLOCK) * BLOCK if for_int4 else width
-    codes = torch.empty(rows, stride, dtype=torch.int8, device=device)
-    return Int8Rows(codes, torch.empty(rows, dtype=torch.float32, device=device), for_int4)
+Rows: TypeAlias = "Tensor | Int8Rows"  # what a product reads, in the RowFormat that it asks for
+
+
+def empty_rows(m: int, k: int, dtype: torch.dtype, device: torch.device, row_format: RowFormat) -> Rows:
+    """Uninitialised rows (M, K) for a kernel to write; `dtype` is that of 16-bit rows."""
+    if row_format == PLAIN:
+        return torch.empty(m, k, dtype=dtype, device=device)
+    for_int4 = row_format == "int8 for int4"
+    stride = -(-k // BLOCK_K) * BLOCK_K if for_int4 else k
+    codes = torch.empty(m, stride, dtype=torch.int8, device=device)
+    return Int8Rows(codes, torch.empty(m, dtype=torch.float32, device=device), for_int4)
+
+
+def in_format(x: Tensor, row_format: RowFormat) -> Rows:
+    """16-bit rows (M, K) in `row_format`."""
+    return x if row_format == PLAIN else quantised(x, for_int4=row_format == "int8 for int4")
 
 
 def repack_int4(packed: PackedWeight) -> Int4Weight:
-    """BackendError for a group that is not a multiple of 32, which no kernel here reads."""
+    """BackendError for a group that is not a multiple of 32: no kernel here reads it."""
     if packed.scheme is not Scheme.INT4 or packed.scales is None or packed.group is None:
-        raise BackendError(f"{packed.scheme.value} has no nibbles: int3 and int2 go through quant.as_int4")
-    if packed.group % REACH:
-        raise BackendError(f"GPU kernels read groups of {REACH} and multiples, not {packed.group}: export again")
-    outer, inner = packed.shape
-    blocks = -(-inner // BLOCK)
-    codes = F.pad(unpack_nibbles(packed.codes), (0, blocks * BLOCK - inner), value=ZERO)
-    nibbles = codes.view(outer, blocks, SHIFTS, REACH).permute(2, 1, 0, 3).to(torch.int32)
+        raise BackendError(f"expected an int4 weight, got {packed.scheme.value}; widen int3 and int2 with as_int4")
+    if packed.group % SHIFT_K:
+        raise BackendError(
+            f"int4 group size is {packed.group}; the GPU kernels need a multiple of {SHIFT_K}: "
+            "export again with another --group"
+        )
+    n, k = packed.shape
+    blocks = -(-k // BLOCK_K)
+    codes = F.pad(unpack_nibbles(packed.codes), (0, blocks * BLOCK_K - k), value=ZERO_CODE)
+    nibbles = codes.view(n, blocks, SHIFTS, SHIFT_K).permute(2, 1, 0, 3).to(torch.int32)
     halves = nibbles[0] | nibbles[1] << 4 | nibbles[2] << 8 | nibbles[3] << 12
     words = halves.to(torch.int16).contiguous().view(torch.int32)  # little-endian: the even input is the low half
-    groups = -(-blocks * BLOCK // packed.group)
+    groups = -(-blocks * BLOCK_K // packed.group)
     scales = F.pad(packed.scales, (0, groups - packed.scales.shape[1]), value=1.0)
     return Int4Weight(words, scales.T.contiguous(), packed.shape, packed.group)
 
 
 def restore_int4(weight: Int4Weight) -> PackedWeight:
     """Exact inverse of `repack_int4`."""
-    outer, inner = weight.shape
+    n, k = weight.shape
     halves = weight.codes.view(torch.int16)
-    nibbles = torch.stack([halves >> 4 * shift & 0xF for shift in range(SHIFTS)])  # (SHIFTS, blocks, N, REACH)
-    codes = nibbles.permute(2, 1, 0, 3).reshape(outer, -1)[:, :inner].to(torch.uint8)
-    scales = weight.scales.T[:, : inner // weight.group].contiguous()
+    nibbles = torch.stack([halves >> 4 * shift & 0xF for shift in range(SHIFTS)])  # (SHIFTS, blocks, N, SHIFT_K)
+    codes = nibbles.permute(2, 1, 0, 3).reshape(n, -1)[:, :k].to(torch.uint8)
+    scales = weight.scales.T[:, : k // weight.group].contiguous()
     return PackedWeight(Scheme.INT4, weight.shape, weight.group, pack_nibbles(codes), scales)
 
 
 def repack_int8(packed: PackedWeight) -> Int8Weight:
     """A copy, because codes mapped from a file may start at any address. BackendError for another format."""
     if packed.scheme is not Scheme.INT8 or packed.scales is None:
-        raise BackendError(f"{packed.scheme.value} is not int8")
+        raise BackendError(f"expected an int8 weight, got {packed.scheme.value}")
     return Int8Weight(packed.codes.clone(memory_format=torch.contiguous_format), packed.scales.clone())
 
 
@@ -115,7 +132,7 @@ def restore_int8(weight: Int8Weight) -> PackedWeight:
 
 
 def summed(parts: Tensor, dtype: torch.dtype) -> Tensor:
-    """Partial sums (S, M, N) float32 added in order and rounded once -> (M, N); a product (M, N) as it is."""
+    """Partial sums (S, M, N) float32, added in order and rounded once to (M, N); a product (M, N) as it is."""
     if parts.dim() == 2:
         return parts.to(dtype)
     total = parts[0]
@@ -125,28 +142,28 @@ def summed(parts: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def quantised(x: Tensor, *, for_int4: bool = False) -> Int8Rows:
-    """Rows (M, K) of a float type to the nearest of 255 codes; a row that is not finite gets scale infinity."""
+    """Rows (M, K) of a float type, rounded to 255 levels per row; a row that is not finite gets scale infinity."""
     wide = x.float()
     largest = torch.where(wide.isnan(), torch.inf, wide.abs()).amax(dim=1)
-    whole = torch.full_like(largest, INT8_MAX)  # a tensor: by a number torch multiplies, which rounds otherwise
-    inverse = torch.where(largest > 0, whole / largest, 0.0)
+    levels = torch.full_like(largest, INT8_MAX)  # a tensor: torch multiplies by a number's inverse, which rounds twice
+    inverse = torch.where(largest > 0, levels / largest, 0.0)
     codes = torch.round(wide * inverse[:, None]).nan_to_num_(0.0).clamp_(-INT8_MAX, INT8_MAX).to(torch.int8)
-    return Int8Rows(in_byte_order(codes) if for_int4 else codes, largest / whole, for_int4)
+    return Int8Rows(in_byte_order(codes) if for_int4 else codes, largest / levels, for_int4)
 
 
 def in_byte_order(codes: Tensor) -> Tensor:
-    """(M, K) -> (M, blocks x BLOCK): input 32j + 2h + half of a block goes to place 64 (j % 2) + 4h + 2 half + j // 2.
+    """(M, K) -> (M, blocks x BLOCK_K): input 32j + 2h + i of a block goes to place 64 (j % 2) + 4h + 2i + j // 2.
 
     These are the bytes of `words >> 4 (j % 2) & 0x0F0F0F0F`, lowest first.
     """
-    rows, inner = codes.shape
-    blocks = -(-inner // BLOCK)
-    filled = F.pad(codes, (0, blocks * BLOCK - inner)).view(rows, blocks, 2, 2, WORDS, 2)  # j // 2, j % 2, h, half
-    return filled.permute(0, 1, 3, 4, 5, 2).reshape(rows, -1)
+    m, k = codes.shape
+    blocks = -(-k // BLOCK_K)
+    padded = F.pad(codes, (0, blocks * BLOCK_K - k)).view(m, blocks, 2, 2, WORDS, 2)  # j // 2, j % 2, h, i
+    return padded.permute(0, 1, 3, 4, 5, 2).reshape(m, -1)
 
 
-def in_input_order(codes: Tensor, inner: int) -> Tensor:
+def in_input_order(codes: Tensor, k: int) -> Tensor:
     """Inverse of `in_byte_order`."""
-    rows = codes.shape[0]
-    places = codes.view(rows, -1, 2, WORDS, 2, 2)  # j % 2, h, half, j // 2
-    return places.permute(0, 1, 5, 2, 3, 4).reshape(rows, -1)[:, :inner]
+    m = codes.shape[0]
+    places = codes.view(m, -1, 2, WORDS, 2, 2)  # j % 2, h, i, j // 2
+    return places.permute(0, 1, 5, 2, 3, 4).reshape(m, -1)[:, :k]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.gpu.conftest import HAVE_GPU, HAVE_TRITON
+from tests.runtime.gpu.conftest import HAVE_GPU, HAVE_TRITON
 
 
 @pytest.fixture(scope="session")

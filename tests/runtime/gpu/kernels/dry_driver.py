@@ -1,6 +1,6 @@
 """A Triton driver without a device: kernels' own launchers compile for a named chip, with the real arguments, and stop.
 
-Run as a program (Triton decides at import whether to interpret): `python -m tests.gpu.kernels.dry_driver 90 232448`
+Run as a program (Triton decides at import whether to interpret): `python -m tests.runtime.gpu.kernels.dry_driver 90 232448`
 compiles every kernel at the shapes of OpenVLA-7B and prints one JSON line a kernel.
 """
 
@@ -19,10 +19,8 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.kernel_checks.cases import of_policy
-from benchmarks.gpu.kernel_checks.check import Maker
-from edge_vla.quant import Scheme
-from edge_vla.runtime.gpu.kernels import tiles, w4a16_gemm
-from edge_vla.runtime.gpu.kernels.weights import BLOCK, repack_int4
+from benchmarks.gpu.kernel_checks.check import RandomInputs
+from edge_vla.runtime.gpu.kernels import tiles
 from edge_vla.spec import OPENVLA_7B, PolicySpec
 
 PREFILL = 288
@@ -101,17 +99,12 @@ def resources(tools: Path, binary: bytes) -> dict[str, Any]:
 
 def compile_policy(spec: PolicySpec, chip: tiles.Chip) -> Iterator[dict[str, Any]]:
     """One line a compiled kernel; kernels that differ in nothing that is compiled come once."""
-    make = Maker.seeded(0, torch.device("cpu"), torch.bfloat16)
+    inputs = RandomInputs.seeded(0, torch.device("cpu"), torch.bfloat16)
     with compiling_for(chip) as compiled:
         for case in of_policy(spec, PREFILL):
             known = len(compiled)
-            case.make(make).kernel()
+            case.make(inputs).kernel()
             yield from ({"case": case.name, **line} for line in compiled[known:])
-        half = Maker.seeded(0, torch.device("cpu"), torch.float16)
-        width = spec.decoder.width
-        weight = repack_int4(half.packed(Scheme.INT4, width, width, BLOCK))
-        w4a16_gemm.kernel(half.rows(PREFILL, width), weight, half_sums=True)
-        yield {"case": "w4a16_gemm, half sums", **compiled[-1]}
 
 
 if __name__ == "__main__":

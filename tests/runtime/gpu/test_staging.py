@@ -19,14 +19,14 @@ import edge_vla
 from edge_vla.artifact import HEAD, VISION, Artifact, layer_file
 from edge_vla.errors import ArtifactError
 from edge_vla.quant import PackedWeight, Scheme
-from edge_vla.runtime.cpu.assemble import TOGETHER, fused
 from edge_vla.runtime.gpu.config import GpuConfig, kernels
 from edge_vla.runtime.gpu.kernels.weights import restore_int4
 from edge_vla.runtime.gpu.load import SPARE, from_artifact
 from edge_vla.runtime.gpu.products import product, repack
 from edge_vla.runtime.gpu.staging import PIECE, StagedFile, Staging
+from edge_vla.runtime.parts import FUSED, fuse
 from edge_vla.spec import OPENVLA_7B
-from tests.gpu.made import CPU
+from tests.runtime.gpu.engines import CPU
 
 
 @pytest.fixture
@@ -113,8 +113,8 @@ def test_the_largest_product_of_a_7b_policy_takes_little_beside_itself(scheme: S
     """Load peak: weights and at most 300 MB. Layers load one after another, so this is all that comes on top."""
     shapes = OPENVLA_7B.decoder.linears()
     with Alive() as alive:
-        parts = [zeros(scheme, *shapes[name]) for name in TOGETHER["gate_up"]]
-        whole = fused(parts)
+        parts = [zeros(scheme, *shapes[name]) for name in FUSED["gate_up"]]
+        whole = fuse(parts)
         assert whole is not None
         made = product([whole], GpuConfig(kernels("reference"), torch.bfloat16, "16"))
     assert alive.peak > made.bytes >= 0.9 * whole.bytes

@@ -15,12 +15,12 @@ import edge_vla
 from edge_vla.artifact import TOKENIZER, Artifact
 from edge_vla.data import synthetic_image
 from edge_vla.openvla import as_rgb, preprocess
-from edge_vla.runtime.drafts import Draft
 from edge_vla.runtime.gpu.config import Activations
-from edge_vla.runtime.gpu.engine import Engine
+from edge_vla.runtime.gpu.engine import GpuEngine
 from edge_vla.runtime.gpu.graph import Direct, Recorder, Work
 from edge_vla.runtime.gpu.load import from_artifact
 from edge_vla.runtime.policy import Policy
+from edge_vla.runtime.types import Draft
 
 CPU = torch.device("cpu")
 WORDS = ("pick up the cup", "open the drawer", "put the red block on the plate")
@@ -34,13 +34,13 @@ def policy(
 ) -> Policy:
     """An artifact run by the engine, with the reference kernels."""
     artifact = Artifact(directory)
-    network = from_artifact(artifact, dtype, CPU, "reference", activations, record=record)
-    return Policy(network, artifact.manifest.config, artifact.text(TOKENIZER))
+    engine = from_artifact(artifact, dtype, CPU, "reference", activations, record=record)
+    return Policy(engine, artifact.manifest.config, artifact.text(TOKENIZER))
 
 
-def engine(made: Policy) -> Engine:
-    assert made.network.engine is not None
-    return made.network.engine
+def engine(made: Policy) -> GpuEngine:
+    assert isinstance(made.engine, GpuEngine)
+    return made.engine
 
 
 @cache

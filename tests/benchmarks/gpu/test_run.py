@@ -16,9 +16,9 @@ from benchmarks.gpu.run import DRY, FULL, Run
 from benchmarks.gpu.targets import BARS
 from benchmarks.gpu.weights import seeded, write
 from edge_vla.errors import BackendError, UsageError
-from edge_vla.runtime.policy import load
+from edge_vla.runtime.load import load
 from edge_vla.spec import OPENVLA_7B, TINY
-from tests.gpu.made import CPU
+from tests.runtime.gpu.engines import CPU
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from edge_vla.errors import BackendError, DeviceLostError, EdgeVLAError, Resourc
 from edge_vla.runtime.gpu import device as gpu
 from edge_vla.runtime.gpu.device import CudaDevice, DeviceInfo
 from edge_vla.runtime.gpu.load import from_artifact
-from tests.gpu.made import CPU, WORDS, engine, pixels, policy
+from tests.runtime.gpu.engines import CPU, WORDS, engine, pixels, policy
 
 CUDA = torch.device("cuda")
 GB = 10**9

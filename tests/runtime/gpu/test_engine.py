@@ -19,15 +19,15 @@ from edge_vla.demo.world import EVALUATION_SEEDS, start
 from edge_vla.errors import BackendError, NumericError, UsageError
 from edge_vla.export import Recipe, export
 from edge_vla.quant import Scheme, dequantise, quantise
-from edge_vla.runtime.decode import Decision
-from edge_vla.runtime.drafts import Draft
 from edge_vla.runtime.gpu.config import Activations, GpuConfig, kernels
 from edge_vla.runtime.gpu.kernels.weights import summed
 from edge_vla.runtime.gpu.products import PLAIN, product
-from edge_vla.runtime.policy import Policy, replay
+from edge_vla.runtime.load import replay
+from edge_vla.runtime.policy import Policy
+from edge_vla.runtime.types import Decision, Draft
 from tests.conftest import TINY
 from tests.golden.openvla_tiny import Case, cases
-from tests.gpu.made import WORDS, Counted, engine, guess, pixels, policy, torch_loop
+from tests.runtime.gpu.engines import WORDS, Counted, engine, guess, pixels, policy, torch_loop
 
 DIMS = 7
 
@@ -175,7 +175,7 @@ def test_any_number_of_dimensions(dims: int, tiny_artifacts: Mapping[int, Path])
     prompt = made.prompter(WORDS[1])
     with torch.inference_mode():
         seen = oracle.network.vision(torch.from_numpy(pixels(made, 1))[None])
-        expected = oracle.loop.greedy(prompt, seen, dims, lambda stage: None)
+        expected = oracle.engine.decode(prompt, seen, dims)
     got = decide(made, 1, dims=dims)
     assert got.tokens == expected.tokens
     np.testing.assert_allclose(got.margins, expected.margins, atol=1e-4)

@@ -11,7 +11,7 @@ import torch
 from edge_vla.errors import DeviceLostError, ResourceError
 from edge_vla.runtime.gpu.device import CudaDevice
 from edge_vla.runtime.gpu.graph import WARM_UPS, CudaGraphs, Direct, Graphs, Work
-from tests.gpu.made import CPU, Counted
+from tests.runtime.gpu.engines import CPU, Counted
 
 
 def graphs(most: int) -> tuple[Graphs, Counted]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_vla.runtime.gpu.kernels.tiles import RESERVE, Chip, attention_tile, gemm_tile, gemv_tile, head_tile, splits
+from edge_vla.runtime.gpu.kernels.tiles import RESERVE, Chip, attention_tile, gemm_tile, gemv_tile, head_tile, split_k
 
 CHIPS = {  # shared memory of a program, by NVIDIA's table of capabilities
     "A100": Chip((8, 0), 108, 163 * 1024),
@@ -35,7 +35,7 @@ def test_tiles_fit_every_chip(chip: Chip) -> None:
 
 
 def test_attention_of_few_rows_asks_for_more_at_once_where_there_is_room() -> None:
-    slots = {name: attention_tile(chip, 8, 128).outputs for name, chip in CHIPS.items()}
+    slots = {name: attention_tile(chip, 8, 128).block_n for name, chip in CHIPS.items()}
     assert (slots["H200"], slots["4090"]) == (128, 64)
     assert attention_tile(CHIPS["H200"], 1, 128) == attention_tile(CHIPS["H200"], 8, 128), "bits depend on the tile"
 
@@ -46,18 +46,18 @@ def test_a_chip_with_little_memory_gets_fewer_stages() -> None:
     assert gemm_tile(Chip((9, 0), 132, 16 * 1024), "w8a8").stages == 1
 
 
-@given(chip=st.sampled_from(list(CHIPS.values())), outer=st.integers(1, 30_000), blocks=st.integers(1, 200))
-def test_splits_cover_every_block_once(chip: Chip, outer: int, blocks: int) -> None:
-    parts, each = splits(chip, gemv_tile(chip, 4, outer), outer, blocks)
+@given(chip=st.sampled_from(list(CHIPS.values())), n=st.integers(1, 30_000), blocks=st.integers(1, 200))
+def test_splits_cover_every_block_once(chip: Chip, n: int, blocks: int) -> None:
+    parts, each = split_k(chip, gemv_tile(chip, 4, n), n, blocks)
     assert (parts - 1) * each < blocks <= parts * each
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
-@pytest.mark.parametrize(("outer", "inner"), [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008)])
-def test_a_decode_step_fills_the_chip(chip: Chip, outer: int, inner: int) -> None:
-    tile = gemv_tile(chip, 4, outer)
-    parts, _ = splits(chip, tile, outer, inner // tile.inner)
-    assert parts * -(-outer // tile.outputs) >= 2 * chip.processors
+@pytest.mark.parametrize(("n", "k"), [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008)])
+def test_a_decode_step_fills_the_chip(chip: Chip, n: int, k: int) -> None:
+    tile = gemv_tile(chip, 4, n)
+    parts, _ = split_k(chip, tile, n, k // tile.block_k)
+    assert parts * -(-n // tile.block_n) >= 2 * chip.sm_count
 
 
 def test_import_asks_no_device() -> None:
@@ -76,8 +76,8 @@ def test_without_triton_references_work_and_a_kernel_says_what_to_install() -> N
         "import torch\n"
         "from edge_vla.errors import BackendError\n"
         "from edge_vla.runtime.gpu.kernels import quantise_rows\n"
-        "quantise_rows.reference(torch.ones(1, 4))\n"
-        "try: quantise_rows.kernel(torch.ones(1, 4))\n"
+        "quantise_rows.reference(torch.ones(1, 4), 'int8')\n"
+        "try: quantise_rows.kernel(torch.ones(1, 4), 'int8')\n"
         "except BackendError as error: assert 'edge-vla[triton]' in str(error), error\n"
         "else: raise SystemExit('launched')\n"
     )

@@ -1,6 +1,6 @@
 """What only a GPU can show: graphs replay what was recorded, memory stays in its bounds, errors are what torch raises.
 
-python -m pytest -m gpu tests/gpu
+python -m pytest -m gpu tests/runtime/gpu
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import torch
 import edge_vla
 from edge_vla.artifact import TOKENIZER, Artifact
 from edge_vla.errors import ResourceError
+from edge_vla.runtime.engine import StagedEngine
 from edge_vla.runtime.gpu.config import Activations
 from edge_vla.runtime.gpu.engine import PIECES
 from edge_vla.runtime.gpu.graph import Direct, Recorder
 from edge_vla.runtime.gpu.load import SPARE, from_artifact
 from edge_vla.runtime.policy import Policy
-from tests.gpu.made import WORDS, engine, guess, pixels
+from tests.runtime.gpu.engines import WORDS, engine, guess, pixels
 
 pytestmark = pytest.mark.gpu
 DIMS = 7
@@ -31,7 +32,7 @@ CLEAR = 0.05  # logits: twice what rounding moves a lead of these networks
 # An index out of range on the device, then another action: both must be refused, the second without touching CUDA.
 BROKEN = """
 import sys, torch, edge_vla
-from tests.gpu.made import WORDS, engine, pixels
+from tests.runtime.gpu.engines import WORDS, engine, pixels
 from edge_vla.errors import DeviceLostError
 made = edge_vla.load(sys.argv[1], "cuda", check=False)
 prompt, seen = made.prompter(WORDS[0]), pixels(made, 0)
@@ -59,8 +60,8 @@ def on_gpu(
 ) -> Policy:
     artifact = Artifact(directory)
     kind, device = "triton" if backend == "triton" else "reference", torch.device("cuda")
-    network = from_artifact(artifact, torch.bfloat16, device, kind, activations, record=record)  # type: ignore[arg-type]
-    return Policy(network, artifact.manifest.config, artifact.text(TOKENIZER))
+    engine = from_artifact(artifact, torch.bfloat16, device, kind, activations, record=record)  # type: ignore[arg-type]
+    return Policy(engine, artifact.manifest.config, artifact.text(TOKENIZER))
 
 
 @pytest.mark.parametrize("activations", ["16", "8"])
@@ -112,7 +113,7 @@ def test_a_draft_never_changes_a_bit(bits: int, activations: Activations, tiny_a
         plain = engine(made).decide(prompt, seen, DIMS)
         for wrong in range(DIMS + 1):
             guessed = [*(token - first for token in plain.tokens[:wrong]), *[0] * (DIMS - wrong)]
-            drafted = engine(made).decide(prompt, seen, DIMS, guess(guessed), strict=True)
+            drafted = engine(made).decide(prompt, seen, DIMS, guess(guessed), bitwise_exact=True)
             assert (drafted.tokens, drafted.margins) == (plain.tokens, plain.margins)
 
 
@@ -120,7 +121,7 @@ def test_cuda_takes_the_engine_unless_told_otherwise(tiny_artifacts: Mapping[int
     made = edge_vla.load(tiny_artifacts[4], "cuda")
     assert made.network.kernels["engine"] == "triton, one CUDA graph an action"
     slow = edge_vla.load(tiny_artifacts[4], "cuda", kernel="reference")
-    assert slow.network.engine is None
+    assert isinstance(slow.engine, StagedEngine)
     image = np.full((40, 40, 3), 90, np.uint8)
     assert len(made.act(image, WORDS[0]).tokens) == len(slow.act(image, WORDS[0]).tokens)
 
@@ -172,5 +173,5 @@ def test_memory_that_runs_out_at_load_and_at_capture(tiny_artifacts: Mapping[int
 
 def test_a_broken_cuda_refuses_to_act(tiny_artifacts: Mapping[int, Path]) -> None:
     command = [sys.executable, "-c", BROKEN, str(tiny_artifacts[4])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3])
     assert done.stdout.split("\n")[:2] == ["refused: True", "refused: True"], done.stderr

@@ -15,7 +15,7 @@ from edge_vla.runtime.gpu.config import Activations
 from edge_vla.runtime.gpu.load import from_artifact
 from edge_vla.runtime.policy import Policy
 from tests.conftest import TINY
-from tests.gpu.made import CPU, WORDS, engine, guess, pixels, policy
+from tests.runtime.gpu.engines import CPU, WORDS, engine, guess, pixels, policy
 
 DIMS = 3  # the interpreter is slow
 CLEAR = 0.05  # logits: twice what rounding moves a lead of these networks
@@ -39,8 +39,8 @@ def test_the_references_tokens_and_no_bit_from_a_draft(
     bits: int, activations: Activations, artifacts: Mapping[int, Path]
 ) -> None:
     artifact = Artifact(artifacts[bits])
-    network = from_artifact(artifact, torch.bfloat16, CPU, "triton", activations)
-    made = Policy(network, artifact.manifest.config, artifact.text(TOKENIZER))
+    fast = from_artifact(artifact, torch.bfloat16, CPU, "triton", activations)
+    made = Policy(fast, artifact.manifest.config, artifact.text(TOKENIZER))
     slow = policy(artifacts[bits], activations=activations)
     prompt = made.prompter(WORDS[0])
     got = engine(made).decide(prompt, pixels(made, 0), DIMS)
@@ -51,6 +51,6 @@ def test_the_references_tokens_and_no_bit_from_a_draft(
     assert not differing or differing[0] < CLEAR
     first = made.config.spec.action.first
     draft = [got.tokens[0] - first, *[0] * (DIMS - 1)]
-    drafted = engine(made).decide(prompt, pixels(made, 0), DIMS, guess(draft), strict=True)
+    drafted = engine(made).decide(prompt, pixels(made, 0), DIMS, guess(draft), bitwise_exact=True)
     assert (drafted.tokens, drafted.margins) == (got.tokens, got.margins)
-    assert network.kernels["engine"].startswith("triton")
+    assert fast.network.kernels["engine"].startswith("triton")

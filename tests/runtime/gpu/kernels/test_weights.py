@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.gpu.kernel_checks.check import Maker
+from benchmarks.gpu.kernel_checks.check import RandomInputs
 from edge_vla.errors import BackendError
 from edge_vla.quant import PackedWeight, Scheme, as_int4, dequantise, quantise
 from edge_vla.runtime.gpu.kernels.weights import (
-    BLOCK,
+    BLOCK_K,
     in_byte_order,
     in_input_order,
     quantised,
@@ -33,25 +33,25 @@ def same(left: PackedWeight, right: PackedWeight) -> bool:
 
 
 @given(
-    outer=st.integers(1, 40),
+    n=st.integers(1, 40),
     group=st.sampled_from((32, 64, 96, 128, 160, 256)),
     groups=st.integers(1, 5),
     seed=st.integers(0, 99),
 )
-def test_repacking_loses_nothing(outer: int, group: int, groups: int, seed: int) -> None:
-    make = Maker.seeded(seed, CPU, torch.bfloat16)
-    int4 = make.packed(Scheme.INT4, outer, group * groups, group)
+def test_repacking_loses_nothing(n: int, group: int, groups: int, seed: int) -> None:
+    inputs = RandomInputs.seeded(seed, CPU, torch.bfloat16)
+    int4 = inputs.packed(Scheme.INT4, n, group * groups, group)
     assert same(restore_int4(repack_int4(int4)), int4)
-    int8 = make.packed(Scheme.INT8, outer, group * groups)
+    int8 = inputs.packed(Scheme.INT8, n, group * groups)
     assert same(restore_int8(repack_int8(int8)), int8)
 
 
 def test_where_an_input_lies() -> None:
     """Inputs 0..15 of a line of weights have codes 0..15, the rest are zero weights: golden words."""
-    codes = torch.full((1, BLOCK), 8, dtype=torch.uint8)
+    codes = torch.full((1, BLOCK_K), 8, dtype=torch.uint8)
     codes[0, :16] = torch.arange(16)
     packed = PackedWeight(
-        Scheme.INT4, (1, BLOCK), BLOCK, codes[:, 0::2] | codes[:, 1::2] << 4, torch.ones(1, 1, dtype=torch.half)
+        Scheme.INT4, (1, BLOCK_K), BLOCK_K, codes[:, 0::2] | codes[:, 1::2] << 4, torch.ones(1, 1, dtype=torch.half)
     )
     words = repack_int4(packed).codes
     assert words.shape == (1, 1, 16)
@@ -60,34 +60,34 @@ def test_where_an_input_lies() -> None:
     assert words[0, 0].tolist() == [*expected, *[0x88888888 - (1 << 32)] * 8]
 
 
-@given(rows=st.integers(1, 4), inner=st.integers(1, 400))
-def test_byte_order_is_a_permutation(rows: int, inner: int) -> None:
-    codes = torch.arange(rows * inner).view(rows, inner)
+@given(rows=st.integers(1, 4), k=st.integers(1, 400))
+def test_byte_order_is_a_permutation(rows: int, k: int) -> None:
+    codes = torch.arange(rows * k).view(rows, k)
     moved = in_byte_order(codes)
-    assert moved.shape[1] % BLOCK == 0
-    assert torch.equal(in_input_order(moved, inner), codes)
-    assert int((moved != 0).sum()) == rows * inner - 1
+    assert moved.shape[1] % BLOCK_K == 0
+    assert torch.equal(in_input_order(moved, k), codes)
+    assert int((moved != 0).sum()) == rows * k - 1
 
 
 def test_bytes_of_a_word_meet_their_rows() -> None:
     """`words >> 4 s & 0x0F0F0F0F`, byte by byte, times rows in byte order: the product, without any kernel."""
-    make = Maker.seeded(1, CPU, torch.float32)
-    packed = make.packed(Scheme.INT4, 6, 2 * BLOCK, BLOCK)
+    inputs = RandomInputs.seeded(1, CPU, torch.float32)
+    packed = inputs.packed(Scheme.INT4, 6, 2 * BLOCK_K, BLOCK_K)
     weight = repack_int4(packed)
     nibbles = torch.stack([weight.codes >> 4 * shift & 0x0F0F0F0F for shift in (0, 1)], dim=2)  # blocks, N, shift, word
-    levels = nibbles.contiguous().view(torch.int8).view(2, 6, BLOCK).double() - 8
-    rows = quantised(make.rows(3, 2 * BLOCK), for_int4=True)
-    sums = rows.codes.view(3, 2, BLOCK).double().transpose(0, 1) @ levels.transpose(1, 2)
-    plain = in_input_order(rows.codes, 2 * BLOCK).double()
+    levels = nibbles.contiguous().view(torch.int8).view(2, 6, BLOCK_K).double() - 8
+    rows = quantised(inputs.rows(3, 2 * BLOCK_K), for_int4=True)
+    sums = rows.codes.view(3, 2, BLOCK_K).double().transpose(0, 1) @ levels.transpose(1, 2)
+    plain = in_input_order(rows.codes, 2 * BLOCK_K).double()
     for block in range(2):
-        inputs = slice(block * BLOCK, (block + 1) * BLOCK)
-        ones = PackedWeight(Scheme.INT4, packed.shape, BLOCK, packed.codes, torch.ones(6, 2, dtype=torch.half))
+        inputs = slice(block * BLOCK_K, (block + 1) * BLOCK_K)
+        ones = PackedWeight(Scheme.INT4, packed.shape, BLOCK_K, packed.codes, torch.ones(6, 2, dtype=torch.half))
         assert torch.equal(sums[block], plain[:, inputs] @ dequantise(ones)[:, inputs].double().T)
 
 
-@given(rows=st.integers(1, 5), inner=st.integers(1, 200), seed=st.integers(0, 99))
-def test_a_rounded_row_is_within_half_a_step(rows: int, inner: int, seed: int) -> None:
-    x = Maker.seeded(seed, CPU, torch.bfloat16).rows(rows, inner)
+@given(rows=st.integers(1, 5), k=st.integers(1, 200), seed=st.integers(0, 99))
+def test_a_rounded_row_is_within_half_a_step(rows: int, k: int, seed: int) -> None:
+    x = RandomInputs.seeded(seed, CPU, torch.bfloat16).rows(rows, k)
     made = quantised(x)
     back = made.codes.float() * made.scales[:, None]
     assert ((back - x.float()).abs() <= made.scales[:, None] * 0.5001).all()
@@ -102,11 +102,11 @@ def test_partial_sums_are_added_in_order() -> None:
 
 def test_formats_without_a_kernel_are_refused() -> None:
     weight = torch.randn(4, 96)
-    with pytest.raises(BackendError, match="groups of 32"):
+    with pytest.raises(BackendError, match="multiple of 32"):
         repack_int4(quantise(weight, Scheme.INT4, 48))
     narrow = quantise(weight, Scheme.INT3, 32)
     with pytest.raises(BackendError, match="as_int4"):
         repack_int4(narrow)
     assert same(restore_int4(repack_int4(as_int4(narrow))), as_int4(narrow))
-    with pytest.raises(BackendError, match="not int8"):
+    with pytest.raises(BackendError, match="expected an int8 weight, got int3"):
         repack_int8(narrow)

@@ -7,7 +7,7 @@ import os
 
 import torch
 
-from tests.gpu.kernels.interpreter import mend
+from tests.runtime.gpu.kernels.interpreter import mend
 
 HAVE_TRITON = importlib.util.find_spec("triton") is not None
 HAVE_GPU = torch.cuda.is_available()

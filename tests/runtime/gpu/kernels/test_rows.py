@@ -10,22 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from benchmarks.gpu.kernel_checks.check import KernelCheck, Maker, judge
-from benchmarks.gpu.kernel_checks.rows import (
-    attend,
-    choose,
-    gate,
-    gate_int8,
-    int8_rows,
-    norm,
-    norm_int8,
-    tower_gelu,
-    tower_norm,
-    turn,
-)
-from edge_vla.runtime.gpu.kernels import attention, gelu, head, layer_norm, quantise_rows, rms_norm, rotary, swiglu
+from benchmarks.gpu.kernel_checks.check import KernelCheck, RandomInputs, evaluate
+from benchmarks.gpu.kernel_checks.rows import attend, choose, int8_rows, norm, swiglu, tower_gelu, tower_norm, turn
+from edge_vla.runtime.gpu.kernels import activations, attention, head, layer_norm, quantise_rows, rms_norm, rotary
 from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS
-from edge_vla.runtime.gpu.kernels.weights import Int8Rows
+from edge_vla.runtime.gpu.kernels.weights import Int8Rows, RowFormat, Rows
 from edge_vla.spec import DecoderSpec
 
 # The interpreter's numpy tells of infinities that are asked for here.
@@ -35,8 +24,13 @@ few_examples = settings(max_examples=4, suppress_health_check=[HealthCheck.funct
 rows_, widths, parts_, seeds = st.integers(1, 9), st.integers(2, 300), st.integers(0, 4), st.integers(0, 99)
 
 
+def int8(rows: Rows) -> Int8Rows:
+    assert isinstance(rows, Int8Rows)
+    return rows
+
+
 def assert_passes(check: KernelCheck) -> None:
-    verdict = judge(check)
+    verdict = evaluate(check)
     assert verdict.passed, verdict
 
 
@@ -46,14 +40,17 @@ def assert_passes(check: KernelCheck) -> None:
 def test_norms_and_gates(
     dtype: torch.dtype, rows: int, width: int, parts: int, seed: int, device: torch.device
 ) -> None:
-    make = Maker.seeded(seed, device, dtype)
-    assert_passes(norm(make, rows, width, parts))
-    assert_passes(gate(make, rows, width, parts))
-    assert_passes(tower_norm(make, rows, width))
-    assert_passes(tower_gelu(make, rows, width))
-    assert_passes(norm_int8(make, rows, width, for_int4=seed % 2 == 0))
-    assert_passes(gate_int8(make, rows, width, for_int4=seed % 2 == 0))
-    assert_passes(int8_rows(make, rows, width, for_int4=seed % 2 == 0))
+    inputs = RandomInputs.seeded(seed, device, dtype)
+    assert_passes(norm(inputs, rows, width, parts))
+    assert_passes(swiglu(inputs, rows, width, parts))
+    assert_passes(tower_norm(inputs, rows, width))
+    assert_passes(tower_gelu(inputs, rows, width))
+    row_format: RowFormat = "int8 for int4" if seed % 2 == 0 else "int8"
+    assert_passes(norm(inputs, rows, width, parts, row_format))
+    assert_passes(swiglu(inputs, rows, width, parts, row_format))
+    assert_passes(tower_norm(inputs, rows, width, row_format))
+    assert_passes(tower_gelu(inputs, rows, width, row_format))
+    assert_passes(int8_rows(inputs, rows, width, row_format))
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
@@ -80,78 +77,73 @@ def test_turning_and_attending(
 ) -> None:
     heads = kv_heads * share
     spec = DecoderSpec(width=heads * head_width, heads=heads, kv_heads=kv_heads)
-    make = Maker.seeded(seed, device, dtype)
-    assert_passes(turn(make, spec, rows, start, start + rows + 3, parts))
-    assert_passes(attend(make, spec, rows, start, start + rows + 3))
+    inputs = RandomInputs.seeded(seed, device, dtype)
+    assert_passes(turn(inputs, spec, rows, start, start + rows + 3, parts))
+    assert_passes(attend(inputs, spec, rows, start, start + rows + 3))
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @few_examples
 @given(rows=st.integers(1, GEMV_ROWS), width=widths, bins=st.integers(2, 70), seed=seeds)
 def test_choosing(dtype: torch.dtype, rows: int, width: int, bins: int, seed: int, device: torch.device) -> None:
-    assert_passes(choose(Maker.seeded(seed, device, dtype), rows, width, bins))
+    assert_passes(choose(RandomInputs.seeded(seed, device, dtype), rows, width, bins))
 
 
 def test_the_lowest_of_equal_logits_wins(device: torch.device) -> None:
-    make = Maker.seeded(1, device, torch.bfloat16)
-    hidden, embeddings = make.rows(1, 64), make.rows(33, 64)
+    inputs = RandomInputs.seeded(1, device, torch.bfloat16)
+    hidden = inputs.rows(1, 64)
     weight = hidden.expand(33, 64).contiguous()
     weight[:7] *= -1
-    choice = head.kernel(hidden, weight, embeddings)
+    choice = head.kernel(hidden, weight)
     assert (int(choice.bins), float(choice.margins)) == (7, 0.0)
-    assert torch.equal(choice.embedded, embeddings[7:8])
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
-def test_what_is_not_finite_is_told(wrong: float, device: torch.device) -> None:
-    make = Maker.seeded(1, device, torch.bfloat16)
-    hidden = make.rows(3, 64)
+def test_a_row_that_is_not_finite_is_flagged(wrong: float, device: torch.device) -> None:
+    inputs = RandomInputs.seeded(1, device, torch.bfloat16)
+    hidden = inputs.rows(3, 64)
     hidden[1, 5] = wrong
-    choice = head.kernel(hidden, make.rows(20, 64), make.rows(20, 64))
+    choice = head.kernel(hidden, inputs.rows(20, 64))
     assert choice.margins.isfinite().tolist() == [True, False, True]
     assert 0 <= int(choice.bins.min()) <= int(choice.bins.max()) < 20
-    rows = quantise_rows.kernel(hidden)
+    rows = int8(quantise_rows.kernel(hidden, "int8"))
     assert rows.scales.isfinite().tolist() == [True, False, True]
-    normed = rms_norm.kernel(hidden, None, make.rows(64), 1e-6)[1]
+    normed = rms_norm.kernel(hidden, None, inputs.rows(64), 1e-6)[1]
     assert normed.isfinite().all(dim=1).tolist()[::2] == [True, True]
 
 
 def test_a_row_of_zeros_has_codes_of_zero(device: torch.device) -> None:
-    rows = quantise_rows.kernel(torch.zeros(2, 40, dtype=torch.float16, device=device))
+    rows = int8(quantise_rows.kernel(torch.zeros(2, 40, dtype=torch.float16, device=device), "int8"))
     assert not rows.codes.any()
     assert not rows.scales.any()
 
 
-@pytest.mark.parametrize("for_int4", [False, True])
+@pytest.mark.parametrize("row_format", ["int8", "int8 for int4"])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_fused_quantisation_is_that_of_the_rounded_rows(
-    dtype: torch.dtype, for_int4: bool, device: torch.device
+    dtype: torch.dtype, row_format: RowFormat, device: torch.device
 ) -> None:
-    """To the bit: what is fused leaves out a trip through memory, not a rounding."""
-    make = Maker.seeded(5, device, dtype)
-    x, added, wide = make.rows(4, 200), make.wide(2, 4, 200), make.wide(3, 4, 400)
-    bias, weight, shift = make.rows(200), make.rows(200), make.rows(200)
-    pairs: list[tuple[Tensor, Int8Rows]] = [
-        (
-            rms_norm.kernel(x, added, weight, 1e-6)[1],
-            rms_norm.kernel_int8(x, added, weight, 1e-6, for_int4=for_int4)[1],
-        ),
-        (swiglu.kernel(wide, dtype), swiglu.kernel_int8(wide, dtype, for_int4=for_int4)),
-        (gelu.kernel(x, bias), gelu.kernel_int8(x, bias, for_int4=for_int4)),
-        (
-            layer_norm.kernel(x, x, bias, None, weight, shift, 1e-6)[1],
-            layer_norm.kernel_int8(x, x, bias, None, weight, shift, 1e-6, for_int4=for_int4)[1],
-        ),
+    """To the bit: fusing saves a trip through memory, not a rounding."""
+    inputs = RandomInputs.seeded(5, device, dtype)
+    x, added, gate_up = inputs.rows(4, 200), inputs.float32(2, 4, 200), inputs.float32(3, 4, 400)
+    bias, weight, shift = inputs.rows(200), inputs.rows(200), inputs.rows(200)
+    kernels: list[Callable[[RowFormat], Rows]] = [
+        lambda made: rms_norm.kernel(x, added, weight, 1e-6, made)[1],
+        lambda made: activations.kernel_swiglu(gate_up, dtype, made),
+        lambda made: activations.kernel_gelu(x, bias, made),
+        lambda made: layer_norm.kernel(x, x, bias, None, weight, shift, 1e-6, made)[1],
     ]
-    for plain, fused in pairs:
-        two = quantise_rows.reference(plain, for_int4=for_int4)
-        assert torch.equal(two.codes, fused.codes)
-        assert torch.equal(two.scales, fused.scales)
+    for kernel in kernels:
+        plain = kernel("16 bits")
+        assert isinstance(plain, Tensor)
+        expected, fused = int8(quantise_rows.reference(plain, row_format)), int8(kernel(row_format))
+        assert torch.equal(expected.codes, fused.codes)
+        assert torch.equal(expected.scales, fused.scales)
 
 
 def test_attention_of_a_row_depends_on_no_other_row(device: torch.device) -> None:
-    make = Maker.seeded(6, device, torch.bfloat16)
-    query, keys, values = make.rows(GEMV_ROWS, 4, 32), make.rows(2, 150, 32), make.rows(2, 150, 32)
+    inputs = RandomInputs.seeded(6, device, torch.bfloat16)
+    query, keys, values = inputs.rows(GEMV_ROWS, 4, 32), inputs.rows(2, 150, 32), inputs.rows(2, 150, 32)
 
     def at(start: int, rows: Tensor) -> Tensor:
         return attention.kernel(rows, keys, values, torch.tensor([start], dtype=torch.int32, device=device))
@@ -163,15 +155,15 @@ def test_attention_of_a_row_depends_on_no_other_row(device: torch.device) -> Non
 
 def test_a_cache_longer_than_the_pass_is_read_by_its_strides(device: torch.device) -> None:
     """Layers' caches are views of one tensor, and a pass sees the first slots of each."""
-    make = Maker.seeded(7, device, torch.bfloat16)
-    whole = make.rows(2, 3, 90, 32)
+    inputs = RandomInputs.seeded(7, device, torch.bfloat16)
+    whole = inputs.rows(2, 3, 90, 32)
     keys, values = whole[0, :, :64], whole[1, :, :64]
     start = torch.tensor([20], dtype=torch.int32, device=device)
-    query = make.rows(5, 6, 32)
+    query = inputs.rows(5, 6, 32)
     same = attention.kernel(query, keys.contiguous(), values.contiguous(), start)
     assert torch.equal(attention.kernel(query, keys, values, start), same)
     run: Callable[..., Tensor] = rotary.kernel
-    qkv, cos, sin = make.rows(5, 12 * 32), make.rows(64, 32), make.rows(64, 32)
+    qkv, cos, sin = inputs.rows(5, 12 * 32), inputs.rows(64, 32), inputs.rows(64, 32)
     untouched = whole[:, :, 64:].clone()
     run(qkv, cos, sin, start, keys, values)
     assert torch.equal(whole[:, :, 64:], untouched)
