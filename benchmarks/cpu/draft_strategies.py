@@ -1,7 +1,7 @@
-"""Ways to guess an action before the network gives it, to be measured: `benchmarks.cpu.drafts` asks each.
+"""Draft strategies: ways to guess an action before the network decides it. `benchmarks.cpu.drafts` measures each.
 
-A session drafts the previous action, then the network's own guesses; the others are here because they were tried.
-Knows bins, and one hidden state. Knows nothing of pictures, episodes or clocks.
+A session uses `previous`: the action before, then the network's own guesses. The others were tried. Knows bins and one
+hidden state. Knows nothing of pictures, episodes or clocks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edge_vla.runtime.drafts import Bins, Draft, drafting
+from edge_vla.runtime.session import repeat
+from edge_vla.runtime.types import Bins, Draft
 
 EPOCHS: Final = 40
 BATCH: Final = 256
@@ -25,11 +26,11 @@ RATE: Final = 2e-2
 
 @dataclass(frozen=True)
 class Known:
-    """What a proposal may look at on a frame; `plain` is for those that are only pretended."""
+    """What a strategy may use on a frame. `plain`, the right answer, is for simulated strategies only."""
 
-    past: Sequence[Bins]  # actions of this episode, newest first, two at most
+    past: Sequence[Bins]  # the episode's last actions, newest first, at most two
     bins: int
-    hidden: Tensor  # (width,): the prefill's last row
+    hidden: Tensor  # (width,): the prefill's last row; empty where no strategy needs it
     transitions: Transitions
     heads: Mapping[bool, Heads]  # with and without the previous action as an input
     plain: Bins
@@ -37,7 +38,7 @@ class Known:
 
 
 def previous(known: Known) -> Draft | None:
-    return drafting(known.past[0], len(known.plain)) if known.past else None
+    return repeat(known.past[0], len(known.plain)) if known.past else None
 
 
 def kept(known: Known) -> Draft | None:
@@ -46,42 +47,42 @@ def kept(known: Known) -> Draft | None:
 
 
 def velocity(known: Known) -> Draft | None:
-    """Each dimension goes on as it went between the last two actions."""
+    """Each dimension changes again by as much as between the last two actions."""
     if len(known.past) < 2:
         return previous(known)
     pairs = zip(known.past[0], known.past[1], strict=True)
-    return drafting(tuple(min(max(2 * new - old, 0), known.bins - 1) for new, old in pairs), len(known.plain))
+    return repeat(tuple(min(max(2 * new - old, 0), known.bins - 1) for new, old in pairs), len(known.plain))
 
 
-def table(known: Known) -> Draft | None:
-    return drafting(known.transitions.after(known.past[0]), len(known.plain)) if known.past else None
+def transitions(known: Known) -> Draft | None:
+    return repeat(known.transitions.after(known.past[0]), len(known.plain)) if known.past else None
 
 
 def head(known: Known) -> Draft | None:
-    """Linear heads on the prefill's hidden state, one a dimension."""
-    return drafting(known.heads[False](known.hidden, None), len(known.plain))
+    """A linear classifier on the prefill's hidden state for each dimension."""
+    return repeat(known.heads[False](known.hidden, None), len(known.plain))
 
 
 def head_and_past(known: Known) -> Draft | None:
-    """The same with the previous action beside the hidden state."""
-    return drafting(known.heads[True](known.hidden, known.past[0] if known.past else None), len(known.plain))
+    """The same, with the previous action beside the hidden state."""
+    return repeat(known.heads[True](known.hidden, known.past[0] if known.past else None), len(known.plain))
 
 
 @dataclass
 class Tree:
-    """As if the next bin up and down stood beside each drafted one, with the right answer behind it: a pretence.
+    """Simulates a tree draft: the next bin up and down beside each drafted bin, as far as `rows` rows allow.
 
-    Where the truth is such a neighbour, a pass would also have said what follows it. So that dimension is drafted
-    rightly, which takes as many passes as the tree would; where nothing follows, the pass that the loop then makes
-    would not have been needed and is `spared`. Neighbours stand beside as many dimensions as `rows` has room for.
+    Where the truth is such a neighbour, the pass would also have predicted what follows it. So the draft gets that
+    dimension right, which takes as many passes as the tree would; where no dimension follows, the loop makes a pass
+    that a tree would not need, counted in `saved_passes`.
     """
 
     first: Bins
     plain: Bins
     rows: int
     bitwise_exact: bool
-    spared: int = 0
-    _given: list[int] = field(default_factory=list)  # to the last pass
+    saved_passes: int = 0
+    _given: list[int] = field(default_factory=list)  # inputs of the last pass
     _from: int = 0  # its first drafted dimension
 
     def __call__(self, known: Sequence[int], guesses: Sequence[int]) -> list[int]:
@@ -92,16 +93,16 @@ class Tree:
                 draft[missed + 1] = self.plain[missed + 1]
                 begin += 1
             elif missed + 1 == dims - 1:
-                self.spared += 1
+                self.saved_passes += 1
         self._given = [] if self.bitwise_exact and not known else [*known, *draft[len(known) :]]
         self._from = begin
         return draft
 
     def _beside(self, dim: int) -> bool:
-        """Whether the last pass had neighbours of this dimension in it. A prefill has room for all."""
+        """Whether the last pass held neighbours of this dimension. A prefill holds those of all."""
         if not self._given:
             return False
-        free = self.rows - (len(self.plain) - self._from)  # a pass has the last known row and those drafted
+        free = self.rows - (len(self.plain) - self._from)  # the last known row and the drafted ones come first
         return self._from == 0 or dim < self._from + free // 2
 
 
@@ -109,29 +110,29 @@ def tree(rows: int) -> Callable[[Known], Draft | None]:
     return lambda known: Tree(known.past[0], known.plain, rows, known.bitwise_exact) if known.past else None
 
 
-PROPOSALS: Final[Mapping[str, Callable[[Known], Draft | None]]] = {
+STRATEGIES: Final[Mapping[str, Callable[[Known], Draft | None]]] = {
     "none": lambda known: None,  # noqa: ARG005
     "previous": previous,
     "previous, kept": kept,
     "velocity": velocity,
-    "transitions": table,
+    "transitions": transitions,
     "neighbours, 8 rows": tree(8),
     "neighbours, 16 rows": tree(16),
     "head": head,
     "head and previous": head_and_past,
 }
-AFTER_PREFILL: Final = ("head", "head and previous")  # they look at it, so they cannot ride in it
+AFTER_PREFILL: Final = ("head", "head and previous")  # they need its output, so cannot be verified in it
 
 
 @dataclass(frozen=True)
 class Transitions:
-    """Which bin most often followed a bin, by dimension: a table counted on recorded episodes."""
+    """The bin that most often followed each bin, by dimension, counted on recorded episodes."""
 
     following: tuple[Mapping[int, int], ...]
 
     @staticmethod
     def count(episodes: Iterable[Sequence[Bins]]) -> Transitions:
-        """From episodes of actions in bins. Of equally frequent bins, the one nearest to the bin before."""
+        """From episodes of actions in bins. Of equally frequent bins the one nearest to the bin before counts."""
         counts: list[dict[int, Counter[int]]] = []
         for episode in episodes:
             for before, after in pairwise(episode):
@@ -151,18 +152,18 @@ class Transitions:
 
 
 class Heads:
-    """A linear classifier for each dimension: of the prefill's hidden state, and of its own previous bin if `past`."""
+    """A linear classifier for each dimension, on the prefill's hidden state and, with `past`, its previous bin."""
 
     def __init__(self, hidden: Tensor, before: Sequence[Bins | None], actions: Sequence[Bins], bins: int, past: bool):
-        """Fitted to (n, width) hidden states and the actions that the network gave; `before` are those before."""
+        """Fitted to (n, width) hidden states and the network's actions there; `before` are the actions before."""
         dims, width = len(actions[0]), hidden.shape[1]
-        self.middle, self.spread, self.past = hidden.mean(0), hidden.std(0) + 1e-6, past
-        self.nothing = (bins,) * dims  # stands for the action before the first
-        self.seen = torch.zeros(dims, width, bins, requires_grad=True)
+        self.mean, self.deviation, self.past = hidden.mean(0), hidden.std(0) + 1e-6, past
+        self.start = (bins,) * dims  # stands for the action before the first
+        self.weight = torch.zeros(dims, width, bins, requires_grad=True)
         self.bias = torch.zeros(dims, bins, requires_grad=True)
-        self.repeats = torch.zeros(dims, bins + 1, bins, requires_grad=past)
-        targets, old = torch.tensor(actions), torch.tensor([one or self.nothing for one in before])
-        weights = [self.seen, self.bias, *[self.repeats] * past]
+        self.previous = torch.zeros(dims, bins + 1, bins, requires_grad=past)
+        targets, old = torch.tensor(actions), torch.tensor([one or self.start for one in before])
+        weights = [self.weight, self.bias, *[self.previous] * past]
         optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.1)
         batches, generator = len(hidden) // BATCH + 1, torch.Generator().manual_seed(0)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=EPOCHS * batches)
@@ -178,10 +179,10 @@ class Heads:
             weight.requires_grad_(False)
 
     def __call__(self, hidden: Tensor, before: Bins | None) -> Bins:
-        scores = self._scores(hidden[None], torch.tensor([before or self.nothing]))
+        scores = self._scores(hidden[None], torch.tensor([before or self.start]))
         return tuple(scores[0].argmax(-1).tolist())
 
     def _scores(self, hidden: Tensor, before: Tensor) -> Tensor:
         """(n, width), (n, dims) -> (n, dims, bins)."""
-        scores = torch.einsum("nw,dwb->ndb", (hidden - self.middle) / self.spread, self.seen) + self.bias
-        return scores + self.repeats[torch.arange(before.shape[1]), before] if self.past else scores
+        scores = torch.einsum("nw,dwb->ndb", (hidden - self.mean) / self.deviation, self.weight) + self.bias
+        return scores + self.previous[torch.arange(before.shape[1]), before] if self.past else scores

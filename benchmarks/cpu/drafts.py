@@ -1,291 +1,291 @@
-"""What drafts save: the demo policy in closed loop, every proposal asked on every frame.
+"""What drafts save: the demo policy in closed loop, every draft strategy on every frame.
 
     python -m benchmarks.cpu.drafts --model ARTIFACT --episodes 200 --actions 20000 --out RESULT.json
 
-The arm moves by plain decoding, so all proposals see the same frames and the same past. On each frame the picture is
-seen once, then decoded plainly, and with each proposal both bitwise exact and in the prefill ("fast"). Counted:
-first drafts that were right, by dimension and by phase of the task; passes; tokens that differ from plain decoding of
-the same mode (bitwise exact, there must be none). After `--episodes` only what a session does is asked, until there
-were `--actions`. Each episode is kept in `--records`: the same command goes on where it was stopped, and one told of
-several files sums them up (`--start` keeps two runs on different episodes). With `--time` the result says what passes
-cost too, proposals in turns on the same frames: for a quiet machine and few episodes.
+Plain decoding moves the arm, so that all strategies see the same frames and the same past. Each strategy decodes each
+frame in two modes: bitwise exact, and with the draft verified in the prefill. Counted are first drafts that were right,
+by dimension and by phase of the task, passes, and tokens that differ from plain decoding in the same mode (bitwise
+exact there must be none). After `--episodes` only what a session does is measured, until there are `--actions`.
+`--records` keeps each episode: the same command continues a run, and several files are summed (`--start` keeps two
+runs on different episodes). `--time` adds what passes cost: for a quiet machine and few episodes.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
-from benchmarks.cpu.draft_strategies import AFTER_PREFILL, PROPOSALS, Heads, Known, Transitions, Tree
-from edge_vla.bench.provenance import environment
-from edge_vla.bench.statistics import cluster_interval
+from benchmarks import study
+from benchmarks.cpu.draft_strategies import AFTER_PREFILL, STRATEGIES, Heads, Known, Transitions, Tree
+from benchmarks.cpu.results import Acceptance, DraftCost, DraftsResult, StrategyResult
+from edge_vla import typed_json
+from edge_vla.bench.statistics import Interval, cluster_interval
 from edge_vla.demo.instructions import phrase
 from edge_vla.demo.render import render, world
-from edge_vla.demo.rollout import MAX_STEPS
-from edge_vla.demo.world import EVALUATION_SEEDS, TRAINING_SEEDS, State, start, step, verdict
-from edge_vla.errors import EdgeVLAError
+from edge_vla.demo.world import EVALUATION_SEEDS, TRAINING_SEEDS, State, TaskKind, drive, start
+from edge_vla.demo.world import Action as Move
 from edge_vla.files import write_whole
-from edge_vla.openvla import as_rgb, preprocess
-from edge_vla.runtime import Policy, load
-from edge_vla.runtime.decode import Decision
-from edge_vla.runtime.drafts import Bins, Draft
+from edge_vla.runtime import Action, Policy, load
+from edge_vla.runtime.types import Bins, Draft
 
 LOG: Final = logging.getLogger("benchmarks.cpu.drafts")
-TASKS: Final[tuple[Literal["pick", "put"], ...]] = ("pick", "put")
-MODES: Final[Mapping[str, bool]] = {"strict": True, "fast": False}
-SESSION: Final = ("none", "previous")  # what is asked of every frame
-PHASES: Final = ("reach", "carry")
-
-Record = dict[str, Any]  # of one action: phase, plain bins, and by mode and proposal what `_answer` gives
-
-
-class Frame:
-    """A picture seen once, decoded as often as asked."""
-
-    def __init__(self, policy: Policy, state: State, instruction: str, look: int, key: str | None) -> None:
-        self.policy = policy
-        self.statistics = policy.config.statistics[policy.config.statistics.resolve(key)]
-        self.prompt = policy.prompter(instruction)
-        self.phase = "carry" if state.held is not None else "reach"
-        image = render(state, world(look))
-        began = time.perf_counter()
-        pixels = preprocess(as_rgb(image), policy.config.image)
-        with torch.inference_mode():
-            self.embeddings = policy.network.vision(torch.from_numpy(pixels)[None]).clone()
-        self.seen_ms = (time.perf_counter() - began) * 1e3
-
-    def decode(self, draft: Draft | None, bitwise_exact: bool) -> tuple[Decision, float]:
-        """The decision, and milliseconds from image embeddings to tokens."""
-        began = time.perf_counter()
-        with torch.inference_mode():
-            decision = self.policy.loop.greedy(
-                self.prompt, self.embeddings, self.statistics.dims, lambda stage: None,  # noqa: ARG005
-                draft=draft, bitwise_exact=bitwise_exact,
-            )  # fmt: skip
-        return decision, (time.perf_counter() - began) * 1e3
-
-    def hidden(self) -> torch.Tensor:
-        """(width,) float32: the prefill's last row."""
-        with torch.inference_mode():
-            return self.policy.loop.forced(self.prompt, self.embeddings, (0,))[0].float().clone()
-
-    def bins(self, tokens: Sequence[int]) -> Bins:
-        return tuple(token - self.policy.config.spec.action.first for token in tokens)
-
-    def values(self, decision: Decision) -> NDArray[np.float64]:
-        return self.statistics.unnormalise(self.policy.tokens.decode(decision.tokens))
+TASKS: Final[tuple[TaskKind, ...]] = ("pick", "put")
+SESSION: Final = ("none", "previous")  # measured on every frame
+MODES: Final[Mapping[str, bool]] = {"bitwise exact": True, "draft in prefill": False}
+Phase = Literal["reach", "carry"]
+Decide = Callable[[Image.Image, str, State], Action]
 
 
-def frames(
-    policy: Policy, seed: int, task: Literal["pick", "put"], look: int, key: str | None
-) -> Iterator[tuple[Frame, list[Decision]]]:
-    """An episode's frames; the receiver appends the decision that moves the arm."""
-    state, asked = start(seed, task)
-    instruction = phrase(asked, seed, "trained")
-    for _ in range(MAX_STEPS):
-        answer: list[Decision] = []
-        frame = Frame(policy, state, instruction, look, key)
-        yield frame, answer
-        state = step(state, frame.values(answer[0]))
-        if verdict(state, asked) != "running":
-            return
+@dataclass(frozen=True)
+class Trial:
+    """One strategy on one frame, in one mode."""
+
+    drafted: tuple[int, ...]  # bins; empty where nothing was drafted
+    passes: int
+    different: int  # tokens
+    decoder_ms: float
 
 
-class Proposers:
-    """What the proposals learnt from the policy's own actions, on seeds that nothing is measured on."""
+@dataclass(frozen=True)
+class Record:
+    """One action: what plain decoding gave, and every strategy's trial by mode and name."""
 
-    def __init__(self, policy: Policy, episodes: int, look: int, key: str | None) -> None:
-        self.policy, self.look, self.key = policy, look, key
+    phase: Phase
+    plain: tuple[int, ...]  # bins
+    before_decoder_ms: float  # preprocessing and vision
+    trials: dict[str, dict[str, Trial]]
+
+
+class Strategies:
+    """The strategies, with what they learned from the policy's own actions on seeds that nothing is measured on."""
+
+    def __init__(self, policy: Policy, episodes: int, number: int, key: str | None) -> None:
+        self.policy, self.world, self.key = policy, world(number), key
         self.bins = policy.config.spec.action.bins
         recorded, before, hidden = list[list[Bins]](), list[Bins | None](), list[torch.Tensor]()
-        for number in range(episodes):
+        for episode in range(episodes):
             actions = list[Bins]()
-            for frame, answer in frames(policy, TRAINING_SEEDS[-1 - number], TASKS[number % 2], look, key):
-                answer.append(frame.decode(None, False)[0])
+
+            def learn(image: Image.Image, text: str, _: State, actions: list[Bins] = actions) -> Action:
+                action = self._act(image, text, None, False)
                 before.append(actions[-1] if actions else None)
-                hidden.append(frame.hidden())
-                actions.append(frame.bins(answer[0].tokens))
+                hidden.append(self._hidden(image, text))
+                actions.append(self._bins(action.tokens))
+                return action
+
+            self._drive(TRAINING_SEEDS[-1 - episode], TASKS[episode % 2], learn)
             recorded.append(actions)
         self.transitions = Transitions.count(recorded)
         every = [action for actions in recorded for action in actions]
-        LOG.info("%d actions to learn from", len(every))
+        LOG.info("strategies learn from %d actions", len(every))
         self.heads = {
             past: Heads(torch.stack(hidden), before, every, self.bins, past) for past in (False, True) if every
         }
 
-    def episode(self, number: int, proposals: Sequence[str]) -> list[Record]:
-        seed, task, past, records = EVALUATION_SEEDS[number // 2], TASKS[number % 2], list[Bins](), list[Record]()
-        for moment, (frame, answer) in enumerate(frames(self.policy, seed, task, self.look, self.key)):
-            plain = {mode: frame.decode(None, bitwise_exact)[0] for mode, bitwise_exact in MODES.items()}
-            answer.append(plain["strict"])
-            truth = frame.bins(answer[0].tokens)
-            learnt = set(proposals) & set(AFTER_PREFILL)
-            hidden = frame.hidden() if learnt else torch.empty(0)
-            record: Record = {"phase": frame.phase, "plain": truth, "seen ms": round(frame.seen_ms, 3)}
-            turn = (number + moment) % len(proposals)
-            for mode, bitwise_exact in MODES.items():
-                record[mode] = {}
-                for name in [*proposals[turn:], *proposals[:turn]]:  # none is always first
-                    if bitwise_exact or name not in AFTER_PREFILL:
-                        known = Known(past, self.bins, hidden, self.transitions, self.heads, truth, bitwise_exact)
-                        draft = PROPOSALS[name](known)
-                        decision, milliseconds = frame.decode(draft, bitwise_exact)
-                        record[mode][name] = _answer(frame, draft, decision, plain[mode], milliseconds)
+    def episode(self, number: int, names: Sequence[str]) -> list[Record]:
+        """The records of one episode; picks and puts alternate."""
+        records = list[Record]()
+
+        def decide(image: Image.Image, text: str, state: State) -> Action:
+            turn = (number + len(records)) % len(names)
+            order = [*names[turn:], *names[:turn]]
+            past = [record.plain for record in records[:-3:-1]]
+            plain, record = self._measure(image, text, state, past, order)
             records.append(record)
-            past = [truth, *past][:2]
+            return plain
+
+        self._drive(EVALUATION_SEEDS[number // 2], TASKS[number % 2], decide)
         return records
 
+    def _drive(self, seed: int, task: TaskKind, decide: Decide) -> None:
+        """One episode, moved by the actions that `decide` returns."""
+        state, asked = start(seed, task)
+        text = phrase(asked, seed)
 
-def _answer(
-    frame: Frame, draft: Draft | None, decision: Decision, plain: Decision, milliseconds: float
-) -> Record:  # fmt: skip
-    spared = draft.spared if isinstance(draft, Tree) else 0
-    return {
-        "drafted": frame.bins(decision.drafted),
-        "passes": decision.passes - spared,
-        "different": sum(ours != theirs for ours, theirs in zip(decision.tokens, plain.tokens, strict=True)),
-        "ms": round(milliseconds, 3),
-    }
+        def choose(state: State) -> Move:
+            return decide(render(state, self.world), text, state).values
+
+        for _ in drive(state, asked, choose):
+            pass
+
+    def _measure(
+        self, image: Image.Image, text: str, state: State, past: Sequence[Bins], names: Sequence[str]
+    ) -> tuple[Action, Record]:
+        plain = {mode: self._act(image, text, None, exact) for mode, exact in MODES.items()}
+        first = plain["bitwise exact"]
+        truth = self._bins(first.tokens)
+        hidden = self._hidden(image, text) if set(names) & set(AFTER_PREFILL) else torch.empty(0)
+        trials: dict[str, dict[str, Trial]] = {mode: {} for mode in MODES}
+        for mode, exact in MODES.items():
+            for name in names:
+                if exact or name not in AFTER_PREFILL:
+                    known = Known(past, self.bins, hidden, self.transitions, self.heads, truth, exact)
+                    trials[mode][name] = self._trial(image, text, STRATEGIES[name](known), exact, plain[mode])
+        phase: Phase = "carry" if state.held is not None else "reach"
+        before_ms = round(first.timing_ms["preprocess"] + first.timing_ms["vision"], 3)
+        return first, Record(phase, truth, before_ms, trials)
+
+    def _trial(self, image: Image.Image, text: str, draft: Draft | None, exact: bool, plain: Action) -> Trial:
+        action = self._act(image, text, draft, exact)
+        return Trial(
+            drafted=self._bins(action.drafted),
+            passes=action.passes - (draft.saved_passes if isinstance(draft, Tree) else 0),
+            different=sum(one != other for one, other in zip(action.tokens, plain.tokens, strict=True)),
+            decoder_ms=round(action.timing_ms["prefill"] + action.timing_ms["decode"], 3),
+        )
+
+    def _act(self, image: Image.Image, text: str, draft: Draft | None, exact: bool) -> Action:
+        return self.policy.act(image, text, self.key, draft=draft, bitwise_exact=exact)
+
+    def _hidden(self, image: Image.Image, text: str) -> torch.Tensor:
+        """(width,) float32: the prefill's last row."""
+        return self.policy.forced(image, text, (0,))[0].float().clone()
+
+    def _bins(self, tokens: Sequence[int]) -> Bins:
+        return tuple(token - self.policy.config.spec.action.first for token in tokens)
 
 
-def summary(episodes: Sequence[Sequence[Record]], mode: str, name: str) -> dict[str, Any] | None:
-    """One proposal in one mode; None where it was never asked. Intervals resample episodes."""
-    asked = [
-        (str(number), record, record[mode][name])
+def summary(episodes: Sequence[Sequence[Record]], mode: str, name: str) -> StrategyResult | None:
+    """One strategy in one mode; None where it was never measured. Intervals resample episodes."""
+    found = [
+        (str(number), record, record.trials[mode][name])
         for number, records in enumerate(episodes)
         for record in records
-        if name in record[mode]
+        if name in record.trials[mode]
     ]
-    if not asked:
+    if not found:
         return None
-    passes = [answer["passes"] for _, _, answer in asked]
-    row: dict[str, Any] = {
-        "actions": len(asked),
-        "actions that differ": sum(answer["different"] > 0 for _, _, answer in asked),
-        "tokens that differ": sum(answer["different"] for _, _, answer in asked),
-        "passes per action": cluster_interval(np.array(passes, float), [episode for episode, _, _ in asked]).to_json(),
-        "passes": {str(count): passes.count(count) for count in sorted(set(passes))},
-    }
-    drafted = [one for one in asked if one[2]["drafted"]]
-    if drafted:
-        off = np.array([np.subtract(answer["drafted"], record["plain"]) for _, record, answer in drafted])
-        of = [episode for episode, _, _ in drafted]
-        phase = np.array([record["phase"] for _, record, _ in drafted])
-        row["drafted"] = len(drafted)
-        row["acceptance"] = _shares(off == 0, of, phase)
-        row["acceptance"]["the whole action"] = cluster_interval((off == 0).all(1).astype(float), of, 1).to_json()
-        row["at most one bin off"] = {"all": round(float((abs(off) <= 1).mean()), 4)} | {
-            f"dimension {dim}": round(float((abs(off[:, dim]) <= 1).mean()), 4) for dim in range(off.shape[1])
-        }
-    return row
+    passes = [trial.passes for _, _, trial in found]
+    return StrategyResult(
+        strategy=name,
+        bitwise_exact=MODES[mode],
+        actions=len(found),
+        different_actions=sum(trial.different > 0 for _, _, trial in found),
+        different_tokens=sum(trial.different for _, _, trial in found),
+        passes_per_action=cluster_interval(np.array(passes, float), [episode for episode, _, _ in found]),
+        actions_by_passes={str(count): actions for count, actions in sorted(Counter(passes).items())},
+        acceptance=acceptance([one for one in found if one[2].drafted]),
+        cost=None,
+    )
 
 
-def _shares(right: NDArray[np.bool_], episodes: Sequence[str], phase: NDArray[np.str_]) -> dict[str, Any]:
-    """Of all dimensions, of each, and of all in each phase: (actions, dims) -> name -> interval."""
-    dims = right.shape[1]
-    found = {"all": cluster_interval(right.mean(1), episodes, dims).to_json()}
-    found |= {
-        f"dimension {dim}": cluster_interval(right[:, dim].astype(float), episodes, 1).to_json() for dim in range(dims)
-    }
-    for name in PHASES:
-        chosen = phase == name
-        if chosen.any():
-            of = [episode for episode, kept in zip(episodes, chosen, strict=True) if kept]
-            found[name] = cluster_interval(right[chosen].mean(1), of, dims).to_json()
-    return found
+def acceptance(drafted: Sequence[tuple[str, Record, Trial]]) -> Acceptance | None:
+    """How often first drafts were right, from (episode, record, trial) rows; None without any."""
+    if not drafted:
+        return None
+    off = np.abs([np.subtract(trial.drafted, record.plain) for _, record, trial in drafted])  # (actions, dims)
+    episodes = [episode for episode, _, _ in drafted]
+    phases = np.array([record.phase for _, record, _ in drafted])
+    right, dims = off == 0, off.shape[1]
+
+    def of_phase(phase: Phase) -> Interval | None:
+        rows = np.flatnonzero(phases == phase)
+        return cluster_interval(right[rows].mean(1), [episodes[i] for i in rows], dims) if len(rows) else None
+
+    return Acceptance(
+        drafted_actions=len(drafted),
+        overall=cluster_interval(right.mean(1), episodes, dims),
+        by_dimension=[cluster_interval(column, episodes, 1) for column in right.T.astype(float)],
+        reach=of_phase("reach"),
+        carry=of_phase("carry"),
+        whole_action=cluster_interval(right.all(1).astype(float), episodes, 1),
+        within_one_bin=round(float((off <= 1).mean()), 4),
+        within_one_bin_by_dimension=_rounded((off <= 1).mean(0)),
+    )
 
 
-def times(episodes: Sequence[Sequence[Record]], proposals: Sequence[str]) -> dict[str, Any]:
-    """Medians in milliseconds, and how much faster than plain decoding of the same mode; a pretence has no time."""
-    records = [record for episode in episodes for record in episode]
-    seen = float(np.median([record["seen ms"] for record in records]))
-    found: dict[str, Any] = {"preprocess and vision ms": round(seen, 3)}
-    for mode in MODES:
-        taken = {
-            name: float(np.mean([record[mode][name]["ms"] for record in records]))
-            for name in proposals
-            if name in records[0][mode] and not name.startswith("neighbours")
-        }
-        found[mode] = {
-            name: {
-                "decoder ms, mean": round(mean, 3),
-                "decoder, times faster than plain": round(taken["none"] / mean, 3),
-                "action, times faster than plain": round((seen + taken["none"]) / (seen + mean), 3),
-            }
-            for name, mean in taken.items()
-        }
-    return found
+def _rounded(values: NDArray[np.float64]) -> list[float]:
+    return [round(float(value), 4) for value in values]
 
 
-def kept(records: Sequence[Path]) -> list[list[Record]]:
+def cost(episodes: Sequence[Sequence[Record]], mode: str, name: str) -> DraftCost | None:
+    """Mean times beside plain decoding in the same mode; None for a simulated strategy and one not measured."""
+    records = [record for episode in episodes for record in episode if name in record.trials[mode]]
+    if not records or name.startswith("neighbours"):
+        return None
+    before = float(np.median([record.before_decoder_ms for record in records]))
+    mean, plain = (float(np.mean([r.trials[mode][one].decoder_ms for r in records])) for one in (name, "none"))
+    return DraftCost(round(mean, 3), round(plain / mean, 3), round((before + plain) / (before + mean), 3))
+
+
+def read_records(files: Sequence[Path]) -> list[list[Record]]:
     """Whole episodes of earlier runs; a line that was cut off is left out."""
-    texts = [path.read_text(encoding="utf-8") for path in records if path.exists()]
-    return [json.loads(line) for text in texts for line in text.split("\n")[:-1]]
+    texts = [path.read_text(encoding="utf-8") for path in files if path.exists()]
+    lines = [line for text in texts for line in text.split("\n")[:-1]]
+    return [[typed_json.from_json(Record, record) for record in json.loads(line)] for line in lines]
+
+
+def append_record(file: Path, episode: Sequence[Record]) -> None:
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps([dataclasses.asdict(record) for record in episode]) + "\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m benchmarks.cpu.drafts", description=__doc__)
+    made.add_argument("--model", required=True, help="artifact or checkpoint of the demo policy")
+    made.add_argument("--unnorm-key")
+    made.add_argument("--world", type=int, choices=(1, 2), default=1)
+    made.add_argument("--episodes", type=int, default=200, help="with every strategy")
+    made.add_argument("--actions", type=int, default=0, help="continue until there are so many")
+    made.add_argument("--calibration", type=int, default=200, help="episodes that strategies learn from")
+    made.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES))
+    made.add_argument("--records", type=Path, nargs="+", default=[], help="a line an episode, appended to the first")
+    made.add_argument("--start", type=int, default=0, help="number of the first episode")
+    made.add_argument("--time", action="store_true", help="report what passes cost")
+    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--out", type=Path, required=True, help="result file")
+    return made
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu.drafts", description=__doc__)
-    parser.add_argument("--model", required=True, help="artifact or checkpoint of the demo policy")
-    parser.add_argument("--unnorm-key")
-    parser.add_argument("--world", type=int, choices=(1, 2), default=1)
-    parser.add_argument("--episodes", type=int, default=200)
-    parser.add_argument("--actions", type=int, default=0, help="go on until there were so many")
-    parser.add_argument("--calibration", type=int, default=200, help="episodes that proposals learn from")
-    parser.add_argument("--proposals", nargs="+", choices=list(PROPOSALS), default=list(PROPOSALS))
-    parser.add_argument("--records", type=Path, nargs="+", default=[], help="one line an episode, added to the first")
-    parser.add_argument("--start", type=int, default=0, help="number of the first episode")
-    parser.add_argument("--time", action="store_true")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    given = parser().parse_args()
     torch.set_num_threads(given.threads)
     policy = load(given.model, "cpu")
-    every = list(dict.fromkeys([*SESSION, *given.proposals]))
-    episodes = kept(given.records)
+    names = list(dict.fromkeys([*SESSION, *given.strategies]))
+    episodes = read_records(given.records)
     if given.records and given.records[0].exists():
         whole, _, _ = given.records[0].read_text(encoding="utf-8").rpartition("\n")
-        write_whole(given.records[0], whole + "\n" if whole else "")  # without the line that was cut off
-    learn = given.calibration if len(episodes) < given.episodes else 0
-    proposers = Proposers(policy, learn, given.world, given.unnorm_key)
-    done = sum(map(len, episodes))
-    while len(episodes) < given.episodes or done < given.actions:
-        number = given.start + len(episodes)
-        episodes.append(proposers.episode(number, every if len(episodes) < given.episodes else SESSION))
-        done += len(episodes[-1])
+        write_whole(given.records[0], whole + "\n" if whole else "")  # without a line that was cut off
+    training_episodes = given.calibration if len(episodes) < given.episodes else 0
+    strategies = Strategies(policy, training_episodes, given.world, given.unnorm_key)
+    actions = sum(map(len, episodes))
+    while len(episodes) < given.episodes or actions < given.actions:
+        wanted = names if len(episodes) < given.episodes else SESSION
+        episodes.append(strategies.episode(given.start + len(episodes), wanted))
+        actions += len(episodes[-1])
         if given.records:
-            with given.records[0].open("a", encoding="utf-8") as file:
-                file.write(json.dumps(episodes[-1]) + "\n")
+            append_record(given.records[0], episodes[-1])
         if len(episodes) % 20 == 0:
-            LOG.info("%d episodes, %d actions", len(episodes), done)
-    result = {
-        "version": 2,
-        "kind": "drafts",
-        "environment": environment(),
-        "kernels": dict(policy.network.kernels),
-        "world": given.world,
-        "episodes": len(episodes),
-        "episodes with every proposal": given.episodes,
-        "episodes learnt from": given.calibration,
-        "modes": {mode: {name: summary(episodes, mode, name) for name in every} for mode in MODES},
-    }
+            LOG.info("%d episodes, %d actions", len(episodes), actions)
+    rows = [row for mode in MODES for name in names if (row := summary(episodes, mode, name))]
+    before_ms = None
     if given.time:
-        result["times"] = times(episodes, every)
-    write_whole(given.out, json.dumps(result, indent=1) + "\n")
+        mode_of = {exact: mode for mode, exact in MODES.items()}
+        rows = [dataclasses.replace(r, cost=cost(episodes, mode_of[r.bitwise_exact], r.strategy)) for r in rows]
+        before_ms = round(float(np.median([r.before_decoder_ms for episode in episodes for r in episode])), 3)
+    result = DraftsResult(
+        kernels=dict(policy.network.kernels),
+        world=given.world,
+        episodes=len(episodes),
+        episodes_with_all_strategies=given.episodes,
+        training_episodes=given.calibration,
+        preprocess_and_vision_ms=before_ms,
+        strategies=rows,
+    )
+    study.write_result(given.out, result)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EdgeVLAError as error:
-        sys.exit(f"error: {error}")
+    study.run(main)

@@ -25,7 +25,8 @@ from edge_vla.checkpoint.keys import vision_keys
 from edge_vla.errors import ArtifactError, BackendError, ResourceError
 from edge_vla.export.writer import ArtifactWriter
 from edge_vla.quant import Scheme, quantise, sixteen
-from edge_vla.runtime.vision import OnnxVision, TorchVision, torch_vision
+from edge_vla.runtime.vision.onnx import OnnxVision
+from edge_vla.runtime.vision.towers import TorchVision, torch_vision
 from edge_vla.spec import PolicySpec
 
 OPSET = 20

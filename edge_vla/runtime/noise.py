@@ -1,7 +1,7 @@
-"""The reference against itself: the same network with rounding-sized noise after every block and layer.
+"""The rounding-noise floor: the reference beside itself with rounding-sized noise after every block and layer.
 
-A harmless change of kernel, batch or device rounds differently everywhere; this does the same on purpose, so that
-a difference between two policies can be told from rounding.
+A harmless change of kernel, batch or device rounds differently everywhere. This does the same on purpose, so that a
+difference between two policies can be told from rounding.
 """
 
 from __future__ import annotations
@@ -21,16 +21,20 @@ ROUNDING = 2.0**-8  # one bf16 step, relative
 
 @contextmanager
 def rounding_noise(network: Network, seed: int) -> Iterator[None]:
-    """While this lasts, every tower block and decoder layer of `network` answers with its output shaken."""
+    """While open, the output of every tower block and decoder layer of `network` is moved by up to one rounding step.
+
+    UsageError for a network that runs in other operators than torch's.
+    """
     if not isinstance(network.vision, nn.Module) or not isinstance(network.decoder, nn.Module):
-        raise UsageError("only a policy in torch's own operators can be shaken: use --vision torch --kernel torch")
+        raise UsageError("rounding noise needs a policy in torch's own operators: use --vision torch --kernel torch")
     generator = torch.Generator().manual_seed(seed)
 
     def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:  # noqa: ARG001
         return add_rounding_noise(output, generator)
 
     blocks = [module for name, module in network.vision.named_modules() if name.rpartition(".")[0].endswith("blocks")]
-    handles = [module.register_forward_hook(hook) for module in [*blocks, *network.decoder.layers]]
+    layers = network.decoder.get_submodule("layers").children()
+    handles = [module.register_forward_hook(hook) for module in [*blocks, *layers]]
     try:
         yield
     finally:

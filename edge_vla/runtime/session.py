@@ -1,54 +1,80 @@
 """One robot's memory of its last action, which saves passes of the next one and never changes it.
 
-`policy.session()` makes one. A `Policy` may have many; they take turns on its network.
+`policy.session()` makes one. A policy may have many; they take turns on its network.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 from PIL import Image
 
-from edge_vla.errors import UsageError
-from edge_vla.runtime.drafts import Bins, drafting
+from edge_vla.openvla import PolicyConfig
+from edge_vla.runtime.types import Action, Bins, Draft
 
-if TYPE_CHECKING:
-    from edge_vla.runtime.policy import Action, Policy
+
+class Drafting(Protocol):
+    """What a session needs of a policy."""
+
+    config: PolicyConfig
+
+    def act(
+        self,
+        image: Image.Image | NDArray[Any],
+        instruction: str,
+        unnorm_key: str | None = None,
+        *,
+        draft: Draft | None = None,
+        bitwise_exact: bool = False,
+    ) -> Action: ...
 
 
 class Session:
     """`act` as a policy's, with the previous action as the draft of the next. Calls from several threads are safe.
 
-    Tokens equal those of plain decoding, bit for bit. Without `bitwise_exact` a draft rides in the prefill, which saves part
-    of a pass, but then two logits that nearly tie can fall either way, as they can between any two batch shapes.
+    With `bitwise_exact`, tokens equal those of plain decoding bit for bit. Without it drafts are verified inside the
+    prefill, which saves part of a pass, but two logits that nearly tie can fall either way, as between any two batch
+    shapes.
     """
 
-    def __init__(self, policy: Policy, *, bitwise_exact: bool = True) -> None:
-        if policy.head != "actions":
-            raise UsageError("a session decodes over the action ids: load the policy with the head 'actions'")
+    def __init__(self, policy: Drafting, *, bitwise_exact: bool = True) -> None:
         self.policy, self.bitwise_exact = policy, bitwise_exact
         self._previous: Bins | None = None
         self._lock = threading.Lock()
-        self._life = 0  # counts resets: an action begun before a reset leaves nothing behind
+        self._resets = 0  # an action begun before a reset leaves nothing behind
 
     def act(self, image: Image.Image | NDArray[Any], instruction: str, unnorm_key: str | None = None) -> Action:
-        """One action. An error leaves the memory as it was: a memory is only ever a guess."""
+        """One action. Raises as `Policy.act`; an error leaves the memory as it was."""
         with self._lock:
-            previous, life = self._previous, self._life
-        dims = self.policy.config.statistics[self.policy.config.statistics.resolve(unnorm_key)].dims
-        action = self.policy.act(
-            image, instruction, unnorm_key, draft=drafting(previous, dims), bitwise_exact=self.bitwise_exact
-        )
-        first = self.policy.config.spec.action.first
+            previous, resets = self._previous, self._resets
+        config = self.policy.config
+        draft = repeat(previous, config.statistics[config.statistics.resolve(unnorm_key)].dims)
+        action = self.policy.act(image, instruction, unnorm_key, draft=draft, bitwise_exact=self.bitwise_exact)
         with self._lock:
-            if life == self._life:
-                self._previous = tuple(token - first for token in action.tokens)
+            if resets == self._resets:
+                self._previous = tuple(token - config.spec.action.first for token in action.tokens)
         return action
 
     def reset(self) -> None:
         """Forget, as at the start of an episode. Safe while `act` runs in another thread."""
         with self._lock:
             self._previous = None
-            self._life += 1
+            self._resets += 1
+
+
+def repeat(previous: Bins | None, dims: int) -> Draft | None:
+    """The strategy that drafts the previous action; None where that is no action of `dims` dimensions.
+
+    What it missed is guessed by the network: each pass also predicts what follows the miss. Other strategies were
+    measured and did not pay: benchmarks/cpu/draft_strategies.py.
+    """
+    if previous is None or len(previous) != dims:
+        return None
+
+    def draft(known: Sequence[int], guesses: Sequence[int]) -> list[int]:  # noqa: ARG001
+        return [*guesses, *previous[len(guesses) :]]
+
+    return draft

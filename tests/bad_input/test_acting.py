@@ -22,6 +22,7 @@ from edge_vla.artifact import Artifact
 from edge_vla.data import open_image, read_frames
 from edge_vla.errors import EdgeVLAError, EdgeVLAWarning, FrameError, NumericError, UsageError
 from edge_vla.runtime import Policy, load
+from edge_vla.runtime.engine import StagedEngine
 from edge_vla.runtime.padding import PAD_TO
 from tests.bad_input.damage import command, put, refused
 
@@ -252,7 +253,7 @@ def test_which_data_set_must_be_said(
 
 def fresh(policy: Policy, **changes: Any) -> Policy:
     network = dataclasses.replace(policy.network, **changes)
-    return Policy(network, policy.config, policy.prompter.tokenizer.to_str())
+    return Policy(StagedEngine(network), policy.config, policy.prompter.tokenizer.to_str())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -26,6 +26,7 @@ from edge_vla.demo.render import world
 from edge_vla.demo.world import EVALUATION_SEEDS
 from edge_vla.export import Recipe, export
 from edge_vla.openvla import ActionTokens
+from edge_vla.runtime.engine import StagedEngine
 
 EPISODES = 8
 # The golden frame sees these faults too, as near-ties under the margin that `damaged` gives it.
@@ -167,13 +168,14 @@ def test_a_stale_cache(judged: Judged) -> None:
 
     def freeze(worker: Worker) -> None:
         assert isinstance(worker.policy, Ours)
-        loop, kept = worker.policy.policy.loop, list[Any]()
-        original = loop.greedy
+        engine, kept = worker.policy.policy.engine, list[Any]()
+        assert isinstance(engine, StagedEngine)
+        original = engine.decode
 
         def stale(prompt: Any, image: torch.Tensor, *rest: Any, **more: Any) -> Any:
             kept.append(image)
             return original(prompt, kept[0], *rest, **more)
 
-        loop.greedy = stale  # type: ignore[method-assign]
+        engine.decode = stale  # type: ignore[method-assign]
 
     assert "actions" in judged.red(judged.artifact, freeze)

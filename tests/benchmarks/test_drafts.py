@@ -14,7 +14,8 @@ from benchmarks.cpu import drafts
 from benchmarks.cpu.draft_strategies import PROPOSALS, Heads, Known, Transitions, Tree
 from edge_vla.data import synthetic_image
 from edge_vla.runtime import Policy
-from edge_vla.runtime.drafts import Bins, Draft, drafting
+from edge_vla.runtime.session import repeat
+from edge_vla.runtime.types import Bins, Draft
 
 DIMS = 7
 BASE = Path(edge_vla.__file__).parent / "demo" / "policy" / "base"
@@ -97,7 +98,7 @@ def off(plain: Bins, dim: int, by: int) -> Bins:
 def test_a_neighbour_before_the_last_dimension_ends_the_action(policy: Policy) -> None:
     plain = truth(policy)
     near = off(plain, DIMS - 2, 1)
-    assert passes(policy, drafting(near, DIMS)) == 2
+    assert passes(policy, repeat(near, DIMS)) == 2
     assert passes(policy, Tree(near, plain, 16, True)) == 1
     assert passes(policy, Tree(near, plain, 8, True)) == 2, "eight rows have neighbours of the first dimension only"
 
@@ -107,9 +108,9 @@ def test_neighbours_never_cost_a_pass_and_help_by_one_bin_only(policy: Policy, d
     plain = truth(policy)
     for by in (1, 2):
         wrong = off(plain, dim, by)
-        assert passes(policy, Tree(wrong, plain, 16, True)) <= passes(policy, drafting(wrong, DIMS))
+        assert passes(policy, Tree(wrong, plain, 16, True)) <= passes(policy, repeat(wrong, DIMS))
     far = tuple((bin + 7) % 64 for bin in plain)
-    unaided = passes(policy, drafting(far, DIMS))
+    unaided = passes(policy, repeat(far, DIMS))
     assert passes(policy, Tree(far, plain, 2, True)) == unaided, "there is no room beside a drafted row"
 
 

@@ -12,12 +12,13 @@ from torch import Tensor
 from edge_vla.model import Cache, Decoder
 from edge_vla.model.decoder import DecoderLayer
 from edge_vla.quant import GROUPED, PackedWeight, Scheme, dequantise, quantise
-from edge_vla.runtime.cpu.assemble import Assembly, CpuDecoder, fused
+from edge_vla.runtime.cpu.assemble import Assembly, CpuDecoder
 from edge_vla.runtime.cpu.fused import FusedDecoder
 from edge_vla.runtime.cpu.native.decoder import NativeDecoder
+from edge_vla.runtime.cpu.native.gemm import NativeHead
 from edge_vla.runtime.cpu.native.library import library
-from edge_vla.runtime.cpu.native.product import NativeHead
 from edge_vla.runtime.cpu.native.steps import NativeSteps
+from edge_vla.runtime.parts import fuse
 from edge_vla.spec import TINY, DecoderSpec, PolicySpec
 
 CPU = torch.device("cpu")
@@ -108,7 +109,7 @@ def test_native_is_as_exact_as_the_plain_decoder(name: str, scheme: Scheme) -> N
 @pytest.mark.parametrize("scheme", [Scheme.BF16, Scheme.INT8, Scheme.INT4, Scheme.W8A8])
 def test_a_native_row_is_the_same_in_a_prefill_and_alone(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only a few rows: a row's bits never depend on what is computed beside it, nor on the number of threads."""
-    monkeypatch.setattr("edge_vla.runtime.cpu.native.team.WORTH_A_THREAD", 1)
+    monkeypatch.setattr("edge_vla.runtime.cpu.native.thread_pool.WORTH_A_THREAD", 1)
     spec = dataclasses.replace(TINY.decoder, width=256, mlp_width=320)
     _, fast = pair(spec, scheme, kernel="native")
     x = torch.randn(1, 75, spec.width, generator=torch.Generator().manual_seed(1)).bfloat16()
@@ -130,7 +131,7 @@ def test_decode_steps_are_embedding_pass_and_head_one_by_one(
     scheme: Scheme, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit, for drafts of any length and with any number of threads."""
-    monkeypatch.setattr("edge_vla.runtime.cpu.native.team.WORTH_A_THREAD", 1)
+    monkeypatch.setattr("edge_vla.runtime.cpu.native.thread_pool.WORTH_A_THREAD", 1)
     decoder = pair(TINY.decoder, scheme, kernel=kernel)[1]
     assert isinstance(decoder, NativeDecoder)
     generator = torch.Generator().manual_seed(1)
@@ -230,10 +231,10 @@ def test_a_few_rows_are_batch_invariant_at_true_width(scheme: Scheme) -> None:
 @pytest.mark.parametrize("scheme", [Scheme.BF16, Scheme.INT8, Scheme.INT4, Scheme.UINT4, Scheme.W8A8])
 def test_a_fused_weight_is_its_parts_in_order(scheme: Scheme) -> None:
     parts = [quantise(torch.randn(n, 64), scheme, 32 if scheme in GROUPED else None) for n in (32, 16, 48)]
-    whole = fused(parts)
+    whole = fuse(parts)
     assert whole is not None
     assert torch.equal(dequantise(whole.check("whole")), torch.cat([dequantise(part) for part in parts]))
-    assert fused([parts[0]]) is parts[0]
+    assert fuse([parts[0]]) is parts[0]
 
 
 def test_parts_of_different_formats_stay_apart() -> None:
@@ -243,5 +244,5 @@ def test_parts_of_different_formats_stay_apart() -> None:
         quantise(weight, Scheme.INT4, 32),
         quantise(weight, Scheme.INT4, 64),
     ]
-    assert fused(different[:2]) is None
-    assert fused(different[1:]) is None
+    assert fuse(different[:2]) is None
+    assert fuse(different[1:]) is None

@@ -9,7 +9,8 @@ import torch
 
 from edge_vla.errors import UsageError
 from edge_vla.quant import PackedWeight, Scheme, dequantise, quantise
-from edge_vla.runtime.kernels import KERNELS, Kernel, gemm, native, pick
+from edge_vla.runtime.cpu.native.int4 import BLOCK, dequantise_int4, dequantise_int4_torch
+from edge_vla.runtime.kernels import KERNELS, Kernel, gemm, pick
 from edge_vla.runtime.kernels.arm import ARM, DynamicInt4
 from edge_vla.runtime.kernels.gemm import GEMV_ROWS, DynamicInt8, GemmInt4
 
@@ -80,28 +81,19 @@ def test_a_named_kernel_runs_or_raises() -> None:
         pick(packed(Scheme.INT4, 64), BF16, CPU, "marlin")
 
 
-@pytest.mark.parametrize(("outer", "inner", "group"), [(64, 64, 32), (192, 256, 128), (256, 160, 32)])
-def test_widening_in_c_and_in_torch_give_the_oracles_bits(outer: int, inner: int, group: int) -> None:
-    weight = packed(Scheme.INT4, group, outer, inner)
+@pytest.mark.parametrize(("n", "k", "group"), [(64, 64, 32), (192, 256, 128), (256, 160, 32)])
+def test_dequantising_int4_in_c_and_in_torch_gives_the_oracles_bits(n: int, k: int, group: int) -> None:
+    weight = packed(Scheme.INT4, group, n, k)
     if not GemmInt4.runs(weight, BF16, CPU):
         pytest.skip("torch packs int4 in another way on this CPU")
     kernel = GemmInt4(weight, BF16, CPU)
-    lines, blocks = kernel.codes.view(outer // native.BLOCK, inner, native.BLOCK // 2), outer // native.BLOCK
+    lines, blocks = kernel.codes.view(n // BLOCK, k, BLOCK // 2), n // BLOCK
     oracle = dequantise(weight, BF16).T
     for first, last in {(0, blocks), (blocks - 1, blocks), (0, 1)}:
-        part = oracle[:, first * native.BLOCK : last * native.BLOCK]
-        for way in (native.widen, native._widen):
+        part = oracle[:, first * BLOCK : last * BLOCK]
+        for form in (dequantise_int4, dequantise_int4_torch):
             out = torch.full(part.shape, float("nan"), dtype=BF16)
-            assert torch.equal(way(lines, kernel.scales_and_zeros, group, first, last, out), part)
-
-
-def test_without_a_compiler_torch_widens(monkeypatch: pytest.MonkeyPatch) -> None:
-    native.library.cache_clear()
-    monkeypatch.setenv("EDGE_VLA_NATIVE", "0")
-    try:
-        assert native.library() is None
-    finally:
-        native.library.cache_clear()
+            assert torch.equal(form(lines, kernel.scales_and_zeros, group, first, last, out), part)
 
 
 def test_a_weight_in_slices_is_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:

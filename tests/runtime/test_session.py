@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from edge_vla.data import synthetic_image
 from edge_vla.errors import EdgeVLAError, FrameError, UsageError
 from edge_vla.runtime import Policy
 from edge_vla.runtime.cpu.native.library import library
-from edge_vla.runtime.drafts import Draft, drafting
+from edge_vla.runtime.engine import StagedEngine
+from edge_vla.runtime.session import repeat
+from edge_vla.runtime.types import Decision, Draft
 from tests.conftest import TINY
 
 TEXT, OTHER = "put the red block on the plate", "open the very much longer drawer of the cabinet on the left"
@@ -99,27 +102,26 @@ def test_any_draft_gives_plain_tokens(fast: Policy, bins: list[int], jacobi: boo
 
 
 def test_rows_bits_do_not_depend_on_their_neighbours(policy: Policy) -> None:
-    """The ground of bitwise exact drafting, for the kernels in use: in passes of one shape a row sees earlier rows only, and
-    where the decoder is steady the number of rows makes no difference either."""
-    loop, network = policy.loop, policy.network
+    """What bitwise exact drafting stands on: in passes of one shape a row sees earlier rows only, and where the
+    decoder is batch-invariant the number of rows makes no difference either."""
+    network, decoder = policy.network, policy.network.decoder
     with torch.inference_mode():
-        policy.act(image(0), TEXT, bitwise_exact=True)
-        room = loop._room
-        assert room is not None
+        cache = decoder.cache(32)
+        decoder.rows(torch.randn(1, 16, network.spec.decoder.width).to(network.dtype), 0, cache.first(16))
         base = torch.randn(1, 8, network.spec.decoder.width).to(network.dtype)
-        whole = loop._pass(base, 16, 32, room).clone()
+        whole = decoder.rows(base, 16, cache).clone()
         best, margins = network.head.choose(whole[0])
         for row in range(8):
             other = torch.randn_like(base)
             other[:, : row + 1] = base[:, : row + 1]
-            changed = loop._pass(other, 16, 32, room)
+            changed = decoder.rows(other, 16, cache)
             assert torch.equal(changed[:, : row + 1], whole[:, : row + 1])
             again = network.head.choose(changed[0])
             assert (again[0][: row + 1], again[1][: row + 1]) == (best[: row + 1], margins[: row + 1])
-        loop._pass(base, 16, 32, room)
-        for first, last in [(0, 1), (0, 3), (2, 3), (5, 8), (7, 8), (1, 7)] if network.decoder.batch_invariant else []:
-            loop._pass(torch.randn_like(base), 24, 32, room)  # what is lent must be written anew; no row sees these
-            part = loop._pass(base[:, first:last], 16 + first, 32, room)
+        decoder.rows(base, 16, cache)
+        for first, last in [(0, 1), (0, 3), (2, 3), (5, 8), (7, 8), (1, 7)] if decoder.batch_invariant else []:
+            decoder.rows(torch.randn_like(base), 24, cache)  # overwrites the output of before; no row sees these
+            part = decoder.rows(base[:, first:last], 16 + first, cache)
             assert torch.equal(part, whole[:, first:last])
             assert network.head.choose(part[0]) == (best[first:last], margins[first:last])
 
@@ -186,23 +188,28 @@ class TestBadInput:
             thread.join()
         assert not wrong
 
-    @pytest.mark.parametrize("stage", ["_fill", "_check"])
-    def test_a_reset_between_draft_and_verify(
-        self, fast: Policy, stage: str, monkeypatch: pytest.MonkeyPatch, tiny_artifacts: Mapping[int, Path]
+    @pytest.mark.parametrize("before", [True, False])
+    def test_a_reset_while_an_action_is_decided(
+        self, fast: Policy, before: bool, tiny_artifacts: Mapping[int, Path]
     ) -> None:
-        policy = edge_vla.load(tiny_artifacts[4], "cpu", check=False)
+        loaded = edge_vla.load(tiny_artifacts[4], "cpu", check=False)
+
+        class Resetting(StagedEngine):
+            def decide(self, *arguments: Any, **options: Any) -> Decision:
+                if before:
+                    session.reset()
+                decision = super().decide(*arguments, **options)
+                session.reset()
+                return decision
+
+        policy = Policy(loaded.engine, loaded.config, loaded.prompter.tokenizer.to_str())
         session = policy.session(bitwise_exact=True)
         session.act(image(0), TEXT)
-        accept = getattr(policy.loop, stage)
-
-        def resetting(*arguments: object) -> object:
-            session.reset()
-            return accept(*arguments)
-
-        monkeypatch.setattr(policy.loop, stage, resetting)
+        policy.engine = Resetting(loaded.network)
         during = session.act(image(0), TEXT)
-        monkeypatch.undo()
+        policy.engine = loaded.engine
         assert during.tokens == fast.act(image(0), TEXT, bitwise_exact=True).tokens
+        assert during.drafted == during.tokens
         assert session.act(image(0), TEXT).drafted == (), "the action begun before the reset left nothing behind"
 
     def test_a_longer_prompt_than_any_before(self, tiny_artifacts: Mapping[int, Path], fast: Policy) -> None:
@@ -252,7 +259,7 @@ def test_any_order_of_acts_and_resets(fast: Policy, data: st.DataObject) -> None
 
 
 def test_a_miss_is_drafted_again_by_the_network_itself() -> None:
-    draft = drafting((10, 20, 63), 3)
+    draft = repeat((10, 20, 63), 3)
     assert draft is not None
     assert draft((), ()) == [10, 20, 63]
     assert draft([9], [9, 8]) == [9, 8, 63]
@@ -260,12 +267,11 @@ def test_a_miss_is_drafted_again_by_the_network_itself() -> None:
 
 @pytest.mark.parametrize("first", [None, (), (10, 20)])
 def test_nothing_to_go_by(first: tuple[int, ...] | None) -> None:
-    assert drafting(first, 3) is None, "nothing before, or the data set changed and has actions of another length"
+    assert repeat(first, 3) is None, "nothing before, or the data set changed and has actions of another length"
 
 
-def test_instructions_are_remembered_and_bounded(tiny_artifacts: Mapping[int, Path]) -> None:
+def test_many_instructions_do_not_change_the_first_ones_action(tiny_artifacts: Mapping[int, Path]) -> None:
+    """More than are kept: prompt ids and text embeddings are made again."""
     policy = edge_vla.load(tiny_artifacts[4], "cpu", check=False)
-    expected: Callable[[int], tuple[int, ...]] = lambda n: policy.act(image(0), f"go{' up' * n}").tokens  # noqa: E731
-    first = [expected(n) for n in range(40)]
-    assert len(policy.loop._texts) == 32
-    assert [expected(n) for n in range(40)] == first
+    first = [policy.act(image(0), f"go{' up' * n}").tokens for n in range(40)]
+    assert [policy.act(image(0), f"go{' up' * n}").tokens for n in range(40)] == first

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edge_vla.runtime.vision import FlatPatches
+from edge_vla.runtime.vision.towers import FlatPatches
 
 
 @pytest.mark.parametrize("size", [(28, 28), (42, 56), (30, 45)])

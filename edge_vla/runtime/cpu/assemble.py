@@ -1,4 +1,4 @@
-"""Packed layers in, fused layers out: which products become one, and which kernel runs each.
+"""Packed layers in, runnable layers out, and which kernel runs each product.
 
 Knows names of linear layers and kernels. Knows nothing of files.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,29 +17,25 @@ from edge_vla.model.decoder import RMSNorm
 from edge_vla.quant import PackedWeight, Scheme
 from edge_vla.runtime.cpu.fused import FusedDecoder, FusedLayer, Products
 from edge_vla.runtime.cpu.native.decoder import NativeDecoder, NativeLayer, layer_fits
-from edge_vla.runtime.cpu.native.layout import IN_PREFILL, NEVER, Format, fits_rounded
+from edge_vla.runtime.cpu.native.gemm import NativeHead
+from edge_vla.runtime.cpu.native.layout import Format, fits_int8
 from edge_vla.runtime.cpu.native.library import fast, library
-from edge_vla.runtime.cpu.native.product import NativeHead
-from edge_vla.runtime.kernels import AUTO, NATIVE, NATIVE_INT8, pick
+from edge_vla.runtime.cpu.native.structs import Int8Inputs
+from edge_vla.runtime.kernels import AUTO, NATIVE, NATIVE_INT8, TORCH, pick
+from edge_vla.runtime.parts import FUSED, fuse
 from edge_vla.spec import PolicySpec
 
-TOGETHER: Final[Mapping[str, tuple[str, ...]]] = {  # products that share their input
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "o_proj": ("self_attn.o_proj",),
-    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "down_proj": ("mlp.down_proj",),
-}
-TEXT_ROWS: Final = 32  # of a prompt beside the image, about: how many rows the probe takes a prefill to have
-
+TEXT_ROWS: Final = 32  # of a typical prompt beside the image: the probe times a prefill of so many rows more
 
 CpuDecoder = FusedDecoder | NativeDecoder
+Part = TypeVar("Part", PackedWeight, Format)
 
 
 class Assembly:
-    """Makes layers, and remembers which kernels it chose: scheme -> kernel name -> shapes (N, K).
+    """Makes layers, and records which kernels it chose: scheme -> kernel name -> shapes (N, K).
 
-    `formats` are those of all layers' linears: where C can run all of them, and this machine is fast at it or `want`
-    names it, the decoder is native; else each product has a kernel of its own.
+    `formats` are those of all layers' linears. The decoder runs in C where C has all of them and either this machine
+    is fast at it or `want` names it; else each product has a kernel of its own.
     """
 
     def __init__(
@@ -55,7 +51,7 @@ class Assembly:
         if want in (NATIVE, NATIVE_INT8) and not self.native:
             raise UsageError(
                 f"kernel {want} needs a C compiler, bf16 on the CPU, and formats bf16, int8, w8a8, int4 or narrower "
-                "only, in groups that C's lines hold"
+                "only, in groups that C can read"
             )
         self.rows = spec.patches + TEXT_ROWS
         self.chosen: dict[str, dict[str, set[tuple[int, int]]]] = defaultdict(lambda: defaultdict(set))
@@ -65,7 +61,7 @@ class Assembly:
     ) -> FusedLayer | NativeLayer:
         if self.native:
             return self._native_layer(linears, norms)
-        products = {name: self._product([linears[part] for part in parts]) for name, parts in TOGETHER.items()}
+        products = {name: self._product([linears[part] for part in parts]) for name, parts in FUSED.items()}
         first, second = self.norm(norms["input_layernorm.weight"]), self.norm(norms["post_attention_layernorm.weight"])
         return FusedLayer(self.spec.decoder, index, products, (first, second))
 
@@ -87,6 +83,13 @@ class Assembly:
         norm.weight = nn.Parameter(weight.to(self.device, self.dtype, copy=True), requires_grad=False)
         return norm
 
+    def check_kernel(self) -> None:
+        """UsageError if `want` names a kernel and no weight has it."""
+        if self.want not in (AUTO, TORCH) and self.want not in set().union(*self.chosen.values()):
+            raise UsageError(
+                f"--kernel {self.want}: no weight of this artifact, of formats {sorted(self.chosen)}, has such a kernel"
+            )
+
     def kernels(self) -> dict[str, str]:
         """Kernel by scheme; where shapes differ in theirs, each with its shapes."""
         return {scheme: _words(names) for scheme, names in self.chosen.items()}
@@ -99,15 +102,16 @@ class Assembly:
 
     def _native_layer(self, linears: Mapping[str, PackedWeight], norms: Mapping[str, Tensor]) -> NativeLayer:
         products = _together(linears)
-        rounds = IN_PREFILL if self.want == NATIVE_INT8 else NEVER
+        int8_inputs = Int8Inputs.IN_PREFILL if self.want == NATIVE_INT8 else Int8Inputs.NEVER
         for packed in linears.values():
-            name = self.want if rounds and fits_rounded(packed) and packed.scheme is not Scheme.W8A8 else NATIVE
+            name = self.want if int8_inputs and fits_int8(packed) and packed.scheme is not Scheme.W8A8 else NATIVE
             self.chosen[packed.scheme.value][name].add(packed.shape)
-        whole = {name: [one] if (one := fused(parts)) is not None else parts for name, parts in products.items()}
-        return NativeLayer(whole, (norms["input_layernorm.weight"], norms["post_attention_layernorm.weight"]), rounds)
+        whole = {name: [one] if (one := fuse(parts)) is not None else parts for name, parts in products.items()}
+        pair = norms["input_layernorm.weight"], norms["post_attention_layernorm.weight"]
+        return NativeLayer(whole, pair, int8_inputs)
 
     def _product(self, parts: Sequence[PackedWeight]) -> nn.Module:
-        whole = fused(parts)
+        whole = fuse(parts)
         made: list[nn.Module] = []
         for packed in [whole] if whole is not None else parts:
             kernel = pick(packed, self.dtype, self.device, self.want, self.rows)
@@ -118,34 +122,12 @@ class Assembly:
         return made[0] if len(made) == 1 else Products(made)
 
 
-def _together(linears: Mapping[str, Any]) -> dict[str, list[Any]]:
-    return {name: [linears[part] for part in parts] for name, parts in TOGETHER.items()}
-
-
-def fused(parts: Sequence[PackedWeight]) -> PackedWeight | None:
-    """One weight whose outputs are those of `parts` in order; None if their formats differ."""
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    if len({(part.scheme, part.group, part.shape[1], part.codes.dtype) for part in parts}) > 1:
-        return None
-    scales = [part.scales for part in parts if part.scales is not None]
-    zeros = [part.zeros for part in parts if part.zeros is not None]
-    outer = sum(part.shape[0] for part in parts)
-    return PackedWeight(
-        scheme=first.scheme,
-        shape=(outer, first.shape[1]),
-        group=first.group,
-        codes=torch.cat([part.codes for part in parts]),
-        scales=torch.cat(scales) if scales else None,
-        zeros=torch.cat(zeros) if zeros else None,
-    )
+def _together(linears: Mapping[str, Part]) -> dict[str, list[Part]]:
+    return {name: [linears[part] for part in parts] for name, parts in FUSED.items()}
 
 
 def _words(names: Mapping[str, set[tuple[int, int]]]) -> str:
     if len(names) == 1:
         return next(iter(names))
-    listed = (
-        f"{name} ({', '.join(f'{outer}x{inner}' for outer, inner in sorted(shapes))})" for name, shapes in names.items()
-    )
+    listed = (f"{name} ({', '.join(f'{n}x{k}' for n, k in sorted(shapes))})" for name, shapes in names.items())
     return "; ".join(sorted(listed))

@@ -112,8 +112,8 @@ class FusedDecoder(nn.Module):
     """Embeddings (1, T, width) of rows from position `start` -> normed hidden states (1, T, width).
 
     A row sees the cache slots up to its own position. The cache may be longer than the last row: the pass then
-    computes over all of it. Up to BATCH_INVARIANT_ROWS rows are `batch_invariant` on a CPU: over a cache of one length, a row's bits
-    depend neither on its neighbours nor on their number nor on its place among them.
+    computes over all of it. On a CPU up to BATCH_INVARIANT_ROWS rows are batch-invariant: over a cache of one length,
+    a row's bits depend neither on its neighbours nor on their number nor on its place among them.
     """
 
     def __init__(self, spec: DecoderSpec, layers: Sequence[FusedLayer], norm: RMSNorm) -> None:

@@ -1,10 +1,10 @@
-"""One action as one launch: preprocessed image in; action ids, their leads and nothing else out.
+"""One action as one launch: preprocessed image in; action ids and their margins out.
 
-    pixels -> vision -> prefill -> first id -> passes over all further dimensions, each fed with the last one's answer
+    pixels -> vision -> prefill -> first id -> passes over all further dimensions, each fed with the last one's ids
 
-Every pass looks at all further dimensions at once, in one shape. A dimension's answer is final once everything before
-it is: after `dims` - 1 passes all are, whatever was guessed at first, and sooner where the guess was good. So decoding
-with a draft and without one are the same computation, to the last bit; a draft only says when to stop.
+Every pass computes all further dimensions at once, in one shape. A dimension is final once everything before it is:
+after `dims` - 1 passes all are, whatever was guessed at first, and sooner where the guess was good. So decoding with a
+draft and without one are the same computation, to the last bit; a draft only says when to stop.
 Knows token ids, graphs and static buffers. Knows nothing of files, prompts, units or robots.
 """
 
@@ -22,16 +22,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_vla.errors import NumericError, UsageError
-from edge_vla.runtime.decode import Decision
-from edge_vla.runtime.drafts import Draft
+from edge_vla.runtime.decode import decode
+from edge_vla.runtime.engine import StagedEngine
 from edge_vla.runtime.gpu.buffers import GpuBuffers, rows_of
 from edge_vla.runtime.gpu.decoder import KernelDecoder
 from edge_vla.runtime.gpu.device import CudaDevice
 from edge_vla.runtime.gpu.graph import Graphs, Recorder
-from edge_vla.runtime.network import Embeddings, Head
+from edge_vla.runtime.network import Best, Network
 from edge_vla.runtime.padding import padded
-from edge_vla.runtime.vision import Vision
-from edge_vla.spec import PolicySpec
+from edge_vla.runtime.types import Decision, Draft, Mark, Predictions, unmarked
 
 Piece = Literal["action", "prefill", "draft_in_prefill", "verify", "vision"]
 PIECES: Final[tuple[Piece, ...]] = ("action", "prefill", "verify", "draft_in_prefill")
@@ -48,30 +47,21 @@ class Shape:
         return f"{self.prompt} prompt tokens and {self.dims} dimensions"
 
 
-@dataclass(frozen=True)
-class Answer:
-    """Of each dimension: the best bin, and its lead, given the bins that were fed."""
+class GpuEngine:
+    """Decides one action at a time. Graphs are recorded for a prompt's length when it first comes."""
 
-    bins: list[int]
-    margins: list[float]
+    full_vocabulary: Final = False
 
-
-class Engine:
-    """Acts for one robot at a time. Buffers and graphs are made for a prompt's length when it first comes."""
-
-    def __init__(
-        self,
-        spec: PolicySpec,
-        vision: Vision,
-        embeddings: Embeddings,
-        decoder: KernelDecoder,
-        head: Head,
-        cuda: CudaDevice,
-        record: Recorder,
-    ) -> None:
-        self.spec, self.cuda = spec, cuda
-        self.vision, self.embeddings, self.decoder, self.head = vision, embeddings, decoder, head
+    def __init__(self, network: Network, decoder: KernelDecoder, cuda: CudaDevice, record: Recorder) -> None:
+        self.network, self.spec, self.cuda = network, network.spec, cuda
+        self.vision, self.embeddings, self.decoder, self.head = (
+            network.vision,
+            network.embeddings,
+            decoder,
+            network.head,
+        )
         self.graphs = Graphs(record, cuda)
+        self.forced = StagedEngine(network).forced
         self._buffers: GpuBuffers | None = None
         self._text: tuple[int, ...] = ()
 
@@ -83,33 +73,21 @@ class Engine:
         draft: Draft | None = None,
         *,
         bitwise_exact: bool = False,
+        mark: Mark = unmarked,
     ) -> Decision:
-        """The best action id at each dimension for pixel values (3 x towers, H, W).
-
-        With `bitwise_exact`, drafted or not, tokens are the same to the last near-tie. Without it a draft draft_in_prefill in the
-        prefill, whose shape is then another one, if that computes a row as a step does. Raises NumericError for a
-        non-finite logit, ResourceError where memory runs out, DeviceLostError once the device has failed.
-        """
+        """As `types.Engine`."""
         shape = Shape(len(prompt), dims)
         with self.cuda.guard("an action"), torch.inference_mode():
             buffers = self._fit(shape)
             self._put(buffers, prompt, torch.as_tensor(pixels))
-            drafted = draft((), ()) if draft is not None and dims > 1 else []
-            if draft is None or not drafted:
-                self.run("action", shape)
-                answer, passes = self._read(buffers, dims), dims - 1
-            else:
-                draft_in_prefill = self.decoder.prefill_matches_step and not bitwise_exact
-                answer, passes = self._verified(buffers, shape, draft, drafted, draft_in_prefill)
-        first = self.spec.action.first
-        names = tuple(first + index for index in answer.bins)
-        return Decision(names, tuple(answer.margins), tuple(first + index for index in drafted), passes)
+            draft_in_prefill = self.decoder.prefill_matches_step and not bitwise_exact
+            predictor = GpuPredictor(self, buffers, shape, draft_in_prefill)
+            decision = decode(predictor, dims, self.spec.action.first, draft)
+        mark("graph")
+        return decision
 
     def warm(self, prompts: Iterable[int], dims: int, pieces: Sequence[Piece] = PIECES) -> None:
-        """Record the graphs for prompts of these lengths, so that no action waits for it: those that can be asked for.
-
-        UsageError for more than are kept at a time.
-        """
+        """Record the graphs for prompts of these lengths. UsageError for more than are kept at a time."""
         lengths, never = sorted(set(prompts)), () if self.decoder.prefill_matches_step else ("draft_in_prefill",)
         pieces = [piece for piece in pieces if piece == "action" or (dims > 1 and piece not in never)]
         needed, most = len(lengths) * len(pieces), self.graphs.most
@@ -125,27 +103,6 @@ class Engine:
     def bytes(self) -> dict[str, int]:
         """On the device beside the weights, by part."""
         return {} if self._buffers is None else self._buffers.bytes()
-
-    def _verified(
-        self, buffers: GpuBuffers, shape: Shape, draft: Draft, drafted: Sequence[int], draft_in_prefill: bool
-    ) -> tuple[Answer, int]:
-        """Guess, look, keep what holds: the host waits for the device once a pass."""
-        dims, given = shape.dims, list(drafted[: shape.dims - 1])
-        buffers.give(given)
-        if draft_in_prefill:
-            self.run("draft_in_prefill", shape)
-        else:
-            self.run("prefill", shape)  # it puts the first answer in the place of the first guess
-            self.run("verify", shape)
-        answer, passes = self._read(buffers, dims), int(not draft_in_prefill)
-        given[0] = given[0] if draft_in_prefill else answer.bins[0]
-        while (known := 1 + _agreeing(given, answer.bins)) < dims:
-            bins = answer.bins
-            given = [*bins[:known], *draft(bins[:known], bins)[known:]][: dims - 1]
-            buffers.give(given)
-            self.run("verify", shape)
-            answer, passes = self._read(buffers, dims), passes + 1
-        return answer, passes
 
     def run(self, piece: Piece, shape: Shape) -> None:
         """One piece of an action, on what the buffers hold by now."""
@@ -168,13 +125,13 @@ class Engine:
                 buffers.given[1 : shape.dims - 1] = buffers.bins[1 : shape.dims - 1]
         buffers.publish()
 
-    def _prefill(self, buffers: GpuBuffers, shape: Shape, riding: int) -> None:
-        """Image, prompt and `riding` guesses -> bins 0 .. `riding`."""
+    def _prefill(self, buffers: GpuBuffers, shape: Shape, guesses: int) -> None:
+        """Image, prompt and so many guesses -> bins 0 .. `guesses`; the first replaces the first guess."""
         start = self._start(shape)
-        end = start + riding
+        end = start + guesses
         rows = buffers.splice(self.vision(buffers.pixels)[0], shape.prompt)
-        if riding:
-            rows[start:end] = self.embeddings.actions[buffers.given[:riding]]
+        if guesses:
+            rows[start:end] = self.embeddings.actions[buffers.given[:guesses]]
         rows[end : padded(end)] = 0
         hidden = self.decoder.run(rows[: padded(end)], 0, buffers.cache, range(start - 1, end))
         self._choose(buffers, hidden, 0)
@@ -189,9 +146,7 @@ class Engine:
     def _choose(self, buffers: GpuBuffers, hidden: Tensor, first: int) -> None:
         """The best bins, into the buffers from dimension `first` on."""
         dims = slice(first, first + hidden.shape[0])
-        buffers.bins[dims], buffers.margins[dims] = self.decoder.choose(
-            hidden, self.head.actions, self.embeddings.actions
-        )
+        buffers.bins[dims], buffers.margins[dims] = self.decoder.choose(hidden, self.head.actions)
 
     def _start(self, shape: Shape) -> int:
         """The position after image and prompt."""
@@ -215,14 +170,39 @@ class Engine:
             buffers.text[: len(prompt)] = self.embeddings.text(prompt)[0]
             self._text = prompt
 
-    def _read(self, buffers: GpuBuffers, dims: int) -> Answer:
+    def read(self, buffers: GpuBuffers, dims: int) -> Best:
+        """Of each dimension: the best bin and its margin, after the bins that were given."""
         bins, margins = buffers.answer(dims)
         if not all(map(math.isfinite, margins)):
             buffers.clear()  # what is in the cache would poison the next action through 0 * NaN
             raise NumericError("the network produced a non-finite number: no action; verify the artifact's files")
-        return Answer(bins, margins)
+        return bins, margins
 
 
-def _agreeing(given: Sequence[int], bins: Sequence[int]) -> int:
-    """How many guesses, from the first on, are what the network says there."""
-    return next((i for i, (guess, said) in enumerate(zip(given, bins, strict=False)) if guess != said), len(given))
+@dataclass(slots=True)
+class GpuPredictor:
+    """One action on filled buffers. The host waits for the device once per call."""
+
+    engine: GpuEngine
+    buffers: GpuBuffers
+    shape: Shape
+    draft_in_prefill: bool
+
+    def prefill(self, guesses: list[int]) -> Predictions:
+        if not guesses:
+            bins, margins = self._run("action")
+            return Predictions(0, bins, margins, bins, passes=self.shape.dims - 1)
+        self.buffers.give(guesses)
+        if self.draft_in_prefill:
+            return Predictions(0, *self._run("draft_in_prefill"), guesses, passes=0)
+        bins, margins = self._run("prefill", "verify")
+        return Predictions(0, bins, margins, [bins[0], *guesses[1:]], passes=1)
+
+    def verify(self, given: list[int], known: int) -> Predictions:  # noqa: ARG002  all dimensions are computed anew
+        self.buffers.give(given)
+        return Predictions(0, *self._run("verify"), given, passes=1)
+
+    def _run(self, *pieces: Piece) -> Best:
+        for piece in pieces:
+            self.engine.run(piece, self.shape)
+        return self.engine.read(self.buffers, self.shape.dims)

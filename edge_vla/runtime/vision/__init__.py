@@ -1,0 +1,62 @@
+"""Vision backends of an artifact, one table: pixel values (B, 3 x towers, H, W) -> (B, patches, decoder width)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import torch
+
+from edge_vla.artifact import VISION, Artifact
+from edge_vla.checkpoint import key_table
+from edge_vla.checkpoint.keys import vision_keys
+from edge_vla.errors import UsageError
+from edge_vla.runtime.cpu.native.library import fast, library
+from edge_vla.runtime.cpu.native.vision import NativeVision, vision_fits
+from edge_vla.runtime.kernels import AUTO, NATIVE, TORCH
+from edge_vla.runtime.network import Vision
+from edge_vla.runtime.vision.onnx import OnnxVision
+from edge_vla.runtime.vision.towers import torch_vision, with_flat_patches
+from edge_vla.spec import PolicySpec
+
+Loader = Callable[[Artifact, torch.dtype, torch.device], "Vision | None"]
+"""None where the backend cannot run this artifact here."""
+
+
+def shapes(spec: PolicySpec) -> dict[str, tuple[int, ...]]:
+    """Of the weights of towers and projector, by checkpoint key."""
+    keys = key_table(spec)
+    return {name: keys[name].shape for name in vision_keys(spec)}
+
+
+def _native(artifact: Artifact, dtype: torch.dtype, device: torch.device) -> Vision | None:
+    spec = artifact.manifest.config.spec
+    if dtype != torch.bfloat16 or device.type != "cpu" or library() is None:
+        return None
+    weights = artifact.vision_weights(shapes(spec))
+    return NativeVision(spec, weights) if vision_fits(spec, weights) else None
+
+
+def _torch(artifact: Artifact, dtype: torch.dtype, device: torch.device) -> Vision:
+    spec = artifact.manifest.config.spec
+    return with_flat_patches(torch_vision(spec, artifact.tensors(VISION, shapes(spec)), dtype, device))
+
+
+def _onnx(artifact: Artifact, dtype: torch.dtype, device: torch.device) -> Vision:  # noqa: ARG001  always float32
+    parameters = sum(map(math.prod, shapes(artifact.manifest.config.spec).values()))
+    return OnnxVision(artifact.graph, device, parameters=parameters)
+
+
+LOADERS: Final[Mapping[str, Loader]] = {NATIVE: _native, TORCH: _torch, "onnx": _onnx}
+VISIONS: Final = (AUTO, *LOADERS)
+
+
+def load_vision(artifact: Artifact, dtype: torch.dtype, device: torch.device, want: str) -> tuple[str, Vision]:
+    """The backend of this name, and its name; `auto`: C where that is fastest, else torch."""
+    names = [want] if want != AUTO else [NATIVE, TORCH] if fast() else [TORCH]
+    for name in names:
+        vision = LOADERS[name](artifact, dtype, device)
+        if vision is not None:
+            return name, vision
+    raise UsageError(f"--vision {want} needs a C compiler, and bf16 on the CPU")
