@@ -40,7 +40,7 @@ test-laws: .venv/ready
 # The GPU kernels in Triton's interpreter, and compiled for every chip in the table (minutes). Triton has no part in
 # anything else here and takes 700 MB, so it lies in an environment of its own on top of .venv.
 test-kernels: .venv-triton/ready
-	.venv-triton/bin/python -m pytest tests/gpu -m 'not gpu and not weights'
+	.venv-triton/bin/python -m pytest tests/runtime/gpu tests/benchmarks/gpu -m 'not gpu and not weights'
 
 .venv-triton/ready: .venv/ready
 	$(PYTHON) -m venv .venv-triton
