@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edge_vla.quant import PackedWeight, Scheme, dequantise, quantise
+from edge_vla.runtime.cpu.native.int4 import BLOCK, dequantise_int4
 from edge_vla.runtime.kernels.cpu import CpuInt4, CpuInt8
-from edge_vla.runtime.kernels.native import BLOCK, widen
 from edge_vla.runtime.kernels.w8a8 import multiply, works
 
 GEMV_ROWS = 16  # rows up to which a weight is streamed: a decode step, a verifying pass
@@ -47,7 +47,7 @@ class GemmInt4(CpuInt4):
         for first in range(0, lines.shape[0], step):
             last = min(first + step, lines.shape[0])
             weight = _scratch(inner, (last - first) * BLOCK)
-            widen(lines, self.scales_and_zeros, self.group, first, last, weight)
+            dequantise_int4(lines, self.scales_and_zeros, self.group, first, last, weight)
             if last - first == lines.shape[0]:
                 torch.mm(flat, weight, out=out)
             else:
@@ -113,5 +113,5 @@ def _layout_is_known() -> bool:
     out = torch.empty(64, 2 * BLOCK, dtype=torch.bfloat16)
     if kernel.codes.numel() != out.numel() // 2 or kernel.codes.dtype != torch.uint8:
         return False
-    widen(kernel.codes.view(2, 64, BLOCK // 2), kernel.scales_and_zeros, 32, 0, 2, out)
+    dequantise_int4(kernel.codes.view(2, 64, BLOCK // 2), kernel.scales_and_zeros, 32, 0, 2, out)
     return torch.equal(out.T, dequantise(packed, torch.bfloat16))

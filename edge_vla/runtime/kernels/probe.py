@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from edge_vla.quant import PackedWeight
+from edge_vla.runtime.cpu.native.library import library
 from edge_vla.runtime.kernels.gemm import GEMV_ROWS, GemmInt4, GemmInt8
-from edge_vla.runtime.kernels.native import library
 from edge_vla.runtime.store import processor, remember, remembered
 
 TABLE = "prefill.json"

@@ -1,8 +1,7 @@
-"""Weights as the C files read them: lines of 64 outputs by 4 inputs. In C: `lanes.h`, `product.h` and `whole.h`."""
+"""Weights in the layout of the C files: lines of 64 outputs by 4 inputs, as `simd.h` describes them."""
 
 from __future__ import annotations
 
-import ctypes
 from typing import Final, Protocol
 
 import torch
@@ -10,46 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edge_vla.quant import EIGHT, NARROW, PackedWeight, Scheme, unpack_nibbles
+from edge_vla.runtime.cpu.native.structs import Int8Inputs, Int8Rows, Matrix
 from edge_vla.runtime.padding import padded
 
 BLOCK: Final = 64  # outputs of a line
 STEP: Final = 4  # inputs of a line
-PARTS: Final = 4  # of 16 outputs
-PIECE: Final = 128  # inputs between two roundings of a sum to memory
-MOST_INPUTS: Final = 2**16  # of a product in whole numbers
-SPAN: Final = 32  # inputs between two of the sums over a rounded row that are kept
+PARTS: Final = 4  # of a line, 16 outputs each
+PIECE: Final = 128  # inputs that are summed in registers
+TILE: Final = 3  # rows at a time
+MAX_INT8_K: Final = 2**16  # inputs of an int8 gemm: 32 bits hold their sum
+SPAN: Final = 32  # inputs between two prefix sums of a row
 BITS: Final = {Scheme.BF16: 16, Scheme.INT8: 8, Scheme.W8A8: 8, Scheme.INT4: 4}
-NEVER, IN_PREFILL, ALWAYS = range(3)  # when a product rounds its inputs to 8 bits, by rows
-
-
-class Matrix(ctypes.Structure):
-    """`Matrix` of product.h. Keeps the tensors that it points into."""
-
-    _fields_ = (
-        ("codes", ctypes.c_void_p), ("scales", ctypes.c_void_p), ("bias", ctypes.c_void_p),
-        ("outer", ctypes.c_int64), ("inner", ctypes.c_int64), ("group", ctypes.c_int64), ("bits", ctypes.c_int64),
-        ("rounds", ctypes.c_int64),
-    )  # fmt: skip
-    kept: tuple[Tensor | None, ...]
-
-
-class Rounded(ctypes.Structure):
-    """`Rounded` of whole.h, and the tensors that it points into: room for rows of so many inputs."""
-
-    _fields_ = (
-        ("codes", ctypes.c_void_p), ("before", ctypes.c_void_p), ("steps", ctypes.c_void_p),
-        ("pitch", ctypes.c_int64), ("before_pitch", ctypes.c_int64),
-    )  # fmt: skip
-    kept: tuple[Tensor, ...]
-
-    @staticmethod
-    def room(rows: int, inner: int) -> Rounded:
-        pitch, spans = padded(inner, BLOCK), -(-inner // SPAN) + 1
-        codes = torch.zeros(rows, pitch, dtype=torch.int8)
-        before, steps = torch.zeros(rows, spans, dtype=torch.int32), torch.zeros(rows, dtype=torch.float32)
-        made = Rounded(codes.data_ptr(), before.data_ptr(), steps.data_ptr(), pitch, spans)
-        made.kept = (codes, before, steps)
-        return made
 
 
 class Format(Protocol):
@@ -64,57 +34,69 @@ class Format(Protocol):
 
 
 def fits(weight: Format) -> bool:
-    """Whether the lines can hold it: a format they know (narrow ones come as int4), groups that pieces do not cut."""
+    """Whether lines can hold it: a known format (narrow ones come as int4), and groups that no piece cuts."""
     group = weight.group
-    whole = group is None or (group % STEP == 0 and (group < PIECE or group % PIECE == 0))
+    uncut = group is None or (group % STEP == 0 and (group < PIECE or group % PIECE == 0))
     known = weight.scheme in (*BITS, *NARROW)
-    return whole and known and (weight.scheme is not Scheme.W8A8 or fits_rounded(weight))
+    return uncut and known and (weight.scheme is not Scheme.W8A8 or fits_int8(weight))
 
 
-def fits_rounded(weight: Format) -> bool:
-    """Whether it can be multiplied in whole numbers: codes, groups that spans do not cut, sums that 32 bits hold."""
-    return weight.scheme is not Scheme.BF16 and (weight.group or SPAN) % SPAN == 0 and weight.shape[1] <= MOST_INPUTS
+def fits_int8(weight: Format) -> bool:
+    """Whether the int8 gemm can run it: integer codes, groups that no span cuts, sums that 32 bits hold."""
+    return weight.scheme is not Scheme.BF16 and (weight.group or SPAN) % SPAN == 0 and weight.shape[1] <= MAX_INT8_K
 
 
-def matrix(packed: PackedWeight, bias: Tensor | None = None, *, rounds: int = NEVER) -> Matrix:
-    """A weight that `fits`, its outputs padded to 64s and its inputs to fours with zeros.
-
-    `rounds`: when its inputs are; W8A8's always.
-    """
-    outer, inner = (padded(packed.shape[0], BLOCK), padded(packed.shape[1], STEP))
+def matrix(packed: PackedWeight, bias: Tensor | None = None, *, int8_inputs: Int8Inputs = Int8Inputs.NEVER) -> Matrix:
+    """A weight (N, K) that `fits`, padded with zeros to N in 64s and K in fours. W8A8 always quantises its inputs."""
+    n, k = (padded(packed.shape[0], BLOCK), padded(packed.shape[1], STEP))
     codes = lines(packed)
     scales = None
     if packed.scales is not None:
         columns = packed.scales.view(packed.shape[0], -1)
-        rows = F.pad(columns.float(), (0, 0, 0, outer - packed.shape[0])).bfloat16()
-        scales = rows.view(outer // BLOCK, BLOCK, -1).transpose(1, 2).contiguous()
-    wide_bias = None if bias is None else vector(bias, outer)
-    made = Matrix(
-        codes.data_ptr(), address(scales), address(wide_bias), outer, inner, packed.group or inner,
-        BITS[packed.scheme], ALWAYS if packed.scheme is Scheme.W8A8 else rounds,
-    )  # fmt: skip
-    made.kept = (codes, scales, wide_bias)
+        rows = F.pad(columns.float(), (0, 0, 0, n - packed.shape[0])).bfloat16()
+        scales = rows.view(n // BLOCK, BLOCK, -1).transpose(1, 2).contiguous()
+    padded_bias = None if bias is None else vector(bias, n)
+    if packed.scheme is Scheme.W8A8:
+        int8_inputs = Int8Inputs.ALWAYS
+    pointers = (address(codes), address(scales), address(padded_bias))
+    made = Matrix(*pointers, n, k, packed.group or k, BITS[packed.scheme], int8_inputs)
+    made.kept = (codes, scales, padded_bias)
     return made
 
 
+def int8_rows(rows: int, k: int) -> Int8Rows:
+    """Buffers for rows of `k` inputs in int8."""
+    pitch, spans = padded(k, BLOCK), -(-k // SPAN) + 1
+    codes = torch.zeros(rows, pitch, dtype=torch.int8)
+    prefix_sum, scales = torch.zeros(rows, spans, dtype=torch.int32), torch.zeros(rows, dtype=torch.float32)
+    made = Int8Rows(address(codes), address(prefix_sum), address(scales), pitch, spans)
+    made.kept = (codes, prefix_sum, scales)
+    return made
+
+
+def scratch_bytes(rows: int) -> int:
+    """Of one thread's gemm of so many rows: `Scratch` of gemm.h."""
+    return PIECE * BLOCK * 2 + rows * BLOCK * 4
+
+
 def lines(packed: PackedWeight) -> Tensor:
-    """(outer / 64, inner / 4, bytes of a line) uint8."""
-    outer, inner = padded(packed.shape[0], BLOCK), padded(packed.shape[1], STEP)
+    """(N / 64, K / 4, bytes of a line) uint8, padded."""
+    n, k = padded(packed.shape[0], BLOCK), padded(packed.shape[1], STEP)
     if packed.scheme is Scheme.INT4:
         codes = unpack_nibbles(packed.codes)
     elif packed.scheme in EIGHT:
         codes = packed.codes
     else:
         codes = packed.codes.to(torch.bfloat16).view(torch.int16)
-    codes = F.pad(codes, (0, inner - packed.shape[1], 0, outer - packed.shape[0]))
-    places = codes.view(outer // BLOCK, PARTS, BLOCK // PARTS, inner // STEP, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    codes = F.pad(codes, (0, k - packed.shape[1], 0, n - packed.shape[0]))
+    places = codes.view(n // BLOCK, PARTS, BLOCK // PARTS, k // STEP, 2, 2).permute(0, 3, 1, 4, 2, 5)
     if packed.scheme is Scheme.INT4:
-        return (places[:, :, :, 0] | (places[:, :, :, 1] << 4)).reshape(outer // BLOCK, inner // STEP, -1)
-    return places.contiguous().view(torch.uint8).view(outer // BLOCK, inner // STEP, -1)
+        return (places[:, :, :, 0] | (places[:, :, :, 1] << 4)).reshape(n // BLOCK, k // STEP, -1)
+    return places.contiguous().view(torch.uint8).view(n // BLOCK, k // STEP, -1)
 
 
 def vector(values: Tensor, length: int) -> Tensor:
-    """A vector in bfloat16, a copy, padded to `length` with zeros."""
+    """A copy in bfloat16, padded to `length` with zeros."""
     return F.pad(values.detach().to(torch.bfloat16, copy=True), (0, length - values.numel()))
 
 

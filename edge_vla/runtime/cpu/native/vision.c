@@ -1,138 +1,114 @@
 /* Vision transformers side by side, and the projector: pixel values in, image embeddings out.
  *
- * Roundings to bfloat16 are where torch's operators have them.
+ * Rounds to bf16 where torch's operators do.
  */
 #include "attention.h"
 
-typedef struct {
-    Matrix qkv, proj, fc1, fc2;
-    const bf16 *norm1, *norm1_bias, *norm2, *norm2_bias; /* (width) */
-    const bf16 *gain1, *gain2;                           /* (width padded); NULL where a tower has none */
-} Layer;
-
-typedef struct {
-    int64_t width, heads, prefix, grid, side, layers; /* side of a patch; `grid` patches make a side of the image */
-    double norm_eps;
-    Matrix patch;
-    const bf16 *first;     /* (prefix, width) rows before the patches */
-    const bf16 *positions; /* (patches, width) */
-    const Layer *layer;
-} Tower;
-
-typedef struct {
-    int64_t towers, linears; /* of the projector */
-    const Tower *tower;
-    const Matrix *linear;
-} Vision;
-
-/* Rows lie `*_pitch` apart; what lies beyond a row's numbers is zero. */
-typedef struct {
-    bf16 *x, *normed, *qkv, *mixed, *hidden, *patches, *features, *projected[3];
-    int64_t pitch, qkv_pitch, hidden_pitch, patches_pitch, features_pitch;
-    int64_t slots;
-    uint8_t *own; /* each thread's `own_bytes` */
-    int64_t own_bytes;
-} Desk;
-
+/* out[i] = (x[i] - mean) / deviation weight[i] + bias[i], for one row. */
 static void layer_norm(const bf16 *x, const bf16 *weight, const bf16 *bias, int64_t width, float eps, bf16 *out) {
     float sum = 0.0f, squares = 0.0f;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < width; i++) sum += widen(x[i]);
+    for (int64_t i = 0; i < width; i++) sum += to_float(x[i]);
     float mean = sum / (float)width;
 #pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < width; i++) squares += (widen(x[i]) - mean) * (widen(x[i]) - mean);
+    for (int64_t i = 0; i < width; i++) squares += (to_float(x[i]) - mean) * (to_float(x[i]) - mean);
     float scale = 1.0f / sqrtf(squares / (float)width + eps);
-    for (int64_t i = 0; i < width; i++) out[i] = narrow((widen(x[i]) - mean) * scale * widen(weight[i]) + widen(bias[i]));
+    for (int64_t i = 0; i < width; i++)
+        out[i] = to_bf16((to_float(x[i]) - mean) * scale * to_float(weight[i]) + to_float(bias[i]));
 }
 
-static void norm_rows(const Tower *tower, const Desk *desk, const bf16 *weight, const bf16 *bias, int64_t rows,
-                      Share share) {
-    for (int64_t m = first_of(share, rows); m < end_of(share, rows); m++)
-        layer_norm(desk->x + m * desk->pitch, weight, bias, tower->width, (float)tower->norm_eps,
-                   desk->normed + m * desk->pitch);
+/* This thread's range of ws->x [rows, width] -> ws->normed [rows, width]. */
+static void norm_rows(const Tower *tower, const VisionWorkspace *ws, const bf16 *weight, const bf16 *bias, int64_t rows,
+                      Thread thread) {
+    for (int64_t m = range_begin(thread, rows); m < range_end(thread, rows); m++)
+        layer_norm(ws->x + m * ws->pitch, weight, bias, tower->width, (float)tower->norm_eps,
+                   ws->normed + m * ws->pitch);
 }
 
-/* Patches as rows of (channel, y, x); the rows that they will be added to: what comes first, then positions. */
-static void lay_out(const Tower *tower, const Desk *desk, const bf16 *pixels, int64_t image, Share share) {
+/* pixels [3, image, image] -> ws->patches [patches, 3 side side], and ws->x = prefix rows, then positions. */
+static void cut_patches(const Tower *tower, const VisionWorkspace *ws, const bf16 *pixels, int64_t image,
+                        Thread thread) {
     int64_t grid = tower->grid, side = tower->side, width = tower->width, patches = grid * grid;
-    for (int64_t p = first_of(share, patches); p < end_of(share, patches); p++) {
+    for (int64_t p = range_begin(thread, patches); p < range_end(thread, patches); p++) {
         const bf16 *corner = pixels + p / grid * side * image + p % grid * side;
-        bf16 *row = desk->patches + p * desk->patches_pitch;
+        bf16 *row = ws->patches + p * ws->patches_pitch;
         for (int64_t channel = 0; channel < 3; channel++)
             for (int64_t y = 0; y < side; y++, row += side)
                 memcpy(row, corner + (channel * image + y) * image, (size_t)side * sizeof *row);
-        memcpy(desk->x + (tower->prefix + p) * desk->pitch, tower->positions + p * width, (size_t)width * sizeof(bf16));
+        memcpy(ws->x + (tower->prefix + p) * ws->pitch, tower->positions + p * width, (size_t)width * sizeof(bf16));
     }
-    for (int64_t m = first_of(share, tower->prefix); m < end_of(share, tower->prefix); m++)
-        memcpy(desk->x + m * desk->pitch, tower->first + m * width, (size_t)width * sizeof(bf16));
+    for (int64_t m = range_begin(thread, tower->prefix); m < range_end(thread, tower->prefix); m++)
+        memcpy(ws->x + m * ws->pitch, tower->prefix_rows + m * width, (size_t)width * sizeof(bf16));
 }
 
-static void attention(const Tower *tower, const Desk *desk, int64_t rows, uint8_t *own, Share share) {
+/* ws->qkv [rows, 3 width] -> ws->context [rows, width], this thread's range of the heads. */
+static void attention(const Tower *tower, const VisionWorkspace *ws, int64_t rows, uint8_t *memory, Thread thread) {
     int64_t width = tower->width / tower->heads;
-    Memory memory = {own, own + desk->slots * width * 2, desk->slots, width};
-    float *scores = (float *)(memory.values + desk->slots * up(width, BLOCK) * 2);
-    Blackboard board = {scores, (bf16 *)(scores + TILE * desk->slots)};
-    memset(memory.values, 0, (size_t)(desk->slots * up(width, BLOCK)) * sizeof(bf16)); /* for slots beyond the rows */
-    for (int64_t head = first_of(share, tower->heads); head < end_of(share, tower->heads); head++) {
-        const bf16 *query = desk->qkv + head * width;
+    HeadCache kv = {memory, memory + ws->slots * width * 2, ws->slots, width};
+    float *scores = (float *)(kv.values + ws->slots * round_up(width, BLOCK) * 2);
+    AttentionScratch scratch = {scores, (bf16 *)(scores + TILE * ws->slots)};
+    memset(kv.values, 0, (size_t)(ws->slots * round_up(width, BLOCK)) * sizeof(bf16)); /* slots beyond the rows */
+    for (int64_t head = range_begin(thread, tower->heads); head < range_end(thread, tower->heads); head++) {
+        const bf16 *query = ws->qkv + head * width;
         for (int64_t m = 0; m < rows; m++) {
-            const bf16 *key = query + m * desk->qkv_pitch + tower->width;
-            remember(&memory, m, key, key + tower->width);
+            const bf16 *key = query + m * ws->qkv_pitch + tower->width;
+            append_kv(&kv, m, key, key + tower->width);
         }
-        attend(&memory, query, desk->qkv_pitch, rows, rows, 0, board, desk->mixed + head * width, desk->pitch);
+        attend(&kv, query, ws->qkv_pitch, rows, rows, 0, scratch, ws->context + head * width, ws->pitch);
     }
 }
 
-static void see(const Tower *tower, const Desk *desk, const bf16 *pixels, int64_t image, bf16 *features,
-                uint8_t *own, Bench bench, Share share) {
-    int64_t patches = tower->grid * tower->grid, rows = tower->prefix + patches, pitch = desk->pitch;
-    lay_out(tower, desk, pixels, image, share);
-    meet(share);
-    product(&tower->patch, desk->patches, desk->patches_pitch, patches, desk->x + tower->prefix * pitch, pitch, ADD, 0,
-            bench, share);
-    for (const Layer *layer = tower->layer; layer < tower->layer + tower->layers; layer++) {
-        meet(share);
-        norm_rows(tower, desk, layer->norm1, layer->norm1_bias, rows, share);
-        meet(share);
-        product(&layer->qkv, desk->normed, pitch, rows, desk->qkv, desk->qkv_pitch, STORE, 0, bench, share);
-        meet(share);
-        attention(tower, desk, rows, own, share);
-        meet(share);
-        product(&layer->proj, desk->mixed, pitch, rows, desk->x, pitch, ADD, layer->gain1, bench, share);
-        meet(share);
-        norm_rows(tower, desk, layer->norm2, layer->norm2_bias, rows, share);
-        meet(share);
-        product(&layer->fc1, desk->normed, pitch, rows, desk->hidden, desk->hidden_pitch, GELU, 0, bench, share);
-        meet(share);
-        product(&layer->fc2, desk->hidden, desk->hidden_pitch, rows, desk->x, pitch, ADD, layer->gain2, bench, share);
+/* pixels [3, image, image] -> features [patches, width]. */
+static void forward(const Tower *tower, const VisionWorkspace *ws, const bf16 *pixels, int64_t image, bf16 *features,
+                    uint8_t *memory, Scratch scratch, Thread thread) {
+    int64_t patches = tower->grid * tower->grid, rows = tower->prefix + patches, pitch = ws->pitch;
+    cut_patches(tower, ws, pixels, image, thread);
+    wait_for_all(thread);
+    gemm(&tower->patch, ws->patches, ws->patches_pitch, patches, ws->x + tower->prefix * pitch, pitch, ADD, 0, scratch,
+         thread);
+    for (const TowerLayer *layer = tower->layer; layer < tower->layer + tower->layers; layer++) {
+        wait_for_all(thread);
+        norm_rows(tower, ws, layer->norm1, layer->norm1_bias, rows, thread);
+        wait_for_all(thread);
+        gemm(&layer->qkv, ws->normed, pitch, rows, ws->qkv, ws->qkv_pitch, STORE, 0, scratch, thread);
+        wait_for_all(thread);
+        attention(tower, ws, rows, memory, thread);
+        wait_for_all(thread);
+        gemm(&layer->proj, ws->context, pitch, rows, ws->x, pitch, ADD, layer->layer_scale1, scratch, thread);
+        wait_for_all(thread);
+        norm_rows(tower, ws, layer->norm2, layer->norm2_bias, rows, thread);
+        wait_for_all(thread);
+        gemm(&layer->fc1, ws->normed, pitch, rows, ws->hidden, ws->hidden_pitch, GELU, 0, scratch, thread);
+        wait_for_all(thread);
+        gemm(&layer->fc2, ws->hidden, ws->hidden_pitch, rows, ws->x, pitch, ADD, layer->layer_scale2, scratch, thread);
     }
-    meet(share);
-    for (int64_t p = first_of(share, patches); p < end_of(share, patches); p++)
-        memcpy(features + p * desk->features_pitch, desk->x + (tower->prefix + p) * pitch,
+    wait_for_all(thread);
+    for (int64_t p = range_begin(thread, patches); p < range_end(thread, patches); p++)
+        memcpy(features + p * ws->features_pitch, ws->x + (tower->prefix + p) * pitch,
                (size_t)tower->width * sizeof(bf16));
-    meet(share);
+    wait_for_all(thread);
 }
 
-/* pixels (3 x towers, image, image) -> out (patches, decoder width). Called by each of `members` threads. */
-void edge_vla_see(const Vision *vision, const Desk *desk, const bf16 *pixels, int64_t image, bf16 *out, int64_t width,
-                  Team *team, int64_t member, int64_t members) {
-    Share share = {team, member, members};
-    uint8_t *own = desk->own + member * desk->own_bytes;
-    Bench bench = {own, (float *)(own + PIECE * BLOCK * sizeof(bf16))};
-    bf16 *features = desk->features;
+/* pixels [3 towers, image, image] -> out [patches, width of the decoder]. Called by each of `count` threads. */
+void edge_vla_vision(const Vision *vision, const VisionWorkspace *ws, const bf16 *pixels, int64_t image, bf16 *out,
+                     int64_t width, Barrier *barrier, int64_t index, int64_t count) {
+    Thread thread = {barrier, index, count};
+    uint8_t *memory = ws->scratch + index * ws->scratch_bytes;
+    Scratch scratch = gemm_scratch(memory);
+    bf16 *features = ws->features;
     for (int64_t t = 0; t < vision->towers; features += vision->tower[t++].width)
-        see(vision->tower + t, desk, pixels + 3 * t * image * image, image, features, own, bench, share);
-    const bf16 *from = desk->features;
-    int64_t patches = vision->tower->grid * vision->tower->grid, pitch = desk->features_pitch;
+        forward(vision->tower + t, ws, pixels + 3 * t * image * image, image, features, memory, scratch, thread);
+    const bf16 *from = ws->features;
+    int64_t patches = vision->tower->grid * vision->tower->grid, pitch = ws->features_pitch;
     for (int64_t i = 0; i < vision->linears; i++) {
         const Matrix *w = vision->linear + i;
-        product(w, from, pitch, patches, desk->projected[i], w->outer, i + 1 < vision->linears ? GELU : STORE, 0, bench,
-                share);
-        from = desk->projected[i];
-        pitch = w->outer;
-        meet(share);
+        Epilogue epilogue = i + 1 < vision->linears ? GELU : STORE;
+        gemm(w, from, pitch, patches, ws->projected[i], w->n, epilogue, 0, scratch, thread);
+        from = ws->projected[i];
+        pitch = w->n;
+        wait_for_all(thread);
     }
-    for (int64_t p = first_of(share, patches); p < end_of(share, patches); p++)
+    for (int64_t p = range_begin(thread, patches); p < range_end(thread, patches); p++)
         memcpy(out + p * width, from + p * pitch, (size_t)width * sizeof(bf16));
-    meet(share); /* the team may be called again at once */
+    wait_for_all(thread); /* the next call may begin at once */
 }

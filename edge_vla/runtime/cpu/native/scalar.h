@@ -1,13 +1,13 @@
-/* bfloat16 and the functions of a network, in forms that a compiler makes vectors of. What is no number stays none. */
-#ifndef EDGE_VLA_NUMBERS
-#define EDGE_VLA_NUMBERS
+/* bfloat16 conversion and activation functions of one number, in forms that the compiler vectorises. NaN stays NaN. */
+#ifndef EDGE_VLA_SCALAR
+#define EDGE_VLA_SCALAR
 
 #include <stdint.h>
 #include <string.h>
 
 typedef uint16_t bf16;
 
-static inline float widen(bf16 half) {
+static inline float to_float(bf16 half) {
     uint32_t bits = (uint32_t)half << 16;
     float value;
     memcpy(&value, &bits, sizeof value);
@@ -15,21 +15,21 @@ static inline float widen(bf16 half) {
 }
 
 /* To nearest, ties to even. */
-static inline bf16 narrow(float value) {
+static inline bf16 to_bf16(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     return value != value ? 0x7fc0 : (bf16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-static inline float rounded(float value) { return widen(narrow(value)); }
+static inline float round_bf16(float value) { return to_float(to_bf16(value)); }
 
-/* e^x to 2e-7 of itself between e^-87 and e^88, and those values beyond. */
+/* exp(x) to a relative error of 2e-7; x is clamped to [-87, 88]. */
 static inline float exponential(float x) {
     x = x < -87.0f ? -87.0f : x;
     x = x > 88.0f ? 88.0f : x;
-    float shifted = x * 1.44269504f + 12582912.0f; /* its low bits are now the nearest whole number */
-    float whole = shifted - 12582912.0f;
-    float rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    float shifted = x * 1.44269504f + 12582912.0f; /* the nearest integer is in its low bits */
+    float integer = shifted - 12582912.0f;
+    float rest = x - integer * 0.693359375f + integer * 2.12194440e-4f;
     float power = 1.9875691500e-4f;
     power = power * rest + 1.3981999507e-3f;
     power = power * rest + 8.3334519073e-3f;
@@ -45,13 +45,13 @@ static inline float exponential(float x) {
     return power * scale;
 }
 
-/* Half of x times 1 + erf(x / sqrt 2), the error function to 2e-7 (Abramowitz and Stegun, 7.1.26). */
+/* x / 2 * (1 + erf(x / sqrt 2)), erf to 2e-7 (Abramowitz and Stegun, 7.1.26). */
 static inline float gelu(float x) {
     float size = (x < 0.0f ? -x : x) * 0.70710678f;
     float t = 1.0f / (1.0f + 0.3275911f * size);
     float series = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
-    float below = 0.5f * series * exponential(-size * size); /* the normal distribution below -|x| */
-    return x * (x < 0.0f ? below : 1.0f - below);
+    float tail = 0.5f * series * exponential(-size * size); /* the normal distribution below -|x| */
+    return x * (x < 0.0f ? tail : 1.0f - tail);
 }
 
 static inline float silu(float x) { return x / (1.0f + exponential(-x)); }

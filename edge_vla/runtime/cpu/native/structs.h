@@ -1,0 +1,105 @@
+/* The structures that Python fills: `structs.py` declares the same ones in the same order and compares their sizes. */
+#ifndef EDGE_VLA_STRUCTS
+#define EDGE_VLA_STRUCTS
+
+#include "scalar.h"
+
+/* When a gemm quantises its inputs to int8, one scale a row. */
+typedef enum { NEVER, IN_PREFILL, ALWAYS } Int8Inputs;
+
+/* A linear's weight [n, k] and bias [n]. n is padded to 64s and k to fours, with zeros. */
+typedef struct {
+    const uint8_t *codes; /* [n / 64, k / 4, line]: see `simd.h` */
+    const bf16 *scales;   /* [n / 64, k / group, 64]; NULL where codes are bfloat16 */
+    const bf16 *bias;     /* NULL if there is none */
+    int64_t n, k, group, bits;
+    int64_t int8_inputs; /* an `Int8Inputs` */
+} Matrix;
+
+/* Activations [m, k] in int8, one scale a row. */
+typedef struct {
+    int8_t *codes;       /* [m, pitch] */
+    int32_t *prefix_sum; /* [m, prefix_pitch]: the sum of the codes before each SPAN */
+    float *scales;       /* [m] */
+    int64_t pitch, prefix_pitch;
+} Int8Rows;
+
+/* Up to three matrices of one input, outputs side by side. */
+typedef struct {
+    Matrix part[3];
+    int64_t parts;
+} Linear;
+
+typedef struct {
+    Linear qkv, o_proj, gate_up, down_proj;
+    const bf16 *input_norm, *attention_norm; /* [width] */
+} DecoderLayer;
+
+typedef struct {
+    int64_t layers, width, mlp_width, heads, kv_heads, head_width;
+    double norm_eps;
+    const DecoderLayer *layer;
+    const bf16 *norm; /* [width] */
+} Decoder;
+
+/* Activations of one pass. Rows lie `*_pitch` apart, a multiple of 64; the padding is zero. */
+typedef struct {
+    bf16 *x, *normed, *qkv, *context, *gate_up, *hidden;
+    int64_t pitch, qkv_pitch, gate_up_pitch, hidden_pitch;
+    uint8_t *scratch; /* `scratch_bytes` for each thread */
+    int64_t scratch_bytes;
+    Int8Rows quantised; /* inputs of the next gemm, where one quantises them */
+} DecoderWorkspace;
+
+/* The KV cache: a `HeadCache` of each layer and KV head, and the rotary tables. */
+typedef struct {
+    uint8_t *keys, *values;
+    int64_t slots;
+    const float *cos, *sin; /* [slots, head_width] */
+} Cache;
+
+/* Rows of one pass, the first at position `start`; hidden states of rows `wanted` .. `wanted_end` - 1 are returned. */
+typedef struct {
+    int64_t rows, start, wanted, wanted_end;
+} Pass;
+
+/* Embeddings and logits of action bins, and the buffers of a pass over m bins. */
+typedef struct {
+    Matrix head;                  /* [bins, width] */
+    const bf16 *embedding;        /* [bins, width] */
+    bf16 *rows, *hidden, *logits; /* [m, width], [m, width], [m, head.n] */
+    int64_t bins;
+} ActionHead;
+
+typedef struct {
+    Matrix qkv, proj, fc1, fc2;
+    const bf16 *norm1, *norm1_bias, *norm2, *norm2_bias; /* [width] */
+    const bf16 *layer_scale1, *layer_scale2;             /* [width, padded]; NULL where a tower has none */
+} TowerLayer;
+
+/* A vision transformer over grid x grid patches of side x side pixels. */
+typedef struct {
+    int64_t width, heads, prefix, grid, side, layers;
+    double norm_eps;
+    Matrix patch;
+    const bf16 *prefix_rows; /* [prefix, width]: class token and registers */
+    const bf16 *positions;   /* [patches, width] */
+    const TowerLayer *layer;
+} Tower;
+
+typedef struct {
+    int64_t towers, linears; /* linears of the projector */
+    const Tower *tower;
+    const Matrix *linear;
+} Vision;
+
+/* Activations of one image, laid out as in `DecoderWorkspace`. */
+typedef struct {
+    bf16 *x, *normed, *qkv, *context, *hidden, *patches, *features, *projected[3];
+    int64_t pitch, qkv_pitch, hidden_pitch, patches_pitch, features_pitch;
+    int64_t slots;
+    uint8_t *scratch;
+    int64_t scratch_bytes;
+} VisionWorkspace;
+
+#endif
