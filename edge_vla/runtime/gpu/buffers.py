@@ -1,6 +1,6 @@
-"""Every tensor that an action reads or writes beside the weights, made once for the longest prompt so far.
+"""Every tensor that an action reads or writes beside the weights, allocated once for the longest prompt so far.
 
-Graphs know their addresses, so they never move: a shorter prompt uses their front. Knows shapes only.
+Graphs hold their addresses, so they never move: a shorter prompt uses their front. Knows shapes only.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS
 from edge_vla.runtime.padding import padded
 from edge_vla.spec import PolicySpec
 
-TEXT: Final = 48  # prompt tokens that there is buffers for from the start
+MIN_PROMPT: Final = 48  # prompt tokens to allocate for at first
 
 
 def rows_of(dims: int) -> int:
-    """Of a pass over all dimensions but the first: one shape for all, for bits may depend on it."""
+    """Rows of a pass over all dimensions but the first. Always the same, because bits may depend on the shape."""
     return padded(max(dims - 1, 1), GEMV_ROWS)
 
 
 class GpuBuffers:
-    """Inputs, rows, cache and answer of one action at a time."""
+    """Inputs, rows, KV cache and outputs of one action at a time."""
 
     def __init__(self, spec: PolicySpec, prompt: int, dims: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.prompt, self.dims, self.patches = max(prompt, TEXT), dims, spec.patches
+        self.prompt, self.dims, self.patches = max(prompt, MIN_PROMPT), dims, spec.patches
         length = padded(self.prompt + spec.patches + rows_of(dims))
         width, size, pinned = spec.decoder.width, spec.image_size, device.type == "cuda"
         self.device = device
@@ -39,7 +39,7 @@ class GpuBuffers:
         self.given = torch.zeros(rows_of(dims), dtype=torch.int32, device=device)
         self.bins = torch.zeros(dims, dtype=torch.int32, device=device)
         self.margins = torch.zeros(dims, device=device)
-        self._answer = torch.zeros(2, dims, device=device)  # bins, exact in float32, over margins: one copy out
+        self._answer = torch.zeros(2, dims, device=device)  # bins (exact in float32) over margins: one copy to the host
         self._host_pixels = torch.zeros(self.pixels.shape[1:], pin_memory=pinned)
         self._host_given = torch.zeros(self.given.shape, dtype=torch.int32, pin_memory=pinned)
         self._host_answer = torch.zeros(2, dims, pin_memory=pinned)
@@ -48,7 +48,7 @@ class GpuBuffers:
         return prompt <= self.prompt and dims <= self.dims
 
     def see(self, pixels: Tensor) -> None:
-        """One copy in. What was seen before has been answered, so nothing still reads the host's copy."""
+        """Pixels to the device in one copy. The last action has ended, so nothing still reads the host's buffer."""
         self._host_pixels.copy_(pixels)
         self.pixels[0].copy_(self._host_pixels, non_blocking=True)
 
@@ -57,7 +57,7 @@ class GpuBuffers:
         self.given[: len(bins)].copy_(self._host_given[: len(bins)], non_blocking=True)
 
     def splice(self, image: Tensor, prompt: int) -> Tensor:
-        """The rows, with beginning-of-sequence, image (patches, width) and the rest of the prompt in front."""
+        """The rows, starting with beginning-of-sequence, image (patches, width) and the rest of the prompt."""
         rows, behind = self.rows, 1 + self.patches
         rows[:1] = self.text[:1]
         rows[1:behind] = image
@@ -69,7 +69,7 @@ class GpuBuffers:
         self._answer[1] = self.margins
 
     def answer(self, dims: int) -> tuple[list[int], list[float]]:
-        """One copy out, and the only wait for the device."""
+        """Bins and margins in one copy: the only wait for the device."""
         self._host_answer.copy_(self._answer, non_blocking=True)
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
@@ -77,7 +77,7 @@ class GpuBuffers:
         return [int(index) for index in bins], margins
 
     def clear(self) -> None:
-        """Forget all numbers, in place."""
+        """Zero rows and cache in place."""
         for tensor in (self.rows, self.cache.keys, self.cache.values):
             tensor.zero_()
 

@@ -1,7 +1,7 @@
-"""One card as an engine sees it: whether it can be used, what else holds its memory, and what went wrong on it.
+"""One device as an engine sees it: whether it can run, who holds its memory, and what went wrong on it.
 
-Every call that may touch the card runs inside `CudaDevice.guard`, which turns what torch raises into errors that name the
-remedy. After an error that CUDA does not recover from, the card is lost and refuses all further work.
+Every call that may touch the device runs inside `CudaDevice.guard`, which turns what torch raises into errors that name
+the remedy. After an error that CUDA does not recover from, the device is lost and refuses all further work.
 Knows nothing of networks.
 """
 
@@ -24,24 +24,24 @@ from edge_vla.errors import BackendError, DeviceLostError, ResourceError, UsageE
 
 Backend = Literal["reference", "triton"]
 BACKENDS: Final = ("reference", "triton")
-OLDEST_CHIP: Final = (8, 0)  # Ampere: bf16 and int8 tensor cores, asynchronous copies
-OLDEST_TRITON: Final = (3, 6)  # older ones were never tried
-OWN: Final = 0.6e9  # a CUDA context and the modules in it: held beside torch's allocator, by nobody else
-APPS: Final = ("nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits")
+MIN_CAPABILITY: Final = (8, 0)  # Ampere: bf16 and int8 tensor cores, asynchronous copies
+MIN_TRITON: Final = (3, 6)  # older versions are untested
+CONTEXT_BYTES: Final = 0.6e9  # about what a CUDA context and its modules hold outside torch's allocator
+QUERY_PROCESSES: Final = ("nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits")
 
-Ask = Callable[[Sequence[str]], "str | None"]
+Query = Callable[[Sequence[str]], "str | None"]
 
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """What is read off a card, or given by a test: bytes, and the capability (major, minor)."""
+    """A device's name, compute capability and memory in bytes."""
 
     name: str
     capability: tuple[int, int]
     total: int
     free: int
     reserved: int  # by torch in this process
-    allocated: int = 0  # of that, what tensors take
+    allocated: int = 0  # of `reserved`, what tensors hold
 
     @staticmethod
     def read(device: torch.device) -> DeviceInfo:
@@ -51,28 +51,28 @@ class DeviceInfo:
         return DeviceInfo(name, capability, total, free, reserved, allocated)
 
     @property
-    def room(self) -> int:
-        """What more tensors can take: what is free, and what torch keeps but nothing uses."""
+    def available(self) -> int:
+        """What new tensors can take: free memory, and what torch's allocator has cached."""
         return self.free + self.reserved - self.allocated
 
     @property
     def held_by_others(self) -> int:
-        """About: what is in use less what this process uses. On a Jetson that includes the CPU's programs."""
-        return max(0, round(self.total - self.free - self.reserved - OWN))
+        """Approximately: used memory minus this process's. On a Jetson that includes programs on the CPU."""
+        return max(0, round(self.total - self.free - self.reserved - CONTEXT_BYTES))
 
 
-def check(backend: str, device: torch.device, chip: Callable[[torch.device], DeviceInfo] = DeviceInfo.read) -> None:
-    """BackendError, with the remedy, unless kernels of `backend` can run on `device`; UsageError for no backend."""
+def check(backend: str, device: torch.device, read: Callable[[torch.device], DeviceInfo] = DeviceInfo.read) -> None:
+    """BackendError with the remedy unless `backend` can run on `device`; UsageError for an unknown backend."""
     if backend not in BACKENDS:
         raise UsageError(f"backend {backend!r}: choose one of {list(BACKENDS)}")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise BackendError("--device cuda: torch sees no CUDA device; check nvidia-smi and the torch build")
-        found = chip(device)
-        if found.capability < OLDEST_CHIP:
+        found = read(device)
+        if found.capability < MIN_CAPABILITY:
             raise BackendError(
-                f"{found.name} has compute capability {_dotted(found.capability)}, the GPU engine needs "
-                f"{_dotted(OLDEST_CHIP)} (Ampere) or later: run with --kernel reference (slow), or --device cpu"
+                f"{found.name} has compute capability {_dotted(found.capability)}; the GPU engine needs "
+                f"{_dotted(MIN_CAPABILITY)} (Ampere) or later: run with --kernel reference (slow), or --device cpu"
             )
     if backend == "triton":
         _check_triton(device)
@@ -83,13 +83,15 @@ def _check_triton(device: torch.device) -> None:
     try:
         triton = importlib.import_module("triton")
     except ImportError as error:
-        raise BackendError(f"the triton kernels need the package triton, which is not installed: {remedy}") from error
-    said = str(triton.__version__)
-    numbers = re.match(r"(\d+)\.(\d+)", said)
-    if numbers is None or (int(numbers[1]), int(numbers[2])) < OLDEST_TRITON:
-        raise BackendError(f"triton {said} is too old, {_dotted(OLDEST_TRITON)} or later is needed: {remedy}")
+        raise BackendError(f"the Triton kernels need the package triton, which is not installed: {remedy}") from error
+    version = str(triton.__version__)
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None or (int(numbers[1]), int(numbers[2])) < MIN_TRITON:
+        raise BackendError(f"triton {version} is too old; {_dotted(MIN_TRITON)} or later is needed: {remedy}")
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise BackendError(f"the triton kernels run on CUDA, not on {device.type}: use the backend 'reference' there")
+        raise BackendError(
+            f"the Triton kernels need CUDA, got device {device.type}: run with --kernel reference or --device cuda"
+        )
 
 
 def _dotted(version: tuple[int, int]) -> str:
@@ -97,95 +99,98 @@ def _dotted(version: tuple[int, int]) -> str:
 
 
 class CudaDevice:
-    """A device in use. `lost` is why it cannot be used any more, once that is so."""
+    """A device in use. `lost` says why it can no longer be used; empty while it can."""
 
     def __init__(
-        self, device: torch.device, chip: Callable[[torch.device], DeviceInfo] = DeviceInfo.read, ask: Ask | None = None
+        self,
+        device: torch.device,
+        read: Callable[[torch.device], DeviceInfo] = DeviceInfo.read,
+        query: Query | None = None,
     ) -> None:
         self.device, self.lost = device, ""
-        self._chip, self._ask = chip, ask or _run
+        self._read, self._query = read, query or _run
 
     @contextmanager
     def guard(self, what: str) -> Iterator[None]:
-        """Run `what` on the cuda. ResourceError when memory runs out, DeviceLostError when CUDA breaks."""
+        """Run the body, named `what`. ResourceError when memory runs out, DeviceLostError when CUDA fails for good."""
         if self.lost:
-            raise DeviceLostError(_gone(self.lost))
+            raise DeviceLostError(_lost(self.lost))
         try:
             yield
         except RuntimeError as error:
             if out_of_memory(error):
-                raise ResourceError(f"{what}: out of memory on {self.memory()}; {FEWER_BYTES}") from error
-            if not broke_cuda(error):
+                raise ResourceError(f"{what}: out of memory on {self.memory()}; {FREE_MEMORY}") from error
+            if not is_sticky(error):
                 raise
             self.lost = f"{what}: {_first_line(error)}"
-            raise DeviceLostError(_gone(self.lost)) from error
+            raise DeviceLostError(_lost(self.lost)) from error
         except _triton_errors() as error:
             raise BackendError(
-                f"{what}: triton cannot build a kernel for this chip ({_first_line(error)}); run with "
-                "--kernel reference (slow), and report the chip and the triton version"
+                f"{what}: Triton cannot compile a kernel for this chip ({_first_line(error)}); run with "
+                "--kernel reference (slow), and report the chip and the Triton version"
             ) from error
 
     def require_free(self, needed: int, what: str) -> None:
-        """ResourceError before anything is loaded if `needed` bytes cannot fit."""
+        """ResourceError if `needed` bytes do not fit; call it before anything is loaded."""
         if self.device.type != "cuda":
             return
-        chip = self._chip(self.device)
-        if needed > chip.room:
-            raise ResourceError(f"{what} needs {_gb(needed)}, more than is free on {self.memory()}; {FEWER_BYTES}")
+        info = self._read(self.device)
+        if needed > info.available:
+            raise ResourceError(f"{what} needs {_gb(needed)}, more than is free on {self.memory()}; {FREE_MEMORY}")
 
     def memory(self) -> str:
-        """How full the card is and who else holds it, in words."""
+        """Who holds the device's memory, as a message says it."""
         if self.device.type != "cuda":
             return self.device.type
-        chip = self._chip(self.device)
-        words = f"{chip.name} ({_gb(chip.free)} of {_gb(chip.total)} free, {_gb(chip.reserved)} held by this process"
+        info = self._read(self.device)
+        text = f"{info.name} ({_gb(info.free)} of {_gb(info.total)} free, {_gb(info.reserved)} held by this process"
         others = self.others()
         if others:
-            words += ", " + ", ".join(f"{_gb(held)} by process {pid}" for pid, held in others)
-        elif chip.held_by_others:
-            words += f", {_gb(chip.held_by_others)} by others"
-        return words + ")"
+            text += ", " + ", ".join(f"{_gb(held)} by process {pid}" for pid, held in others)
+        elif info.held_by_others:
+            text += f", {_gb(info.held_by_others)} by others"
+        return text + ")"
 
     def others(self) -> list[tuple[int, int]]:
-        """Other processes on the card as (pid, bytes), the largest first. Empty where the driver does not tell."""
-        listed = self._ask(APPS) or ""
-        pairs = re.findall(r"^\s*(\d+)\s*,\s*(\d+)\s*$", listed, re.MULTILINE)
+        """Other processes as (pid, bytes on the device), the largest first. Empty where the driver reports none."""
+        listing = self._query(QUERY_PROCESSES) or ""
+        pairs = re.findall(r"^\s*(\d+)\s*,\s*(\d+)\s*$", listing, re.MULTILINE)
         found = [(int(pid), int(mebibytes) << 20) for pid, mebibytes in pairs if int(pid) != os.getpid()]
         return sorted(found, key=lambda pair: -pair[1])
 
 
-FEWER_BYTES: Final = (
-    "end the other programs on it, or export with fewer bits (--bits 4, --vision-bits 8: about 4.6 GB for a 7B policy)"
+FREE_MEMORY: Final = (
+    "end other programs that use it, or export with fewer bits (--bits 4 --vision-bits 8: about 4.6 GB for a 7B policy)"
 )
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, here or in what came before: a capture that fails for it reports an invalid capture."""
+    """Whether memory ran out, in this error or in its causes: a capture that runs out reports an invalid capture."""
     if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "out of memory" in str(error)):
         return True
     before = error.__cause__ or error.__context__
     return before is not None and out_of_memory(before)
 
 
-def broke_cuda(error: RuntimeError) -> bool:
-    """Whether the process's CUDA context cannot be trusted after this error.
+def is_sticky(error: RuntimeError) -> bool:
+    """Whether the process's CUDA context is unusable after this error.
 
-    Most CUDA errors surface late and stay: what failed is not what reports it. So all but a full memory count.
+    Most CUDA errors are reported late, by another call than the one that failed, and persist. So all count.
     """
     typed = getattr(torch, "AcceleratorError", None)  # torch 2.8 and later
     return (typed is not None and isinstance(error, typed)) or bool(re.search(r"CUDA error|\[CUDA\]", str(error)))
 
 
 def _triton_errors() -> tuple[type[Exception], ...]:
-    """Its base of errors, without importing it: () where nothing has."""
+    """Triton's base exception, without importing Triton: () if nothing has imported it."""
     module = sys.modules.get("triton.errors")
     return (module.TritonError,) if module else ()
 
 
-def _gone(why: str) -> str:
+def _lost(why: str) -> str:
     return (
-        f"the GPU failed and this process can no longer use it ({why}): no action; restart the process, and if it "
-        "comes again look for Xid errors in dmesg and run with CUDA_LAUNCH_BLOCKING=1 to see which kernel it is"
+        f"the GPU failed and this process can no longer use it ({why}): no action; restart the process. If it fails "
+        "again, look for Xid errors in dmesg and run with CUDA_LAUNCH_BLOCKING=1 to find the kernel"
     )
 
 

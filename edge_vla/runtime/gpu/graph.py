@@ -1,7 +1,7 @@
-"""Work recorded once and replayed: a CUDA graph per key, a bounded number of them, the least recently used let go.
+"""Work captured once and replayed: one CUDA graph per key, a bounded number of them, the least recently used dropped.
 
-What is recorded may read and write only tensors that stay where they are. Knows streams and graphs; knows nothing of
-what they compute. On a CPU, where there is nothing to record, `Direct` runs the work itself again.
+Captured work may read and write only tensors whose addresses stay. Knows streams and graphs; knows nothing of what they
+compute. On a CPU, where there is nothing to capture, `Direct` runs the work itself each time.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import torch
 from edge_vla.runtime.gpu.device import CudaDevice
 
 Work = Callable[[], None]
-MOST: Final = 32  # graphs: eight lengths in four pieces; at 7B each takes some megabytes of launch parameters
-WARM_UPS: Final = 2  # runs before a recording: kernels are compiled and libraries opened outside of it
+MAX_GRAPHS: Final = 32  # eight prompt lengths in four pieces; at 7B each takes some megabytes of launch parameters
+WARM_UPS: Final = 2  # runs before a capture, which compile kernels and open libraries outside of it
 
 
 class Recorder(Protocol):
     def record(self, work: Work) -> Work:
-        """Something that does all over again what `work` does on the device, each time it is called."""
+        """Run `work` and return a callable that repeats on the device what it did."""
         ...
 
 
 class Direct:
-    """No recording: the work itself, after a first run."""
+    """No capture: the work itself, after a first run."""
 
     def record(self, work: Work) -> Work:
         work()
@@ -36,9 +36,9 @@ class Direct:
 
 
 class CudaGraphs:
-    """Records on a stream of its own, as capture demands; all graphs share one pool, for they run one at a time.
+    """Captures on its own stream, as CUDA requires. All graphs share one memory pool, for they run one at a time.
 
-    A pool is over with the last graph in it: torch does not begin it again.
+    A pool ends with the last graph in it: torch does not reuse it, so the next capture gets a new one.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -58,9 +58,9 @@ class CudaGraphs:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with (
-            torch.cuda.stream(current),  # a capture that fails to end leaves its own stream behind as the current one
-            _workspaces_of_its_own(),
-            # thread_local: another thread may meanwhile copy or allocate on its own account.
+            torch.cuda.stream(current),  # a capture that fails to end leaves its own stream as the current one
+            _own_workspaces(),
+            # thread_local: other threads may copy or allocate meanwhile
             torch.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"),
         ):
             work()
@@ -70,10 +70,10 @@ class CudaGraphs:
 
 
 @contextmanager
-def _workspaces_of_its_own() -> Iterator[None]:
-    """cuBLAS workspaces that a capture uses are made in it, so its pool keeps them, and serve nothing after it.
+def _own_workspaces() -> Iterator[None]:
+    """The cuBLAS workspaces of a capture are allocated in it, so that its pool owns them, and are not used after it.
 
-    One from before lies outside of the pool, and whoever clears them (a graph let go, Inductor) frees it.
+    An earlier one lies outside the pool, and whoever clears workspaces (a dropped graph, Inductor) would free it.
     """
     torch._C._cuda_clearCublasWorkspaces()
     try:
@@ -87,9 +87,9 @@ def recorder(device: torch.device) -> Recorder:
 
 
 class Graphs:
-    """Replays by key; what a key is asked for the first time is recorded then."""
+    """Graphs by key; a key is captured when it is first run."""
 
-    def __init__(self, recorder: Recorder, cuda: CudaDevice, most: int = MOST) -> None:
+    def __init__(self, recorder: Recorder, cuda: CudaDevice, most: int = MAX_GRAPHS) -> None:
         self.recorder, self.cuda, self.most = recorder, cuda, most
         self._replays: OrderedDict[Hashable, Work] = OrderedDict()
 
@@ -100,21 +100,21 @@ class Graphs:
         return len(self._replays)
 
     def ready(self, key: Hashable, work: Work) -> None:
-        """Record `key` unless that is done. The recording runs the work, so its inputs must be sound."""
+        """Capture `key` unless that is done. Capturing runs the work, so its inputs must be valid."""
         if key in self._replays:
             return
-        # Before recording: a graph that is let go makes room for the new one.
+        # Before the capture, so that the dropped graph's memory is free for the new one.
         while len(self._replays) >= self.most:
             self._replays.popitem(last=False)
         with self.cuda.guard(f"recording the graph of {key}"):
             self._replays[key] = self.recorder.record(work)
 
     def run(self, key: Hashable, work: Work) -> None:
-        """Do `work`, by replaying the recording of `key`."""
+        """Do `work` by replaying the graph of `key`."""
         self.ready(key, work)
         self._replays.move_to_end(key)
         self._replays[key]()
 
     def clear(self) -> None:
-        """Let go of all: the tensors that they hold on to are about to be replaced."""
+        """Drop all graphs; needed before the tensors that they use are replaced."""
         self._replays.clear()

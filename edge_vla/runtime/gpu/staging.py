@@ -1,6 +1,6 @@
-"""Tensors of a safetensors file onto a device, one at a time, through two pinned buffers: no copy on the host.
+"""Tensors of a safetensors file to a device, one at a time, through two pinned buffers: no copy stays on the host.
 
-While one buffer travels the other is read from the file. Knows bytes and types; knows nothing of what they mean.
+While one buffer is copied, the other is read from the file. Knows bytes and types; knows nothing of what they mean.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from edge_vla.errors import ArtifactError
 
-PIECE: Final = 16 << 20  # bytes of a pinned buffer; there are two
-HEADER_MOST: Final = 100 << 20  # as safetensors itself allows
+BUFFER_BYTES: Final = 16 << 20  # of one pinned buffer; there are two
+MAX_HEADER: Final = 100 << 20  # bytes, as in safetensors itself
 TYPES: Final[Mapping[str, torch.dtype]] = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
@@ -30,35 +30,35 @@ TYPES: Final[Mapping[str, torch.dtype]] = {
 
 
 class Staging:
-    """Two buffers in host memory that the device can read by itself. `moved` counts bytes that went through."""
+    """Two page-locked buffers on the host. `moved` counts the bytes that went through them."""
 
-    def __init__(self, device: torch.device, piece: int = PIECE) -> None:
+    def __init__(self, device: torch.device, buffer_bytes: int = BUFFER_BYTES) -> None:
         self.device, self.moved = device, 0
         pinned = device.type == "cuda"
-        self._buffers = [torch.empty(piece, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
-        # When the last piece that a buffer held has gone.
-        self._left = [torch.cuda.Event() if pinned else None for _ in range(2)]  # type: ignore[no-untyped-call]
+        self._buffers = [torch.empty(buffer_bytes, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
+        # Recorded behind the last copy out of each buffer.
+        self._copied = [torch.cuda.Event() if pinned else None for _ in range(2)]  # type: ignore[no-untyped-call]
         self._turn = 0
 
     @property
     def bytes(self) -> int:
-        """What it holds on the host, however much goes through."""
+        """Of the buffers on the host."""
         return sum(buffer.nbytes for buffer in self._buffers)
 
     def fill(self, target: Tensor, file: FileIO) -> None:
-        """The next bytes of `file` into all of `target`, contiguous and on the device. ArtifactError if it ends."""
+        """Fill `target`, contiguous on the device, with the next bytes of `file`. ArtifactError if the file ends."""
         flat = target.view(-1).view(torch.uint8)
         at = 0
         while at < flat.numel():
-            buffer, left = self._buffers[self._turn], self._left[self._turn]
-            if left is not None:
-                left.synchronize()
+            buffer, copied = self._buffers[self._turn], self._copied[self._turn]
+            if copied is not None:
+                copied.synchronize()
             got = file.readinto(buffer.numpy()[: flat.numel() - at])  # type: ignore[arg-type]
             if not got:
-                raise ArtifactError(f"{file.name} ends too early: copy or export the artifact again")
+                raise ArtifactError(f"{file.name} is truncated: copy or export the artifact again")
             flat[at : at + got].copy_(buffer[:got], non_blocking=True)
-            if left is not None:
-                left.record()
+            if copied is not None:
+                copied.record()
             at, self._turn = at + got, 1 - self._turn
         self.moved += at
 
@@ -67,12 +67,12 @@ class Staging:
 class Entry:
     dtype: torch.dtype
     shape: tuple[int, ...]
-    begin: int  # in the file
+    begin: int  # offset in the file, bytes
     end: int
 
 
 class StagedFile(Mapping[str, Tensor]):
-    """A safetensors file whose tensors come onto the device each time they are asked for: ask once."""
+    """A safetensors file by tensor name. Each look-up copies the tensor to the device again."""
 
     def __init__(self, path: Path, staging: Staging) -> None:
         self.path, self.staging = path, staging
@@ -97,18 +97,20 @@ class StagedFile(Mapping[str, Tensor]):
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """Where each tensor lies. ArtifactError for a header that does not fit its file."""
+    """Where each tensor lies in the file. ArtifactError for a header that does not fit it."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > HEADER_MOST:
+            if length > MAX_HEADER:
                 raise ValueError(f"a header of {length} bytes")
             header: dict[str, Any] = json.loads(file.read(length))
         size = path.stat().st_size
         header.pop("__metadata__", None)
         return {name: _entry(raw, 8 + length, size) for name, raw in header.items()}
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is no safetensors file ({error!r}): copy or export the artifact again") from error
+        raise ArtifactError(
+            f"{path} is not a valid safetensors file ({error!r}): copy or export the artifact again"
+        ) from error
 
 
 def _entry(raw: Mapping[str, Any], start: int, size: int) -> Entry:
@@ -117,5 +119,5 @@ def _entry(raw: Mapping[str, Any], start: int, size: int) -> Entry:
     if min(shape, default=0) < 0 or not start <= begin <= end <= size:
         raise ValueError(f"{raw} in a file of {size} bytes")
     if end - begin != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{raw} says two sizes")
+        raise ValueError(f"{raw}: shape and offsets disagree")
     return Entry(dtype, shape, begin, end)

@@ -1,4 +1,4 @@
-"""Cards that cannot be used, memory that runs out, CUDA that breaks: each an error with its remedy, and no action."""
+"""Devices that cannot be used, memory that runs out, CUDA that fails: each an error with its remedy, and no action."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_triton_on_a_cpu_only_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", _triton("3.6.0"))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(BackendError, match="run on CUDA, not on cpu"):
+    with pytest.raises(BackendError, match="need CUDA, got device cpu"):
         gpu.check("triton", CPU)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     gpu.check("triton", CPU)
@@ -90,21 +90,21 @@ def test_triton_computes_in_16_bits(tiny_artifacts: Mapping[int, Path], monkeypa
         edge_vla.load(tiny_artifacts[4], "cpu", dtype="fp32", kernel="triton", check=False)
 
 
-def test_memory_that_runs_out_names_who_holds_it() -> None:
+def test_out_of_memory_names_the_processes_that_hold_it() -> None:
     cuda = CudaDevice(CUDA, lambda device: chip(free=1 * GB, reserved=4 * GB), lambda command: "4711, 16000\n12, 300\n")
     with pytest.raises(ResourceError) as caught, cuda.guard("an action"):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-    words = str(caught.value)
-    assert "an action: out of memory on NVIDIA Test (1.0 GB of 24.0 GB free, 4.0 GB held by this process" in words
-    assert "16.8 GB by process 4711, 0.3 GB by process 12" in words
-    assert "--bits 4, --vision-bits 8" in words
+    text = str(caught.value)
+    assert "an action: out of memory on NVIDIA Test (1.0 GB of 24.0 GB free, 4.0 GB held by this process" in text
+    assert "16.8 GB by process 4711, 0.3 GB by process 12" in text
+    assert "--bits 4 --vision-bits 8" in text
     with cuda.guard("the next"):
-        pass  # a full memory is no broken card
+        pass  # full memory does not lose the device
 
 
-@pytest.mark.parametrize("told", [None, "[Not Supported]\n"])
-def test_where_the_driver_does_not_tell(told: str | None) -> None:
-    cuda = CudaDevice(CUDA, lambda device: chip(free=3 * GB, reserved=2 * GB), lambda command: told)
+@pytest.mark.parametrize("reported", [None, "[Not Supported]\n"])
+def test_where_the_driver_reports_no_processes(reported: str | None) -> None:
+    cuda = CudaDevice(CUDA, lambda device: chip(free=3 * GB, reserved=2 * GB), lambda command: reported)
     assert cuda.others() == []
     assert "18.4 GB by others" in cuda.memory()
 
@@ -117,15 +117,15 @@ def test_what_cannot_fit_is_refused_before_anything_is_loaded() -> None:
     CudaDevice(CPU).require_free(10**15, "anything")
 
 
-def test_what_tensors_take_is_no_room() -> None:
-    """Only what torch keeps without a tensor in it can be given again."""
+def test_allocated_memory_is_not_available() -> None:
+    """Only cached blocks without a tensor in them can be reused."""
     cuda = CudaDevice(CUDA, lambda device: chip(free=4 * GB, reserved=10 * GB, allocated=9 * GB), lambda command: None)
     cuda.require_free(5 * GB, "another policy")
     with pytest.raises(ResourceError, match=r"another policy needs 6\.0 GB"):
         cuda.require_free(6 * GB, "another policy")
 
 
-def test_loading_asks_for_room_first(tiny_artifacts: Mapping[int, Path]) -> None:
+def test_loading_checks_free_memory_first(tiny_artifacts: Mapping[int, Path]) -> None:
     artifact = edge_vla.artifact.Artifact(tiny_artifacts[4])
     cuda = CudaDevice(CUDA, lambda device: chip(free=100), lambda command: None)
     with pytest.raises(ResourceError, match="more than is free"):
@@ -161,7 +161,7 @@ def test_a_broken_cuda_is_remembered(said: str, tiny_artifacts: Mapping[int, Pat
         engine(made).decide(prompt, seen, 7)
     with pytest.raises(DeviceLostError):
         made.warm(WORDS)
-    assert engine(policy(tiny_artifacts[4])).decide(prompt, seen, 7) == sound, "another engine on a sound card"
+    assert engine(policy(tiny_artifacts[4])).decide(prompt, seen, 7) == sound, "another engine on a working device"
 
 
 def test_torchs_own_type_is_known() -> None:
@@ -190,7 +190,7 @@ def test_a_kernel_that_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setitem(sys.modules, "triton.errors", SimpleNamespace(TritonError=TritonError))
     with (
-        pytest.raises(BackendError, match=r"cannot build a kernel for this chip \(shared memory"),
+        pytest.raises(BackendError, match=r"cannot compile a kernel for this chip \(shared memory"),
         CudaDevice(CPU).guard("x"),
     ):
         raise OutOfResourcesError("shared memory: required 200000, limit 101376")

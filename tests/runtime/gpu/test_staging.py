@@ -23,7 +23,7 @@ from edge_vla.runtime.gpu.config import GpuConfig, kernels
 from edge_vla.runtime.gpu.kernels.weights import restore_int4
 from edge_vla.runtime.gpu.load import SPARE, from_artifact
 from edge_vla.runtime.gpu.products import product, repack
-from edge_vla.runtime.gpu.staging import PIECE, StagedFile, Staging
+from edge_vla.runtime.gpu.staging import BUFFER_BYTES, StagedFile, Staging
 from edge_vla.runtime.parts import FUSED, fuse
 from edge_vla.spec import OPENVLA_7B
 from tests.runtime.gpu.engines import CPU
@@ -44,7 +44,7 @@ def file(tmp_path: Path) -> tuple[Path, dict[str, Tensor]]:
     return tmp_path / "a.safetensors", tensors
 
 
-@pytest.mark.parametrize("piece", [1, 7, 64, PIECE])
+@pytest.mark.parametrize("piece", [1, 7, 64, BUFFER_BYTES])
 def test_the_same_bits_through_any_buffer(piece: int, file: tuple[Path, dict[str, Tensor]]) -> None:
     path, tensors = file
     staging = Staging(CPU, piece)
@@ -98,13 +98,13 @@ class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.now -= size
 
 
-def zeros(scheme: Scheme, outer: int, inner: int) -> PackedWeight:
-    shape = (outer, inner)
+def zeros(scheme: Scheme, n: int, k: int) -> PackedWeight:
+    shape = (n, k)
     if scheme is Scheme.INT4:
-        codes, scales = torch.zeros(outer, inner // 2, dtype=torch.uint8), torch.ones(outer, inner // 128).half()
+        codes, scales = torch.zeros(n, k // 2, dtype=torch.uint8), torch.ones(n, k // 128).half()
         return PackedWeight(scheme, shape, 128, codes, scales)
     if scheme is Scheme.INT8:
-        return PackedWeight(scheme, shape, None, torch.zeros(shape, dtype=torch.int8), torch.ones(outer).half())
+        return PackedWeight(scheme, shape, None, torch.zeros(shape, dtype=torch.int8), torch.ones(n).half())
     return PackedWeight(scheme, shape, None, torch.zeros(shape, dtype=torch.bfloat16), None)
 
 
@@ -122,11 +122,11 @@ def test_the_largest_product_of_a_7b_policy_takes_little_beside_itself(scheme: S
 
 
 def test_repacking_in_slices_is_repacking() -> None:
-    outer, inner = 4100, 4096
+    n, k = 4100, 4096
     generator = torch.Generator().manual_seed(0)
-    codes = torch.randint(0, 256, (outer, inner // 2), dtype=torch.uint8, generator=generator)
-    scales = torch.rand(outer, inner // 128, generator=generator).half() + 1
-    packed = PackedWeight(Scheme.INT4, (outer, inner), 128, codes, scales)
+    codes = torch.randint(0, 256, (n, k // 2), dtype=torch.uint8, generator=generator)
+    scales = torch.rand(n, k // 128, generator=generator).half() + 1
+    packed = PackedWeight(Scheme.INT4, (n, k), 128, codes, scales)
     whole = repack(packed)
     back = restore_int4(whole)
     assert torch.equal(back.codes, codes)
@@ -138,7 +138,7 @@ def test_repacking_in_slices_is_repacking() -> None:
 def test_a_file_that_ends_too_early(keep: int, file: tuple[Path, dict[str, Tensor]]) -> None:
     path, _ = file
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ArtifactError, match=r"no safetensors file.*export the artifact again"):
+    with pytest.raises(ArtifactError, match=r"not a valid safetensors file.*export the artifact again"):
         StagedFile(path, Staging(CPU))
 
 
@@ -146,7 +146,7 @@ def test_a_file_that_shrinks_after_it_was_opened(file: tuple[Path, dict[str, Ten
     path, _ = file
     opened = StagedFile(path, Staging(CPU))
     path.write_bytes(path.read_bytes()[: min(entry.begin for entry in opened.entries.values()) + 2])
-    with pytest.raises(ArtifactError, match="ends too early"):
+    with pytest.raises(ArtifactError, match="is truncated"):
         dict(opened)
 
 
@@ -165,7 +165,7 @@ def test_a_file_that_shrinks_after_it_was_opened(file: tuple[Path, dict[str, Ten
 def test_headers_that_lie(header: Any, tmp_path: Path) -> None:
     text = json.dumps(header).encode()
     (tmp_path / "a").write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
-    with pytest.raises(ArtifactError, match="no safetensors file"):
+    with pytest.raises(ArtifactError, match="not a valid safetensors file"):
         StagedFile(tmp_path / "a", Staging(CPU))
 
 
