@@ -16,8 +16,9 @@ from benchmarks.gpu.clock import host_ms
 from benchmarks.gpu.forms import CHANCE, DRAFTED, DRAFTS_ON, FORMS, RIDES_IN, RIDING, load
 from benchmarks.gpu.run import Run, reason
 from benchmarks.gpu.systems import Side, Task
-from edge_vla.bench import latency
+from edge_vla.bench import latency, schedule
 from edge_vla.bench.peers.packages import versions
+from edge_vla.bench.statistics import median_interval
 from edge_vla.runtime.gpu.engine import GpuEngine
 
 FIRST = 4  # actions before any is timed: kernels are compiled, graphs recorded
@@ -104,7 +105,7 @@ def _in_turns(sides: Sequence[Side], run: Run) -> tuple[dict[str, list[list[floa
             failed[side.name] = reason(error)
         side.passes.clear()
     taken: dict[str, list[list[float]]] = {name: [] for name in counts}
-    for name in latency.blocks(list(counts), run.scale.rounds):
+    for name in schedule.blocks(list(counts), run.scale.rounds):
         if name in failed:
             continue
         try:
@@ -129,7 +130,7 @@ def _timed(side: Side, index: int) -> float:
 
 def _summary(blocks: Sequence[Sequence[float]], side: Side) -> dict[str, Any]:
     times = [one for block in blocks for one in block]
-    low, high = latency.p50_interval(blocks)
+    low, high = median_interval(blocks)
     return {
         "actions": len(times),
         "p50_ms": statistics.median(times),

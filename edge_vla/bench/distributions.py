@@ -1,16 +1,17 @@
-"""What two policies think before they choose: distributions over the action ids, and how clearly the best one leads.
+"""Distributions over the action ids: KL divergence, expected actions, and margins.
 
-Works on logits at the forced positions, (frames, dims, bins), lowest id first; float64 inside, a dimension at a time.
+Works on logits at the teacher-forced positions, (frames, dims, bins) float32, lowest id first; computes in float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_vla.bench.result import Divergence, Flips, Margins, SoftActionL1
 from edge_vla.bench.statistics import Clustered
 from edge_vla.openvla import ActionTokens
 
@@ -27,65 +28,61 @@ def divergences(reference: Logits, candidate: Logits) -> Floats:
     return np.stack([kl(reference[:, dim], candidate[:, dim]) for dim in range(reference.shape[1])], axis=1)
 
 
-def divergence(reference: Logits, candidate: Logits, episodes: Sequence[str]) -> dict[str, Any]:
-    """A7: KL(reference || candidate) in nats."""
+def divergence(reference: Logits, candidate: Logits, episodes: Sequence[str]) -> Divergence:
+    """KL(reference || candidate) in nats, over all dimensions and by dimension."""
     values = divergences(reference, candidate)
-    found = Clustered(np.column_stack([values.mean(axis=1), values]), episodes).intervals()
-    return {
-        "all": found[0].to_json(),
-        "by_dimension": [one.to_json() for one in found[1:]],
-        "p99": float(np.percentile(values, 99)),
-        "max": float(values.max()),
-    }
+    overall, *by_dimension = Clustered(np.column_stack([values.mean(axis=1), values]), episodes).intervals()
+    return Divergence(
+        overall=overall,
+        by_dimension=by_dimension,
+        p99=float(np.percentile(values, 99)),
+        max=float(values.max()),
+    )
 
 
-def soft_action_l1(reference: Logits, candidate: Logits, tokens: ActionTokens) -> dict[str, Any]:
-    """A7: distance in bins between the actions expected under each distribution."""
+def soft_action_l1(reference: Logits, candidate: Logits, tokens: ActionTokens) -> SoftActionL1:
+    """Distance in bins between the actions expected under each distribution."""
     index = tokens.bins(range(tokens.spec.first, tokens.spec.end)).astype(np.float64)
-    apart = [
+    by_dimension = [
         float(np.abs((np.exp(_log_softmax(ours)) - np.exp(_log_softmax(theirs))) @ index).mean())
         for ours, theirs in zip(reference.swapaxes(0, 1), candidate.swapaxes(0, 1), strict=True)
     ]
-    return {"mean": float(np.mean(apart)), "by_dimension": apart}
+    return SoftActionL1(mean=float(np.mean(by_dimension)), by_dimension=by_dimension)
 
 
-def leads(logits: Logits, best: Ints) -> Floats:
-    """(frames, dims): how far the logit at index `best` is above every other; negative where another is above it."""
+def margins(logits: Logits, best: Ints) -> Floats:
+    """(frames, dims): logit at index `best` minus the highest other; negative where another is higher."""
     place = best[..., None]
     own = np.take_along_axis(logits, place, axis=-1)[..., 0].astype(np.float64)
     others = logits.copy()
     np.put_along_axis(others, place, -np.inf, axis=-1)
-    lead: Floats = own - others.max(axis=-1)
-    return lead
+    margin: Floats = own - others.max(axis=-1)
+    return margin
 
 
-def margins(lead: Floats, flipped: Bools, floor: float | None) -> dict[str, Any]:
-    """A8: flips by the reference's lead, in tenths of equally many positions, and above and below the floor.
+def flips_by_margin(margin: Floats, flipped: Bools, floor: float | None) -> Margins:
+    """Flips by the reference's margin, in tenths of equally many positions, and above and below the floor.
 
-    Above it a flip is a fault and not a tie that rounding decided. Without a floor neither is told.
+    Above it a flip is an error, and not a tie that rounding decides. Without a floor neither is counted.
     """
-    order = np.argsort(lead, axis=None, kind="stable")
-    sorted_leads, sorted_flips = lead.ravel()[order], flipped.ravel()[order]
+    order = np.argsort(margin, axis=None, kind="stable")
+    sorted_margins, sorted_flips = margin.ravel()[order], flipped.ravel()[order]
     deciles = [
-        {
-            "from": float(sorted_leads[part[0]]),
-            "to": float(sorted_leads[part[-1]]),
-            "positions": len(part),
-            "flips": int(sorted_flips[part].sum()),
-        }
-        for part in np.array_split(np.arange(lead.size), GROUPS)
+        Flips(
+            positions=len(part),
+            flips=int(sorted_flips[part].sum()),
+            low=float(sorted_margins[part[0]]),
+            high=float(sorted_margins[part[-1]]),
+        )
+        for part in np.array_split(np.arange(margin.size), GROUPS)
         if len(part)
     ]
-    return {
-        "floor": floor,
-        "deciles": deciles,
-        "high_margin": None if floor is None else _count(lead > floor, flipped),
-        "near_tie": None if floor is None else _count(lead <= floor, flipped),
-    }
+    high, near = (None, None) if floor is None else (_count(margin > floor, flipped), _count(margin <= floor, flipped))
+    return Margins(floor=floor, deciles=deciles, high_margin=high, near_tie=near)
 
 
-def _count(where: Bools, flipped: Bools) -> dict[str, int]:
-    return {"positions": int(where.sum()), "flips": int((where & flipped).sum())}
+def _count(where: Bools, flipped: Bools) -> Flips:
+    return Flips(positions=int(where.sum()), flips=int((where & flipped).sum()))
 
 
 def kl(reference: Logits, candidate: Logits) -> Floats:

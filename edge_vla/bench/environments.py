@@ -1,51 +1,67 @@
-"""Worlds in which a policy can be acted out: name -> episodes. So far the demo's two.
+"""Closed-loop environments: what one must offer, and how the one named on the command line is found.
 
-Lock-step: the world waits for each action, which shows numerics alone. Live: the world goes on at the control rate
-while the policy thinks, the arm holding still, so that a slow policy runs out of time.
+Lock-step (no delays) waits for each action, which isolates numerical differences. With delays the environment runs on
+at the control rate while the policy computes, so a slow policy runs out of time. Knows no environment itself.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import cycle
-from typing import Any, Final
+import pkgutil
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
-from edge_vla.demo.render import world
-from edge_vla.demo.rollout import Acts, OneByOne, rollout
-from edge_vla.demo.world import EVALUATION_SEEDS
+from PIL import Image
+
+from edge_vla.bench.result import EpisodeRow
 from edge_vla.errors import UsageError
-
-TABLES: Final[Mapping[str, int]] = {"demo:1": 1, "demo:2": 2}
-KINDS: Final = ("pick", "put")
-CONTROL_HZ: Final = 5.0
+from edge_vla.runtime import Action
 
 
-def act_out(
-    policy: Acts,
-    table: str,
-    kind: str,
-    first: int,
-    count: int,
-    delays_ms: Sequence[float] | None = None,
-    unnorm_key: str | None = None,
-) -> list[dict[str, Any]]:
-    """`count` episodes from seed `first` on, one robot at a time; one row each, in the order of seeds."""
-    if table not in TABLES or kind not in KINDS:
-        raise UsageError(f"no table {table!r} with a task {kind!r}: choose one of {list(TABLES)}, {list(KINDS)}")
-    seeds = EVALUATION_SEEDS[first : first + count]
-    rows = rollout(
-        OneByOne(policy, unnorm_key),
-        world(TABLES[table]),
-        seeds,
-        "pick" if kind == "pick" else "put",
-        ticks=ticks(delays_ms) if delays_ms else None,
-    )
-    return [dataclasses.asdict(row) for row in rows]
+class Actor(Protocol):
+    """A policy, as far as an environment needs it."""
+
+    def act(self, image: Image.Image, instruction: str, unnorm_key: str | None = None) -> Action: ...
 
 
-def ticks(delays_ms: Sequence[float]) -> Callable[[], int]:
-    """Control periods that pass until an action is there, from measured delays in turn."""
-    delays: Iterator[float] = cycle(delays_ms)
-    return lambda: max(1, math.ceil(next(delays) * CONTROL_HZ / 1e3))
+@runtime_checkable
+class Environment(Protocol):
+    """A set of tasks with fixed starts. The same `kind`, `first` and `count` are the same starts every time."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kinds(self) -> Sequence[str]: ...
+    @property
+    def control_hz(self) -> float: ...
+
+    def run(
+        self,
+        policy: Actor,
+        kind: str,
+        first: int,
+        count: int,
+        delays_ms: Sequence[float] | None = None,
+        unnorm_key: str | None = None,
+    ) -> list[EpisodeRow]:
+        """`count` episodes of one kind of task from start number `first` on, a row each, in the order of starts.
+
+        `delays_ms` are measured times from image to action, used in turn; None waits for each action.
+        """
+
+
+def resolve(spec: str) -> Environment:
+    """The environment at `package.module:attribute`. Raises UsageError where that is none."""
+    expected = "expected package.module:attribute of an object like edge_vla.bench.environments.Environment"
+    if ":" not in spec:
+        raise UsageError(f"--env {spec}: {expected}")
+    try:
+        found: object = pkgutil.resolve_name(spec)
+    except ValueError as error:
+        raise UsageError(f"--env {spec}: {expected}") from error
+    except ImportError as error:
+        raise UsageError(f"--env {spec}: {error}; install the package or add its folder to PYTHONPATH") from error
+    except AttributeError as error:
+        raise UsageError(f"--env {spec}: {error}; {expected}") from error
+    if not isinstance(found, Environment):
+        raise UsageError(f"--env {spec}: got a {type(found).__name__}, {expected}")
+    return found

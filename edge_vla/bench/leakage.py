@@ -1,4 +1,4 @@
-"""Which of the frames an artifact was calibrated on: agreement on those would flatter it.
+"""Calibration leakage: evaluation frames that an artifact was calibrated on, where its agreement is flattered.
 
 The manifest holds the hash of the whole calibration set, `evidence/calibration.json` the hash of each of its frames.
 """
@@ -18,27 +18,31 @@ from edge_vla.openvla import PolicyConfig
 LIST = "calibration.json"
 
 
-def calibration_frames_among(artifact: Artifact, frames: Sequence[Frame], config: PolicyConfig) -> int | None:
-    """How many of `frames` the artifact was calibrated on; None where it was calibrated on none.
+def calibration_leakage(artifact: Artifact, frames: Sequence[Frame], config: PolicyConfig) -> int | None:
+    """How many of `frames` the artifact was calibrated on; None if it was made without calibration frames.
 
-    Raises ArtifactError if the list beside the artifact is missing or not the one that its manifest means.
+    Raises ArtifactError if the list beside the artifact is missing or not the one that its manifest names.
     """
-    told = artifact.manifest.recipe.get("calibration")
-    if not isinstance(told, dict):
+    calibration = artifact.manifest.recipe.get("calibration")
+    if not isinstance(calibration, dict):
         return None
     path = artifact.directory / EVIDENCE / LIST
     try:
         hashes = [frame["sha256"] for frame in json.loads(path.read_text(encoding="utf-8"))["frames"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path} is needed to tell calibration frames from others: {error}") from error
-    if hashlib.sha256("\n".join(hashes).encode()).hexdigest() != told.get("sha256"):
-        raise ArtifactError(f"{path} is not the list of frames that {artifact.directory} was calibrated on")
+        raise ArtifactError(
+            f"cannot read {path}, which lists the calibration frames ({error}): export again"
+        ) from error
+    if hashlib.sha256("\n".join(hashes).encode()).hexdigest() != calibration.get("sha256"):
+        raise ArtifactError(
+            f"{path} lists other frames than those {artifact.directory} was calibrated on: export again"
+        )
     known = set(hashes)
-    return sum(_asked(frame, config) in known for frame in frames)
+    return sum(_calibration_hash(frame, config) in known for frame in frames)
 
 
-def _asked(frame: Frame, config: PolicyConfig) -> str | None:
-    """A frame's hash as a calibration set has it; None for one that nothing could be calibrated on."""
+def _calibration_hash(frame: Frame, config: PolicyConfig) -> str | None:
+    """A frame's hash as in a calibration set; None for one without an action to calibrate on."""
     try:
         return hashlib.sha256(f"{frame.sha256()} {action_tokens(frame, config)}".encode()).hexdigest()
     except (FrameError, UsageError):

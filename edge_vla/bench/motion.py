@@ -1,4 +1,4 @@
-"""What differing tokens mean to the robot: actions in its units, the gripper, recorded actions, drift.
+"""What different tokens mean to the robot: actions in its units, the gripper, recorded actions, drift.
 
 Rows are frames, columns action dimensions. The gripper is the last dimension and, as in OpenVLA's training data, open
 above half of its range.
@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_vla.bench.result import AgainstRecorded, Drift, Gripper, RecordedMatch, RobotUnits, UnitError
 from edge_vla.bench.statistics import Clustered, cluster_interval, paired_cluster_difference
 from edge_vla.data import Frame, episodes
 from edge_vla.openvla import ActionTokens
@@ -29,8 +30,8 @@ WINDOWS: Final = (10, 50)  # steps
 
 
 @dataclass(frozen=True)
-class About:
-    """The frames that were asked: rows of every array here and in a `Side`."""
+class FrameFacts:
+    """What is known of the evaluation frames: rows of every array here and in Predictions."""
 
     episodes: Sequence[str]
     steps: Sequence[int]
@@ -40,14 +41,14 @@ class About:
     phase: Sequence[str]
 
     @classmethod
-    def of(cls, frames: Sequence[Frame], statistics: Sequence[ActionStatistics]) -> About:
-        """A frame without a step is taken in the folder's order. One frame without its action leaves all without."""
+    def of(cls, frames: Sequence[Frame], statistics: Sequence[ActionStatistics]) -> FrameFacts:
+        """Frames without a step count on in the folder's order. `recorded` is None unless every frame has an action."""
         names, width = episodes(frames), statistics[0].dims
-        seen: Counter[str] = Counter()
+        counted: Counter[str] = Counter()
         steps = []
         for frame, name in zip(frames, names, strict=True):
-            steps.append(seen[name] if frame.step is None else frame.step)
-            seen[name] += 1
+            steps.append(counted[name] if frame.step is None else frame.step)
+            counted[name] += 1
         actions = [frame.action for frame in frames]
         complete = all(action is not None and len(action) == width for action in actions)
         recorded = np.array(actions, dtype=np.float64) if complete else None
@@ -58,7 +59,7 @@ class About:
 def phases_by_gripper(
     names: Sequence[str], steps: Sequence[int], statistics: Sequence[ActionStatistics], recorded: Floats | None
 ) -> list[str]:
-    """What each frame was doing, as far as recorded actions tell.
+    """What the robot was doing at each frame, from the recorded actions.
 
     `gripper change`: within five steps of the first frame of its episode with the other gripper command. Elsewhere
     `contact` while the gripper is commanded closed, when it holds something or is about to, and `free motion` while
@@ -80,104 +81,111 @@ def is_open(gripper: Floats, statistics: Sequence[ActionStatistics]) -> Bools:
     return gripper > np.array([(one.q01[-1] + one.q99[-1]) / 2 for one in statistics])
 
 
-def actions(ids: Ints, about: About, tokens: ActionTokens) -> Floats:
+def actions(ids: Ints, facts: FrameFacts, tokens: ActionTokens) -> Floats:
     """(frames, dims) token ids -> robot units."""
-    return _stacked(about.statistics).unnormalise(tokens.decode(ids.ravel().tolist()).reshape(ids.shape))
+    return _stacked(facts.statistics).unnormalise(tokens.decode(ids.ravel().tolist()).reshape(ids.shape))
 
 
-def robot_units(apart: Floats, about: About) -> dict[str, Any]:
-    """A5 of candidate minus reference. The pooled NRMSE is NanoLLM's: a root mean square by frame, then their mean."""
-    size, relative = np.abs(apart), apart / _ranges(about)
+def robot_units(difference: Floats, facts: FrameFacts) -> RobotUnits:
+    """Error of candidate minus reference, (frames, dims) in robot units."""
+    size, relative = np.abs(difference), difference / _ranges(facts)
     by_dimension = [
-        {
-            "mean": float(column.mean()),
-            "p95": float(np.percentile(column, 95)),
-            "p99": float(np.percentile(column, 99)),
-            "max": float(column.max()),
-            "nrmse": float(np.sqrt((scaled**2).mean())),
-        }
+        UnitError(
+            mean=float(column.mean()),
+            p95=float(np.percentile(column, 95)),
+            p99=float(np.percentile(column, 99)),
+            max=float(column.max()),
+            nrmse=float(np.sqrt((scaled**2).mean())),
+        )
         for column, scaled in zip(size.T, relative.T, strict=True)
     ]
-    return {"by_dimension": by_dimension, "nrmse": float(np.sqrt((relative**2).mean(axis=1)).mean())}
+    return RobotUnits(nrmse=float(np.sqrt((relative**2).mean(axis=1)).mean()), by_dimension=by_dimension)
 
 
-def gripper(reference: Floats, candidate: Floats, about: About) -> dict[str, Any]:
-    """A6: frames where one opens and the other closes; and how far the candidate's changes lie from the reference's.
+def gripper(reference: Floats, candidate: Floats, facts: FrameFacts) -> Gripper:
+    """Frames where one opens and the other closes, and how many steps the candidate's changes are off.
 
     A change of the reference is matched with the nearest one of the candidate in the same direction and episode; one
-    that the candidate never makes counts as far off as its episode is long.
+    that the candidate never makes counts as its whole episode.
     """
-    ours, theirs = is_open(reference[:, -1], about.statistics), is_open(candidate[:, -1], about.statistics)
+    ours, theirs = is_open(reference[:, -1], facts.statistics), is_open(candidate[:, -1], facts.statistics)
     shifts: list[int] = []
-    for rows, when in _by_episode(about.episodes, about.steps):
+    for rows, when in _by_episode(facts.episodes, facts.steps):
         made = _changes(theirs[rows], when)
         for step, opening in _changes(ours[rows], when):
             alike = [abs(other - step) for other, direction in made if direction == opening]
             shifts.append(min(alike, default=int(when[-1] - when[0])))
-    return {
-        "flips": cluster_interval((ours != theirs).astype(np.float64), about.episodes, trials=1).to_json(),
-        "transitions": len(shifts),
-        "shift_steps": {"mean": float(np.mean(shifts)), "max": max(shifts)} if shifts else {"mean": None, "max": None},
-        "dimension": reference.shape[1] - 1,
-    }
+    return Gripper(
+        flips=cluster_interval((ours != theirs).astype(np.float64), facts.episodes, trials=1),
+        transitions=len(shifts),
+        shift_mean_steps=float(np.mean(shifts)) if shifts else None,
+        shift_max_steps=max(shifts, default=None),
+        dimension=reference.shape[1] - 1,
+    )
 
 
-def against_recorded(reference: Ints, candidate: Ints, about: About, tokens: ActionTokens) -> dict[str, Any] | None:
-    """A10: both sides' free-running tokens against the recorded actions, and the paired differences.
+def against_recorded(
+    reference: Ints, candidate: Ints, facts: FrameFacts, tokens: ActionTokens
+) -> AgainstRecorded | None:
+    """Both policies' free-running tokens against the recorded actions, and the paired differences.
 
-    Equal means the same bin as the recorded action's token has; distances are in robot units.
+    Equal means the bin of the recorded action's token; distances are in robot units. None without recorded actions.
     """
-    if about.recorded is None:
+    if facts.recorded is None:
         return None
-    normalised = _stacked(about.statistics).normalise(about.recorded)
-    wanted = bins(tokens.encode(normalised), tokens)
-    equal, errors, result = {}, {}, {}
-    for name, ids in (("candidate", candidate), ("reference", reference)):
-        apart = np.abs(bins(ids, tokens) - wanted)
-        equal[name], errors[name] = apart == 0, np.abs(actions(ids, about, tokens) - about.recorded)
-        share = cluster_interval(equal[name].mean(axis=1), about.episodes, trials=ids.shape[1])
-        result[name] = {
-            "equal": share.to_json(),
-            "within_2_by_dimension": (apart <= 2).mean(axis=0).tolist(),
-            "l1_by_dimension": errors[name].mean(axis=0).tolist(),
-        }
-    worse = Clustered(errors["candidate"] - errors["reference"], about.episodes)
-    return {
-        **result,
-        "equal_difference": paired_cluster_difference(equal["reference"], equal["candidate"], about.episodes).to_json(),
-        "l1_difference_by_dimension": [one.to_json() for one in worse.intervals()],
-    }
+    recorded, wanted = facts.recorded, bins(tokens.encode(_stacked(facts.statistics).normalise(facts.recorded)), tokens)
+
+    def match(ids: Ints) -> tuple[Bools, Floats, RecordedMatch]:
+        apart, errors = np.abs(bins(ids, tokens) - wanted), np.abs(actions(ids, facts, tokens) - recorded)
+        equal = apart == 0
+        return (
+            equal,
+            errors,
+            RecordedMatch(
+                equal=cluster_interval(equal.mean(axis=1), facts.episodes, trials=ids.shape[1]),
+                within_2_by_dimension=(apart <= 2).mean(axis=0).tolist(),
+                l1_by_dimension=errors.mean(axis=0).tolist(),
+            ),
+        )
+
+    equal, errors, of_reference = match(reference)
+    also_equal, other_errors, of_candidate = match(candidate)
+    return AgainstRecorded(
+        candidate=of_candidate,
+        reference=of_reference,
+        equal_difference=paired_cluster_difference(equal, also_equal, facts.episodes),
+        l1_difference_by_dimension=Clustered(other_errors - errors, facts.episodes).intervals(),
+    )
 
 
-def drift(apart: Floats, about: About) -> dict[str, Any]:
-    """A11: candidate minus reference summed over every run of consecutive steps, in ranges q99 - q01.
+def drift(difference: Floats, facts: FrameFacts) -> list[Drift]:
+    """Candidate minus reference (frames, dims) summed over every run of consecutive steps, in ranges q99 - q01.
 
-    `mean` and `p95` are of the sum's length without the gripper, whose command is a state and does not add up;
-    `bias_by_dimension` is the mean of the sums and `spread_by_dimension` their standard deviation. A window is None
-    where no episode has that many consecutive steps.
+    `mean` and `p95` are of the sum's length without the gripper, whose command is a state and does not add up. A window
+    is left out where no episode has that many consecutive steps.
     """
-    relative = apart / _ranges(about)
-    result: dict[str, Any] = {}
+    relative, found = difference / _ranges(facts), list[Drift]()
     for window in WINDOWS:
         sums = []
-        for rows, when in _by_episode(about.episodes, about.steps):
+        for rows, when in _by_episode(facts.episodes, facts.steps):
             for run in np.split(rows, np.flatnonzero(np.diff(when) != 1) + 1):
-                totals = np.cumsum(np.vstack([np.zeros(apart.shape[1]), relative[run]]), axis=0)
+                totals = np.cumsum(np.vstack([np.zeros(difference.shape[1]), relative[run]]), axis=0)
                 sums.append(totals[window:] - totals[:-window])
-        found = np.concatenate(sums)
-        lengths = np.linalg.norm(found[:, :-1], axis=1)
-        result[str(window)] = (
-            None
-            if not len(found)
-            else {
-                "windows": len(found),
-                "mean": float(lengths.mean()),
-                "p95": float(np.percentile(lengths, 95)),
-                "bias_by_dimension": found.mean(axis=0).tolist(),
-                "spread_by_dimension": found.std(axis=0).tolist(),
-            }
+        windows = np.concatenate(sums)
+        if not len(windows):
+            continue
+        lengths = np.linalg.norm(windows[:, :-1], axis=1)
+        found.append(
+            Drift(
+                window=window,
+                windows=len(windows),
+                mean=float(lengths.mean()),
+                p95=float(np.percentile(lengths, 95)),
+                bias_by_dimension=windows.mean(axis=0).tolist(),
+                spread_by_dimension=windows.std(axis=0).tolist(),
+            )
         )
-    return result
+    return found
 
 
 def bins(ids: Ints, tokens: ActionTokens) -> Ints:
@@ -201,7 +209,7 @@ def _changes(opened: Bools, when: Ints) -> list[tuple[int, bool]]:
 
 
 def _stacked(statistics: Sequence[ActionStatistics]) -> ActionStatistics:
-    """(frames, dims) statistics, which normalise all frames at once."""
+    """(frames, dims) statistics, to normalise all frames at once."""
     return ActionStatistics(
         np.stack([one.q01 for one in statistics]),
         np.stack([one.q99 for one in statistics]),
@@ -209,7 +217,7 @@ def _stacked(statistics: Sequence[ActionStatistics]) -> ActionStatistics:
     )
 
 
-def _ranges(about: About) -> Floats:
-    """(frames, dims) q99 - q01; 1 where a dimension never moves, which is then in robot units."""
-    stacked = _stacked(about.statistics)
+def _ranges(facts: FrameFacts) -> Floats:
+    """(frames, dims) q99 - q01; 1, that is robot units, where a dimension never moves."""
+    stacked = _stacked(facts.statistics)
     return np.where(stacked.q99 > stacked.q01, stacked.q99 - stacked.q01, 1.0)

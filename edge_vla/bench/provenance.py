@@ -1,4 +1,4 @@
-"""Where and on what a figure was measured: command, commit, device, versions."""
+"""Where, when and by what a figure was measured: command, commit, device, versions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import sys
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,7 +20,7 @@ from edge_vla.version import __version__
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where, when and by what a figure was measured."""
+    """`load_average` over the last minute; `commit` ends in `+changes` where the source tree differs from it."""
 
     command: str
     commit: str | None
@@ -36,23 +35,25 @@ class Provenance:
     device_state: DeviceState | None = None
 
 
-def environment() -> dict[str, Any]:
-    return {
-        "command": shlex.join(map(without_directory, sys.argv)),
-        "commit": commit(),
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "device": device_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_average": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "edge_vla": __version__,
-    }
+def provenance(device_state: DeviceState | None = None) -> Provenance:
+    """This process, machine and source tree, now."""
+    return Provenance(
+        command=shlex.join(map(without_directory, sys.argv)),
+        commit=commit(),
+        time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        device=device_name(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        load_average=round(os.getloadavg()[0], 2),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        edge_vla=__version__,
+        device_state=device_state,
+    )
 
 
 def without_directory(word: str) -> str:
-    """An absolute path's last name: a committed result does not tell how somebody's disk is laid out."""
+    """An absolute path's last name: a committed result must not show how somebody's disk is laid out."""
     return Path(word).name if Path(word).is_absolute() else word
 
 
@@ -67,7 +68,7 @@ def device_name() -> str:
 
 
 def commit() -> str | None:
-    """Commit of the source tree that this package runs from, `+changes` if it differs; None when installed."""
+    """Commit of the source tree that this package runs from; None when installed."""
     root = PACKAGE.parent
     if not (root / ".git").exists():
         return None
@@ -79,19 +80,3 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
-
-
-def peak_memory_bytes() -> int:
-    """Largest resident size of this process so far, from the kernel."""
-    return _status("VmHWM")
-
-
-def resident_bytes() -> int:
-    return _status("VmRSS")
-
-
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    return 0

@@ -1,8 +1,8 @@
-"""Percentiles that a sample can carry, and the ratio of two medians measured in turn.
+"""Percentiles that a sample is large enough for, and the ratio of two medians measured in turn.
 
 A percentile is reported as MLPerf's early stopping allows (mlcommons/inference_policies, inference_rules.adoc, "early
 stopping"): with tolerance 0 and confidence 0.99, so the true percentile lies above the reported one at most once in a
-hundred runs. A sample too small for that is refused, in words that say how many queries would do.
+hundred runs. A sample too small for that is refused, with the number of queries that would be enough.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from scipy import stats
 
-from edge_vla.bench.statistics import Interval, cluster_interval
+from edge_vla.bench.result.interval import Interval
+from edge_vla.bench.statistics import cluster_interval
 
 CONFIDENCE: Final = 0.99
 
@@ -41,31 +43,22 @@ def percentile(samples: Samples, share: float) -> float | Refusal:
 def slowest_rank(queries: int, share: float) -> int:
     """t, where the t-th slowest of `queries` is to be reported; 0 where there is none.
 
-    The largest t with at most t slow ones among `queries` having a chance of 1 - CONFIDENCE or less.
+    The largest t for which at most t slow queries have a probability of 1 - CONFIDENCE or less.
     """
-    if queries < 2:
-        return 0
-    k = np.arange(queries)
-    steps = np.log((queries - k) / (k + 1)) + math.log((1 - share) / share)
-    chances = np.exp(queries * math.log(share) + np.concatenate([[0.0], np.cumsum(steps)]))
-    return max(0, int(np.searchsorted(np.cumsum(chances), 1 - CONFIDENCE, side="right")) - 1)
+    slow = stats.binom(queries, 1 - share)
+    rank = int(slow.ppf(1 - CONFIDENCE))
+    return rank if slow.cdf(rank) <= 1 - CONFIDENCE else max(0, rank - 1)
 
 
 def queries_needed(share: float) -> int:
-    """Fewest queries that carry this quantile."""
-    low, high = 1, 2
-    while not _carried(high, share):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _carried(middle, share) else (middle, high)
-    return high
+    """Fewest queries with a second slow one among them at confidence: enough for this quantile."""
+    return 2 + int(stats.nbinom.ppf(CONFIDENCE, 2, 1 - share))
 
 
 def ratio_of_medians(blocks: Sequence[tuple[Samples, Samples]]) -> Interval:
     """First over second: geometric mean over blocks of the ratio of medians, 95 % interval from resampled blocks.
 
-    A block holds the times of both sides measured in turn (ABBA), so what drifts between blocks cancels in its ratio.
+    A block holds the times of both systems measured in turn (ABBA), so what drifts between blocks cancels in its ratio.
     `n` is the number of blocks. Raises ValueError for fewer than two, which cannot tell how much blocks differ.
     """
     if len(blocks) < 2:
@@ -73,8 +66,3 @@ def ratio_of_medians(blocks: Sequence[tuple[Samples, Samples]]) -> Interval:
     logs = np.array([math.log(float(np.median(first)) / float(np.median(second))) for first, second in blocks])
     found = cluster_interval(logs, [str(block) for block in range(len(blocks))])
     return Interval(math.exp(found.mean), math.exp(found.low), math.exp(found.high), found.deff, found.n)
-
-
-def _carried(queries: int, share: float) -> bool:
-    """Whether one slow query or none has a small enough chance."""
-    return share**queries + queries * (1 - share) * share ** (queries - 1) <= 1 - CONFIDENCE

@@ -1,20 +1,21 @@
-"""Intervals, tests and sample sizes, in plain numpy.
+"""Intervals, tests and sample sizes.
 
-Frames of one episode resemble each other, so whole episodes are resampled; where two policies met the same cases, the
-differences are. Knows nothing of policies: callers say what a number is a mean of.
+Frames of one episode resemble each other, so whole episodes are resampled; where two policies saw the same cases, their
+differences are. `resampled` is the one bootstrap. Knows nothing of policies: callers know what a number is a mean of.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
+
+from edge_vla.bench.result.interval import Interval
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -27,22 +28,11 @@ CELLS: Final = 2_000_000  # drawn at a time, which bounds memory
 ONE_SIDED: Final = 1.645  # 5 % point of the normal distribution, rounded up as tables of sample sizes have it
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A mean and its two-sided interval. `deff`: variance over that of as many independent frames; `n`: frames."""
-
-    mean: float
-    low: float
-    high: float
-    deff: float = 1.0
-    n: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 def wilson(successes: float, trials: float, level: float = LEVEL) -> tuple[float, float]:
-    """Score interval of a share of independent trials (Wilson 1927); (0, 1) when nothing was tried."""
+    """Score interval of a share of independent trials (Wilson 1927); (0, 1) without trials.
+
+    As scipy's, but for effective numbers of trials, which need not be whole.
+    """
     if not trials:
         return 0.0, 1.0
     z = _z(level)
@@ -56,10 +46,10 @@ def wilson(successes: float, trials: float, level: float = LEVEL) -> tuple[float
 class Clustered:
     """Means of columns of values, one row a frame, with intervals from resampling whole episodes.
 
-    Percentile bootstrap, its tails widened for few episodes as Student's t is (Hesterberg 2015, "expanded"). With
-    `trials` a column's values are shares of that many yes-or-no trials; its interval then also holds Wilson's at the
-    effective sample size (Korn and Graubard 1998), because resampling cannot see a failure that did not happen. A
-    single episode is taken frame by frame: the interval then speaks for that episode only.
+    Percentile bootstrap, its tails widened for few episodes. With `trials` a column's values are shares of that many
+    yes-or-no trials; its interval then also holds Wilson's at the effective sample size (Korn and Graubard 1998),
+    because resampling cannot see a failure that did not happen. A single episode is taken frame by frame: the interval
+    then holds for that episode only.
     """
 
     def __init__(self, values: Floats, episodes: Sequence[str], trials: Sequence[int] | int = 0) -> None:
@@ -82,12 +72,11 @@ class Clustered:
         self.variance: Floats = np.where(self.constant, 0.0, correction * (residuals**2).sum(axis=0) / frames**2)
         alone = columns.var(axis=0) * frames / max(1, frames - 1) / frames
         self.deff: Floats = np.where(self.constant, 1.0, self.variance / np.where(self.constant, 1.0, alone))
-        self._resampled = _resampled_means(sums, counts)
+        self.resampled = np.concatenate([drawn @ sums / (drawn @ counts)[:, None] for drawn in resampled(len(groups))])
 
     def interval(self, column: int = 0, level: float = LEVEL) -> Interval:
         mean, tail = float(self.means[column]), (1 - level) / 2
-        widened = self._widened(tail)
-        low, high = (float(end) for end in np.quantile(self._resampled[:, column], [widened, 1 - widened]))
+        low, high = percentile_interval(self.resampled[:, column], self.clusters, level)
         if self.trials[column]:
             effective = self.effective(column, mean * (1 - mean), self.frames * self.trials[column], tail)
             score = wilson(mean * effective, effective, level)
@@ -98,28 +87,22 @@ class Clustered:
         return [self.interval(column) for column in range(len(self.means))]
 
     def holm_lows(self, columns: Sequence[int], level: float = LEVEL) -> list[float]:
-        """Lower bounds such that all of them lie above a gate when Holm's test rejects for every column.
+        """Lower bounds that all lie above a gate exactly when Holm's test rejects for every column.
 
-        The clearest column is read at a tail divided by the number of columns, the next by one less, and so on.
+        The highest bound is taken at a tail divided by the number of columns, the next by one less, and so on.
         """
         lows = [self.interval(column, level).low for column in columns]
         result = list(lows)
         for rank, place in enumerate(sorted(range(len(columns)), key=lambda place: -lows[place])):
-            strict = 1 - (1 - level) / (len(columns) - rank)
-            result[place] = self.interval(columns[place], strict).low
+            stricter = 1 - (1 - level) / (len(columns) - rank)
+            result[place] = self.interval(columns[place], stricter).low
         return result
 
-    def _widened(self, tail: float) -> float:
-        if self.clusters < 2:
-            return tail
-        correction = math.sqrt(self.clusters / (self.clusters - 1))
-        return NORMAL.cdf(-correction * student(tail, self.clusters - 1))
-
     def effective(self, column: int, of_one: float, trials: int, tail: float) -> float:
-        """Independent trials, each of variance `of_one`, that would tell as much. Never more than were made."""
+        """Number of independent trials of variance `of_one` with the same information; at most `trials`."""
         if self.variance[column] <= 0:
             return trials
-        fewer = (student(tail, self.frames - 1) / student(tail, self.clusters - 1)) ** 2
+        fewer = (stats.t.isf(tail, self.frames - 1) / stats.t.isf(tail, self.clusters - 1)) ** 2
         return float(min(trials, of_one / self.variance[column] * fewer))
 
 
@@ -148,14 +131,40 @@ def paired_cluster_difference(
     return Interval(found.mean, min(found.low, score[0]), max(found.high, score[1]), found.deff, found.n)
 
 
+def median_interval(runs: Sequence[Sequence[float]], level: float = LEVEL) -> tuple[float, float]:
+    """Interval of the median of all values. Of three runs or more whole runs are resampled, else single values."""
+    values = np.concatenate([np.asarray(run, dtype=np.float64) for run in runs])
+    cluster = np.repeat(np.arange(len(runs)), [len(run) for run in runs]) if len(runs) > 2 else np.arange(len(values))
+    order, clusters = np.argsort(values), int(cluster.max()) + 1
+    medians = []
+    for drawn in resampled(clusters, cells=len(values)):
+        below = drawn[:, cluster[order]].cumsum(axis=1)
+        medians.append(values[order][(2 * below >= below[:, -1:]).argmax(axis=1)])
+    return percentile_interval(np.concatenate(medians), clusters, level)
+
+
+def resampled(clusters: int, cells: int = 0) -> Iterator[NDArray[np.int64]]:
+    """How often each cluster is drawn, (draws, clusters) a chunk, RESAMPLES draws in all. `cells`: memory of a draw."""
+    generator, size = np.random.default_rng(SEED), max(1, CELLS // max(clusters, cells))
+    for start in range(0, RESAMPLES, size):
+        draws = min(size, RESAMPLES - start)
+        drawn = generator.integers(0, clusters, (draws, clusters)) + clusters * np.arange(draws)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=draws * clusters).reshape(draws, clusters)
+
+
+def percentile_interval(values: Floats, clusters: int, level: float) -> tuple[float, float]:
+    """Percentiles of resampled values; the tails are widened for few clusters as Student's t is (Hesterberg 2015)."""
+    tail = (1 - level) / 2
+    if clusters > 1:
+        tail = NORMAL.cdf(-math.sqrt(clusters / (clusters - 1)) * float(stats.t.isf(tail, clusters - 1)))
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact two-sided p of McNemar's test: the discordant pairs as throws of a fair coin."""
-    thrown = only_first + only_second
-    ways = tail = 1
-    for k in range(min(only_first, only_second)):
-        ways = ways * (thrown - k) // (k + 1)
-        tail += ways
-    return min(1.0, 2 * tail / (1 << thrown))
+    """Exact two-sided p of McNemar's test: the discordant pairs as tosses of a fair coin."""
+    tosses = only_first + only_second
+    return float(stats.binomtest(only_first, tosses).pvalue) if tosses else 1.0
 
 
 def paired_difference(
@@ -173,58 +182,16 @@ def paired_difference(
 
 
 def non_inferiority(difference: Interval, margin: float) -> bool:
-    """Whether a difference, read from its 90 % interval (one-sided 5 %), rules out a loss of `margin` or more."""
+    """Whether a difference with its 90 % interval (one-sided 5 %) rules out a loss of `margin` or more."""
     return difference.low > -margin
 
 
 def episodes_needed(discordance: float, margin: float, power: float = 0.8) -> int:
     """Pairs for which `non_inferiority` passes with this power when the policies are in truth equally good.
 
-    `discordance`: share of pairs that only one policy masters. Normal approximation; Nam, Biometrics 53 (1997).
+    `discordance`: share of pairs in which only one policy succeeds. Normal approximation; Nam, Biometrics 53 (1997).
     """
     return math.ceil((ONE_SIDED + NORMAL.inv_cdf(power)) ** 2 * discordance / margin**2)
-
-
-@lru_cache
-def student(tail: float, freedom: int) -> float:
-    """Upper point of Student's t, from the finite sums of Abramowitz and Stegun 26.7.3 and 26.7.4."""
-    if freedom > CELLS // 100:
-        return NORMAL.inv_cdf(1 - tail)
-    low, high = 0.0, 1.0
-    while _student_tail(high, freedom) > tail:
-        low, high = high, 2 * high
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student_tail(middle, freedom) > tail else (low, middle)
-    return (low + high) / 2
-
-
-def _student_tail(t: float, freedom: int) -> float:
-    angle = math.atan2(t, math.sqrt(freedom))
-    odd = freedom % 2
-    k = np.arange(1, freedom // 2)
-    terms = np.cumprod(np.cos(angle) ** 2 * (2 * k - 1 + odd) / (2 * k + odd))
-    series = 1.0 + float(terms.sum())
-    if not odd:
-        return (1 - math.sin(angle) * series) / 2
-    if freedom == 1:
-        series = 0.0
-    return (1 - 2 / math.pi * (angle + math.sin(angle) * math.cos(angle) * series)) / 2
-
-
-def _resampled_means(sums: Floats, counts: Floats) -> Floats:
-    """(clusters, columns) sums and (clusters,) counts -> (RESAMPLES, columns) means of clusters drawn with return."""
-    clusters, generator = len(counts), np.random.default_rng(SEED)
-    table = np.column_stack([sums, counts])
-    rows = max(1, CELLS // clusters)
-    parts = []
-    for start in range(0, RESAMPLES, rows):
-        size = min(rows, RESAMPLES - start)
-        drawn = generator.integers(0, clusters, (size, clusters)) + clusters * np.arange(size)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=size * clusters).reshape(size, clusters)
-        totals = times @ table
-        parts.append(totals[:, :-1] / totals[:, -1:])
-    return np.concatenate(parts)
 
 
 def _tango(only_first: float, only_second: float, pairs: float, level: float) -> tuple[float, float]:

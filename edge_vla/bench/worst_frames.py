@@ -1,61 +1,61 @@
-"""The frames on which a candidate is furthest from its reference, with their pictures, for a person to look at."""
+"""The frames on which a candidate is furthest from its reference, with their images, for a person to look at."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
-from edge_vla.bench.agreement import Side
+from edge_vla.bench.agreement import Predictions
+from edge_vla.bench.motion import bins
+from edge_vla.bench.result import WorstFrame
 from edge_vla.data import Frame
 from edge_vla.openvla import ActionTokens
 from edge_vla.openvla.statistics import ActionStatistics
 
 MOST: Final = 6
-PIXELS: Final = 224  # a picture's longer side in the report, at most
+PIXELS: Final = 224  # at most, of an image's longer side in the report
 
 
 def worst_frames(
     frames: Sequence[Frame],
-    reference: Side,
-    candidate: Side,
+    reference: Predictions,
+    candidate: Predictions,
     tokens: ActionTokens,
     statistics: Sequence[ActionStatistics],
-) -> list[dict[str, Any]]:
+) -> list[WorstFrame]:
     """At most six, the largest sum of bins apart first, one an episode; none where all tokens agree."""
-    shape = candidate.free.shape
-    bins = [tokens.bins(side.free.ravel().tolist()).reshape(shape) for side in (reference, candidate)]
-    apart = np.abs(bins[1] - bins[0])
+    apart = np.abs(bins(candidate.free, tokens) - bins(reference.free, tokens))
     chosen: list[int] = []
     for index in np.argsort(-apart.sum(axis=1), kind="stable").tolist():
-        seen = {frames[other].episode for other in chosen if frames[other].episode is not None}
+        taken = {frames[other].episode for other in chosen if frames[other].episode is not None}
         if apart[index].sum() == 0 or len(chosen) == MOST:
             break
-        if frames[index].episode not in seen:
+        if frames[index].episode not in taken:
             chosen.append(index)
+
+    def action(predictions: Predictions, index: int) -> list[float]:
+        values: list[float] = statistics[index].unnormalise(tokens.decode(predictions.free[index].tolist())).tolist()
+        return values
+
     return [
-        {
-            "frame": index,
-            "episode": frames[index].episode,
-            "step": frames[index].step,
-            "instruction": frames[index].instruction,
-            "image": _data_uri(frames[index]),
-            "reference_tokens": reference.free[index].tolist(),
-            "tokens": candidate.free[index].tolist(),
-            "reference_action": _action(reference, index, tokens, statistics),
-            "action": _action(candidate, index, tokens, statistics),
-            "bins_apart": apart[index].tolist(),
-        }
+        WorstFrame(
+            frame=index,
+            episode=frames[index].episode,
+            step=frames[index].step,
+            instruction=frames[index].instruction,
+            image=_data_uri(frames[index]),
+            reference_tokens=reference.free[index].tolist(),
+            tokens=candidate.free[index].tolist(),
+            reference_action=action(reference, index),
+            action=action(candidate, index),
+            bins_apart=apart[index].tolist(),
+        )
         for index in chosen
     ]
-
-
-def _action(side: Side, index: int, tokens: ActionTokens, statistics: Sequence[ActionStatistics]) -> list[float]:
-    values: list[float] = statistics[index].unnormalise(tokens.decode(side.free[index].tolist())).tolist()
-    return values
 
 
 def _data_uri(frame: Frame) -> str:

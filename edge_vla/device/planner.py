@@ -1,6 +1,6 @@
-"""What a policy would need and take on a device that is not at hand: `edge-vla plan`. On paper, and it says so.
+"""Memory and time of a policy on a device that is not at hand: `edge-vla plan`. On paper, nothing is measured.
 
-Bytes and operations are `limits`' own. A device is its data sheet; the share of it that a stage may hope to reach is
+Bytes and operations come from `limits`. A device is its data sheet; the share of it that a stage can expect to reach is
 what published engines reached, none of them this one. Knows nothing of artifacts, processes or this machine.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, Literal
 
 from edge_vla.checkpoint import key_table
 from edge_vla.checkpoint.keys import EMBEDDINGS, vision_keys
@@ -53,7 +53,8 @@ DEVICES: Final[Mapping[str, Device]] = {
     "h200": Device("H200", 141e9, 4300e9, 790e12, False, "a copy and a product, as measured elsewhere"),
 }
 
-# What published engines reached of these peaks: worst and best (TinyChat, exllamav2, gpt-fast, MLC, realtime-vla).
+# Lowest and highest share of these peaks that published engines reached (TinyChat, exllamav2, gpt-fast, MLC,
+# realtime-vla).
 REACHED: Final[Mapping[str, tuple[float, float]]] = {
     "vision": (0.50, 0.70),
     "prefill": (0.50, 0.70),
@@ -61,8 +62,36 @@ REACHED: Final[Mapping[str, tuple[float, float]]] = {
 }
 
 
-def plan(spec: PolicySpec, device: str, bits: int, dims: int, vision_bits: int = 16) -> dict[str, Any]:
-    """Memory by part with a verdict, and each stage's limit with the range that can be hoped for. Bytes, ms."""
+@dataclass(frozen=True)
+class PlannedStage:
+    """`limit_ms` is the roofline; `low_ms` and `high_ms` what the best and the worst published engine would take."""
+
+    name: str
+    limit_ms: float
+    low_ms: float
+    high_ms: float
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """`memory_bytes` by part; the range adds buffers and context."""
+
+    device: str
+    source: str  # of the device's figures
+    bits: int
+    vision_bits: int
+    memory_bytes: dict[str, float]
+    memory_low_bytes: float
+    memory_high_bytes: float
+    memory_usable_bytes: float
+    fits: Literal["yes", "no", "barely"]
+    stages: list[PlannedStage]
+    action: PlannedStage
+    reached: dict[str, tuple[float, float]]
+
+
+def plan(spec: PolicySpec, device: str, bits: int, dims: int, vision_bits: int = 16) -> DevicePlan:
+    """Memory by part with a verdict, and each stage's limit with the range to expect. Raises UsageError."""
     if device not in DEVICES:
         raise UsageError(f"--device {device}: choose one of {', '.join(DEVICES)}")
     if bits not in BITS:
@@ -71,35 +100,37 @@ def plan(spec: PolicySpec, device: str, bits: int, dims: int, vision_bits: int =
         raise UsageError(f"--vision-bits {vision_bits}: choose 16 or 8")
     chip, decoder = DEVICES[device], limits.uniform(spec, bits)
     parts = _memory(spec, decoder, dims, vision_bits, chip.shared)
-    least, most = (sum(parts.values()) + extra for extra in OVERHEAD)
+    low, high = (sum(parts.values()) + extra for extra in OVERHEAD)
     usable = FREE * chip.memory
     passes = limits.costs(spec, decoder, PROMPT, dims, vision_bits=vision_bits)
-    stages = limits.limits(chip.name, passes, chip.ceilings())["stages"]
-    times = {row["name"]: row["limit_ms"] for row in stages if row["name"] in REACHED}
-    hoped = {name: (limit / REACHED[name][1], limit / REACHED[name][0]) for name, limit in times.items()}
-    low, high = (sum(pair[end] for pair in hoped.values()) for end in (0, 1))
-    return {
-        "device": chip.name,
-        "from": chip.source,
-        "bits": bits,
-        "vision_bits": vision_bits,
-        "memory": parts,
-        "memory_range": (least, most),
-        "memory_usable": usable,
-        "fits": "yes" if most <= usable else "no" if least > usable else "barely",
-        "stages": [
-            {"name": name, "limit_ms": limit, "low_ms": hoped[name][0], "high_ms": hoped[name][1]}
-            for name, limit in times.items()
-        ],
-        "limit_ms": sum(times.values()),
-        "low_ms": low,
-        "high_ms": high,
-        "reached": {name: list(pair) for name, pair in REACHED.items()},
-    }
+    stages = [
+        PlannedStage(row.name, row.limit_ms, row.limit_ms / REACHED[row.name][1], row.limit_ms / REACHED[row.name][0])
+        for row in limits.limits(chip.name, passes, chip.ceilings()).stages
+        if row.name in REACHED
+    ]
+    return DevicePlan(
+        device=chip.name,
+        source=chip.source,
+        bits=bits,
+        vision_bits=vision_bits,
+        memory_bytes=parts,
+        memory_low_bytes=low,
+        memory_high_bytes=high,
+        memory_usable_bytes=usable,
+        fits="yes" if high <= usable else "no" if low > usable else "barely",
+        stages=stages,
+        action=PlannedStage(
+            "one action",
+            sum(stage.limit_ms for stage in stages),
+            sum(stage.low_ms for stage in stages),
+            sum(stage.high_ms for stage in stages),
+        ),
+        reached=dict(REACHED),
+    )
 
 
 def _memory(spec: PolicySpec, decoder: int, dims: int, vision_bits: int, shared: bool) -> dict[str, float]:
-    """Bytes on the device by part. Where memory is one, the embedding table counts too; it is mapped from its file."""
+    """Bytes on the device by part. With shared memory the embedding table, mapped from its file, counts too."""
     table = key_table(spec)
     vision = sum(math.prod(table[name].shape) for name in vision_keys(spec)) * vision_bits / 8
     rows = PROMPT + spec.patches + dims

@@ -23,6 +23,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +34,7 @@ import edge_vla.export.vision
 import edge_vla.export.writer
 import edge_vla.files
 from edge_vla.artifact import GRAPH, Artifact
-from edge_vla.bench.provenance import environment
+from edge_vla.bench.provenance import provenance
 from edge_vla.data import Frame, read_frames, synthetic_image, write_frames
 from edge_vla.errors import ResourceError
 from edge_vla.export import Progress, Recipe, Silent, export
@@ -219,7 +220,7 @@ def main() -> None:
         result = {
             "version": 1,
             "kind": "crash",
-            "environment": environment(),
+            "environment": asdict(provenance()),
             "source": SOURCE,
             "identity": stage.identity,
             "named_kill_points": len(named),
