@@ -4,6 +4,13 @@
 #define BLOCK 64
 #define HALF 32
 
+/* `to_bf16` without the check for NaN, which takes a third of this routine's time. */
+static inline bf16 finite_to_bf16(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return (bf16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
 /* codes [n / 64, k, 32], scales [k / group, n, 2] -> out [k, pitch]: blocks first .. last - 1, in columns from block
  * `origin` on.
  *
@@ -19,8 +26,9 @@ void edge_vla_dequantise_int4(const uint8_t *codes, const bf16 *scales, bf16 *ou
             for (int64_t row = g * group; row < (g + 1) * group; row++) {
                 const uint8_t *from = codes + (block * k + row) * HALF;
                 bf16 *to = out + row * pitch + (block - origin) * BLOCK;
-                for (int i = 0; i < HALF; i++) to[i] = to_bf16((float)((from[i] & 15) - 8) * scale[i]);
-                for (int i = 0; i < HALF; i++) to[HALF + i] = to_bf16((float)((from[i] >> 4) - 8) * scale[HALF + i]);
+                for (int i = 0; i < HALF; i++) to[i] = finite_to_bf16((float)((from[i] & 15) - 8) * scale[i]);
+                for (int i = 0; i < HALF; i++)
+                    to[HALF + i] = finite_to_bf16((float)((from[i] >> 4) - 8) * scale[HALF + i]);
             }
         }
     }
