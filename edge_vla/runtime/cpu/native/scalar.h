@@ -49,7 +49,8 @@ static inline float exponential(float x) {
 static inline float gelu(float x) {
     float size = (x < 0.0f ? -x : x) * 0.70710678f;
     float t = 1.0f / (1.0f + 0.3275911f * size);
-    float series = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
+    float series = 1.421413741f + t * (-1.453152027f + t * 1.061405429f);
+    series = t * (0.254829592f + t * (-0.284496736f + t * series));
     float tail = 0.5f * series * exponential(-size * size); /* the normal distribution below -|x| */
     return x * (x < 0.0f ? tail : 1.0f - tail);
 }
