@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from edge_vla.errors import EdgeVLAWarning
-from edge_vla.eta import Costs, Forecast
+from edge_vla.eta import Costs, Eta
 
 out: Final = Console(highlight=False, soft_wrap=True, markup=False)
 err: Final = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
@@ -31,23 +31,24 @@ class Bar:
             console=err,
             disable=not err.is_terminal,
         )
-        self.name, self.steps, self.done, self.started = "", 0, 0, time.monotonic()
+        self.name, self.steps, self.done, self.resumed_at, self.started = "", 0, 0, 0, time.monotonic()
         self.plan({})
 
     def plan(self, costs: Costs) -> None:
-        self.forecast = Forecast(costs, time.monotonic)
+        self.eta = Eta(costs, time.monotonic)
 
-    def stage(self, name: str, steps: int) -> None:
-        self.name, self.steps, self.done, self.started = name, steps, 0, time.monotonic()
-        self.forecast.stage(name, steps)
-        self.task = self.bar.add_task(name, total=steps, detail="")
+    def stage(self, name: str, steps: int, done: int = 0) -> None:
+        self.name, self.steps, self.done, self.resumed_at, self.started = name, steps, done, done, time.monotonic()
+        self.eta.stage(name, steps - done)
+        resumed = f" (resumed after {done})" if done else ""
+        self.task = self.bar.add_task(name + resumed, total=steps, completed=done, detail="")
 
     def step(self, detail: str) -> None:
         self.done += 1
-        self.forecast.step()
-        whole = self.forecast.left()
+        self.eta.step()
+        whole = self.eta.remaining()
         in_all = "" if whole is None else f", {_minutes(whole)} left in all"
-        each = (time.monotonic() - self.started) / self.done
+        each = (time.monotonic() - self.started) / (self.done - self.resumed_at)
         self.bar.update(self.task, advance=1, detail=f"{each:.1f} s each{in_all}, {detail}")
         if not err.is_terminal:
             left = each * (self.steps - self.done)

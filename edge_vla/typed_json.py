@@ -14,12 +14,12 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 T = TypeVar("T")
 
 
-def from_json(kind: type[T], raw: object) -> T:
-    """`raw`, as `json.loads` returns it, as a `kind`.
+def from_json(kind: type[T], raw: object, where: str = "") -> T:
+    """`raw`, as `json.loads` returns it, as a `kind`; `where` is what messages call it.
 
     ValueError names the place of an unknown key, a missing key or a value of another type.
     """
-    value: T = _convert(kind, raw, kind.__name__)
+    value: T = _convert(kind, raw, where or kind.__name__)
     return value
 
 
@@ -28,9 +28,8 @@ def _convert(kind: Any, raw: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _dataclass(kind, raw, where)
     if origin in (Union, types.UnionType):
-        for option in arguments:
-            if option is type(None) and raw is None:
-                return None
+        if raw is None and type(None) in arguments:
+            return None
         (some,) = (option for option in arguments if option is not type(None))
         return _convert(some, raw, where)
     if origin in (tuple, list) and isinstance(raw, list):
@@ -42,7 +41,9 @@ def _convert(kind: Any, raw: Any, where: str) -> Any:
         )
     if origin in (dict, Mapping) and isinstance(raw, dict):
         return {key: _convert(arguments[1], part, f"{where}.{key}") for key, part in raw.items()}
-    if origin is Literal and raw in arguments:
+    if origin is Literal:
+        if raw not in arguments:
+            raise ValueError(f"{where}: expected one of {list(arguments)}, got {raw!r:.80}")
         return raw
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind(raw)

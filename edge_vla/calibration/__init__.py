@@ -1,1 +1,1 @@
-"""BUILD: what the policy sees when it acts, so that rounding errs where no action notices."""
+"""BUILD: which frames an export is calibrated on, and what the network computes on them."""

@@ -1,7 +1,7 @@
-"""What the linears of a layer read: how large each channel is, and some rows to try changes on.
+"""The inputs of a layer's linears: how large each channel is, and sample rows to try changes on.
 
-One pass through the layer as it is. The rows are drawn in proportion to what they count, so that a plain sum over
-them stands for the weighted sum over all. Knows the four stages of a layer; nothing of formats.
+One pass through the layer as it is. Rows are drawn in proportion to their weight, so that a plain sum over the sample
+stands for the weighted sum over all rows. Knows the four stages of a layer; nothing of formats.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from edge_vla.calibration.stream import STAGES, Chunk, Weights, attend, chunks
 from edge_vla.errors import NumericError
 from edge_vla.model.decoder import DecoderLayer
 
-DRAWN: Final = 2048
+SAMPLES: Final = 2048
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Of one stage, in float32."""
+    """Of one stage, in float32; K is in_features."""
 
-    mean: Tensor  # (K,) magnitude of each channel, rows weighed
+    mean: Tensor  # (K,) weighted mean magnitude of each channel
     peak: Tensor  # (K,) largest magnitude on any row
-    rows: Tensor  # (drawn, K)
+    rows: Tensor  # (samples, K)
 
 
-class _Sight:
-    """What one stage reads, while chunks of the rows go by."""
+class _Observer:
+    """Collects what one stage reads while chunks of the rows pass."""
 
-    def __init__(self, rows: Sequence[Rows], weights: Weights, inner: int, drawn: int) -> None:
+    def __init__(self, rows: Sequence[Rows], weights: Weights, in_features: int, samples: int) -> None:
         self.weights = [weight.expand(same.hidden.shape[:2]) for weight, same in zip(weights, rows, strict=True)]
         whole = torch.cat([weight.flatten() for weight in self.weights])
-        self.total, self.places = whole.sum(), draw(whole, drawn)
+        self.total, self.places = whole.sum(), draw(whole, samples)
         self.starts = [0, *accumulate(weight.numel() for weight in self.weights)]
-        self.sum, self.peak = torch.zeros(inner), torch.zeros(inner)
-        self.drawn: list[Tensor] = []
+        self.sum, self.peak = torch.zeros(in_features), torch.zeros(in_features)
+        self.samples: list[Tensor] = []
 
     def add(self, chunk: Chunk, x: Tensor) -> None:
         """`x` (n, T, K) is what the stage reads of this chunk."""
@@ -50,36 +50,34 @@ class _Sight:
         self.peak = torch.maximum(self.peak, size.amax(dim=0))
         first = self.starts[chunk.index] + chunk.part.start * weights.shape[1]
         here = self.places[(self.places >= first) & (self.places < first + len(flat))]
-        self.drawn.append(flat[here - first])
+        self.samples.append(flat[here - first])
 
     def inputs(self, what: str) -> Inputs:
         if not torch.isfinite(self.peak).all():
-            raise NumericError(
-                f"{what}: the calibration's activations are not finite: verify the checkpoint and frames"
-            )
+            raise NumericError(f"{what}: calibration activations are not finite: verify the checkpoint and the frames")
         if not self.peak.any():
-            raise NumericError(f"{what}: no input is ever active: the checkpoint is not a trained policy's")
-        return Inputs(self.sum / self.total, self.peak, torch.cat(self.drawn))
+            raise NumericError(f"{what}: no input is ever active: expected the checkpoint of a trained policy")
+        return Inputs(self.sum / self.total, self.peak, torch.cat(self.samples))
 
 
 @torch.inference_mode()
 def observe(
-    layer: DecoderLayer, rows: Sequence[Rows], weights: Sequence[Weights], what: str, drawn: int = DRAWN
+    layer: DecoderLayer, rows: Sequence[Rows], weights: Sequence[Weights], what: str, samples: int = SAMPLES
 ) -> list[Inputs]:
-    """What each stage of the layer reads, given its input rows, which stay as they are.
+    """What each stage of the layer reads, given the layer's input rows, which stay as they are.
 
-    NumericError where a channel is not finite, or where none is ever active.
+    `what` names the layer in errors: NumericError where a channel is not finite, or where none is ever active.
     """
     shapes = layer.self_attn.spec.linears()
-    sights = [_Sight(rows, w, shapes[names[0]][1], drawn) for w, names in zip(weights, STAGES, strict=True)]
+    observers = [_Observer(rows, w, shapes[names[0]][1], samples) for w, names in zip(weights, STAGES, strict=True)]
     passing: list[Chunk] = []
 
-    def look(sight: _Sight) -> Callable[..., None]:
-        return lambda module, given: sight.add(passing[-1], given[0])  # noqa: ARG005
+    def hook(observer: _Observer) -> Callable[..., None]:
+        return lambda module, given: observer.add(passing[-1], given[0])  # noqa: ARG005
 
     handles = [
-        layer.get_submodule(names[0]).register_forward_pre_hook(look(sight))
-        for sight, names in zip(sights, STAGES, strict=True)
+        layer.get_submodule(names[0]).register_forward_pre_hook(hook(observer))
+        for observer, names in zip(observers, STAGES, strict=True)
     ]
     try:
         for chunk in chunks(layer.self_attn.spec, rows):
@@ -89,13 +87,13 @@ def observe(
     finally:
         for handle in handles:
             handle.remove()
-    return [sight.inputs(f"{what}, {names[0]}") for sight, names in zip(sights, STAGES, strict=True)]
+    return [one.inputs(f"{what}, {names[0]}") for one, names in zip(observers, STAGES, strict=True)]
 
 
 def draw(weights: Tensor, count: int) -> Tensor:
-    """`count` indices into (n,) weights, in order, each as often as its weight says, to within one.
+    """`count` ascending indices into (n,) weights, each as often as its weight says, to within one.
 
-    By equal steps through their running sum: no luck, so the same weights give the same rows.
+    Systematic sampling: equal steps through the running sum, so the same weights give the same rows.
     """
     running = weights.double().cumsum(0)
     targets = (torch.arange(count, dtype=torch.float64) + 0.5) * (running[-1] / count)

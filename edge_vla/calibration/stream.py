@@ -1,8 +1,9 @@
-"""One decoder layer at a time over all calibration rows, each linear rounded before the next one sees its input.
+"""One decoder layer at a time over all calibration rows, each linear quantised before the next one reads its input.
 
-A layer runs in four stages, split where an input is read: the layer's input (q, k, v), the mixed heads (o), the
-normed middle (gate, up) and the gated middle (down). So every linear is calibrated on what its rounded predecessors
-give it. Memory is one layer, one Hessian and the rows. Knows nothing of formats: it asks `replace` for new weights.
+A layer runs in four stages, one for each tensor that linears read: the normed input (q, k, v), the mixed heads (o),
+the normed middle (gate, up) and the gated middle (down). So every linear is calibrated on what its quantised
+predecessors give it. Memory is one layer, one Hessian and the rows. Knows nothing of formats: `replace` makes the new
+weights.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ STAGES: Final = (
     ("mlp.down_proj",),
 )
 
-# Linears and their input's Hessian -> new weights, or products to put in the linears' place.
+# Linears and their input's Hessian -> new weights, or modules to put in the linears' place.
 Replace = Callable[[Sequence[str], Tensor], Mapping[str, Tensor | nn.Module]]
-Weights = Sequence[Tensor]  # for each `Rows` what each row counts: (n, T) or (1, T) float32
+Weights = Sequence[Tensor]  # for each `Rows` the weight of each row: (n, T) or (1, T) float32
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some sequences of one `Rows`: `hidden` and `weights` are views, `step` tells a layer where the rows stand."""
+    """Some sequences of one `Rows`: `hidden` is a view, `step` holds the rows' positions and mask."""
 
     index: int
     part: slice
@@ -54,7 +55,7 @@ def chunks(spec: DecoderSpec, rows: Sequence[Rows]) -> Iterator[Chunk]:
 
 
 def causal(spec: DecoderSpec, hidden: Tensor) -> Step:
-    """Every row sees itself and what stands before it."""
+    """Positions, rotary tables and causal mask of whole sequences (n, T, width)."""
     batch, length, _ = hidden.shape
     slots = torch.arange(length, device=hidden.device)
     positions = slots.expand(batch, length)
@@ -63,7 +64,7 @@ def causal(spec: DecoderSpec, hidden: Tensor) -> Step:
 
 
 def attend(layer: DecoderLayer, x: Tensor, step: Step) -> Tensor:
-    """The layer's attention on its normed input, over a cache of just these rows."""
+    """The layer's attention on its input x (n, T, width), over a KV cache of just these rows."""
     spec = layer.self_attn.spec
     shape = (len(x), spec.kv_heads, x.shape[1], spec.head_width)
     keys, values = x.new_zeros(shape), x.new_zeros(shape)
@@ -83,16 +84,16 @@ def load_layer(
 
 @torch.inference_mode()
 def quantise_layer(layer: DecoderLayer, rows: Sequence[Rows], weights: Sequence[Weights], replace: Replace) -> None:
-    """Stage by stage: sum the Hessian of the stage's input, put the rounded weights in, go on with them.
+    """Stage by stage: sum the Hessian of the stage's input, put the new weights in, go on with them.
 
-    `weights[stage]` are the rows' at that stage. The rows are moved on in place to the input of the next layer. All
-    is done where the rows are; what `replace` gives may be anywhere.
+    `weights[stage]` weighs the rows at that stage. The rows become the next layer's input, in place. Everything runs
+    on the rows' device; what `replace` returns may be on any.
     """
     attention, mlp, spec = layer.self_attn, layer.mlp, layer.self_attn.spec
     linears = {name: layer.get_submodule(name) for stage in STAGES for name in stage}
     shapes = spec.linears()
 
-    def settle(stage: int, read: Callable[[Chunk], Tensor]) -> None:
+    def quantise_stage(stage: int, read: Callable[[Chunk], Tensor]) -> None:
         moments = torch.zeros([shapes[STAGES[stage][0]][1]] * 2, device=rows[0].hidden.device)
         for chunk in chunks(spec, rows):
             counted = weights[stage][chunk.index].expand(rows[chunk.index].hidden.shape[:2])[chunk.part]
@@ -105,39 +106,39 @@ def quantise_layer(layer: DecoderLayer, rows: Sequence[Rows], weights: Sequence[
                 layer.set_submodule(name, new)
                 linears[name] = new
 
-    settle(0, lambda chunk: layer.input_layernorm(chunk.hidden))
-    attention.o_proj = nn.Identity()  # the layer's own code, up to what o reads
+    quantise_stage(0, lambda chunk: layer.input_layernorm(chunk.hidden))
+    attention.o_proj = nn.Identity()  # so that the layer's own code returns what o_proj reads
     mixed = [torch.empty_like(same.hidden) for same in rows]
     for chunk in chunks(spec, rows):
         mixed[chunk.index][chunk.part] = attend(layer, chunk.hidden, chunk.step)
     attention.o_proj = linears["self_attn.o_proj"]
-    settle(1, lambda chunk: mixed[chunk.index][chunk.part])
+    quantise_stage(1, lambda chunk: mixed[chunk.index][chunk.part])
     for chunk in chunks(spec, rows):
         chunk.hidden.add_(attention.o_proj(mixed[chunk.index][chunk.part]))
     mixed.clear()
-    settle(2, lambda chunk: layer.post_attention_layernorm(chunk.hidden))
+    quantise_stage(2, lambda chunk: layer.post_attention_layernorm(chunk.hidden))
     mlp.down_proj = nn.Identity()
-    settle(3, lambda chunk: mlp(layer.post_attention_layernorm(chunk.hidden)))
+    quantise_stage(3, lambda chunk: mlp(layer.post_attention_layernorm(chunk.hidden)))
     mlp.down_proj = linears["mlp.down_proj"]
     for chunk in chunks(spec, rows):
         chunk.hidden.add_(mlp(layer.post_attention_layernorm(chunk.hidden)))
 
 
 def add_moments_(moments: Tensor, rows: Tensor) -> None:
-    """Add X'X of (n, K) rows X, all but the blocks below the diagonal: half of the arithmetic."""
+    """Add X'X of (n, K) rows X except for the blocks below the diagonal, which halves the arithmetic."""
     for start in range(0, len(moments), BLOCK):
         moments[start : start + BLOCK, start:].addmm_(rows[:, start : start + BLOCK].T, rows[:, start:])
 
 
 def mirror_(moments: Tensor) -> None:
-    """Fill in what `add_moments_` left out."""
+    """Fill in the blocks that `add_moments_` left out."""
     for start in range(BLOCK, len(moments), BLOCK):
         moments[start : start + BLOCK, :start] = moments[:start, start : start + BLOCK].T
 
 
 @torch.inference_mode()
-def pass_layer(layer: DecoderLayer, rows: Sequence[Rows]) -> None:
-    """Move the rows through the layer as it is."""
+def forward_(layer: DecoderLayer, rows: Sequence[Rows]) -> None:
+    """Turn a layer's input rows into its output, in place."""
     for chunk in chunks(layer.self_attn.spec, rows):
         chunk.hidden.add_(attend(layer, chunk.hidden, chunk.step))
         chunk.hidden.add_(layer.mlp(layer.post_attention_layernorm(chunk.hidden)))

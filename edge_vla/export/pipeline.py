@@ -1,53 +1,53 @@
-"""Checkpoint -> artifact, one decoder layer at a time: merge, calibrate, round, pack, hash, write.
+"""Checkpoint -> artifact, one decoder layer at a time: merge, calibrate, quantise, pack, hash, write.
 
 Memory while weights are written is one layer, or the 16-bit towers; the golden frame then loads the artifact as a
-robot would. The directory gets its name only when the manifest is written; whatever goes wrong before that leaves
-nothing under it. What a killed export had finished is taken over by the next one that is told the same.
+robot would. The directory gets its name only when the manifest is written; an error before that leaves nothing under
+the name. What a killed export finished is resumed by the next one with the same arguments.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import numpy as np
 import torch
 
-from edge_vla.artifact import EMBEDDINGS, GRAPH, HEAD, TOKENIZER, VISION, Artifact, Linear, Manifest, widen_vision
+from edge_vla.artifact import EMBEDDINGS, GRAPH, HEAD, TOKENIZER, VISION, Artifact, Manifest, widen_vision
 from edge_vla.calibration.sets import CalibrationSet, choose
-from edge_vla.checkpoint import Checkpoint, TensorSource, open_checkpoint
+from edge_vla.checkpoint import Checkpoint, open_checkpoint
 from edge_vla.checkpoint.keys import DECODER_PREFIX
 from edge_vla.checkpoint.keys import EMBEDDINGS as EMBEDDINGS_KEY
 from edge_vla.checkpoint.keys import HEAD as HEAD_KEY
 from edge_vla.checkpoint.quantised import DequantisedTensors
 from edge_vla.data import Frame, synthetic_image
 from edge_vla.errors import BackendError, EdgeVLAError, ResourceError, UsageError
-from edge_vla.export import budget
-from edge_vla.export.decoder import Calibration, Formats, round_layers
-from edge_vla.export.duration import expected
-from edge_vla.export.golden import MOST_CANDIDATES, choose_golden
-from edge_vla.export.preflight import (
-    calibration_memory,
-    check_disk,
-    check_memory,
-    linear_bytes,
-    scratch_bytes,
-)
+from edge_vla.export.budget import limit, spend
+from edge_vla.export.calibrated import CalibratedDecoder
+from edge_vla.export.decoder import Linears, round_layers
+from edge_vla.export.duration import stage_costs
+from edge_vla.export.formats import Formats, same_everywhere
+from edge_vla.export.golden import MAX_CANDIDATES, choose_golden
+from edge_vla.export.journal import ExportKey
+from edge_vla.export.preflight import check_disk, check_memory
 from edge_vla.export.progress import Progress, Silent
 from edge_vla.export.recipe import Recipe
+from edge_vla.export.sizes import calibration_memory, fixed_bytes, linears_bytes, scratch_bytes, vision_bytes
+from edge_vla.export.units import EndsWritten, VisionChecked, VisionWritten
 from edge_vla.export.vision import check_graph, export_vision, require_exporter
 from edge_vla.export.writer import ArtifactWriter
-from edge_vla.openvla import PolicyConfig, Prompter, preprocess
-from edge_vla.quant import Scheme, plan, sixteen
-from edge_vla.spec import PolicySpec
+from edge_vla.openvla import Prompter, preprocess
+from edge_vla.quant import sixteen
+from edge_vla.sensitivity import FILE as SENSITIVITY_FILE
 from edge_vla.version import __version__
+
+ARTIFACT: Final = "artifact"
 
 
 @dataclass(frozen=True)
@@ -57,38 +57,44 @@ class Job:
     checkpoint: Checkpoint
     recipe: Recipe
     frames: Sequence[Frame]
-    chosen: CalibrationSet | None
-    formats: Formats  # where the bits are not mixed
-    form: str = "artifact"
+    calibration: CalibrationSet | None
+    formats: Formats  # unless bits are mixed
+    form: str  # `artifact`, or another program's format
 
     @cached_property
-    def identity(self) -> list[dict[str, str]]:
+    def origin(self) -> str:
+        """A name only where it is public: the same weights in another directory give the same manifest."""
+        return "a local directory" if self.checkpoint.local else self.checkpoint.origin
+
+    @cached_property
+    def files(self) -> list[dict[str, str]]:
         return self.checkpoint.identity()
 
     @cached_property
     def rows(self) -> int:
         """How many rows it is calibrated on."""
-        if self.chosen is None:
+        if self.calibration is None:
             return 0
         config = self.checkpoint.config
         prompter = Prompter(self.checkpoint.tokenizer_json, config.prompt, config.spec.decoder)
-        lengths = (len(prompter(frame.instruction)) + len(frame.action or ()) for frame in self.chosen.frames)
-        return sum(config.spec.patches + length for length in lengths)
+        frames = self.calibration.frames
+        return sum(config.spec.patches + len(prompter(one.instruction)) + len(one.action or ()) for one in frames)
 
-    def key(self) -> dict[str, Any]:
-        """Everything that decides the bytes: a journal with another key is another export's."""
-        environment = {"edge-vla": __version__, "torch": torch.__version__}
-        if self.chosen is not None:  # sums depend on how they are split
-            environment |= {"threads": str(torch.get_num_threads()), "cpu": torch.backends.cpu.get_cpu_capability()}
-        candidates = [frame.sha256() + (frame.unnorm_key or "") for frame in self.frames[:MOST_CANDIDATES]]
-        return {
-            "source": _provenance(self),
-            "recipe": dataclasses.asdict(self.recipe),
-            "calibration": None if self.chosen is None else self.chosen.sha256,
-            "golden": hashlib.sha256("\n".join(candidates).encode()).hexdigest(),
-            "form": self.form,
-            **environment,
-        }
+    def key(self) -> ExportKey:
+        candidates = [frame.sha256() + (frame.unnorm_key or "") for frame in self.frames[:MAX_CANDIDATES]]
+        return ExportKey(
+            origin=self.origin,
+            adapters=len(self.checkpoint.adapters),
+            files=tuple(self.files),
+            recipe=self.recipe,
+            calibration=self.calibration.sha256 if self.calibration else None,
+            golden=hashlib.sha256("\n".join(candidates).encode()).hexdigest(),
+            form=self.form,
+            edge_vla=__version__,
+            torch=torch.__version__,
+            threads=torch.get_num_threads() if self.calibration else None,
+            cpu=torch.backends.cpu.get_cpu_capability() if self.calibration else None,
+        )
 
 
 def export(
@@ -101,179 +107,152 @@ def export(
 ) -> Artifact:
     """Make the artifact `out` from `source` with `adapters` merged in order.
 
-    `frames` are candidates for the golden frame, and unless `method` is `rtn` what it is calibrated on; then they need
+    `frames` are candidates for the golden frame, and what a calibrated recipe is calibrated on; then they need
     recorded actions. Without any, the golden frame is synthetic. Raises a typed error, and leaves nothing under `out`,
-    for anything that is wrong with the input, the recipe or the disk. A calibrated export that was interrupted, or
-    ran out of disk, leaves `OUT.partial`, and the same call goes on where it stopped.
+    for anything that is wrong with the input, the recipe or the disk. A calibrated export that was interrupted, or ran
+    out of disk or memory, leaves `OUT.partial`, and the same call resumes it.
     """
     recipe, progress = recipe or Recipe(), progress or Silent()
     require_exporter()
-    checkpoint = open_checkpoint(source, adapters, recipe.merge_arithmetic)
-    job = prepare(checkpoint, recipe, frames)
-    check_room(job, out, budget.not_chosen(checkpoint.config.spec, recipe))
+    job = prepare(open_checkpoint(source, adapters, recipe.merge_arithmetic), recipe, frames)
+    check_resources(job, out, artifact_bytes(job))
     with writing(job, out) as writer:
-        return _export(job, writer, progress)
+        progress.plan(stage_costs(job.checkpoint.config.spec, len(frames), job.rows, job.calibration))
+        layers, vision_bits = write_decoder(job, writer, progress)
+        progress.stage("vision", 3)
+        write_ends(job, writer)
+        progress.step("embeddings, head, tokenizer")
+        write_vision(job, writer, vision_bits)
+        progress.step("towers, projector, ONNX graph")
+        check = check_vision(job, writer)
+        progress.step(f"ONNX against torch: {check.max_difference:.1e} of {check.max_magnitude:.1e}")
+        manifest = describe(job, layers, vision_bits, check)
+        progress.stage("golden frame", 1)
+        golden = choose_golden(writer.draft(manifest), frames, writer)
+        progress.step(f"narrowest margin {min(golden.margins):.2f}, rounding noise {golden.noise:.2f}")
+        writer.draft(dataclasses.replace(manifest, golden=(golden,)))
+        writer.publish()
+    return Artifact(out)
 
 
-def prepare(checkpoint: Checkpoint, recipe: Recipe, frames: Sequence[Frame], form: str = "artifact") -> Job:
+def prepare(checkpoint: Checkpoint, recipe: Recipe, frames: Sequence[Frame], form: str = ARTIFACT) -> Job:
     """Everything that can be wrong with recipe and frames is wrong now, not after hours."""
     if recipe.device == "cuda" and not torch.cuda.is_available():
         raise BackendError("--device cuda: torch sees no CUDA device; check nvidia-smi and the torch build")
     recipe = follow_source(recipe, checkpoint)
-    formats = [_formats(checkpoint.config.spec, recipe)] * checkpoint.config.spec.decoder.layers
-    for frame in frames[:MOST_CANDIDATES]:
+    formats = same_everywhere(checkpoint.config.spec.decoder, recipe)
+    for frame in frames[:MAX_CANDIDATES]:
         frame.open()
         checkpoint.config.statistics.resolve(frame.unnorm_key or next(iter(checkpoint.config.statistics)))
-    return Job(checkpoint, recipe, frames, _calibration(checkpoint, recipe, frames), formats, form)
+    if recipe.calibrated and not frames:
+        raise UsageError(f"--method {recipe.method} needs frames with recorded actions: --frames DIR")
+    chosen = choose(frames, checkpoint.config, recipe.calibration_frames, recipe.seed) if recipe.calibrated else None
+    return Job(checkpoint, recipe, frames, chosen, formats, form)
 
 
 def follow_source(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
-    """With the group of a source that has 4 bits already, unless told another: its codes may then stay."""
+    """With the group of a source that is 4-bit already, unless the recipe has one: its codes can then stay."""
     tensors = checkpoint.tensors
     if recipe.group is None and recipe.bits == 4 and isinstance(tensors, DequantisedTensors):
         return dataclasses.replace(recipe, group=tensors.layout.group)
     return recipe
 
 
+def artifact_bytes(job: Job) -> int:
+    """The size of the artifact, at most, about."""
+    spec, recipe = job.checkpoint.config.spec, job.recipe
+    linears = limit(spec, recipe) if recipe.mixed else linears_bytes(spec.decoder, job.formats)
+    vision = 0 if recipe.chooses_vision_bits else vision_bytes(spec, recipe.vision_bits)  # else it is in the limit
+    return fixed_bytes(spec) + vision + linears
+
+
+def check_resources(job: Job, out: Path, size: int) -> None:
+    """ResourceError without the disk and memory for an output of `size` bytes, and for calibrating.
+
+    An artifact is run when it is written, to act on its golden frame, and that takes about its size.
+    """
+    decoder = job.checkpoint.config.spec.decoder
+    if job.form == ARTIFACT:
+        check_memory("running the exported policy", size, "close other programs, or use fewer --bits")
+    if job.calibration is not None:
+        need = calibration_memory(decoder, job.rows)
+        check_memory("calibrating", need, "close other programs, or use fewer --calibration-frames")
+        size += scratch_bytes(decoder, job.rows)
+    check_disk(out, size)
+
+
 @contextmanager
 def writing(job: Job, out: Path) -> Iterator[ArtifactWriter]:
-    """A writer of `out`. What goes wrong leaves nothing, or of a calibrated export what it had finished.
+    """A writer of `out`. An error leaves nothing, or of a calibrated export what it had finished.
 
-    Only what would end again as it ended now is not worth keeping: an error of ours that more room cannot mend.
+    Calibrating a full-size model takes hours. But most errors of ours would come again: they leave nothing.
     """
     writer = ArtifactWriter(out, job.key())
     try:
         yield writer
-    except EdgeVLAError as error:
-        _stop(writer, keep=job.chosen is not None and isinstance(error, ResourceError))
+    except BaseException as error:  # Ctrl-C too, and torch's own kind of running out of memory
+        curable = isinstance(error, ResourceError) or not isinstance(error, EdgeVLAError)
+        if curable and job.calibration is not None and writer.resumable:
+            writer.release()
+        else:
+            writer.abandon()
         raise
-    except BaseException:  # Ctrl-C, or torch's own kind of running out of memory
-        _stop(writer, keep=job.chosen is not None)
-        raise
 
 
-def _export(job: Job, writer: ArtifactWriter, progress: Progress) -> Artifact:
-    checkpoint, config = job.checkpoint, job.checkpoint.config
-    progress.plan(expected(config.spec, job.frames, job.rows, 0 if job.chosen is None else len(job.chosen.frames)))
-    layers = write_decoder(job, writer, progress)
-    progress.stage("vision", 3)
-    if "ends" not in writer.done:
-        _write_ends(checkpoint.tensors, config.spec, writer)
-        writer.write(TOKENIZER, checkpoint.tokenizer_json.encode("utf-8"))
-        writer.finish("ends")
-    progress.step("embeddings, head, tokenizer")
-    if "vision" not in writer.done:
-        export_vision(checkpoint.tensors, config.spec, writer, _vision_bits(job, writer))
-        writer.finish("vision")
-    progress.step("towers, projector, ONNX graph")
-    if "vision check" not in writer.done:
-        writer.finish("vision check", _check_vision(writer, config))
-    check: Mapping[str, float] = writer.done["vision check"]
-    progress.step(f"ONNX against torch: {check['max_difference']:.1e} of {check['max_magnitude']:.1e}")
-    manifest = Manifest(
-        config=config,
-        source=_provenance(job),
-        recipe=_told(job, writer),
-        layers=tuple(layers),
-        vision_check=check,
-        golden=(),
-    )
-    progress.stage("golden frame", 1)
-    golden = choose_golden(writer.draft(manifest), job.frames, writer)
-    progress.step(f"narrowest lead {min(golden.margins):.2f}, rounding moves {golden.noise:.2f}")
-    return writer.publish(dataclasses.replace(manifest, golden=(golden,)))
+def write_decoder(job: Job, writer: ArtifactWriter, progress: Progress) -> tuple[list[Linears], int]:
+    """Every layer's file: how its linears are stored, and the bits that towers and projector are to have."""
+    recipe, formats, vision_bits = job.recipe, job.formats, job.recipe.vision_bits
+    if job.calibration is None:
+        return round_layers(job.checkpoint, formats, writer, progress), vision_bits
+    decoder = CalibratedDecoder(job.checkpoint, recipe, job.calibration, writer, progress)
+    decoder.calibrate()
+    if recipe.mixed:
+        spending = spend(job.checkpoint.config.spec, recipe, decoder.kl_costs(), decoder.vision_kl_cost())
+        writer.write_evidence(SENSITIVITY_FILE, spending.report.to_json())
+        formats, vision_bits = spending.formats, spending.vision_bits or vision_bits
+    return decoder.quantise(formats), vision_bits
 
 
-def write_decoder(job: Job, writer: ArtifactWriter, progress: Progress) -> list[dict[str, Linear]]:
-    """Every layer's file, and how its linears are stored."""
-    formats = job.formats
-    if job.chosen is None:
-        return round_layers(job.checkpoint, formats, writer, progress)
-    calibration = Calibration(job.checkpoint, job.recipe, job.chosen, writer, progress)
-    writer.evidence("calibration.json", json.dumps(job.chosen.manifest(), indent=1))
-    damages = calibration.listen()
-    if job.recipe.mixed:
-        cost = writer.done.get("vision damage")
-        spent = budget.spend(job.checkpoint.config.spec, job.recipe, damages, cost)
-        if "spent" not in writer.done:
-            writer.finish("spent", {"vision_bits": spent.vision_bits})
-        writer.evidence("sensitivity.json", json.dumps(spent.report(), indent=1))
-        formats = spent.formats
-    return calibration.round_layers(formats)
+def write_ends(job: Job, writer: ArtifactWriter) -> None:
+    """The whole embedding table, of the head only the rows of action ids, and the tokenizer."""
+    if writer.get(EndsWritten) is None:
+        tensors, action = job.checkpoint.tensors, job.checkpoint.config.spec.action
+        writer.save(EMBEDDINGS, {"embed_tokens.weight": sixteen(tensors.load(EMBEDDINGS_KEY))})
+        actions = tensors.load(HEAD_KEY)[action.first : action.end].clone()
+        norm = tensors.load(DECODER_PREFIX + "norm.weight")
+        writer.save(HEAD, {"actions": sixteen(actions), "norm.weight": sixteen(norm)})
+        writer.write(TOKENIZER, job.checkpoint.tokenizer_json.encode("utf-8"))
+        writer.finish(EndsWritten())
 
 
-def _stop(writer: ArtifactWriter, *, keep: bool) -> None:
-    """Calibrating is hours of work at full size: what is finished of it stays for the next call."""
-    if keep and writer.done:
-        writer.pause()
-    else:
-        writer.abandon()
+def write_vision(job: Job, writer: ArtifactWriter, bits: int) -> None:
+    """Towers and projector, and their ONNX graph."""
+    if writer.get(VisionWritten) is None:
+        export_vision(job.checkpoint.tensors, job.checkpoint.config.spec, writer, bits)
+        writer.finish(VisionWritten())
 
 
-def _formats(spec: PolicySpec, recipe: Recipe) -> dict[str, tuple[Scheme, int | None]]:
-    kinds = {Scheme.INT8: Scheme.W8A8} if recipe.rounds_activations else {}
-    kinds |= {Scheme.INT4: Scheme.UINT4} if recipe.asymmetric else {}
-    planned = {n: plan(recipe.bits, shape[1], recipe.group, n) for n, shape in spec.decoder.linears().items()}
-    return {name: (kinds.get(scheme, scheme), group) for name, (scheme, group) in planned.items()}
-
-
-def _calibration(checkpoint: Checkpoint, recipe: Recipe, frames: Sequence[Frame]) -> CalibrationSet | None:
-    if not recipe.calibrated:
-        return None
-    if not frames:
-        raise UsageError(f"--method {recipe.method} needs frames with recorded actions: --frames DIR")
-    return choose(frames, checkpoint.config, recipe.calibration_frames, recipe.seed)
-
-
-def check_room(job: Job, out: Path, fixed: int) -> None:
-    """Disk for `fixed` bytes, the linears and what calibrating keeps, and memory, before the first byte.
-
-    An artifact is run when it is written, to answer its golden frame, and that takes about its size.
-    """
-    spec, recipe = job.checkpoint.config.spec, job.recipe
-    need = fixed + (budget.limit(spec, recipe) if recipe.mixed else linear_bytes(job.formats, spec))
-    if job.form == "artifact":
-        check_memory("running what is exported", need, "close other programs, or fewer --bits")
-    if job.chosen is not None:
-        need += scratch_bytes(spec, job.rows)
-        check_memory(
-            "calibrating", calibration_memory(spec, job.rows), "close other programs, or fewer calibration_frames"
-        )
-    check_disk(out, need)
-
-
-def _vision_bits(job: Job, writer: ArtifactWriter) -> int:
-    """What a budget for everything chose, else what the recipe says."""
-    return writer.done.get("spent", {}).get("vision_bits") or job.recipe.vision_bits
-
-
-def _told(job: Job, writer: ArtifactWriter) -> dict[str, Any]:
-    """The recipe, what its budget chose for the towers, and by which frames it was carried out."""
-    told = dataclasses.replace(job.recipe, vision_bits=_vision_bits(job, writer)).to_json()
-    if job.chosen is not None:
-        told["calibration"] = {"frames": len(job.chosen.frames), "sha256": job.chosen.sha256}
-    return told
-
-
-def _write_ends(source: TensorSource, spec: PolicySpec, writer: ArtifactWriter) -> None:
-    """The embedding table whole, and of the head only the rows of action ids."""
-    writer.save(EMBEDDINGS, {"embed_tokens.weight": sixteen(source.load(EMBEDDINGS_KEY))})
-    actions = source.load(HEAD_KEY)[spec.action.first : spec.action.end].clone()
-    norm = source.load(DECODER_PREFIX + "norm.weight")
-    writer.save(HEAD, {"actions": sixteen(actions), "norm.weight": sixteen(norm)})
-
-
-def _check_vision(writer: ArtifactWriter, config: PolicyConfig) -> dict[str, float]:
+def check_vision(job: Job, writer: ArtifactWriter) -> VisionChecked:
+    """The ONNX graph beside torch on one synthetic image; ArtifactError where they differ."""
+    if found := writer.get(VisionChecked):
+        return found
+    config = job.checkpoint.config
     pixels = preprocess(synthetic_image(0, config.spec.image_size), config.image)[None]
     weights = widen_vision(writer.tensors(VISION), torch.float32)  # as the graph widens them, unrounded
-    return check_graph(writer.partial / GRAPH, weights, config.spec, np.ascontiguousarray(pixels))
+    difference, magnitude = check_graph(writer.partial / GRAPH, weights, config.spec, np.ascontiguousarray(pixels))
+    return writer.finish(VisionChecked(max_difference=difference, max_magnitude=magnitude))
 
 
-def _provenance(job: Job) -> dict[str, object]:
-    """Hashes, and a name only where it is public: the same weights in another directory give the same manifest."""
-    checkpoint = job.checkpoint
-    return {
-        "origin": "a local directory" if checkpoint.local else checkpoint.origin,
-        "adapters": len(checkpoint.adapters),
-        "files": job.identity,
-    }
+def describe(job: Job, layers: Sequence[Linears], vision_bits: int, check: VisionChecked) -> Manifest:
+    """The manifest but for the golden frame and the files. The recipe has the bits that a budget chose for vision."""
+    recipe = dataclasses.replace(job.recipe, vision_bits=vision_bits).to_json()
+    if job.calibration is not None:
+        recipe["calibration"] = {"frames": len(job.calibration.frames), "sha256": job.calibration.sha256}
+    return Manifest(
+        config=job.checkpoint.config,
+        source={"origin": job.origin, "adapters": len(job.checkpoint.adapters), "files": job.files},
+        recipe=recipe,
+        layers=tuple(layers),
+        vision_check={"max_difference": check.max_difference, "max_magnitude": check.max_magnitude},
+        golden=(),
+    )

@@ -1,4 +1,4 @@
-"""What an export tells whoever watches it. The command line draws it; a library caller need not."""
+"""What an export reports to whoever watches it. The command line draws it; a library caller need not."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from edge_vla.eta import Costs
 
 class Progress(Protocol):
     def plan(self, costs: Costs) -> None:
-        """Before the first stage: what is to come. Stages are known by the part of their name before `, resumed`."""
+        """Before the first stage: every stage to come, by name, with its steps and the relative cost of each."""
         ...
 
-    def stage(self, name: str, steps: int) -> None:
-        """A stage of `steps` equal steps begins."""
+    def stage(self, name: str, steps: int, done: int = 0) -> None:
+        """A stage of equal steps begins; `done` of them were finished by an export that this one resumes."""
         ...
 
     def step(self, detail: str) -> None:
@@ -22,10 +22,12 @@ class Progress(Protocol):
 
 
 class Silent:
+    """Reports nothing."""
+
     def plan(self, costs: Costs) -> None:
         pass
 
-    def stage(self, name: str, steps: int) -> None:
+    def stage(self, name: str, steps: int, done: int = 0) -> None:
         pass
 
     def step(self, detail: str) -> None:

@@ -1,12 +1,12 @@
-"""The JSON files of a Hugging Face directory: the source's own where it has them, else made from its settings.
+"""The JSON files of a Hugging Face directory: the source's own where it has them, else made from its config.
 
-The other way round is `edge_vla.openvla.config`, which reads back what is written here.
+`edge_vla.openvla.config` reads back what is written here.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from edge_vla.artifact import TOKENIZER
 from edge_vla.checkpoint import Checkpoint
@@ -26,12 +26,12 @@ CONFIG: Final = "config.json"
 STATISTICS: Final = "dataset_statistics.json"
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 REWRITTEN: Final = (CONFIG, TOKENIZER, INDEX, SETTINGS)
-COPIED: Final = ("*.json", "*.model", "*.py")  # its code is never run here
+COPIED: Final = ("*.json", "*.model", "*.py")  # the code is never run here
 COPIED_OF_DECODER: Final = (TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "generation_config.json")
 
 
 def write_settings(checkpoint: Checkpoint, layout: Written, writer: ArtifactWriter, *, decoder_only: bool) -> None:
-    """config.json with the format's `quantization_config`, and what else a loader looks for."""
+    """config.json with the format's `quantization_config`, and the other files that a loader looks for."""
     own = checkpoint.files[0][0].parent if checkpoint.files else None
     _copy(own, COPIED_OF_DECODER if decoder_only else COPIED, writer)
     writer.write(TOKENIZER, checkpoint.tokenizer_json.encode("utf-8"))
@@ -57,8 +57,8 @@ def _copy(own: Path | None, patterns: tuple[str, ...], writer: ArtifactWriter) -
             writer.write(path.name, path.read_bytes())
 
 
-def _tokenizer_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """That tokenizer.json is to be used as it is, and its special tokens."""
+def _tokenizer_config(checkpoint: Checkpoint) -> dict[str, object]:
+    """Makes transformers use tokenizer.json as it is, with these special tokens."""
     from tokenizers import Tokenizer
 
     piece, decoder = Tokenizer.from_str(checkpoint.tokenizer_json).id_to_token, checkpoint.config.spec.decoder
@@ -66,8 +66,8 @@ def _tokenizer_config(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"tokenizer_class": "PreTrainedTokenizerFast", **special}
 
 
-def _openvla(config: PolicyConfig) -> dict[str, Any]:
-    """config.json of the whole policy. UsageError for towers that OpenVLA has no name for."""
+def _openvla(config: PolicyConfig) -> dict[str, object]:
+    """config.json of the whole policy. UsageError for towers that OpenVLA has no vision_backbone_id for."""
     spec = config.spec
     names = tuple(tower.name for tower in spec.towers)
     backbone = next((name for name, towers in BACKBONES.items() if towers == names), None)
@@ -94,20 +94,18 @@ def _openvla(config: PolicyConfig) -> dict[str, Any]:
     }
 
 
-def _changes(tower: TowerSpec) -> dict[str, Any]:
-    """What OpenVLA's class would tell timm, where a tower is not quite the one of its name."""
-    changes = {
-        "embed_dim": tower.width,
-        "depth": tower.depth,
-        "num_heads": tower.heads,
-        "mlp_ratio": tower.mlp_width / tower.width,
-    }
-    named = TOWERS[tower.name]
-    same = {"embed_dim": named.width, "depth": named.depth, "num_heads": named.heads}
-    return {} if changes == {**same, "mlp_ratio": named.mlp_width / named.width} else changes
+def _changes(tower: TowerSpec) -> dict[str, object]:
+    """The arguments with which timm builds a tower that differs from the one of its name; none where it does not."""
+    ours, named = (_timm_arguments(spec) for spec in (tower, TOWERS[tower.name]))
+    return {} if ours == named else ours
 
 
-def _llama(config: PolicyConfig) -> dict[str, Any]:
+def _timm_arguments(tower: TowerSpec) -> dict[str, object]:
+    ratio = tower.mlp_width / tower.width
+    return {"embed_dim": tower.width, "depth": tower.depth, "num_heads": tower.heads, "mlp_ratio": ratio}
+
+
+def _llama(config: PolicyConfig) -> dict[str, object]:
     decoder = config.spec.decoder
     return {
         "model_type": "llama",

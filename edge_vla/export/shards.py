@@ -1,4 +1,4 @@
-"""The weights of a Hugging Face directory: one shard a layer, and one for each other part, read as it is written.
+"""The weights of a Hugging Face directory: a shard for each layer and each other part, read as it is written.
 
 So memory is one layer, or one tower.
 """
@@ -7,23 +7,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from edge_vla.artifact import NORMS, Linear, layer_file, unpack_linear
 from edge_vla.checkpoint import Checkpoint
 from edge_vla.checkpoint.keys import DECODER_PREFIX, layer_prefix
 from edge_vla.checkpoint.tensors import INDEX
-from edge_vla.errors import ResourceError
 from edge_vla.export.progress import Progress
 from edge_vla.export.writer import ArtifactWriter
 from edge_vla.interop import Written
 from edge_vla.quant import sixteen
 
-WRAPPER: Final = DECODER_PREFIX.removesuffix("model.")  # what a policy's names have before a plain Llama's
+WRAPPER: Final = DECODER_PREFIX.removesuffix("model.")  # a policy's names have this before a plain Llama's
 
 
 def write_shards(
@@ -35,7 +32,7 @@ def write_shards(
     *,
     decoder_only: bool,
 ) -> None:
-    """The layers as the writer has them, packed; everything else of the checkpoint in 16 bits; the index."""
+    """The layers, packed as `layout` wants them, everything else of the checkpoint in 16 bits, and the index."""
     others = _others(checkpoint, decoder_only=decoder_only)
     count = len(layers) + len(others)
     index: dict[str, str] = {}
@@ -50,14 +47,14 @@ def write_shards(
         if decoder_only:
             tensors = {name.removeprefix(WRAPPER): tensor for name, tensor in tensors.items()}
         name = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
-        _save(writer, name, tensors)
+        writer.save(name, tensors, {"format": "pt"})
         index |= dict.fromkeys(tensors, name)
         size += sum(tensor.nbytes for tensor in tensors.values())
         progress.step(name)
     write_json(writer, INDEX, {"metadata": {"total_size": size}, "weight_map": index})
 
 
-def write_json(writer: ArtifactWriter, name: str, value: Mapping[str, Any]) -> None:
+def write_json(writer: ArtifactWriter, name: str, value: Mapping[str, object]) -> None:
     writer.write(name, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("utf-8"))
 
 
@@ -71,7 +68,7 @@ def _layer(index: int, linears: Mapping[str, Linear], layout: Written, writer: A
 
 
 def _others(checkpoint: Checkpoint, *, decoder_only: bool) -> list[list[str]]:
-    """Names outside the layers, by shard: a tower, the projector, the embeddings, the last norm, the head."""
+    """Names outside the layers, by shard: each tower, the projector, the embeddings, the last norm, the head."""
     parts: dict[str, list[str]] = {}
     for name in sorted(checkpoint.tensors.names()):
         if not name.startswith(f"{DECODER_PREFIX}layers.") and (name.startswith(WRAPPER) or not decoder_only):
@@ -79,13 +76,3 @@ def _others(checkpoint: Checkpoint, *, decoder_only: bool) -> list[list[str]]:
             part = ".".join(inside.split(".")[: 1 if inside.startswith("projector.") else 2])
             parts.setdefault(part, []).append(name)
     return list(parts.values())
-
-
-def _save(writer: ArtifactWriter, name: str, tensors: Mapping[str, Tensor]) -> None:
-    path = writer.partial / name
-    try:
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path, {"format": "pt"})
-        path.chmod(writer.partial.stat().st_mode & 0o666)  # as `ArtifactWriter.save` does
-    except (SafetensorError, OSError) as error:
-        raise ResourceError(f"cannot write {path} ({error}): is the disk full?") from error
-    writer.adopt(name)

@@ -1,9 +1,9 @@
-"""Damages with the noise of measuring them taken out, so that a budget is not spent on luck.
+"""KL costs with measurement noise removed, so that a budget is not spent on chance.
 
-A linear's damages follow one curve over the forms, times how much the answers hang on the linear: in logarithms a sum
-of two effects, fitted to all of them at once. What departs from it is kept by the part that shows again when measured
-with other codes on other sequences. Without this the solver picks whichever of hundreds of numbers came out low by
-chance (benchmarks/LOG.md). Knows numbers only.
+All linears share one curve over the formats, times how sensitive the action is to the linear: in logarithms a sum of
+two effects, fitted to all linears at once. Of the residual, the share is kept that repeats when measured with other
+codes on other sequences. Without this the solver picks whichever of hundreds of numbers came out low by chance
+(benchmarks/LOG.md). Knows numbers only.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ Table = NDArray[np.float64]
 
 
 def shrink(first: Table, second: Table) -> tuple[Table, float]:
-    """Two measurements (linears, forms) of positive damages -> the estimate, and the part of departures that was kept.
+    """Two measurements (linears, formats) of KL costs -> the estimate, and the share of the residual that was kept.
 
-    NaN where a linear has no such form; there it stays. A damage that is zero in either is left at their mean.
+    NaN where a linear has no such format, and it stays. A cost that is zero in either is left at their mean.
     """
     usable = (first > 0) & (second > 0)  # false for NaN
     estimate: Table = (first + second) / 2
@@ -33,7 +33,7 @@ def shrink(first: Table, second: Table) -> tuple[Table, float]:
 
 
 def two_effects(table: Table, usable: NDArray[np.bool_]) -> Table:
-    """The sum of a row's and a column's effect that lies nearest to the usable entries, everywhere."""
+    """The least-squares sum of a row's and a column's effect, fitted to the usable entries, at every entry."""
     rows, columns = table.shape
     row, column = np.nonzero(usable)
     design = np.zeros((len(row), rows + columns))

@@ -1,13 +1,13 @@
 """Scales moved out of a linear's input and into its weight: the same function, in numbers that round better.
 
-An input is divided where it is made: in the norm before it, or in the rows of the linear that alone makes it (v_proj
-for o_proj, up_proj for down_proj). Its reader's columns are multiplied. What is searched is how strongly:
+An input is divided where it is produced: in the norm before it, or in the rows of the one linear that produces it
+(v_proj for o_proj, up_proj for down_proj). The columns of its readers are multiplied. The exponent a is searched:
 
-- SmoothQuant (Xiao et al., arXiv:2211.10438): s = max|x|^a / max|w|^(1-a), so that activations round well in 8 bits.
-- AWQ (Lin et al., arXiv:2306.00978): s = mean|x|^a, so that the weights of large inputs round well in few bits.
+- SmoothQuant (Xiao et al., arXiv:2211.10438): s = max|x|^a / max|w|^(1-a), so that activations round well to 8 bits.
+- AWQ (Lin et al., arXiv:2306.00978): s = mean|x|^a, so that the weights of large inputs round well to few bits.
 
-The exponent that changes the outputs least on calibration rows is taken, for each linear group alone; no scaling is
-the first candidate and wins ties. Knows one layer's matrices; nothing of files.
+Each stage takes the exponent that changes its outputs least on calibration rows; no scaling is the first candidate and
+wins ties. Knows one layer's matrices; nothing of files.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from torch import Tensor
 
 from edge_vla.calibration.inputs import Inputs
 from edge_vla.calibration.stream import STAGES
+from edge_vla.export.formats import Format, LayerFormats
+from edge_vla.export.units import Scaling
 from edge_vla.quant import Scheme, dequantise, quantise, sixteen
 from edge_vla.runtime.kernels.w8a8 import round_rows
 from edge_vla.spec import DecoderSpec
@@ -31,17 +33,9 @@ Rule = Literal["smoothquant", "awq"]
 Candidate = tuple[float | None, Tensor]  # exponent, None for no scaling; (K,) scales
 EXPONENTS: Final = tuple(step / 20 for step in range(21))
 LARGEST: Final = 2.0**14  # and its inverse: a weight times this still has a scale that fp16 holds
-OUTPUTS: Final = 1024  # of each linear that are looked at: evenly spaced ones, where there are more
+OUTPUTS: Final = 1024  # of each linear are compared: evenly spaced ones, where it has more
 NORM_BEFORE: Final = {0: "input_layernorm.weight", 2: "post_attention_layernorm.weight"}  # by stage
-MAKER_BEFORE: Final = {1: "self_attn.v_proj", 3: "mlp.up_proj"}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What was found for one stage; `error` is the squared change of its outputs over that without scaling."""
-
-    exponent: float | None
-    error: float
+LINEAR_BEFORE: Final = {1: "self_attn.v_proj", 3: "mlp.up_proj"}
 
 
 @dataclass(frozen=True)
@@ -49,12 +43,12 @@ class Fold:
     """One layer's scales. What is not named stays as it is."""
 
     norms: Mapping[str, Tensor] = field(default_factory=dict)  # new weights, 16 bits
-    columns: Mapping[str, Tensor] = field(default_factory=dict)  # linear -> (K,) float32, multiplied
+    columns: Mapping[str, Tensor] = field(default_factory=dict)  # linear -> (K,) float32, multiplied by
     rows: Mapping[str, Tensor] = field(default_factory=dict)  # linear -> (N,) float32, divided by
-    choices: Mapping[str, Choice] = field(default_factory=dict)  # first linear of a stage -> what was found
+    scalings: Mapping[str, Scaling] = field(default_factory=dict)  # by the first linear of each stage
 
     def weight(self, name: str, weight: Tensor) -> Tensor:
-        """(N, K) as it is to be rounded: itself, or float32."""
+        """A (N, K) weight as it is to be quantised: itself, or scaled in float32."""
         if name in self.columns:
             weight = weight.float() * self.columns[name]
         if name in self.rows:
@@ -68,37 +62,40 @@ def smooth(
     inputs: Sequence[Inputs],
     weights: Mapping[str, Tensor],
     norms: Mapping[str, Tensor],
-    formats: Mapping[str, tuple[Scheme, int | None]],
+    formats: LayerFormats,
     what: str,
     exponent: float | None = None,
 ) -> Fold:
-    """The scales of one layer. `weights` are its linears and `norms` its norms as stored; an `exponent` is kept to."""
-    new_norms, columns, rows, choices = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor](), {}
+    """The scales of one layer, whose linears are `weights` and whose norms are `norms`, as stored.
+
+    A given `exponent` is not searched. `what` names the layer in warnings.
+    """
+    new_norms, columns, rows, scalings = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor](), {}
     for stage, names in enumerate(STAGES):
         found = [weights[name] for name in names]
-        seen, read = inputs[stage], largest(found)
+        given, read = inputs[stage], largest(found)
         if stage == 1:  # o_proj reads a value head once for each query head that shares it
-            seen = Inputs(tied(seen.mean, spec), tied(seen.peak, spec), seen.rows)
+            given = Inputs(tied(given.mean, spec), tied(given.peak, spec), given.rows)
             read = tied(read, spec)
         exponents = EXPONENTS if exponent is None else (exponent,)
-        plain: list[Candidate] = [(None, torch.ones_like(seen.peak))] if exponent is None else []
-        candidates = plain + [(a, scales(rule, seen, read, a)) for a in exponents]
-        if (dead := int((seen.peak == 0).sum())) > 0:
-            LOG.warning("%s, %s: %d of %d inputs are never active, not scaled", what, names[0], dead, len(seen.peak))
-        chosen, error = search(seen.rows, found, [formats[name] for name in names], candidates)
+        plain: list[Candidate] = [(None, torch.ones_like(given.peak))] if exponent is None else []
+        candidates = plain + [(a, scales(rule, given, read, a)) for a in exponents]
+        if (dead := int((given.peak == 0).sum())) > 0:
+            LOG.warning("%s, %s: %d of %d inputs are never active, not scaled", what, names[0], dead, len(given.peak))
+        chosen, error = search(given.rows, found, [formats[name] for name in names], candidates)
         scale = candidates[chosen][1]
         if stage in NORM_BEFORE:
             new_norms[NORM_BEFORE[stage]], scale = divided(norms[NORM_BEFORE[stage]], scale, f"{what}, {names[0]}")
         else:
-            rows[MAKER_BEFORE[stage]] = made_by(scale, spec) if stage == 1 else scale
+            rows[LINEAR_BEFORE[stage]] = value_rows(scale, spec) if stage == 1 else scale
         columns |= dict.fromkeys(names, scale)
-        choices[names[0]] = Choice(candidates[chosen][0], error)
+        scalings[names[0]] = Scaling(candidates[chosen][0], error)
         LOG.info("%s, %s: exponent %s leaves %.2f of the error", what, names[0], candidates[chosen][0], error)
-    return Fold(new_norms, columns, rows, choices)
+    return Fold(new_norms, columns, rows, scalings)
 
 
 def largest(weights: Sequence[Tensor]) -> Tensor:
-    """(K,) float32: the largest weight that each input meets."""
+    """(K,) float32: the largest weight that each input is multiplied by."""
     return torch.stack([weight.float().abs().amax(dim=0) for weight in weights]).amax(dim=0)
 
 
@@ -118,10 +115,10 @@ def scales(rule: Rule, inputs: Inputs, read: Tensor, exponent: float) -> Tensor:
 def search(
     rows: Tensor,
     weights: Sequence[Tensor],
-    formats: Sequence[tuple[Scheme, int | None]],
+    formats: Sequence[Format],
     candidates: Sequence[Candidate],
 ) -> tuple[int, float]:
-    """Which candidate changes the outputs on `rows` (m, K) least, and its error over that without scaling."""
+    """Which candidate changes the outputs on `rows` (m, K) least, and its error over the unscaled one's."""
     some = [weight[:: -(-len(weight) // OUTPUTS)].float() for weight in weights]
     errors = [output_error(rows, some, formats, scale) for _, scale in candidates]
     plain = output_error(rows, some, formats, torch.ones(rows.shape[1]))
@@ -129,10 +126,8 @@ def search(
     return least, errors[least] / plain if plain else 1.0
 
 
-def output_error(
-    rows: Tensor, weights: Sequence[Tensor], formats: Sequence[tuple[Scheme, int | None]], scale: Tensor
-) -> float:
-    """Squared change of all outputs when weights times `scale` are rounded to nearest, and inputs over it if w8a8."""
+def output_error(rows: Tensor, weights: Sequence[Tensor], formats: Sequence[Format], scale: Tensor) -> float:
+    """Squared change of all outputs when weights times `scale` are rounded to nearest, and for w8a8 the inputs too."""
     total = 0.0
     for weight, (scheme, group) in zip(weights, formats, strict=True):
         rounded = dequantise(quantise(weight * scale, scheme, group))
@@ -145,9 +140,9 @@ def output_error(
 
 
 def divided(norm: Tensor, scale: Tensor, what: str) -> tuple[Tensor, Tensor]:
-    """A norm's weight over `scale`, in its own 16 bits, and what it was really divided by: (K,) float32.
+    """A norm's weight over `scale`, in its own 16 bits, and what it was in fact divided by: (K,) float32.
 
-    So the columns make up for that rounding too. A channel that 16 bits cannot hold is left as it is, and named.
+    So the columns make up for that rounding too. Channels that 16 bits cannot hold stay as they are, with a warning.
     """
     stored = sixteen(norm)
     new = (stored.float() / scale).to(stored.dtype)
@@ -160,11 +155,11 @@ def divided(norm: Tensor, scale: Tensor, what: str) -> tuple[Tensor, Tensor]:
 
 
 def tied(values: Tensor, spec: DecoderSpec) -> Tensor:
-    """(width,) of what o_proj reads: the largest of those that are made by one row of v_proj, for all of them."""
+    """(width,) over what o_proj reads: the largest value among channels that share a row of v_proj, for all of them."""
     by_head = values.view(spec.kv_heads, -1, spec.head_width)
     return by_head.amax(dim=1, keepdim=True).expand_as(by_head).reshape(-1)
 
 
-def made_by(scale: Tensor, spec: DecoderSpec) -> Tensor:
-    """o_proj's column scales (width,) as v_proj's rows (kv_width,)."""
+def value_rows(scale: Tensor, spec: DecoderSpec) -> Tensor:
+    """o_proj's column scales (width,) as scales of v_proj's rows (kv_width,)."""
     return scale.view(spec.kv_heads, -1, spec.head_width)[:, 0].reshape(-1)

@@ -1,8 +1,8 @@
 """Towers and projector: one weight file of 16 or 8 bits, and one ONNX graph whose external data is that same file.
 
-The graph is traced without weights (on the meta device); every parameter then becomes a pointer into
-`vision.safetensors` and one Cast, or DequantizeLinear, to the arithmetic type. So the export costs no memory, and
-torch, ONNX Runtime and TensorRT read the same bytes.
+The graph is traced without weights, on the meta device; every parameter then becomes a pointer into
+`vision.safetensors` and one Cast, or DequantizeLinear, to float32. So the export costs no memory, and torch, ONNX
+Runtime and TensorRT read the same bytes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -22,21 +23,22 @@ from torch import Tensor, nn
 from edge_vla.artifact import GRAPH, VISION, VISION_SCALES
 from edge_vla.checkpoint import TensorSource
 from edge_vla.checkpoint.keys import vision_keys
-from edge_vla.errors import ArtifactError, BackendError, ResourceError
+from edge_vla.errors import ArtifactError, BackendError
 from edge_vla.export.writer import ArtifactWriter
+from edge_vla.files import disk_errors
 from edge_vla.quant import Scheme, quantise, sixteen
 from edge_vla.runtime.vision.onnx import OnnxVision
 from edge_vla.runtime.vision.towers import TorchVision, torch_vision
 from edge_vla.spec import PolicySpec
 
-OPSET = 20
-MATRIX = 2  # dimensions of what a linear multiplies with; the patch convolution, biases and norms have others
-MAX_BATCH = 8
-TOLERANCE = 1e-3  # of the largest embedding; float32 summation gives about 1e-6
+OPSET: Final = 20
+MATRIX: Final = 2  # dimensions of a linear's weight; the patch convolution, biases and norms have others
+MAX_BATCH: Final = 8
+TOLERANCE: Final = 1e-3  # of the largest embedding; float32 summation gives about 1e-6
 
 
 def export_vision(source: TensorSource, spec: PolicySpec, writer: ArtifactWriter, bits: int = 16) -> None:
-    """Write `vision.safetensors` and `vision.onnx`. With 8 bits every matrix is int8, and the rest stays as it is."""
+    """Write `vision.safetensors` and `vision.onnx`. With 8 bits every matrix is int8, and the rest keeps 16 bits."""
     weights: dict[str, Tensor] = {}
     for name in vision_keys(spec):
         tensor = source.load(name)
@@ -86,34 +88,31 @@ def write_graph(spec: PolicySpec, weights: Path, graph: Path) -> None:
     model = program.model
     _point_at(model, weights)
     _forget_provenance(model)
-    try:
+    with disk_errors(f"write {graph}"):
         ir.save(model, graph)
-    except OSError as error:
-        raise ResourceError(f"cannot write {graph}: {error.strerror}") from error
 
 
 def check_graph(
     graph: Path, weights: Mapping[str, Tensor], spec: PolicySpec, pixels: NDArray[np.float32]
-) -> dict[str, float]:
+) -> tuple[float, float]:
     """Run the graph in ONNX Runtime and the network in torch, both in float32, on the same pixel values.
 
-    `pixels` is (B, 3 x towers, H, W). Returns the largest difference and the largest magnitude; a difference that
-    float32 summation cannot explain raises ArtifactError.
+    `pixels` is (B, 3 x towers, H, W). Returns the largest difference and the largest magnitude, two digits each: the
+    last bits depend on how many threads summed. ArtifactError for a difference that float32 summation cannot explain.
     """
     expected = _run_wide(spec, weights, torch.from_numpy(pixels))
     got = OnnxVision(graph, torch.device("cpu"), fold=False)(torch.from_numpy(pixels))
     difference, magnitude = float((got - expected).abs().max()), float(expected.abs().max())
     if not difference <= TOLERANCE * magnitude:  # also when either is not a number
         raise ArtifactError(
-            f"the ONNX graph differs from torch by {difference:.1e} of {magnitude:.1e}: this torch or onnxruntime "
-            "exports it wrongly, try the versions in constraints.txt"
+            f"the ONNX graph differs from torch by {difference:.1e} of {magnitude:.1e}, expected at most "
+            f"{TOLERANCE * magnitude:.1e}: install the versions of torch and onnxruntime in constraints.txt"
         )
-    # Two digits: the last bits depend on how many threads summed.
-    return {"max_difference": float(f"{difference:.1e}"), "max_magnitude": float(f"{magnitude:.1e}")}
+    return float(f"{difference:.1e}"), float(f"{magnitude:.1e}")
 
 
 def _run_wide(spec: PolicySpec, weights: Mapping[str, Tensor], pixels: Tensor) -> Tensor:
-    """The network in float32 arithmetic on its 16-bit weights, each widened only for the moment of its use."""
+    """The network in float32 on its 16-bit weights, each widened only while it is used."""
     network = torch_vision(spec, weights, None, torch.device("cpu"))
     narrow: dict[nn.Module, dict[str, Tensor]] = {}
 
@@ -136,7 +135,7 @@ def _run_wide(spec: PolicySpec, weights: Mapping[str, Tensor], pixels: Tensor) -
 
 
 def _point_at(model: object, weights: Path) -> None:
-    """Replace each parameter by a 16-bit initializer whose data lies in `weights`, and a Cast to float32."""
+    """Replace each parameter by an initializer whose data lies in `weights`, and a node that widens it to float32."""
     import onnx_ir as ir
 
     assert isinstance(model, ir.Model), "an onnx_ir model"

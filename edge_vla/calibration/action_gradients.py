@@ -1,9 +1,9 @@
-"""How much an answer hangs on each row of each linear: gradients of the action distribution, a layer at a time.
+"""How strongly the action depends on each row of each linear: gradients of the action distribution, layer by layer.
 
-The damage of a small change dz of the action logits is the divergence KL = dz' F dz / 2, F = diag(p) - p p'. A probe
-u = F^(1/2) e with standard normal e has E[(u'dz)^2] = dz' F dz. So one backward pass of u gives, at the output of
-any linear, a gradient g with which the damage of a change dW of its weight is the mean of (sum over rows of
-g'dW x)^2 / 2. Two passes through the layers: forward, keeping each layer's input on disk, and back.
+A small change dz of the action logits costs KL = dz' F dz / 2, where F = diag(p) - p p'. A probe u = F^(1/2) e with
+standard normal e has E[(u'dz)^2] = dz' F dz. So one backward pass of u gives, at the output of any linear, a gradient
+g with which a change dW of its weight costs the mean of (sum over rows of g'dW x)^2 / 2. Two passes over the layers:
+forward, keeping each layer's input on disk, then backward.
 Knows the network and its distribution; nothing of formats.
 """
 
@@ -30,7 +30,7 @@ Watch = Callable[[str, int, slice, Tensor, Tensor], None]  # linear, rows, part,
 
 
 def action_logits(checkpoint: Checkpoint, hidden: Tensor) -> Tensor:
-    """What the decoder leaves, (…, width) -> action logits (…, bins) float32."""
+    """The last layer's output (…, width) -> action logits (…, bins) float32."""
     spec, dtype = checkpoint.config.spec, hidden.dtype
     norm = RMSNorm(spec.decoder.width, spec.decoder.norm_eps).requires_grad_(False)
     norm.weight.copy_(checkpoint.tensors.load(DECODER_PREFIX + "norm.weight"))
@@ -38,8 +38,11 @@ def action_logits(checkpoint: Checkpoint, hidden: Tensor) -> Tensor:
     return F.linear(norm.to(hidden.device, dtype)(hidden), head).float()
 
 
-def probe_answers(checkpoint: Checkpoint, rows: Sequence[Rows], seed: int, probes: int = PROBES) -> Gradients:
-    """Gradients of `probes` random probes at the decoder's last rows; zero where a row predicts nothing."""
+def probe_gradients(checkpoint: Checkpoint, rows: Sequence[Rows], seed: int, probes: int = PROBES) -> Gradients:
+    """Gradients of random probes at the last layer's output `rows`; zero where a row predicts no token.
+
+    NumericError for logits that are not finite.
+    """
     generator = torch.Generator().manual_seed(seed)
     found: Gradients = [[torch.zeros_like(same.hidden) for same in rows] for _ in range(probes)]
     for index, same in enumerate(rows):
@@ -56,8 +59,8 @@ def probe_answers(checkpoint: Checkpoint, rows: Sequence[Rows], seed: int, probe
     return found
 
 
-def back_through(layer: DecoderLayer, rows: Sequence[Rows], gradients: Gradients, watch: Watch) -> None:
-    """From gradients at the layer's output to those at its input, in place; `watch` sees every linear on the way.
+def backpropagate_(layer: DecoderLayer, rows: Sequence[Rows], gradients: Gradients, watch: Watch) -> None:
+    """Turn gradients at the layer's output into those at its input, in place; `watch` gets every linear on the way.
 
     `rows` are the layer's inputs.
     """
@@ -77,13 +80,13 @@ def back_through(layer: DecoderLayer, rows: Sequence[Rows], gradients: Gradients
             x = chunk.hidden.detach().clone().requires_grad_(True)
             middle = x + attend(layer, x, chunk.step)
             y = middle + layer.mlp(layer.post_attention_layernorm(middle))
-            seen = []
+            found = []
             for probe in gradients:
-                given = probe[chunk.index][chunk.part].clone()  # a sum passes on the very tensor that it was given
-                seen.append(torch.autograd.grad(y, [x, *(outputs[name] for name in names)], given, retain_graph=True))
-                probe[chunk.index][chunk.part] = seen[-1][0]
+                given = probe[chunk.index][chunk.part].clone()  # autograd may hand a sum's gradient on uncopied
+                found.append(torch.autograd.grad(y, [x, *(outputs[name] for name in names)], given, retain_graph=True))
+                probe[chunk.index][chunk.part] = found[-1][0]
             for place, name in enumerate(names, start=1):
-                watch(name, chunk.index, chunk.part, inputs[name], torch.stack([found[place] for found in seen]))
+                watch(name, chunk.index, chunk.part, inputs[name], torch.stack([one[place] for one in found]))
     finally:
         for handle in handles:
             handle.remove()
