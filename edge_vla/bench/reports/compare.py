@@ -6,26 +6,47 @@ Times of two devices are, with a warning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from edge_vla.bench.reports import text
-from edge_vla.bench.reports.markdown import escaped, markdown_table
-from edge_vla.bench.reports.systems import Result, Side, sides
-from edge_vla.bench.reports.tables import Table, table
+from edge_vla.bench.reports.markdown import escaped, markdown_table, unpublishable_reasons
+from edge_vla.bench.reports.systems import SystemResult, systems
+from edge_vla.bench.reports.table import Mark, Row, Table, table
+from edge_vla.bench.result import Agreement, Interval, Latency, Result
 from edge_vla.errors import UsageError
 
-AGREEMENTS: Final = {
-    "same token": "teacher_forced",
-    "same token, own tokens before it": "free_running",
-    "same action": "exact_action",
+AGREEMENTS: Final[Mapping[str, Callable[[Agreement], Interval]]] = {
+    "same token": lambda one: one.teacher_forced,
+    "same token, given its own previous tokens": lambda one: one.free_running,
+    "same action": lambda one: one.exact_action,
+}
+WARNINGS: Final = {
+    "device": "times and memory are of two machines",
+    "threads": "times are of two settings",
+    "torch": "torch itself may explain a change",
 }
 
 
 @dataclass(frozen=True)
+class Change:
+    """`significant`: whether the intervals are apart; None where there are none."""
+
+    before: str
+    after: str
+    change: str
+    significant: bool | None = None
+    better: bool = False
+
+    @property
+    def mark(self) -> Mark:
+        return ("pass" if self.better else "fail") if self.significant else ""
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """`warnings` say what of the table to distrust and what was left out of it."""
+    """`warnings` say what in the table to distrust, and what was left out of it."""
 
     model: str
     warnings: Sequence[str]
@@ -34,104 +55,87 @@ class Comparison:
     def markdown(self) -> str:
         lines = [f"# {escaped(self.model)}: what changed", ""]
         lines += [f"- {escaped(warning)}" for warning in self.warnings] + [""] * bool(self.warnings)
-        lines += markdown_table(self.table) if self.table else ["Nothing that both measured."]
+        lines += markdown_table(self.table) if self.table else ["The two results have no figure in common."]
         return "\n".join(lines) + "\n"
 
 
 def compare(a: Result, b: Result) -> Comparison:
-    """Raises UsageError if the two are of different models or formats."""
-    for key in ("kind", "version"):
-        if a.get(key) != b.get(key):
-            raise UsageError(f"{key} {a.get(key)!r} and {b.get(key)!r}: these results do not compare")
-    if a["model"]["name"] != b["model"]["name"]:
-        raise UsageError(
-            f"one result is about {a['model']['name']}, the other about {b['model']['name']}: "
-            "figures of different models do not compare"
-        )
-    judged = _same_questions(a, b)
-    rows, marks = [], []
-    ours, theirs = ({side.name: side for side in sides(result)} for result in (a, b))
-    for name, side in ours.items():
-        if name in theirs:
-            for row, mark in _rows(side, theirs[name], judged):
-                rows.append(row)
-                marks.append(mark)
-    warnings = [*_warnings(a, b), *_missing(ours, theirs, "A"), *_missing(theirs, ours, "B")]
-    found = table("What changed", ["side, measure", "A", "B", "change", "told apart"], rows, marks, prose=[4])
-    return Comparison(a["model"]["name"], warnings, found)
-
-
-def _same_questions(a: Result, b: Result) -> bool:
-    same_frames = a["frames"]["sha256"] == b["frames"]["sha256"]
-    return bool(same_frames and a["reference"]["identity"] == b["reference"]["identity"])
+    """Raises UsageError if the two are about different models."""
+    if a.model.name != b.model.name:
+        raise UsageError(f"results about {a.model.name} and {b.model.name}: compare two of the same model")
+    same_task = a.frames.sha256 == b.frames.sha256 and a.reference.identity == b.reference.identity
+    before, after = ({one.name: one for one in systems(result)} for result in (a, b))
+    rows = [
+        Row(f"{name}: {measure}", change, change.mark)
+        for name in before
+        if name in after
+        for measure, change in _changes(before[name], after[name], same_task)
+    ]
+    columns: dict[str, Callable[[Change], str]] = {
+        "A": lambda one: one.before,
+        "B": lambda one: one.after,
+        "change": lambda one: one.change,
+        "significant": lambda one: {None: text.ABSENT, False: "no: intervals overlap", True: "yes"}[one.significant],
+    }
+    found = table("What changed", "system: measure", rows, columns, prose=["significant"])
+    warnings = [*_warnings(a, b), *_missing(before, after, "A"), *_missing(after, before, "B")]
+    return Comparison(a.model.name, warnings, found)
 
 
 def _warnings(a: Result, b: Result) -> Iterator[str]:
-    if a["frames"]["sha256"] != b["frames"]["sha256"]:
-        yield f"Different frames ({a['frames']['name']}, {b['frames']['name']}): agreement is left out."
-    if a["reference"]["identity"] != b["reference"]["identity"]:
-        yield f"Different references ({a['reference']['name']}, {b['reference']['name']}): agreement is left out."
-    for key, consequence in (
-        ("device", "times and memory are of two machines"),
-        ("threads", "times are of two settings"),
-        ("torch", "a change may be torch's"),
-    ):
-        if a["environment"][key] != b["environment"][key]:
-            yield f"{key}: {a['environment'][key]} and {b['environment'][key]}: {consequence}."
+    if a.frames.sha256 != b.frames.sha256:
+        yield f"Different frames ({a.frames.name}, {b.frames.name}): agreement is left out."
+    if a.reference.identity != b.reference.identity:
+        yield f"Different references ({a.reference.name}, {b.reference.name}): agreement is left out."
+    for field, consequence in WARNINGS.items():
+        ours, theirs = (getattr(result.provenance, field) for result in (a, b))
+        if ours != theirs:
+            yield f"{field}: {ours} and {theirs}: {consequence}."
     for name, result in (("A", a), ("B", b)):
-        reasons = result["environment"].get("unpublishable_because")
-        if not result["environment"].get("publishable", True):
-            yield f"{name} is not for publication: {'; '.join(reasons or ['no reason given'])}."
+        if reasons := unpublishable_reasons(result):
+            yield f"{name} is not for publication: {'; '.join(reasons)}."
 
 
-def _missing(here: dict[str, Side], there: dict[str, Side], name: str) -> Iterator[str]:
-    alone = [side for side in here if side not in there]
-    if alone:
+def _missing(here: Collection[str], there: Collection[str], name: str) -> Iterator[str]:
+    if alone := [system for system in here if system not in there]:
         yield f"Only in {name}: {', '.join(alone)}."
 
 
-def _rows(a: Side, b: Side, judged: bool) -> Iterator[tuple[list[str], str]]:
-    if judged and a.agreement and b.agreement:
-        for what, key in AGREEMENTS.items():
-            before, after = a.agreement[key], b.agreement[key]
-            change = text.points({"mean": after["mean"] - before["mean"], "low": 0, "high": 0}).partition(" [")[0]
-            apart = _apart((before["low"], before["high"]), (after["low"], after["high"]))
-            yield _row(a, what, text.interval(before), text.interval(after), change, apart, before, after, True)
-    for mode in a.latency:
-        if mode in b.latency:
-            yield from _times(a, mode, a.latency[mode], b.latency[mode])
-    memory = [(side.memory or {}).get("peak_bytes") for side in (a, b)]
-    yield from _sizes(a, "peak memory", memory)
-    yield from _sizes(a, "on disk", [a.disk_bytes, b.disk_bytes])
+def _changes(a: SystemResult, b: SystemResult, same_task: bool) -> Iterator[tuple[str, Change]]:
+    if same_task and a.agreement and b.agreement:
+        for measure, interval in AGREEMENTS.items():
+            yield measure, _agreement(interval(a.agreement), interval(b.agreement))
+    for mode, before in a.performance.latency.items():
+        if (after := b.performance.latency.get(mode)) is not None:
+            yield from _times(mode, before, after)
+    yield from _ratio("peak memory", a.peak_bytes, b.peak_bytes, write=text.size)
+    yield from _ratio("on disk", a.disk_bytes, b.disk_bytes, write=text.size)
 
 
-def _times(side: Side, mode: str, before: Result, after: Result) -> Iterator[tuple[list[str], str]]:
-    for key in ("p50_ms", "p99_ms"):
-        values = before.get(key), after.get(key)
-        if values[0] and values[1]:
-            spreads: list[Any] = [before.get("p50_interval"), after.get("p50_interval")]
-            apart = _apart(*spreads) if key == "p50_ms" and spreads[0] and spreads[1] else None
-            told = [text.milliseconds(value) for value in values]
-            name = f"{mode}, {key.removesuffix('_ms')}"
-            yield _row(side, name, told[0], told[1], f"×{values[1] / values[0]:.3f}", apart, *values, False)
+def _agreement(a: Interval, b: Interval) -> Change:
+    change = f"{text.signed(b.mean - a.mean)} pp"
+    apart = _apart((a.low, a.high), (b.low, b.high))
+    return Change(text.interval(a), text.interval(b), change, apart, b.mean > a.mean)
 
 
-def _sizes(side: Side, what: str, values: Sequence[int | None]) -> Iterator[tuple[list[str], str]]:
-    before, after = values
+def _times(mode: str, a: Latency, b: Latency) -> Iterator[tuple[str, Change]]:
+    apart = _apart(a.p50_interval_ms, b.p50_interval_ms)
+    yield from _ratio(f"{mode}, p50", a.p50_ms, b.p50_ms, write=text.milliseconds, significant=apart)
+    yield from _ratio(f"{mode}, p99", a.p99_ms, b.p99_ms, write=text.milliseconds)
+
+
+def _ratio(
+    measure: str,
+    before: float | None,
+    after: float | None,
+    *,
+    write: Callable[[float], str],
+    significant: bool | None = None,
+) -> Iterator[tuple[str, Change]]:
     if before and after:
-        told = [text.size(before), text.size(after)]
-        yield _row(side, what, told[0], told[1], f"×{after / before:.3f}", None, before, after, False)
+        ratio = f"×{after / before:.3f}"
+        yield measure, Change(write(before), write(after), ratio, significant, after < before)
 
 
-def _row(
-    side: Side, what: str, a: str, b: str, change: str, apart: bool | None, before: Any, after: Any, up: bool
-) -> tuple[list[str], str]:
-    """`up`: more is better. Only what the intervals tell apart is marked."""
-    mean: Callable[[Any], float] = lambda value: value["mean"] if isinstance(value, dict) else value  # noqa: E731
-    better = (mean(after) > mean(before)) == up
-    said = {None: text.ABSENT, False: "no: intervals overlap", True: "yes"}[apart]
-    return [f"{side.name}: {what}", a, b, change, said], ("pass" if better else "fail") if apart else ""
-
-
-def _apart(a: Sequence[float], b: Sequence[float]) -> bool:
+def _apart(a: tuple[float, float], b: tuple[float, float]) -> bool:
     return a[1] < b[0] or b[1] < a[0]

@@ -3,81 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
-from edge_vla.bench.reports import more_tables, sensitivity, tables
-from edge_vla.bench.reports import text as words
-from edge_vla.bench.reports.systems import Result, failures
-from edge_vla.bench.reports.tables import Table
+from edge_vla.bench.reports import agreement_tables, performance_tables, sensitivity, tables
+from edge_vla.bench.reports.systems import failures
+from edge_vla.bench.reports.table import Table
+from edge_vla.bench.result import Result
 
-MARKS = {"fail": "❌ ", "open": "◻️ ", "pass": "✅ "}
+MARKS: Final = {"fail": "❌ ", "open": "◻️ ", "pass": "✅ "}
 
 
 def markdown(result: Result) -> str:
     """The verdicts in the open, the figures behind them folded."""
-    model = result["model"]["name"]
-    open_tables = [tables.gates(result), tables.summary(result), more_tables.non_inferiority(result)]
-    folded = [
-        tables.agreement(result),
-        tables.by_dimension(result),
-        tables.latency(result),
-        tables.stages(result),
-        tables.memory(result),
-        more_tables.closed_loop(result),
-        more_tables.peers(result),
-        more_tables.against_peers(result),
-        *more_tables.waterfalls(result),
-        more_tables.operators(result),
-        *sensitivity.tables(result),
-        more_tables.limits(result),
-        more_tables.conditions(result),
-    ]
-    lines = [f"# {escaped(result['name'])}", "", f"**{escaped(model)}**: {escaped(result['model']['speaks_for'])}", ""]
+    model = escaped(result.model.name)
+    lines = [f"# {escaped(result.name)}", "", f"**{model}**: {escaped(result.model.scope)}", ""]
     lines += [f"{verdict(result)} {unpublishable(result)}".strip(), ""]
-    lines += [line for broken in failures(result) for line in (f"**{escaped(broken)}**", "")]
-    for found in open_tables:
+    lines += [line for failure in failures(result) for line in (f"**{escaped(failure)}**", "")]
+    for found in (tables.gates(result), tables.summary(result), tables.non_inferiority(result)):
         if found:
-            lines += [f"## {escaped(found.title)}", "", f"*{escaped(model)}*", "", *markdown_table(found), ""]
-    for found in folded:
+            lines += [f"## {escaped(found.title)}", "", f"*{model}*", "", *markdown_table(found), ""]
+    for found in _folded(result):
         if found:
-            lines += [f"<details><summary>{escaped(found.title)} · {escaped(model)}</summary>", ""]
-            lines += [*markdown_table(found), "", "</details>", ""]
-    lines += [f"- {escaped(text)}" for text in (more_tables.ceilings(result), *result["notes"]) if text]
+            lines += [f"<details><summary>{escaped(found.title)} · {model}</summary>", "", *markdown_table(found), ""]
+            lines += ["</details>", ""]
+    notes = [performance_tables.ceilings(result.limits), *result.notes]
+    lines += [f"- {escaped(note)}" for note in notes if note]
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _folded(result: Result) -> list[Table | None]:
+    return [
+        agreement_tables.agreement(result),
+        agreement_tables.by_dimension(result),
+        performance_tables.latency(result),
+        performance_tables.stages(result),
+        performance_tables.memory(result),
+        tables.closed_loop(result),
+        tables.peers(result),
+        tables.against_peers(result),
+        *performance_tables.stage_profiles(result),
+        *sensitivity.tables(result),
+        performance_tables.limits(result.limits),
+        tables.conditions(result),
+    ]
+
+
 def verdict(result: Result) -> str:
-    """One sentence for all gates."""
-    gates = result["gates"]
-    if not gates:
-        return "No gate was declared."
-    failed = [tables.gate_name(gate) for gate in gates if gate["passed"] is False]
-    waiting = sum(gate["passed"] is None for gate in gates)
-    passed = len(gates) - len(failed) - waiting
-    said = f"{words.of(passed, len(gates))} gates passed"
-    said += f", {waiting} not judged" if waiting else ""
-    return escaped(said + (f"; failed: {', '.join(failed)}." if failed else "."))
+    return escaped(tables.verdict(result))
 
 
 def unpublishable(result: Result) -> str:
     """Why these figures must not be quoted; nothing if they may be."""
-    environment = result["environment"]
-    if environment.get("publishable", True):
-        return ""
-    return escaped(
-        f"Not for publication: {'; '.join(environment.get('unpublishable_because') or ['no reason given'])}."
-    )
+    reasons = "; ".join(unpublishable_reasons(result))
+    return escaped(f"Not for publication: {reasons}.") if reasons else ""
+
+
+def unpublishable_reasons(result: Result) -> list[str]:
+    state = result.provenance.device_state
+    if state is None or state.publishable:
+        return []
+    return state.unpublishable_because or ["no reason was recorded"]
 
 
 def markdown_table(found: Table) -> Iterator[str]:
     yield _row(found.columns)
-    yield "|" + "|".join(["---"] + ["---" if i in found.prose else "---:" for i in range(1, len(found.columns))]) + "|"
-    for i, row in enumerate(found.rows):
-        mark = MARKS.get(found.mark(i), "")
-        yield _row([mark + row[0], *row[1:]])
+    yield "|---|" + "".join("---|" if column in found.prose else "---:|" for column in found.columns[1:])
+    for row, mark in zip(found.rows, found.marks, strict=True):
+        yield _row([MARKS.get(mark, "") + row[0], *row[1:]])
 
 
 def escaped(text: str) -> str:
-    """Text that no renderer of Markdown takes for markup, and that stays within its cell."""
+    """Text that no Markdown renderer takes for markup, and that stays within its cell."""
     for plain, safe in (("\\", "\\\\"), ("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("](", "]\\(")):
         text = text.replace(plain, safe)
     return " ".join(text.replace("*", "\\*").replace("`", "\\`").split())

@@ -1,207 +1,148 @@
-"""Why each linear has the bits it has: what every form would cost the answers, and what a budget buys.
-
-Reads the evidence that a mixed export keeps (`evidence/sensitivity.json`, in a result as a candidate's
-`artifact.sensitivity`). Costs are the mean divergence of the action distribution per action token, in nats.
-"""
+"""Why each linear of a mixed export has its bits: the predicted KL cost of every format, and what was chosen."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 from edge_vla.bench.reports import charts, text
-from edge_vla.bench.reports.plots import Figure
-from edge_vla.bench.reports.svg import FONT, WIDTH, Canvas, Frame, Scale, paint, spread, text_width, x_axis, y_axis
-from edge_vla.bench.reports.systems import Result, Side, sides
-from edge_vla.bench.reports.tables import Table, table
-
-Report = Mapping[str, Any]
+from edge_vla.bench.reports.charts import Cell
+from edge_vla.bench.reports.figures import Figure
+from edge_vla.bench.reports.svg import Scale
+from edge_vla.bench.reports.table import Row, Table, table
+from edge_vla.bench.result import Result
+from edge_vla.sensitivity import LinearChoices, SensitivityReport
 
 MOST_ROWS: Final = 56  # of a map; with more linears a row is a whole layer
-MICRO: Final = 1e6
-WHOLE: Final = "bf16"  # costs nothing
+FREE: Final = "bf16"  # costs nothing
 
 
-def figures(result: Result) -> Iterator[Figure]:
-    """For each candidate with mixed bits: the map of costs, and what a budget buys."""
-    for side, report in reports(result):
-        yield _map(side.name, report)
-        yield _budget(side, report)
+@dataclass(frozen=True)
+class Allocation:
+    """One way to give the linears their formats: bytes, bits per weight, predicted KL per token in nats."""
+
+    bytes: int
+    bits_per_weight: float
+    kl_cost: float
+
+
+def reports(result: Result) -> Iterator[tuple[str, SensitivityReport]]:
+    for row in result.candidates:
+        if row.artifact.sensitivity is not None:
+            yield row.name, row.artifact.sensitivity
 
 
 def tables(result: Result) -> Iterator[Table | None]:
-    """The same as text."""
-    for side, report in reports(result):
-        yield alike(side.name, report)
-        yield by_linear(side.name, report)
+    for name, report in reports(result):
+        yield allocations(name, report)
+        yield by_linear(name, report)
 
 
-def reports(result: Result) -> Iterator[tuple[Side, Report]]:
-    found = {row["name"]: row["artifact"].get("sensitivity") for row in result["candidates"]}
-    for side in sides(result):
-        if side.role == "candidate" and found.get(side.name):
-            yield side, found[side.name]
+def costs(linear: LinearChoices) -> dict[str, float]:
+    return {choice.format: choice.kl_cost for choice in linear.choices}
 
 
-def costs(linear: Report) -> dict[str, float]:
-    return {choice["name"]: choice["damage"] for choice in linear["choices"]}
+def uniform(report: SensitivityReport) -> dict[str, Allocation]:
+    """One format for all linears, by format, for those that every linear can have; fewest bytes first."""
+    weights = sum(linear.weights for linear in report.linears)
+    found = {}
+    for name in formats(report, free=True):
+        chosen = [choice for linear in report.linears for choice in linear.choices if choice.format == name]
+        if len(chosen) == len(report.linears):
+            size = sum(choice.bytes for choice in chosen)
+            found[name] = Allocation(size, 8 * size / weights, math.fsum(choice.kl_cost for choice in chosen))
+    return found
 
 
-def uniform(report: Report) -> list[tuple[str, int, float]]:
-    """Every linear alike: (form, bytes, predicted KL), for the forms that all linears have, fewest bytes first."""
-    linears = report["linears"]
-    shared = [name for name in costs(linears[0]) if all(name in costs(linear) for linear in linears)]
-    found = []
-    for name in shared:
-        size = sum(choice["size"] for linear in linears for choice in linear["choices"] if choice["name"] == name)
-        found.append((name, size, math.fsum(costs(linear)[name] for linear in linears)))
-    return sorted(found, key=lambda row: row[1])
+def formats(report: SensitivityReport, free: bool = False) -> list[str]:
+    """Names of all formats, fewest bits first."""
+    bits = {choice.format: choice.bytes / one.weights for one in report.linears for choice in one.choices}
+    return sorted((name for name in bits if free or name != FREE), key=lambda name: bits[name])
 
 
-def alike(name: str, report: Report) -> Table | None:
-    """What each form costs where all linears have it, and what was chosen."""
-    weights = sum(linear["weights"] for linear in report["linears"])
-    rows = [
-        [form, text.size(size), f"{8 * size / weights:.3f}", _nats(cost), _share(cost)]
-        for form, size, cost in uniform(report)
-    ]
-    chosen = math.fsum(costs(linear)[linear["form"]] for linear in report["linears"])
-    size, bits = report["linears_bytes"], report["bits_per_weight"]
-    rows.append(["as chosen", text.size(size), f"{bits:.3f}", _nats(chosen), _share(chosen)])
-    marks = [""] * (len(rows) - 1) + ["pass"]
-    return table(
-        f"What bits cost the action, predicted: {name}",
-        ["linears", "bytes", "bits per weight", "KL per token", "sampled tokens that could differ, at most"],
-        rows,
-        marks,
-    )
+def allocations(name: str, report: SensitivityReport) -> Table | None:
+    """What each format would cost if all linears had it, and what was chosen."""
+    chosen = math.fsum(linear.chosen.kl_cost for linear in report.linears)
+    rows = [Row(f"all {format_}", one) for format_, one in uniform(report).items()]
+    rows.append(Row("as chosen", Allocation(report.linears_bytes, report.bits_per_weight, chosen), "pass"))
+    columns: dict[str, Callable[[Allocation], str]] = {
+        "bytes": lambda one: text.size(one.bytes),
+        "bits per weight": lambda one: f"{one.bits_per_weight:.3f}",
+        "KL per token, nats": lambda one: text.number(one.kl_cost, 2),
+        # Pinsker: the total variation of two distributions is at most the root of half their divergence.
+        "sampled tokens that could differ, at most": lambda one: text.share(math.sqrt(one.kl_cost / 2)),
+    }
+    return table(f"Predicted cost of the decoder's bits: {name}", "linears", rows, columns)
 
 
-def by_linear(name: str, report: Report) -> Table | None:
+def by_linear(name: str, report: SensitivityReport) -> Table | None:
     """The choice for each linear, the costliest first."""
-    rows = []
-    for linear in sorted(report["linears"], key=lambda one: -costs(one)[one["form"]]):
-        size = next(choice["size"] for choice in linear["choices"] if choice["name"] == linear["form"])
-        others = [_nats(costs(linear).get(form)) for form in _forms(report)]
-        rows.append([f"{linear['layer']} {linear['name']}", linear["form"], text.size(size), *others])
-    return table(f"Bits by linear: {name}", ["linear", "form", "bytes", *_forms(report)], rows)
+    columns: dict[str, Callable[[LinearChoices], str]] = {
+        "format": lambda one: one.format,
+        "bytes": lambda one: text.size(one.chosen.bytes),
+        **{format_: partial(_cost, format_) for format_ in formats(report)},
+    }
+    ranked = sorted(report.linears, key=lambda one: -one.chosen.kl_cost)
+    rows = [Row(f"{one.layer} {one.name}", one) for one in ranked]
+    return table(f"Bits by linear: {name}", "linear", rows, columns)
 
 
-def _forms(report: Report) -> list[str]:
-    """All that cost anything, fewest bits first."""
-    bits = {choice["name"]: choice["size"] / one["weights"] for one in report["linears"] for choice in one["choices"]}
-    return sorted((name for name in bits if name != WHOLE), key=lambda name: bits[name])
+def _cost(format_: str, linear: LinearChoices) -> str:
+    return text.number(costs(linear).get(format_), 2)
 
 
-def _map(name: str, report: Report) -> Figure:
-    linears, forms = report["linears"], _forms(report)
-    if len(linears) <= MOST_ROWS:
-        rows = [(f"{one['layer']} {one['name'].rpartition('.')[2]}", costs(one), one["form"]) for one in linears]
-    else:
-        rows = [(f"layer {layer}", found, "") for layer, found in _by_layer(linears).items()]
-    known = [cost for _, found, _ in rows for form, cost in found.items() if form != WHOLE and cost > 0] or [1.0]
-    scale = Scale(min(known), max(known), 0, 1, log=True)
-    cells = [
-        [
-            charts.Cell(_micro(found[form]), scale(found[form]), f"{row}, {form}: {_nats(found[form])}", form == chosen)
-            if form in found
-            else charts.Cell("", None)
-            for form in forms
-        ]
-        for row, found, chosen in rows
-    ]
-    return Figure(
-        f"What bits cost the action: {name}",
-        "Divergence of the action distribution per token, in millionths of a nat, if this alone were stored so. Darker "
-        "is more, by ratio. " + ("Bold is what was chosen." if len(linears) <= MOST_ROWS else "Summed over a layer."),
-        charts.heat(
-            f"Cost by linear and form: {name}",
-            "Values in the table below.",
-            [(row, False) for row, _, _ in rows],
-            forms,
-            cells,
-        ),
-        by_linear(name, report),
-    )
+def figures(result: Result) -> Iterator[Figure]:
+    """One map a mixed export: linears (or layers) down, formats across."""
+    for name, report in reports(result):
+        names = formats(report)
+        rows = _by_linear(report.linears) if len(report.linears) <= MOST_ROWS else _by_layer(report.linears)
+        known = [cost for row in rows for form, cost in row.costs.items() if form != FREE and cost > 0] or [1.0]
+        depth = Scale(min(known), max(known), 0, 1, log=True)
+        title = f"Predicted cost of bits: {name}"
+        yield Figure(
+            title,
+            "KL divergence per token, in millionths of a nat, if this linear alone were stored in this format; darker "
+            f"is more, on a logarithmic scale; the chosen format is bold.{_saving(report)}",
+            charts.heat(title, names, {row.name: [_cell(row, form, depth) for form in names] for row in rows}),
+            by_linear(name, report),
+        )
 
 
-def _by_layer(linears: Sequence[Report]) -> dict[int, dict[str, float]]:
+@dataclass(frozen=True)
+class _MapRow:
+    name: str
+    costs: dict[str, float]
+    chosen: str | None = None
+
+
+def _by_linear(linears: Sequence[LinearChoices]) -> list[_MapRow]:
+    return [_MapRow(f"{one.layer} {one.name.rpartition('.')[2]}", costs(one), one.format) for one in linears]
+
+
+def _by_layer(linears: Sequence[LinearChoices]) -> list[_MapRow]:
     layers: dict[int, dict[str, float]] = {}
     for linear in linears:
-        layer = layers.setdefault(linear["layer"], {})
+        layer = layers.setdefault(linear.layer, {})
         for form, cost in costs(linear).items():
             layer[form] = layer.get(form, 0.0) + cost
-    return layers
+    return [_MapRow(f"layer {number}", found) for number, found in layers.items()]
 
 
-def _budget(side: Side, report: Report) -> Figure:
-    """The least cost by bytes, every linear alike beside it, and the choice."""
-    traded = report.get("vision") or {}
-    towers = {choice["name"]: choice for choice in traded.get("choices", ())}
-    extra = towers.get(f"{traded.get('bits')} bits", {"size": 0, "damage": 0.0})
-    curve = [(row["bytes"], row["damage"]) for row in report["pareto"] if row["damage"] > 0]
-    dots = [(f, size + extra["size"], cost + extra["damage"]) for f, size, cost in uniform(report) if cost > 0]
-    chosen = (report["linears_bytes"] + extra["size"], report["predicted_kl"])
-    canvas = Canvas(WIDTH, 300, f"Predicted cost by bytes: {side.name}", "Values in the table below.")
-    frame = Frame(58, 12, WIDTH - 10, 262)
-    positive = [cost for _, cost in [*curve, *((s, c) for _, s, c in dots), chosen] if cost > 0]
-    across = Scale(*spread([size / 1e6 for size, _ in [*curve, chosen]]), frame.left, frame.right)
-    up = Scale(min(positive) / 1.5, max(positive) * 1.5, frame.bottom, frame.top, log=True)
-    y_axis(canvas, frame, up, "KL per token, nats")
-    x_axis(canvas, frame, across, "megabytes of what was chosen about")
-    canvas.path([(across(size / 1e6), up(cost)) for size, cost in curve], f"{paint(side.slot)} stroke", "mixed, best")
-    for form, size, cost in dots:
-        canvas.circle(across(size / 1e6), up(cost), 3, f"{paint(0)} hollow", f"all {form}: {_nats(cost)}")
-    for form, size, cost in _apart(dots, across, up):
-        x = min(across(size / 1e6) + 6, frame.right - text_width(form, FONT))
-        canvas.text(x, up(cost) - 5, form, kind="tick")
-    if chosen[1] > 0:
-        tip = f"chosen: {text.size(chosen[0])}, {_nats(chosen[1])}"
-        canvas.circle(across(chosen[0] / 1e6), up(chosen[1]), 5, f"{paint(side.slot)} fill", tip)
-    return Figure(
-        f"What a budget buys: {side.name}",
-        "The line is the least predicted cost for so many bytes. Hollow: every linear in one form. Filled: the choice. "
-        + _why(report),
-        canvas.markup(),
-        alike(side.name, report),
-    )
+def _cell(row: _MapRow, form: str, depth: Scale) -> Cell:
+    cost = row.costs.get(form)
+    if cost is None:
+        return Cell("", None)
+    shown = f"{cost * 1e6:.0f}" if cost * 1e6 >= 1 else f"{cost * 1e6:.1f}".removeprefix("0")
+    return Cell(shown, depth(cost), f"{row.name}, {form}: {text.number(cost, 2)}", form == row.chosen)
 
 
-def _apart(
-    dots: Sequence[tuple[str, int, float]], across: Scale, up: Scale, least: float = 14
-) -> list[tuple[str, int, float]]:
-    """Those whose names do not lie on one another."""
-    shown: list[tuple[str, int, float]] = []
-    for dot in dots:
-        near = [
-            other
-            for other in shown
-            if abs(across(dot[1] / 1e6) - across(other[1] / 1e6)) < text_width(other[0])
-            and abs(up(dot[2]) - up(other[2])) < least
-        ]
-        if not near:
-            shown.append(dot)
-    return shown
-
-
-def _why(report: Report) -> str:
-    mixed, same = report.get("predicted_kl_mixed"), report.get("predicted_kl_same")
-    if mixed is None or not same:
+def _saving(report: SensitivityReport) -> str:
+    if not report.predicted_kl_uniform:
         return ""
-    saved = f"Mixing is predicted to save {text.share(1 - mixed / same)} of the best single form's cost"
-    alone = report["predicted_kl"] == same
-    return saved + (", too little to be told from luck: all linears alike." if alone else ".")
-
-
-def _micro(cost: float) -> str:
-    return f"{cost * MICRO:.0f}" if cost * MICRO >= 1 else f"{cost * MICRO:.1f}".removeprefix("0")
-
-
-def _nats(cost: float | None) -> str:
-    return text.number(cost, 2)
-
-
-def _share(cost: float) -> str:
-    """Pinsker: the total variation of two distributions is at most the root of half their divergence."""
-    return text.share(math.sqrt(cost / 2), 1)
+    saved = f" Mixing saves {text.share(1 - report.predicted_kl_mixed / report.predicted_kl_uniform)} of the KL "
+    saved += "predicted for the best single format"
+    alone = report.predicted_kl == report.predicted_kl_uniform
+    return saved + (", too little to be sure of: all linears have one format." if alone else ".")

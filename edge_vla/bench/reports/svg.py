@@ -1,7 +1,7 @@
-"""A small drawing board for plots: shapes, scales, axes and a legend, as accessible inline SVG.
+"""A small drawing board: shapes, a scale, an axis and a legend, as accessible inline SVG.
 
-Colours are classes that the page's style sheet fills, so that one drawing serves light, dark and print. All text is
-escaped here. Knows nothing of what is plotted.
+Colours are classes of the page's style sheet, so that one drawing serves light, dark and print. All text is escaped
+here. Knows nothing of what is drawn.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import chain
 from typing import Final, Literal
 
 from markupsafe import Markup
@@ -20,19 +19,19 @@ WIDTH: Final = 440
 FONT: Final = 11.0
 LETTER: Final = 0.56  # mean width of a letter, in font sizes
 Anchor = Literal["start", "middle", "end"]
+Colour = int | None  # None: a floor's grey
 
 
-def paint(slot: int | None) -> str:
-    """The class of a side's colour; a floor has none of its own."""
-    return "sf" if slot is None else f"s{slot}"
+def paint(colour: Colour) -> str:
+    return "sf" if colour is None else f"s{colour}"
 
 
 def text_width(text: str, size: float = FONT) -> float:
     return len(text) * size * LETTER
 
 
-def clipped(text: str, width: float, size: float = FONT) -> str:
-    most = max(3, int(width / (size * LETTER)))
+def clipped(text: str, width: float) -> str:
+    most = max(3, int(width / (FONT * LETTER)))
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
@@ -55,39 +54,24 @@ class Scale:
 
     def ticks(self, most: int = 6) -> list[float]:
         """Round values within the scale: 1, 2 and 5 times a power of ten."""
-        return _log_ticks(self.low, self.high, most) if self.log else _linear_ticks(self.low, self.high, most)
-
-
-def _linear_ticks(low: float, high: float, most: int) -> list[float]:
-    span = high - low
-    if not span > 0:
-        return [low]
-    power = 10.0 ** math.floor(math.log10(span / most))
-    step = next(power * k for k in (1, 2, 5, 10, 20) if span / (power * k) <= most)
-    return [round(step * i, 12) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-
-
-def _log_ticks(low: float, high: float, most: int) -> list[float]:
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found: list[float] = []
-    for steps in ((1, 2, 3, 4, 5, 6, 8), (1, 2, 5), (1,)):
-        found = [step * 10.0**power for power in powers for step in steps]
-        found = [value for value in found if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
-        if len(found) <= most:
-            break
-    return found or [low, high]
-
-
-def tick_label(value: float) -> str:
-    text = f"{value:.10g}"
-    return "−" + text[1:] if text.startswith("-") else text
+        if not self.high > self.low:
+            return [self.low]
+        if not self.log:
+            power = 10.0 ** math.floor(math.log10((self.high - self.low) / most))
+            step = next(power * k for k in (1, 2, 5, 10, 20) if (self.high - self.low) / (power * k) <= most)
+            first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+            return [round(step * i, 12) for i in range(first, last + 1)]
+        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        values = [step * 10.0**power for power in powers for step in (1, 2, 5)]
+        found = [value for value in values if self.low <= value <= self.high]
+        return found[:: 1 + len(found) // (most + 2)] or [self.low, self.high]
 
 
 class Canvas:
-    """Shapes collected into one `<svg>` with a title and a description for who cannot see it."""
+    """Shapes collected into one `<svg>`, with a title and a description for screen readers."""
 
-    def __init__(self, width: float, height: float, title: str, description: str) -> None:
-        self.width, self.height = width, height
+    def __init__(self, height: float, title: str, description: str) -> None:
+        self.height = height
         self._title, self._description = title, description
         self._parts: list[str] = []
 
@@ -95,115 +79,49 @@ class Canvas:
         self, x: float, y: float, width: float, height: float, kind: str, tip: str = "", opacity: float = 1
     ) -> None:
         faint = f' fill-opacity="{opacity:.3g}"' if opacity < 1 else ""
-        size = f'width="{max(0.0, width):.2f}" height="{max(0.0, height):.2f}"'
-        self._shape(f'rect x="{x:.2f}" y="{y:.2f}" {size} class="{kind}"{faint}', tip)
+        size = f'width="{max(0.0, width):.2f}" height="{height:.2f}"'
+        self._shape("rect", f'x="{x:.2f}" y="{y:.2f}" {size} class="{kind}"{faint}', tip)
 
     def line(self, x1: float, y1: float, x2: float, y2: float, kind: str) -> None:
-        self._shape(f'line x1="{x1:.2f}" y1="{y1:.2f}" x2="{x2:.2f}" y2="{y2:.2f}" class="{kind}"')
-
-    def path(self, points: Sequence[tuple[float, float]], kind: str, tip: str = "") -> None:
-        if points:
-            self._shape(f'path d="M{" L".join(f"{x:.1f} {y:.1f}" for x, y in points)}" class="{kind}"', tip)
+        self._shape("line", f'x1="{x1:.2f}" y1="{y1:.2f}" x2="{x2:.2f}" y2="{y2:.2f}" class="{kind}"')
 
     def circle(self, x: float, y: float, radius: float, kind: str, tip: str = "") -> None:
-        self._shape(f'circle cx="{x:.2f}" cy="{y:.2f}" r="{radius:.2f}" class="{kind}"', tip)
+        self._shape("circle", f'cx="{x:.2f}" cy="{y:.2f}" r="{radius:.2f}" class="{kind}"', tip)
 
-    def image(self, x: float, y: float, width: float, height: float, data: str) -> None:
-        box = f'x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}"'
-        self._shape(f'image {box} href="{escape(data)}" preserveAspectRatio="none"')
+    def text(self, x: float, y: float, text: str, anchor: Anchor = "start", kind: str = "name") -> None:
+        place = f'x="{x:.2f}" y="{y:.2f}" text-anchor="{anchor}" class="{kind}"'
+        self._parts.append(f"<text {place}>{escape(text, quote=False)}</text>")
 
-    def text(
-        self, x: float, y: float, text: str, anchor: Anchor = "start", kind: str = "", turned: bool = False
-    ) -> None:
-        turn = f' transform="rotate(-90 {x:.2f} {y:.2f})"' if turned else ""
-        named = f' class="{kind}"' if kind else ""
-        self._parts.append(
-            f'<text x="{x:.2f}" y="{y:.2f}" text-anchor="{anchor}"{named}{turn}>{escape(text, quote=False)}</text>'
-        )
-
-    def _shape(self, opening: str, tip: str = "") -> None:
-        name = opening.partition(" ")[0]
+    def _shape(self, name: str, attributes: str, tip: str = "") -> None:
         inner = f"><title>{escape(tip, quote=False)}</title></{name}>" if tip else "/>"
-        self._parts.append(f"<{opening}{inner}")
+        self._parts.append(f"<{name} {attributes}{inner}")
+
+    def x_axis(self, scale: Scale, top: float, bottom: float, label: str) -> None:
+        """Grid lines from `top` to `bottom`, their values and the label below."""
+        self.line(scale.start, bottom, scale.end, bottom, "axis")
+        for value in scale.ticks():
+            self.line(scale(value), top, scale(value), bottom, "grid")
+            self.text(scale(value), bottom + 14, f"{value:.10g}".replace("-", "−"), "middle", "tick")
+        self.text((scale.start + scale.end) / 2, bottom + 29, label, "middle", "label")
+
+    def legend(self, entries: Sequence[tuple[str, Colour]]) -> float:
+        """Names with their colours, wrapped; returns where the drawing may begin."""
+        x, y = 0.0, 10.0
+        for full, colour in entries:
+            name = clipped(full, WIDTH - 16)
+            if x and x + text_width(name) + 14 > WIDTH:
+                x, y = 0.0, y + 16
+            self.rect(x, y - 8, 10, 10, f"{paint(colour)} fill")
+            self.text(x + 14, y + 1, name)
+            x += text_width(name) + 26
+        self.height += y + 10
+        return y + 10
 
     def markup(self) -> Markup:
         body = "\n".join(self._parts)
         name = "p" + hashlib.sha256((self._title + body).encode()).hexdigest()[:10]
-        head = (
-            f'<svg viewBox="0 0 {self.width:.0f} {self.height:.0f}" role="img" aria-labelledby="{name}t {name}d">'
+        return Markup(
+            f'<svg viewBox="0 0 {WIDTH} {self.height:.0f}" role="img" aria-labelledby="{name}t {name}d">'
             f'<title id="{name}t">{escape(self._title, quote=False)}</title>'
-            f'<desc id="{name}d">{escape(self._description, quote=False)}</desc>'
+            f'<desc id="{name}d">{escape(self._description, quote=False)}</desc>\n{body}\n</svg>'
         )
-        return Markup(f"{head}\n{body}\n</svg>")
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The plotting area of a canvas."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-
-def x_axis(
-    canvas: Canvas, frame: Frame, scale: Scale, label: str, most: int = 6, percent: bool = False, grid: bool = True
-) -> None:
-    canvas.line(frame.left, frame.bottom, frame.right, frame.bottom, "axis")
-    for value in scale.ticks(most):
-        x = scale(value)
-        if grid:
-            canvas.line(x, frame.top, x, frame.bottom, "grid")
-        canvas.text(x, frame.bottom + 14, _tick(value, percent), "middle", "tick")
-    canvas.text((frame.left + frame.right) / 2, frame.bottom + 29, label, "middle", "label")
-
-
-def y_axis(canvas: Canvas, frame: Frame, scale: Scale, label: str, most: int = 5, percent: bool = False) -> None:
-    for value in scale.ticks(most):
-        y = scale(value)
-        canvas.line(frame.left, y, frame.right, y, "grid")
-        canvas.text(frame.left - 5, y + 3.8, _tick(value, percent), "end", "tick")
-    canvas.text(11, (frame.top + frame.bottom) / 2, label, "middle", "label", turned=True)
-
-
-def _tick(value: float, percent: bool) -> str:
-    return f"{tick_label(100 * value)}%" if percent else tick_label(value)
-
-
-def legend(entries: Sequence[tuple[str, int | None]], width: float) -> list[list[tuple[float, str, int | None]]]:
-    """Rows of (x, name, slot), wrapped to the width."""
-    rows: list[list[tuple[float, str, int | None]]] = [[]]
-    x = 0.0
-    for name, slot in entries:
-        name = clipped(name, width - 16)
-        step = text_width(name) + 26
-        if rows[-1] and x + step - 12 > width:
-            rows.append([])
-            x = 0.0
-        rows[-1].append((x, name, slot))
-        x += step
-    return rows
-
-
-def draw_legend(canvas: Canvas, entries: Sequence[tuple[str, int | None]], left: float, top: float) -> None:
-    for row, content in enumerate(legend(entries, canvas.width - left)):
-        y = top + 16 * row
-        for x, name, slot in content:
-            canvas.rect(left + x, y - 8, 10, 10, f"{paint(slot)} fill")
-            canvas.text(left + x + 14, y + 1, name, kind="name")
-
-
-def legend_height(entries: Sequence[tuple[str, int | None]], width: float) -> float:
-    return 16.0 * len(legend(entries, width)) if entries else 0.0
-
-
-def spread(values: Sequence[float], pad: float = 0.06) -> tuple[float, float]:
-    """The span of values, a little wider."""
-    low, high = min(values), max(values)
-    room = (high - low) * pad or abs(high) * pad or 1.0
-    return low - room, high + room
-
-
-def flat(rows: Sequence[Sequence[float | None]]) -> list[float]:
-    return [value for value in chain.from_iterable(rows) if value is not None]

@@ -1,104 +1,97 @@
-"""The sides of a result in one list: reference, floors, candidates and peers, each under the same few names."""
+"""The systems of a result in one list, each with the same fields: reference, floors, candidates, peers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-Result = Mapping[str, Any]
+from edge_vla.bench.result import Agreement, ClosedLoop, Latency, Performance, Rate, Result
+
 Role = Literal["reference", "floor", "candidate", "peer"]
 
 REFERENCE: Final = "reference"
-BACK_TO_BACK: Final = "back to back"
-SLOTS: Final = 8  # colours that a style sheet has for sides
+COLOURS: Final = 8  # of the page's style sheet; 0 is the reference's
 
 
-@dataclass(frozen=True)
-class Side:
-    """`slot` is a colour; the reference has 0 and floors have None."""
+@dataclass(frozen=True, kw_only=True)
+class SystemResult:
+    """`colour` is a number of the style sheet's; floors have none."""
 
     name: str
     role: Role
-    slot: int | None
-    agreement: Result | None = None
-    latency: Mapping[str, Result] = field(default_factory=dict)
-    memory: Result | None = None
+    colour: int | None = None
+    agreement: Agreement | None = None
+    performance: Performance = field(default_factory=Performance)
     disk_bytes: int | None = None
-    closed_loop: Result | None = None
-    layer_errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    kernels: Mapping[str, str] = field(default_factory=dict)
+    closed_loop: ClosedLoop | None = None
+    rates: Mapping[str, Rate] | None = None  # of the first regime, by kind of task
 
     @property
-    def headline(self) -> Result | None:
-        """Latency back to back, else in whatever mode was measured first."""
-        return self.latency.get(BACK_TO_BACK) or next(iter(self.latency.values()), None)
+    def label(self) -> str:
+        return f"floor: {self.name}" if self.role == "floor" else self.name
+
+    @property
+    def latency(self) -> Latency | None:
+        """Back to back, else of the first mode that was measured."""
+        return self.performance.back_to_back or next(iter(self.performance.latency.values()), None)
+
+    @property
+    def peak_bytes(self) -> int | None:
+        return self.performance.memory.peak_bytes if self.performance.memory else None
 
 
-def sides(result: Result) -> list[Side]:
-    """The reference first, then floors, candidates, and peers that ran."""
-    measured = result.get("reference_measured") or {}
+def systems(result: Result) -> list[SystemResult]:
+    """The reference first, then floors, candidates, and the peers that were measured."""
+    reference = result.reference
     found = [
-        Side(
-            REFERENCE,
-            "reference",
-            0,
-            latency=measured.get("latency") or {},
-            memory=measured.get("memory"),
-            kernels=measured.get("kernels") or {},
+        SystemResult(
+            name=REFERENCE, role="reference", colour=0, performance=reference.performance, rates=reference.rates
         )
     ]
-    found += [Side(name, "floor", None, agreement=floor) for name, floor in result["floors"].items()]
-    candidates = result["candidates"]
-    for slot, candidate in enumerate(candidates, start=1):
+    found += [SystemResult(name=name, role="floor", agreement=floor) for name, floor in result.floors.items()]
+    for number, row in enumerate(result.candidates):
+        regimes = row.closed_loop.regimes if row.closed_loop else []
         found.append(
-            Side(
-                candidate["name"],
-                "candidate",
-                1 + (slot - 1) % (SLOTS - 1),
-                agreement=candidate.get("agreement"),
-                latency=candidate.get("latency") or {},
-                memory=candidate.get("memory"),
-                disk_bytes=candidate["artifact"]["disk_bytes"],
-                closed_loop=candidate.get("closed_loop"),
-                layer_errors=candidate["artifact"].get("layer_errors") or {},
-                kernels=candidate.get("kernels") or {},
+            SystemResult(
+                name=row.name,
+                role="candidate",
+                colour=_colour(number),
+                agreement=row.agreement,
+                performance=row.performance,
+                disk_bytes=row.artifact.disk_bytes,
+                closed_loop=row.closed_loop,
+                rates=regimes[0].candidate if regimes else None,
             )
         )
-    for slot, peer in enumerate((peer for peer in result["peers"] if peer["ran"]), start=len(candidates) + 1):
-        latency = peer.get("latency")
-        found.append(
-            Side(
-                peer["name"],
-                "peer",
-                1 + (slot - 1) % (SLOTS - 1),
-                agreement=peer.get("agreement"),
-                latency={latency["mode"]: latency} if latency else {},
-                memory=peer.get("memory"),
-                kernels=peer.get("kernels") or {},
+    for number, peer in enumerate(result.peers, len(result.candidates)):
+        if peer.agreement is not None or peer.performance.latency:
+            found.append(
+                SystemResult(
+                    name=peer.name,
+                    role="peer",
+                    colour=_colour(number),
+                    agreement=peer.agreement,
+                    performance=peer.performance,
+                )
             )
-        )
     return found
 
 
+def _colour(number: int) -> int:
+    return 1 + number % (COLOURS - 1)
+
+
+def compared(result: Result) -> list[tuple[SystemResult, Agreement]]:
+    """Systems with an agreement: floors first, so that a candidate is read beside them."""
+    return [(system, system.agreement) for system in systems(result) if system.agreement is not None]
+
+
+def timed(result: Result) -> list[tuple[SystemResult, Latency]]:
+    return [(system, system.latency) for system in systems(result) if system.latency is not None]
+
+
 def failures(result: Result) -> list[str]:
-    """Candidates that could not be measured to their end, and why."""
-    return [f"{row['name']} failed: {row['failed']}" for row in result["candidates"] if row.get("failed")]
-
-
-def judged(result: Result) -> list[Side]:
-    """Sides with an agreement: floors first, so that a candidate is read beside them."""
-    return [side for side in sides(result) if side.agreement]
-
-
-def timed(result: Result) -> list[Side]:
-    return [side for side in sides(result) if side.headline]
-
-
-def shown(side: Side) -> str:
-    """A floor is the reference itself, changed harmlessly: its name says so."""
-    return f"floor: {side.name}" if side.role == "floor" else side.name
-
-
-def dims(result: Result) -> list[str]:
-    return next((list(side.agreement["dims"]) for side in judged(result) if side.agreement), [])
+    """What could not be measured to the end, and why. A peer's reason stands in the table of peers."""
+    rows = [(REFERENCE, result.reference.failed), *((row.name, row.failed) for row in result.candidates)]
+    return [f"{name} failed: {why}" for name, why in rows if why is not None]

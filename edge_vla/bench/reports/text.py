@@ -1,9 +1,12 @@
-"""Numbers as words: one way to write a share, an interval, a time or a size, for every renderer."""
+"""Numbers in words: one way to write a share, an interval, a time or a size, for every report."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
+
+from edge_vla.bench.result import Interval
 
 ABSENT: Final = "–"
 
@@ -20,29 +23,27 @@ def share(value: float | None, digits: int = 1) -> str:
     return text
 
 
-def interval(value: Mapping[str, Any] | None, digits: int = 1) -> str:
+def interval(value: Interval | None, digits: int = 1) -> str:
     """`86.1% [84.9, 87.3]`."""
     if value is None:
         return ABSENT
-    low, high = (share(value[bound], digits).removesuffix("%") for bound in ("low", "high"))
-    return f"{share(value['mean'], digits)} [{low}, {high}]"
+    low, high = (share(bound, digits).removesuffix("%") for bound in (value.low, value.high))
+    return f"{share(value.mean, digits)} [{low}, {high}]"
 
 
-def points(value: Mapping[str, Any] | None) -> str:
-    """A difference of shares in percentage points, signed."""
-    if value is None:
-        return ABSENT
-    return f"{_signed(value['mean'])} pp [{_signed(value['low'])}, {_signed(value['high'])}]"
+def points(value: Interval) -> str:
+    """A difference of shares in percentage points, signed: `+1.2 pp [−0.3, +2.7]`."""
+    return f"{signed(value.mean)} pp [{signed(value.low)}, {signed(value.high)}]"
 
 
-def _signed(share: float) -> str:
-    """A true minus sign, and none before a zero."""
+def signed(share: float) -> str:
+    """A difference of shares in percent, with its sign; zero has none."""
     rounded = round(100 * share, 1)
     return minus(f"{rounded:+.1f}") if rounded else "0.0"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """`digits` significant ones, without an exponent where one can do without."""
+    """`digits` significant figures, without an exponent where possible."""
     if value is None:
         return ABSENT
     if value == 0 or (float(value).is_integer() and abs(value) < 1e6):
@@ -57,10 +58,8 @@ def minus(text: str) -> str:
     return "−" + text[1:] if text.startswith("-") else text
 
 
-def plain_interval(value: Mapping[str, Any] | None) -> str:
-    if value is None:
-        return ABSENT
-    return f"{number(value['mean'], 2)} [{number(value['low'], 2)}, {number(value['high'], 2)}]"
+def plain_interval(value: Interval) -> str:
+    return f"{number(value.mean, 2)} [{number(value.low, 2)}, {number(value.high, 2)}]"
 
 
 def milliseconds(value: float | None) -> str:
@@ -82,6 +81,10 @@ def size(value: float | None) -> str:
     return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
 
 
+def operations(value: float | None) -> str:
+    return ABSENT if value is None else f"{number(value / 1e9)} G"
+
+
 def of(part: int, whole: int) -> str:
     return f"{part} of {whole}"
 
@@ -91,21 +94,20 @@ def count(value: int, noun: str) -> str:
 
 
 def value_of(value: object) -> str:
-    """A gate's value or bound, a recipe's entry: whatever stands in the JSON."""
+    """Any value: an entry of a recipe, a declared bound, the state of a device."""
     if value is None:
         return ABSENT
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (int, float)):
         return number(value)
-    if isinstance(value, Mapping) and any(isinstance(entry, Mapping) for entry in value.values()):
-        return "; ".join(f"{key}: {value_of(entry)}" for key, entry in value.items())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{str(key).replace('_', ' ')} {value_of(entry)}" for key, entry in value.items())
+        nested = any(isinstance(entry, Mapping) for entry in value.values())
+        names = [str(key).replace("_", " ") + (": " if nested else " ") for key in value]
+        separator = "; " if nested else ", "
+        return separator.join(n + value_of(v) for n, v in zip(names, value.values(), strict=True)) or ABSENT
     if isinstance(value, (list, tuple)):
-        return ", ".join(value_of(entry) for entry in value) or ABSENT
+        return ", ".join(map(value_of, value)) or ABSENT
     return str(value)
-
-
-def recipe(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value_of(value)}" for key, value in values.items() if value is not None)

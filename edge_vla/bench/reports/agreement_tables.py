@@ -1,0 +1,134 @@
+"""How far each system is from the reference, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Final
+
+from edge_vla.bench.reports import text
+from edge_vla.bench.reports.systems import compared
+from edge_vla.bench.reports.table import Row, Table, table
+from edge_vla.bench.result import AgainstRecorded, Agreement, Flips, PhaseAgreement, Result
+
+Measure = Callable[[Agreement], str]
+
+
+def agreement(result: Result) -> Table | None:
+    """One row a measure, one column a system, floors first."""
+    found = compared(result)
+    columns: dict[str, Callable[[Measure], str]] = {
+        system.label: partial(_measured, figures) for system, figures in found
+    }
+    rows = [Row(name, measure) for name, measure in MEASURES.items()] if found else []
+    return table("Agreement with the reference", "measure", rows, columns)
+
+
+def _measured(figures: Agreement, measure: Measure) -> str:
+    return measure(figures)
+
+
+def flips_of(flips: Flips | None) -> str:
+    return text.ABSENT if flips is None else text.of(flips.flips, flips.positions)
+
+
+def _gripper_shift(figures: Agreement) -> str:
+    gripper = figures.gripper
+    if gripper.shift_mean_steps is None:
+        return text.ABSENT
+    return f"{text.number(gripper.shift_mean_steps, 2)}, {text.number(gripper.shift_max_steps)}"
+
+
+def _bins_apart(figures: Agreement) -> str:
+    overall = figures.bins_apart.overall
+    return ", ".join(map(text.number, (overall.mean, overall.p99, overall.max)))
+
+
+def _lowest_dimension(figures: Agreement) -> str:
+    lowest = figures.teacher_forced_lowest_holm
+    return f"{lowest.dimension}: {text.share(lowest.low)}"
+
+
+def _drift(window: int, figures: Agreement) -> str:
+    return text.number(next((drift.mean for drift in figures.drift if drift.window == window), None))
+
+
+MEASURES: Final[Mapping[str, Measure]] = {
+    "same token, given the reference's previous tokens": lambda a: text.interval(a.teacher_forced),
+    "lowest dimension, Holm-corrected lower bound": _lowest_dimension,
+    "same token, given its own previous tokens": lambda a: text.interval(a.free_running),
+    "all tokens of the action the same": lambda a: text.interval(a.exact_tokens),
+    "same action": lambda a: text.interval(a.exact_action),
+    "bins apart: mean, p99, max": _bins_apart,
+    "within 1 bin": lambda a: text.share(a.bins_apart.overall.within_1),
+    "within 2 bins": lambda a: text.share(a.bins_apart.overall.within_2),
+    "more than 8 bins apart": lambda a: text.share(a.bins_apart.overall.beyond_8),
+    "high-margin flips": lambda a: flips_of(a.margins.high_margin),
+    "near-tie flips": lambda a: flips_of(a.margins.near_tie),
+    "gripper opens where the reference closes, or the reverse": lambda a: text.interval(a.gripper.flips),
+    "gripper change shifted, steps: mean, max": _gripper_shift,
+    "gripper changes compared": lambda a: text.number(a.gripper.transitions),
+    "NRMSE of the action": lambda a: text.number(a.robot_units.nrmse),
+    "KL divergence from the reference, nats": lambda a: text.plain_interval(a.kl.overall),
+    "distance between expected actions, bins": lambda a: text.number(a.soft_action_l1.mean),
+    "probability outside the action ids": lambda a: text.number(a.outside_mass.candidate_mean),
+    "best id is no action token": lambda a: text.share(a.invalid.candidate),
+    "drift over 10 steps, share of the range": partial(_drift, 10),
+    "drift over 50 steps, share of the range": partial(_drift, 50),
+    "design effect of frames within episodes": lambda a: text.number(a.teacher_forced.deff, 2),
+}
+
+
+def by_dimension(result: Result) -> Table | None:
+    """Teacher-forced agreement of each dimension."""
+    found = compared(result)
+    dims = found[0][1].dims if found else []
+    rows = [Row(system.label, figures.teacher_forced_by_dimension, system.role) for system, figures in found]
+    columns = {name: (lambda shares, i=i: text.interval(shares[i])) for i, name in enumerate(dims)}
+    return table("Same token by dimension, given the reference's previous tokens", "system", rows, columns)
+
+
+def by_phase(result: Result) -> Table | None:
+    rows = [
+        Row(f"{system.label}, {name}", phase, system.role)
+        for system, figures in compared(result)
+        for name, phase in figures.by_phase.items()
+    ]
+    columns: dict[str, Callable[[PhaseAgreement], str]] = {
+        "frames": lambda phase: f"{phase.frames:,}",
+        "same token": lambda phase: text.interval(phase.teacher_forced),
+        "same action": lambda phase: text.interval(phase.exact_action),
+    }
+    return table("Agreement by phase of the task", "system, phase", rows, columns)
+
+
+def against_recorded(result: Result) -> Table | None:
+    """Against the recorded actions: a token that differs from the reference's may be harmless, or better."""
+    rows = [
+        Row(system.label, figures.against_recorded, system.role)
+        for system, figures in compared(result)
+        if figures.against_recorded is not None
+    ]
+    columns: dict[str, Callable[[AgainstRecorded], str]] = {
+        "this system": lambda one: text.interval(one.candidate.equal),
+        "reference": lambda one: text.interval(one.reference.equal),
+        "difference, paired": lambda one: text.points(one.equal_difference),
+    }
+    return table("Tokens equal to the recorded action's", "system", rows, columns)
+
+
+def by_margin(result: Result) -> Table | None:
+    """Flips by tenth of the reference's margins, one column a system."""
+    found = compared(result)
+    spans = found[0][1].margins.deciles if found else []
+    rows = [
+        Row(f"{i + 1}: {text.number(span.low, 2)} to {text.number(span.high, 2)}", i) for i, span in enumerate(spans)
+    ]
+    columns: dict[str, Callable[[int], str]] = {
+        system.label: partial(_decile, figures.margins.deciles) for system, figures in found
+    }
+    return table("Flips by the reference's margin", "decile: margins, logits", rows, columns)
+
+
+def _decile(deciles: list[Flips], i: int) -> str:
+    return flips_of(deciles[i]) if i < len(deciles) else text.ABSENT

@@ -1,0 +1,134 @@
+"""Time, memory and the limits of the machine, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Final
+
+from edge_vla.bench.reports import text
+from edge_vla.bench.reports.systems import systems, timed
+from edge_vla.bench.reports.table import Row, Table, table
+from edge_vla.bench.result import Latency, Memory, Result, Stage, StageProfile
+from edge_vla.device.limits import WHOLE, Limits, StageLimit
+
+PERCENTILES: Final = {"p50": "p50", "p90": "p90", "p95": "p95", "p99": "p99", "p99.9": "p999"}
+TOTAL: Final = "total"  # the whole action, as a policy names its time
+
+
+def latency(result: Result) -> Table | None:
+    """One row a system and mode. Where a percentile was refused, the reason stands in its place."""
+    rows = [
+        Row(f"{system.name}, {mode}", one)
+        for system, _ in timed(result)
+        for mode, one in system.performance.latency.items()
+    ]
+    columns: dict[str, Callable[[Latency], str]] = {
+        "queries": lambda one: f"{one.queries:,}",
+        **{title: partial(_percentile, name) for title, name in PERCENTILES.items()},
+        "max": lambda one: text.milliseconds(one.max_ms),
+        "CoV": lambda one: text.share(one.cov),
+        "rate": lambda one: text.hertz(one.hz),
+        "sustained": lambda one: text.hertz(one.sustained_hz),
+        "deadline missed": lambda one: (
+            text.ABSENT if one.deadline_misses is None else text.of(one.deadline_misses, one.queries)
+        ),
+        "ready after": lambda one: f"{one.cold.ready_s:.2f} s" if one.cold else text.ABSENT,
+        "first action": lambda one: text.milliseconds(one.cold.first_ms if one.cold else None),
+    }
+    return table("Latency of one action", "system, mode", rows, columns)
+
+
+def _percentile(name: str, one: Latency) -> str:
+    values = {"p50": one.p50_ms, "p90": one.p90_ms, "p95": one.p95_ms, "p99": one.p99_ms, "p999": one.p999_ms}
+    value = values[name]
+    if value is None:
+        return one.refused.get(name, text.ABSENT)
+    if name != "p50":
+        return text.milliseconds(value)
+    low, high = (text.milliseconds(bound).partition(" ")[0] for bound in one.p50_interval_ms)
+    return f"{text.milliseconds(value)} [{low}, {high}]"
+
+
+def stages(result: Result) -> Table | None:
+    rows = []
+    for system, one in timed(result):
+        rest = Stage(name="outside all stages", p50_ms=one.unattributed_ms, share=one.unattributed_ms / one.p50_ms)
+        rows += [Row(f"{system.name}, {stage.name}", stage) for stage in (*one.stages, rest)] if one.stages else []
+    columns: dict[str, Callable[[Stage], str]] = {
+        "p50": lambda stage: text.milliseconds(stage.p50_ms),
+        "share": lambda stage: text.share(stage.share),
+    }
+    return table("Time of one action by stage", "system, stage", rows, columns)
+
+
+def memory(result: Result) -> Table | None:
+    rows = [Row(one.name, one.performance.memory) for one in systems(result) if one.performance.memory is not None]
+    parts = dict.fromkeys(part for row in rows for part in row.figures.weights)
+    columns: dict[str, Callable[[Memory], str]] = {
+        **{f"weights: {part}": partial(_weights, part) for part in parts},
+        "peak while loading": lambda one: text.size(one.load_peak_bytes),
+        "loaded": lambda one: text.size(one.loaded_bytes),
+        "peak": lambda one: text.size(one.peak_bytes),
+        "peak PSS": lambda one: text.size(one.pss_peak_bytes),
+        "GPU peak of the process": lambda one: text.size(one.cuda.process_peak_bytes if one.cuda else None),
+        "GPU peak of torch": lambda one: text.size(one.cuda.allocated_peak_bytes if one.cuda else None),
+    }
+    return table("Memory of the system's own process", "system", rows, columns)
+
+
+def _weights(part: str, one: Memory) -> str:
+    return text.size(one.weights.get(part))
+
+
+def limits(limits: Limits | None) -> Table | None:
+    """What the machine's measured ceilings allow, stage by stage."""
+    columns: dict[str, Callable[[StageLimit], str]] = {
+        "bytes": lambda stage: text.size(stage.bytes),
+        "operations": lambda stage: text.operations(stage.operations),
+        "bytes alone": lambda stage: text.milliseconds(stage.bytes_ms),
+        "arithmetic alone": lambda stage: text.milliseconds(stage.operations_ms),
+        "limit": lambda stage: text.milliseconds(stage.limit_ms),
+        "measured": lambda stage: text.milliseconds(stage.measured_ms),
+        "limit ÷ measured": lambda stage: text.share(stage.share),
+    }
+    if limits is None:
+        return None
+    rows = [Row(stage.name, stage) for stage in limits.stages]
+    return table(f"Limits of this machine: {limits.model}", "stage", rows, columns)
+
+
+def ceilings(limits: Limits | None) -> str:
+    """One sentence: the machine's ceilings, and how they were measured."""
+    if limits is None:
+        return ""
+    found = limits.ceilings
+    rates = [f"{dtype} matrix products {text.number(rate / 1e9)} GFLOP/s" for dtype, rate in found.gemm_flops.items()]
+    rates.insert(0, f"memory {text.number(found.read_bytes_per_s / 1e9)} GB/s")
+    return f"Measured ceilings: {', '.join(rates)} ({found.how})."
+
+
+def stage_profiles(result: Result) -> Iterator[Table | None]:
+    """Of each candidate that was profiled: its stages in order, each beside its limit."""
+    for row in result.candidates:
+        if row.stage_profile is not None:
+            yield stage_profile(row.name, row.stage_profile)
+
+
+def stage_profile(name: str, profile: StageProfile) -> Table | None:
+    limits = {TOTAL if stage.name == WHOLE else stage.name: stage for stage in profile.limits.stages}
+    measured = profile.measured_ms
+
+    def limit(write: Callable[[StageLimit], str]) -> Callable[[str], str]:
+        return lambda stage: write(limits[stage]) if stage in limits else text.ABSENT
+
+    columns: dict[str, Callable[[str], str]] = {
+        "median": lambda stage: text.milliseconds(measured[stage]),
+        "of the action": lambda stage: text.share(measured[stage] / measured[TOTAL]),
+        "bytes": limit(lambda stage: text.size(stage.bytes)),
+        "operations": limit(lambda stage: text.operations(stage.operations)),
+        "limit": limit(lambda stage: text.milliseconds(stage.limit_ms)),
+        "limit ÷ measured": limit(lambda stage: text.share(stage.share)),
+    }
+    rows = [Row(stage, stage) for stage in measured]
+    return table(f"One action of {name}, stage by stage", "stage", rows, columns)
