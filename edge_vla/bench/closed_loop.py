@@ -1,7 +1,7 @@
-"""Does it still do the task? Paired episodes of a candidate and its reference, and the verdict on them.
+"""Does it still do the task? Paired episodes of a candidate and its reference, and the test on them.
 
-Both act from the same starts, so that what is compared is the difference on each start and not two rates. The margin
-and the number of episodes are fixed before the run. Knows rows of episodes; knows nothing of policies or worlds.
+Both act from the same starts, so the differences on each start are compared and not two rates. The margin and the
+number of episodes are fixed before the run. Knows rows of episodes; knows nothing of policies or environments.
 """
 
 from __future__ import annotations
@@ -9,122 +9,106 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final
 
-from edge_vla.bench.environments import CONTROL_HZ, KINDS, TABLES
-from edge_vla.bench.gates import LEAST_DISCORDANCE
+from edge_vla.bench.messages import System
+from edge_vla.bench.result import EpisodeRow, PairedOutcome, Pairs, Rate, Regime, Samples
 from edge_vla.bench.statistics import episodes_needed, mcnemar, non_inferiority, paired_difference, wilson
-from edge_vla.bench.systems import Contestant, Station
-from edge_vla.errors import EdgeVLAError, UsageError
+from edge_vla.bench.systems import WorkerProcess
+from edge_vla.errors import EdgeVLAError
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[EpisodeRow]
 
-BLOCK = 20  # episodes a call, for progress
-LOCK_STEP = "lock-step"
-LIVE = f"live {CONTROL_HZ:g} Hz"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What was declared before the run."""
-
-    table: str
-    episodes: int  # of each kind of task
-    margin: float = 0.03
-    live: bool = False
-
-    def __post_init__(self) -> None:
-        if self.table not in TABLES:
-            raise UsageError(f"--table {self.table}: choose one of {list(TABLES)}")
-        if self.episodes < 1 or not 0 < self.margin < 1:
-            raise UsageError(f"--episodes {self.episodes}, --margin {self.margin:g}: at least one, and between 0 and 1")
+BLOCK: Final = 20  # episodes a request, for progress
+LOCK_STEP: Final = "lock-step"
+MIN_DISCORDANCE: Final = 0.05  # share of episodes in which even two runs of one policy may differ
+ALL: Final = "all"
 
 
-def act_all(
-    sides: Mapping[str, Contestant],
-    trial: Trial,
+def run_all(
+    systems: Mapping[str, System],
+    environment: str,
+    kinds: Sequence[str],
+    episodes: int,
     frames: Path,
     delays_ms: Mapping[str, Sequence[float]] | None,
-    tell: Callable[[str], None],
-) -> dict[str, list[dict[str, Any]] | EdgeVLAError]:
-    """Every side's episodes, as many sides at a time as there are cores: nothing here is timed.
+    on_progress: Callable[[str], None],
+) -> dict[str, list[EpisodeRow] | EdgeVLAError]:
+    """Every system's episodes, kind by kind in the order of starts; what stopped a system, in its place.
 
-    A side that breaks is an error in its place.
+    As many systems run at a time as there are cores: nothing here is timed.
     """
 
-    def one(name: str) -> list[dict[str, Any]] | EdgeVLAError:
+    def run(name: str) -> list[EpisodeRow] | EdgeVLAError:
+        rows, delays = list[EpisodeRow](), None if delays_ms is None else delays_ms[name]
         try:
-            with Station(sides[name]) as station:
-                station.load(frames, 1)
-                return acted(station, trial, None if delays_ms is None else delays_ms[name], tell)
+            with WorkerProcess(systems[name]) as process:
+                process.load(frames, 1)
+                for kind in kinds:
+                    for first in range(0, episodes, BLOCK):
+                        rows += process.episodes(environment, kind, first, min(BLOCK, episodes - first), delays)
+                        on_progress(f"{name}: {len(rows)} of {len(kinds) * episodes} episodes")
         except EdgeVLAError as error:
-            tell(f"{name}: {error}")
+            on_progress(f"{name}: {error}")
             return error
+        return rows
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return dict(zip(sides, pool.map(one, sides), strict=True))
+        return dict(zip(systems, pool.map(run, systems), strict=True))
 
 
-def acted(
-    station: Station, trial: Trial, delays_ms: Sequence[float] | None, tell: Callable[[str], None]
-) -> list[dict[str, Any]]:
-    """All episodes of one side, task by task, in the order of seeds."""
-    rows: list[dict[str, Any]] = []
-    for kind in KINDS:
-        for first in range(0, trial.episodes, BLOCK):
-            count = min(BLOCK, trial.episodes - first)
-            delays = list(delays_ms) if delays_ms is not None else None
-            rows += station.episodes(trial.table, kind, first, count, delays)["rows"]
-            tell(f"{station.contestant.name}: {len(rows)} of {len(KINDS) * trial.episodes} episodes")
-    return rows
-
-
-def rates(rows: Rows) -> dict[str, Any]:
-    """Success by kind of task and over all, with Wilson's 95 % interval."""
-    return {kind: _rate([row for row in rows if kind in ("all", row["task"])]) for kind in (*KINDS, "all")}
-
-
-def verdict(reference: Rows, candidate: Rows, margin: float) -> dict[str, Any]:
+def regime(name: str, reference: Rows, candidate: Rows, margin: float, episodes: Samples) -> Regime:
     """The comparison of paired rows, pooled and by kind of task."""
-    whole = _paired(reference, candidate, margin)
     by_kind = {}
-    for kind in KINDS:
-        these = [index for index, row in enumerate(reference) if row["task"] == kind]
+    for kind in dict.fromkeys(row.task for row in reference):
+        these = [index for index, row in enumerate(reference) if row.task == kind]
         by_kind[kind] = _paired([reference[i] for i in these], [candidate[i] for i in these], margin)
-    return {"reference": rates(reference), "candidate": rates(candidate), **whole, "by_kind": by_kind}
+    return Regime(
+        name=name,
+        reference=rates(reference),
+        candidate=rates(candidate),
+        overall=_paired(reference, candidate, margin),
+        by_kind=by_kind,
+        episodes=episodes,
+    )
 
 
-def _paired(reference: Rows, candidate: Rows, margin: float) -> dict[str, Any]:
-    """`difference` is candidate minus reference; its ends are the 90 % interval that a one-sided 5 % test reads."""
-    done = [(bool(ours["success"]), bool(theirs["success"])) for ours, theirs in zip(reference, candidate, strict=True)]
-    counts = {
-        "both": done.count((True, True)),
-        "only_reference": done.count((True, False)),
-        "only_candidate": done.count((False, True)),
-        "neither": done.count((False, False)),
-    }
-    discordance = (counts["only_reference"] + counts["only_candidate"]) / len(done)
-    difference = paired_difference(**counts, level=0.90)
-    return {
-        "pairs": counts,
-        "difference": difference.to_json(),
-        "mcnemar_p": mcnemar(counts["only_reference"], counts["only_candidate"]),
-        "discordance": discordance,
-        "non_inferior": non_inferiority(difference, margin),
-        "episodes_needed": episodes_needed(max(discordance, LEAST_DISCORDANCE), margin),
-    }
+def rates(rows: Rows) -> dict[str, Rate]:
+    """Success by kind of task and over all, with Wilson's 95 % interval."""
+    kinds = dict.fromkeys(row.task for row in rows)
+    return {**{kind: _rate([row for row in rows if row.task == kind]) for kind in kinds}, ALL: _rate(rows)}
 
 
-def _rate(rows: Rows) -> dict[str, Any]:
-    done = [row for row in rows if row["success"]]
-    low, high = wilson(len(done), len(rows))
-    return {
-        "success": len(done),
-        "episodes": len(rows),
-        "low": low,
-        "high": high,
-        "wrong_object": sum(bool(row["wrong_object"]) for row in rows),
-        "steps_mean": sum(row["steps"] for row in done) / len(done) if done else None,
-    }
+def _paired(reference: Rows, candidate: Rows, margin: float) -> PairedOutcome:
+    """`difference` is candidate minus reference."""
+    outcomes = [(ours.success, theirs.success) for ours, theirs in zip(reference, candidate, strict=True)]
+    pairs = Pairs(
+        both=outcomes.count((True, True)),
+        only_reference=outcomes.count((True, False)),
+        only_candidate=outcomes.count((False, True)),
+        neither=outcomes.count((False, False)),
+    )
+    discordance = (pairs.only_reference + pairs.only_candidate) / len(outcomes)
+    difference = paired_difference(pairs.both, pairs.only_reference, pairs.only_candidate, pairs.neither, level=0.90)
+    return PairedOutcome(
+        pairs=pairs,
+        difference=difference,
+        mcnemar_p=mcnemar(pairs.only_reference, pairs.only_candidate),
+        discordance=discordance,
+        non_inferior=non_inferiority(difference, margin),
+        episodes_needed=episodes_needed(max(discordance, MIN_DISCORDANCE), margin),
+    )
+
+
+def _rate(rows: Rows) -> Rate:
+    successes = [row for row in rows if row.success]
+    low, high = wilson(len(successes), len(rows))
+    return Rate(
+        success=len(successes),
+        episodes=len(rows),
+        low=low,
+        high=high,
+        wrong_object=sum(row.wrong_object for row in rows),
+        steps_mean=sum(row.steps for row in successes) / len(successes) if successes else None,
+    )

@@ -95,7 +95,9 @@ def summary(
     return Latency(
         mode=mode,
         queries=len(times),
-        warm_up=warmed and WarmUp(queries=warmed.queries, seconds=warmed.seconds, stable=warmed.stable),
+        warm_up=None
+        if warmed is None
+        else WarmUp(queries=warmed.queries, seconds=warmed.seconds, stable=warmed.stable),
         p50_ms=p50,
         p90_ms=p90,
         p95_ms=p95,

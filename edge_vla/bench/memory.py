@@ -1,60 +1,59 @@
-"""How much memory a process and its children hold, watched from a process of its own (`watcher.py`).
-
-    python -m edge_vla.bench.memory --out RESULT.json      what watching costs the one who is watched
+"""How much memory a process and its children hold, watched from a process of its own (`memory_watcher.py`).
 
 Bytes throughout. Knows nothing of what the watched process does.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
-import mmap
-import os
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
-from itertools import chain
-from pathlib import Path
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Final, TypeVar
 
-from edge_vla.bench.memory_watcher import PERIOD_S, PROC
-from edge_vla.errors import BackendError, EdgeVLAError, UsageError
-from edge_vla.files import PACKAGE, write_whole
+from edge_vla import typed_json
+from edge_vla.bench.memory_watcher import PERIOD_S, Mark, Started, Watched
+from edge_vla.bench.result import CudaMemory, Memory, SystemMemory, WatcherCost
+from edge_vla.bench.systems import child_environment
+from edge_vla.device.memory import available_bytes
+from edge_vla.device.sensors import GpuMemoryPeaks
+from edge_vla.errors import BackendError
+
+Reply = TypeVar("Reply")
+
+LOADED: Final = "loaded"
+RUNNING: Final = "running"
 
 
-class Poller:
+class Watcher:
     """Watches `pid` from when the block is entered until `stop`, or the block's end, whichever is first."""
 
     def __init__(self, pid: int, period_s: float = PERIOD_S) -> None:
-        if not (PROC / "self" / "statm").exists():
+        """Raises BackendError if there is no such process, or no /proc to read."""
+        if available_bytes() is None:
             raise BackendError("memory is read from /proc, which this system lacks: measure on Linux")
-        root = str(PACKAGE.parent)
-        inherited = os.environ.get("PYTHONPATH")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "edge_vla.bench.memory_watcher", str(pid), "--period", str(period_s)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([root, inherited] if inherited else [root])},
+            env=child_environment(),
         )
-        self._result: dict[str, Any] | None = None
-        self._answer()  # it has taken its first sample
+        self._watched: Watched | None = None
+        self._reply(Started)  # it has taken its first sample
 
-    def mark(self, name: str) -> dict[str, Any]:
-        """Bytes now, and the peak since the mark before (or the start): call it when a phase is over."""
-        return self._ask(f"mark {name}")
+    def mark(self, name: str) -> Mark:
+        """Bytes now, and the peak since the mark before (or the start): call it at the end of a phase."""
+        return self._call(f"mark {name}", Mark)
 
-    def stop(self) -> dict[str, Any]:
-        """All that was seen. The same again when asked again."""
-        if self._result is None:
-            self._result = self._ask("stop")
+    def stop(self) -> Watched:
+        """Everything seen so far; the same when called again."""
+        if self._watched is None:
+            self._watched = self._call("stop", Watched)
             self.close()
-        return self._result
+        return self._watched
 
     def close(self) -> None:
         for stream in (self._process.stdin, self._process.stdout):
@@ -62,25 +61,25 @@ class Poller:
                 if stream:
                     stream.close()
         try:
-            self._process.wait(timeout=5)  # its input has ended, so it ends
+            self._process.wait(timeout=5)  # it ends when its input does
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
-    def __enter__(self) -> Poller:
+    def __enter__(self) -> Watcher:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _ask(self, words: str) -> dict[str, Any]:
+    def _call(self, line: str, expected: type[Reply]) -> Reply:
         assert self._process.stdin
         with contextlib.suppress(OSError, ValueError):
-            self._process.stdin.write(words + "\n")
+            self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
-        return self._answer()
+        return self._reply(expected)
 
-    def _answer(self) -> dict[str, Any]:
+    def _reply(self, expected: type[Reply]) -> Reply:
         assert self._process.stdout
         try:
             line = self._process.stdout.readline()
@@ -88,101 +87,40 @@ class Poller:
             line = ""
         if not line:
             self.close()
-            raise BackendError(f"the memory watcher stopped (exit {self._process.returncode})")
-        reply: dict[str, Any] = json.loads(line)
-        if "error" in reply:
-            self.close()
-            raise UsageError(reply["error"])
-        return reply
+            raise BackendError(f"the memory watcher stopped (exit {self._process.returncode}): is its process gone?")
+        return typed_json.from_json(expected, json.loads(line))
 
 
-def summary(
-    polled: Mapping[str, Any],
-    weights: Mapping[str, int],
-    cuda: Mapping[str, Any] | None = None,
-    loaded: str = "loaded",
-    steady: str = "steady",
-) -> dict[str, Any]:
-    """MEMORY of the result document. `cuda`: what the watched process says of its own torch allocator."""
-    marks = polled["marks"]
-    seen = {**(polled["cuda"] or {}), **(cuda or {})}
-    return {
-        "weights": dict(weights),
-        "load_peak_bytes": marks[loaded]["peak_bytes"] if loaded in marks else None,
-        "steady_bytes": marks[steady]["bytes"] if steady in marks else None,
-        "peak_bytes": max(polled["peak_bytes"], polled["kernel_peak_bytes"]),
-        "pss_peak_bytes": polled["pss_peak_bytes"],
-        "cuda": seen or None,
-        "system": dict(polled["system"]),
-        "samples": polled["samples"],
-        "period_ms": polled["period_ms"],
-        "series": polled["series"],
-        "watcher": dict(polled["watcher"]),
-    }
+def summary(watched: Watched, weights: Mapping[str, int], allocator: CudaMemory | None = None) -> Memory:
+    """What was watched as a Memory. `allocator`: the watched process's own peaks of torch's CUDA allocator."""
+    loaded, running = watched.marks.get(LOADED), watched.marks.get(RUNNING)
+    return Memory(
+        weights=dict(weights),
+        load_peak_bytes=None if loaded is None else loaded.peak_bytes,
+        loaded_bytes=None if running is None else running.bytes,
+        peak_bytes=max(watched.peak_bytes, watched.kernel_peak_bytes),
+        pss_peak_bytes=watched.pss_peak_bytes,
+        cuda=_cuda(allocator, watched.gpu),
+        system=SystemMemory(
+            total_bytes=watched.total_bytes,
+            available_at_start_bytes=watched.available_at_start_bytes,
+            available_drop_bytes=watched.available_drop_bytes,
+        ),
+        samples=watched.samples,
+        period_ms=watched.period_ms,
+        series=watched.series,
+        watcher=WatcherCost(cpu_share=watched.watcher_cpu_share, bytes=watched.watcher_bytes),
+    )
 
 
-def poller_cost(rounds: int = 8, queries: int = 20, ballast_mb: int = 256) -> dict[str, Any]:
-    """p50 of fixed work watched over p50 unwatched, in interleaved blocks; above 1, watching slows it.
-
-    `count` only computes; `allocate` faults in fresh pages, which contends for the lock that reading PSS takes.
-    """
-    from edge_vla.bench.latency import blocks, ratio
-
-    ballast = bytearray(os.urandom(1 << 20) * ballast_mb)
-    work: dict[str, Callable[[], object]] = {
-        "count": lambda: sum(range(200_000)),
-        "allocate": _fresh_pages,
-    }
-    times: dict[str, dict[str, list[list[float]]]] = {name: {"alone": [], "watched": []} for name in work}
-    shares = []
-    for side in blocks(["alone", "watched"], rounds):
-        poller = Poller(os.getpid()) if side == "watched" else None
-        time.sleep(0.2)
-        for name, once in work.items():
-            times[name][side].append([_seconds(once) for _ in range(queries)])
-        if poller:
-            shares.append(poller.stop()["watcher"]["cpu_share"])
-    return {
-        "rounds": rounds,
-        "queries": queries,
-        "resident_bytes": len(ballast),
-        "period_ms": PERIOD_S * 1e3,
-        "watcher_cpu_share": statistics.median(shares),
-        "slowdown": {name: ratio(sides["alone"], sides["watched"]) for name, sides in times.items()},
-        "p50_ms": {
-            name: {side: statistics.median(chain.from_iterable(runs)) * 1e3 for side, runs in both.items()}
-            for name, both in times.items()
-        },
-    }
-
-
-def _seconds(once: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    once()
-    return time.perf_counter() - started
-
-
-def _fresh_pages(size: int = 16 << 20) -> None:
-    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages:
-        for at in range(0, size, mmap.PAGESIZE):
-            pages[at] = 1
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m edge_vla.bench.memory", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=8)
-    given = parser.parse_args()
-    measured = poller_cost(given.rounds)
-    # Only now: this loads torch, which the watched work should not carry.
-    from edge_vla.bench.provenance import environment
-
-    result = {"version": 1, "kind": "watcher", "environment": environment(), **measured}
-    write_whole(given.out, json.dumps(result, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except EdgeVLAError as error:
-        sys.exit(f"error: {error}")
+def _cuda(allocator: CudaMemory | None, gpu: GpuMemoryPeaks | None) -> CudaMemory | None:
+    if gpu is None:
+        return allocator
+    own = allocator or CudaMemory()
+    return CudaMemory(
+        allocated_peak_bytes=own.allocated_peak_bytes,
+        reserved_peak_bytes=own.reserved_peak_bytes,
+        process_peak_bytes=gpu.process_peak_bytes,
+        device_peak_bytes=gpu.device_peak_bytes,
+        device_start_bytes=gpu.device_start_bytes,
+    )

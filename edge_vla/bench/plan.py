@@ -40,8 +40,16 @@ class ReferencePlan:
     def checkpoint(self) -> Checkpoint:
         return open_checkpoint(self.source, [Path(adapter) for adapter in self.adapters], self.merge_arithmetic)
 
-    def system(self, name: str = "reference", dtype: str = "bf16") -> System:
-        """The reference itself, as a system to measure."""
+    def system(
+        self,
+        name: str = "reference",
+        *,
+        dtype: str = "bf16",
+        peer: str | None = None,
+        python: str | None = None,
+        calibration: str | None = None,
+    ) -> System:
+        """The reference as a system to measure, run by this package or by a peer."""
         return System(
             name,
             self.source,
@@ -50,6 +58,9 @@ class ReferencePlan:
             dtype=dtype,
             device=self.device,
             unnorm_key=self.unnorm_key,
+            peer=peer,
+            python=python,
+            calibration=calibration,
         )
 
 

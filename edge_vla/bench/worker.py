@@ -177,7 +177,7 @@ class Worker:
             records = schedule.paced(self.query, indices, period_s)
         return messages.Timed(records, self.tokens, time.perf_counter() - started)
 
-    def respond(self, request: messages.Request) -> messages.Reply:
+    def respond(self, request: messages.Message) -> messages.Reply:
         match request:
             case messages.Predict(out, forced, floor):
                 self.predict(out, forced, floor)
@@ -214,7 +214,7 @@ def _cuda_peaks() -> messages.CudaPeaks:
     )
 
 
-def serve(lines: Iterable[str], write: Callable[[str], None]) -> None:
+def serve(lines: Iterable[str], write: Callable[[str], object]) -> None:
     """Reply to every request until the input ends. The first must be Load."""
     worker: Worker | None = None
     for line in lines:

@@ -2,7 +2,7 @@
 
 Each is a transformers LlamaForCausalLM, plain or quantised by another package, between this package's preprocessing,
 towers, projector and action tokens. A peer runs in a process of its own, with its own Python if it needs one; nothing
-here imports a peer's packages before `load`. Threads are torch's own number, the same for all sides.
+here imports a peer's packages before `load`. Torch's default number of threads is used, as by every system.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from edge_vla.bench.peers.policy import Peer
+    from edge_vla.bench.peers.policy import PeerPolicy
     from edge_vla.checkpoint import Arithmetic, Checkpoint
 
 __all__ = ["PEERS", "Engine", "load", "versions"]
@@ -28,17 +28,17 @@ __all__ = ["PEERS", "Engine", "load", "versions"]
 
 @dataclass(frozen=True)
 class Engine:
-    """`what` is run and why so, in a sentence; `decoder` makes its LlamaForCausalLM, from calibration frames or not."""
+    """`decoder` makes its LlamaForCausalLM, with or without a folder of calibration frames."""
 
-    what: str
+    description: str
     decoder: Callable[[Checkpoint, torch.dtype, torch.device, Path | None], nn.Module]
     calibrates: bool = False
 
     def described(self, calibration: Path | None) -> str:
-        """`what`, and on what it was calibrated."""
+        """The description, with what it was calibrated on."""
         if not self.calibrates:
-            return self.what
-        return f"{self.what}; calibrated on {'synthetic images' if calibration is None else calibration.name}"
+            return self.description
+        return f"{self.description}; calibrated on {'synthetic images' if calibration is None else calibration.name}"
 
 
 def load(
@@ -49,16 +49,16 @@ def load(
     device: str = "auto",
     dtype: str = "bf16",
     calibration: Path | None = None,
-) -> Peer:
+) -> PeerPolicy:
     """A peer by its name in `PEERS`, on a checkpoint. `calibration` is a folder of frames for those that calibrate.
 
-    Raises UsageError for an unknown name, BackendError with the command that helps for a package that is not there.
+    Raises UsageError for an unknown name, BackendError with the command that installs a missing package.
     """
     if name not in PEERS:
-        raise UsageError(f"--peer {name}: choose among {list(PEERS)}")
+        raise UsageError(f"--peer {name}: choose one of {list(PEERS)}")
     import torch
 
-    from edge_vla.bench.peers.policy import Peer
+    from edge_vla.bench.peers.policy import PeerPolicy
     from edge_vla.checkpoint import open_checkpoint
     from edge_vla.runtime.load import DTYPES
 
@@ -67,7 +67,7 @@ def load(
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     checkpoint = open_checkpoint(source, adapters, merge_arithmetic)
     llama = PEERS[name].decoder(checkpoint, DTYPES[dtype], place, calibration)
-    return Peer(checkpoint, llama, name, DTYPES[dtype], place)
+    return PeerPolicy(checkpoint, llama, name, DTYPES[dtype], place)
 
 
 def _plain(
@@ -95,17 +95,17 @@ def _gptqmodel(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device,
 
 PEERS: Final[Mapping[str, Engine]] = {
     "hf-bf16": Engine(
-        "transformers' Llama in bfloat16, eager attention, growing cache: the structure that OpenVLA shipped with. "
-        "The greedy loop is bare, which spares it the overhead of `generate`",
+        "transformers' Llama in bfloat16, eager attention, growing KV cache: the structure that OpenVLA shipped with. "
+        "A bare greedy loop spares it the overhead of `generate`",
         partial(_plain, "eager"),
     ),
     "hf-sdpa": Engine(
-        "the same with torch's fused attention, what most users run: at least as fast as eager, the same products",
+        "the same with torch's fused attention, as most users run it: the same GEMMs, at least as fast",
         partial(_plain, "sdpa"),
     ),
     "bnb-nf4": Engine(
         "hf-sdpa with the decoder's matrices as bitsandbytes NF4, computed in bfloat16 without double quantisation: "
-        "as OpenVLA's fine-tuning script asks for 4 bits (its `load_in_4bit` gives FP4 in float32, slower and coarser)",
+        "as in OpenVLA's fine-tuning script (its `load_in_4bit` gives FP4 in float32, slower and coarser)",
         partial(_bitsandbytes, 4),
     ),
     "bnb-int8": Engine(
@@ -114,8 +114,7 @@ PEERS: Final[Mapping[str, Engine]] = {
         partial(_bitsandbytes, 8),
     ),
     "gptqmodel": Engine(
-        "hf-sdpa with the decoder's matrices as gptqmodel's GPTQ, 4 bits in groups of 128, run by the kernel that it "
-        "picks",
+        "hf-sdpa with the decoder's matrices as gptqmodel's GPTQ, 4 bits in groups of 128, on the kernel it selects",
         _gptqmodel,
         calibrates=True,
     ),

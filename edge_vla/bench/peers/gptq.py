@@ -1,10 +1,11 @@
 """The decoder as gptqmodel quantises and runs it: GPTQ, 4 bits, its own choice of kernel.
 
 gptqmodel calibrates from token ids, and most rows of an OpenVLA prefill are image embeddings. So each row of the
-calibration frames' images gets an id of its own behind the vocabulary, in a decoder written for the purpose: the layers
-see the inputs that they will see, and gptqmodel runs unchanged. Afterwards the table and the head are the checkpoint's.
+calibration frames' images gets an id of its own behind the vocabulary, in a decoder written for that purpose: the
+layers see the inputs that they will see later, and gptqmodel runs unchanged. Afterwards embeddings and head are the
+checkpoint's again.
 
-It wants an environment of its own, because it asks for an older numpy: `pip install torch==2.13.0 gptqmodel==7.6.0`.
+It needs an environment of its own, because it needs an older numpy: `pip install torch==2.13.0 gptqmodel==7.6.0`.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from edge_vla.bench.peers.llama import llama
-from edge_vla.bench.peers.packages import needed
-from edge_vla.bench.peers.policy import Peer
+from edge_vla.bench.peers.packages import required
+from edge_vla.bench.peers.policy import PeerPolicy
 from edge_vla.checkpoint import Checkpoint
 from edge_vla.data import read_frames, synthetic_image
 from edge_vla.errors import UsageError
 
 BITS: Final = 4
-GROUPS: Final = (128, 64, 32)  # the first that divides every matrix's inputs; 128 is gptqmodel's default
+GROUPS: Final = (128, 64, 32)  # the first that divides every matrix's in_features; 128 is gptqmodel's default
 FRAMES: Final = 128
 INSTRUCTION: Final = "pick up the object"
 
@@ -37,9 +38,9 @@ def gptq(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, calib
 
     Writes a 16-bit and a quantised decoder to the temporary directory while it works.
     """
-    # gptqmodel 7 asks for two workers of a pool that has one on a small machine, and stops.
+    # gptqmodel 7 needs two workers of a pool that has one on a small machine, and fails there.
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
-    gptqmodel = needed("gptqmodel")
+    gptqmodel = required("gptqmodel")
     with tempfile.TemporaryDirectory(prefix="edge-vla-gptq-") as scratch:
         plain, packed = Path(scratch) / "plain", Path(scratch) / "packed"
         ids = _write_plain(checkpoint, device, calibration, plain)
@@ -60,17 +61,17 @@ def gptq(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, calib
 def _write_plain(checkpoint: Checkpoint, device: torch.device, calibration: Path | None, out: Path) -> list[Tensor]:
     """Write the bfloat16 decoder with the frames' image rows behind its vocabulary. Returns ids (1, rows) by frame."""
     decoder: Any = llama(checkpoint, torch.bfloat16, device)
-    peer = Peer(checkpoint, decoder, "plain", torch.bfloat16, device)
+    peer = PeerPolicy(checkpoint, decoder, "plain", torch.bfloat16, device)
     images, ids = list[Tensor](), list[Tensor]()
     free = checkpoint.config.spec.decoder.vocab_rows
     for image, instruction, key in _frames(checkpoint, calibration):
-        answer = peer.act(image, instruction, key).tokens
-        images.append(peer.see(image)[0].cpu())
-        prompt, seen = peer.prompter(instruction), range(free, free + len(images[-1]))
-        ids.append(torch.tensor([[prompt[0], *seen, *prompt[1:], *answer[:-1]]]))
-        free += len(seen)
+        tokens = peer.act(image, instruction, key).tokens
+        images.append(peer.embed_image(image)[0].cpu())
+        prompt, image_ids = peer.prompter(instruction), range(free, free + len(images[-1]))
+        ids.append(torch.tensor([[prompt[0], *image_ids, *prompt[1:], *tokens[:-1]]]))
+        free += len(image_ids)
     rows = torch.cat(images)
-    # The head never scores an image row: its rows there are zeros, and cut off again afterwards.
+    # The head never scores an image row: its rows there are zeros, cut off again afterwards.
     for module, behind in ((decoder.model.embed_tokens, rows), (decoder.lm_head, torch.zeros_like(rows))):
         module.weight = nn.Parameter(torch.cat([module.weight.cpu(), behind]), requires_grad=False)
     decoder.config.vocab_size = free
@@ -93,10 +94,8 @@ def _frames(checkpoint: Checkpoint, calibration: Path | None) -> Sequence[tuple[
 
 
 def _group(checkpoint: Checkpoint) -> int:
-    inputs = [inner for _, inner in checkpoint.config.spec.decoder.linears().values()]
+    widths = {in_features for _, in_features in checkpoint.config.spec.decoder.linears().values()}
     for group in GROUPS:
-        if all(inner % group == 0 for inner in inputs):
+        if all(width % group == 0 for width in widths):
             return group
-    raise UsageError(
-        f"gptqmodel needs a group of {GROUPS} that divides every matrix's inputs, got {sorted(set(inputs))}"
-    )
+    raise UsageError(f"gptqmodel needs in_features that {GROUPS[-1]} divides, got {sorted(widths)}")

@@ -1,7 +1,6 @@
 """A checkpoint's decoder as transformers' own LlamaForCausalLM, each weight streamed into an empty model.
 
-Knows modules and weights; `linear` says what becomes of the decoder layers' matrices. Peak memory is the finished
-model and one tensor.
+`linear` makes what replaces the decoder layers' matrices. Peak memory is the finished model and one tensor.
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edge_vla.bench.peers.packages import needed
+from edge_vla.bench.peers.packages import required
 from edge_vla.checkpoint import Checkpoint
 from edge_vla.checkpoint.keys import DECODER_PREFIX
 from edge_vla.spec import DecoderSpec
 
 PREFIX = DECODER_PREFIX.removesuffix("model.")
 
-# (out features, in features) on the CPU -> the layer that takes its place, on the device.
+# (out_features, in_features) on the CPU -> the layer that takes its place, on the device.
 Linear = Callable[[Tensor, torch.device], nn.Module]
 
 
@@ -31,7 +30,7 @@ def llama(
     linear: Linear | None = None,
 ) -> nn.Module:
     """LlamaForCausalLM in `dtype` with the checkpoint's weights, adapters merged. `attention` is eager or sdpa."""
-    transformers = needed("transformers")
+    transformers = required("transformers")
     spec = checkpoint.config.spec.decoder
     config = llama_config(spec, attention)
     linears = tuple(f".{name}.weight" for name in spec.linears())
@@ -44,7 +43,7 @@ def llama(
         else:
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, nn.Parameter(weight.to(device), requires_grad=False))
-    # Its frequencies are computed, not stored: on the meta device they were not.
+    # Its frequencies are computed, not stored, and on the meta device they were not computed.
     rotary = type(model.get_submodule("model.rotary_emb"))(config)
     model.set_submodule("model.rotary_emb", rotary.to(device))
     return model.eval().requires_grad_(False)
@@ -52,7 +51,7 @@ def llama(
 
 def llama_config(spec: DecoderSpec, attention: str) -> Any:
     """`spec` as a transformers LlamaConfig."""
-    return needed("transformers").LlamaConfig(
+    return required("transformers").LlamaConfig(
         vocab_size=spec.vocab_rows,
         hidden_size=spec.width,
         intermediate_size=spec.mlp_width,

@@ -1,4 +1,4 @@
-"""Packages that a peer needs, imported when it is loaded and not before; what to do where one is missing or too old."""
+"""Packages that a peer needs, imported only when it is loaded, and the command that installs one that is missing."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Final
 
 from edge_vla.errors import BackendError
 
-# Oldest versions tried, and what to ask pip for: gptqmodel 7.7 wants a torch that brings gigabytes of CUDA libraries.
+# Oldest versions tried, and requirements for pip: gptqmodel 7.7 needs a torch with gigabytes of CUDA libraries.
 OLDEST: Final[Mapping[str, str]] = {"transformers": "5.0", "bitsandbytes": "0.50", "gptqmodel": "7.6"}
-ASK: Final[Mapping[str, str]] = {"gptqmodel": "gptqmodel>=7.6,<7.7"}
-SHOWN: Final = ("torch", "transformers", "bitsandbytes", "gptqmodel", "accelerate", "numpy", "tokenizers")
+REQUIREMENTS: Final[Mapping[str, str]] = {"gptqmodel": "gptqmodel>=7.6,<7.7"}
+REPORTED: Final = ("torch", "transformers", "bitsandbytes", "gptqmodel", "accelerate", "numpy", "tokenizers")
 
 
-def needed(package: str) -> ModuleType:
-    """The imported package. BackendError, with the command that helps, where it is absent, too old or broken."""
-    requirement = ASK.get(package, f"{package}>={OLDEST[package]}")
+def required(package: str) -> ModuleType:
+    """The imported package. Raises BackendError, with the remedy, where it is absent, too old or broken."""
+    requirement = REQUIREMENTS.get(package, f"{package}>={OLDEST[package]}")
     command = f"pip install '{requirement}'"
     installed = _version(package)
     if installed is None:
@@ -28,7 +28,7 @@ def needed(package: str) -> ModuleType:
         raise BackendError(f"this peer needs {package} {OLDEST[package]} or later, got {installed}: {command}")
     try:
         return importlib.import_module(package)
-    except Exception as error:  # a package that does not fit its neighbours raises anything
+    except (ImportError, RuntimeError, OSError, AttributeError, NameError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise BackendError(
             f"{package} {installed} is installed but does not import ({reason}): see pip check"
@@ -37,7 +37,7 @@ def needed(package: str) -> ModuleType:
 
 def versions() -> dict[str, str]:
     """Installed versions of the packages that a peer's figures depend on, by name."""
-    found = {package: _version(package) for package in SHOWN}
+    found = {package: _version(package) for package in REPORTED}
     return {package: version for package, version in found.items() if version is not None}
 
 

@@ -1,4 +1,4 @@
-"""A peer: somebody else's decoder between this package's image preprocessing, towers, projector and action tokens.
+"""A peer: another engine's decoder between this package's image preprocessing, towers, projector and action tokens.
 
 Only the decoder differs, so a difference in time or tokens is the decoder's. Decoding is upstream's: a prefill from
 embeddings, then one pass a token through the Python model, over the whole vocabulary, stopping at end-of-sequence.
@@ -28,8 +28,8 @@ from edge_vla.runtime.vision.towers import torch_vision
 Picture = Image.Image | NDArray[Any]
 
 
-class Peer:
-    """The face of `edge_vla.runtime.Policy` that benchmarks need, around a transformers LlamaForCausalLM."""
+class PeerPolicy:
+    """What the bench needs of `edge_vla.runtime.Policy`, around a transformers LlamaForCausalLM."""
 
     def __init__(
         self, checkpoint: Checkpoint, llama: nn.Module, name: str, dtype: torch.dtype, device: torch.device
@@ -55,12 +55,12 @@ class Peer:
         pixels = preprocess(as_rgb(image), self.config.image)
         watch.mark("preprocess")
         with torch.inference_mode():
-            seen = self.vision(torch.from_numpy(pixels)[None])
+            image_rows = self.vision(torch.from_numpy(pixels)[None])
             watch.mark("vision")
-            answer, logits = self._greedy(prompt, seen, statistics.dims, watch.mark)
+            decoded, logits = self._greedy(prompt, image_rows, statistics.dims, watch.mark)
             watch.mark("decode")
-        # After an early stop upstream takes the last ids of prompt and answer together.
-        tokens = tuple([*prompt, *answer][-statistics.dims :])
+        # After an early stop upstream takes the last ids of prompt and decoded tokens together.
+        tokens = tuple([*prompt, *decoded][-statistics.dims :])
         values = statistics.unnormalise(self.tokens.decode(tokens))
         watch.mark("detokenise")
         timing = watch.stop()
@@ -68,7 +68,7 @@ class Peer:
             values=values,
             tokens=tokens,
             unnorm_key=key,
-            margins=_leads(logits),
+            margins=_margins(logits),
             clipped=tuple(not self.tokens.is_action(token) for token in tokens),
             kernels=self.kernels,
             timing_ms=timing,
@@ -78,18 +78,18 @@ class Peer:
         """Hidden states (dims, width) before each of `tokens`, the earlier ones given: one pass over all rows."""
         prompt = self.prompter(instruction)
         with torch.inference_mode():
-            rows = self.sequence(prompt, self.see(image))
+            rows = self.sequence(prompt, self.embed_image(image))
             if len(tokens) > 1:
                 rows = torch.cat([rows, self._embed(tokens[:-1])], dim=1)
             decoder = self.llama.get_submodule("model")
             hidden: Tensor = decoder(inputs_embeds=rows, use_cache=False).last_hidden_state[0, -len(tokens) :]
         return hidden
 
-    def see(self, image: Picture) -> Tensor:
+    def embed_image(self, image: Picture) -> Tensor:
         """Image embeddings (1, patches, width)."""
         with torch.inference_mode():
-            seen: Tensor = self.vision(torch.from_numpy(preprocess(as_rgb(image), self.config.image))[None])
-        return seen
+            rows: Tensor = self.vision(torch.from_numpy(preprocess(as_rgb(image), self.config.image))[None])
+        return rows
 
     def action_logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., width) -> logits of the action ids (..., bins) float32, lowest id first."""
@@ -111,10 +111,10 @@ class Peer:
         return {"vision": vision, "decoder": decoder, "head": head.nbytes, "embeddings": table.nbytes}
 
     def _greedy(
-        self, prompt: tuple[int, ...], seen: Tensor, dims: int, mark: Callable[[str], None]
+        self, prompt: tuple[int, ...], image_rows: Tensor, dims: int, mark: Callable[[str], None]
     ) -> tuple[list[int], list[Tensor]]:
         """At most `dims` ids and the logits (vocabulary,) that each was the best of."""
-        out: Any = self.llama(inputs_embeds=self.sequence(prompt, seen), use_cache=True, logits_to_keep=1)
+        out: Any = self.llama(inputs_embeds=self.sequence(prompt, image_rows), use_cache=True, logits_to_keep=1)
         mark("prefill")
         ids, logits = list[int](), list[Tensor]()
         while True:
@@ -125,10 +125,10 @@ class Peer:
                 return ids, logits
             out = self.llama(input_ids=best.view(1, 1), past_key_values=out.past_key_values, use_cache=True)
 
-    def sequence(self, prompt: tuple[int, ...], seen: Tensor) -> Tensor:
+    def sequence(self, prompt: tuple[int, ...], image_rows: Tensor) -> Tensor:
         """Embeddings (1, rows, width) in reading order: the first token, the image, the rest of the prompt."""
         text = self._embed(prompt)
-        return torch.cat([text[:, :1], seen.to(text.dtype), text[:, 1:]], dim=1)
+        return torch.cat([text[:, :1], image_rows.to(text.dtype), text[:, 1:]], dim=1)
 
     def _embed(self, ids: Sequence[int]) -> Tensor:
         rows: Tensor = self._embeddings()(torch.tensor([list(ids)], device=self.device))
@@ -145,17 +145,17 @@ class Peer:
         return weight
 
 
-def _leads(logits: Sequence[Tensor]) -> tuple[float, ...]:
-    """How far the best logit of each row led the second."""
+def _margins(logits: Sequence[Tensor]) -> tuple[float, ...]:
+    """Top-1 minus top-2 logit of each row."""
     top = [row.float().topk(2).values for row in logits]
-    leads = tuple(float(pair[0] - pair[1]) for pair in top)
-    if not all(map(math.isfinite, leads)):
+    margins = tuple(float(pair[0] - pair[1]) for pair in top)
+    if not all(map(math.isfinite, margins)):
         raise NumericError("the peer's network produced a non-finite number: no action")
-    return leads
+    return margins
 
 
 def _held_bytes(module: Any) -> int:
-    """Bytes of a module's own tensors, without its children's: also those that bitsandbytes keeps beside a weight."""
+    """Bytes of a module's own tensors, without its children's, and those that bitsandbytes keeps beside a weight."""
     state, scales = getattr(getattr(module, "weight", None), "quant_state", None), getattr(module, "state", None)
     beside = [getattr(state, "absmax", None), getattr(state, "code", None)]
     beside += [getattr(module.weight, "SCB", None), getattr(scales, "SCB", None)] if scales is not None else []

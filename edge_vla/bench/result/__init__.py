@@ -27,6 +27,7 @@ from edge_vla.bench.result.agreement import (
     WorstFrame,
 )
 from edge_vla.bench.result.closed_loop import ClosedLoop, EpisodeRow, PairedOutcome, Pairs, Rate, Regime
+from edge_vla.bench.result.interval import Interval
 from edge_vla.bench.result.performance import (
     BACK_TO_BACK,
     ColdStart,
@@ -86,6 +87,7 @@ __all__ = [
     "FrameSet",
     "Gate",
     "Gripper",
+    "Interval",
     "InvalidTokens",
     "Latency",
     "LowestDimension",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge_vla.bench.statistics import Interval
+from edge_vla.bench.result.interval import Interval
 
 Count = int
 Share = float

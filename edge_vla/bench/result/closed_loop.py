@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from edge_vla.bench.result.performance import Samples
-from edge_vla.bench.statistics import Interval
+from edge_vla.bench.result.interval import Interval
 
 Count = int
 Share = float
