@@ -1,34 +1,67 @@
-"""Options that several commands share, or that take more words than a line. Knows types and help; imports no room."""
+"""Options that several commands share, and the old names of options that were renamed.
+
+Knows types and help texts. Imports nothing that loads torch.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final, TypeVar
 
 import typer
 
+from edge_vla.errors import UsageError
+
+Value = TypeVar("Value", bound=str)
+
+ARITHMETICS: Final = ("fp32", "upstream")
+
 Adapters = Annotated[
     list[Path] | None,
-    typer.Option("--adapter", help="A peft adapter directory, merged in; repeat to merge several in order."),
+    typer.Option("--adapter", help="A peft adapter directory to merge; repeat to merge several in order."),
 ]
 MergeArithmetic = Annotated[
     str,
-    typer.Option(help="fp32: add in float32, round once. upstream: as OpenVLA's script merged, bit for bit."),
+    typer.Option(help="fp32: add in float32, round once. upstream: bit for bit as OpenVLA's merge script."),
 ]
-UnnormKey = Annotated[str | None, typer.Option(help="Whose statistics turn tokens into robot units.")]
-Vision = Annotated[str, typer.Option(help="auto, native, torch or onnx.")]
+UnnormKey = Annotated[str | None, typer.Option(help="Data set whose statistics turn tokens into robot units.")]
+Vision = Annotated[str, typer.Option(help="Vision backend: auto, native, torch or onnx.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Kernel = Annotated[str, typer.Option(help="auto, or by name, which then runs or raises: docs/cpu.md, docs/gpu.md.")]
-Floors = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Harmless changes of the reference, repeat: rounding shaken (default), float32, math attention, "
-        "batch of 8, run again."
-    ),
-]
-Peers = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="hf-bf16, hf-sdpa, bnb-nf4, bnb-int8 or gptqmodel, or NAME=PYTHON of its own environment; repeat."
-    ),
-]
+Kernel = Annotated[str, typer.Option(help="Kernel: auto, or a name, which runs or raises (docs/cpu.md, docs/gpu.md).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+# (command, old option) -> new option; and the old values of options that kept their name. They go in version 0.3.
+RENAMED: Final[Mapping[tuple[str, str], str]] = {
+    ("bench", "--table"): "--env",
+    ("bench", "--waterfall"): "--stage-profile",
+}
+RENAMED_VALUES: Final[Mapping[tuple[str, str, str], str]] = {
+    ("bench", "--floor", "rounding shaken"): "rounding noise",
+    ("bench", "--profile", "few"): "brief",
+}
+
+
+def modernise(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Arguments with today's names in place of old ones, and a notice for each name that was replaced."""
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    current, notices = list[str](), list[str]()
+    for word in arguments:
+        option, equals, value = word.partition("=")
+        renamed = RENAMED.get((command, option), option)
+        if renamed != option:
+            notices.append(f"{option} is now {renamed}; the old name goes in the next version")
+        before = renamed if equals else (current[-1] if current else "")
+        text = value if equals else renamed
+        new = RENAMED_VALUES.get((command, before, text), text)
+        if new != text:
+            notices.append(f"{before} {text!r} is now {new!r}; the old name goes in the next version")
+        current.append(f"{renamed}={new}" if equals else new)
+    return current, list(dict.fromkeys(notices))
+
+
+def choice(option: str, value: Value, allowed: Sequence[str]) -> Value:
+    """The value, or UsageError that lists what is allowed."""
+    if value not in allowed:
+        raise UsageError(f"{option} {value}: choose one of {', '.join(allowed)}")
+    return value

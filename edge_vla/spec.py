@@ -170,6 +170,8 @@ OPENVLA_7B: Final = PolicySpec(
     action=ActionSpec(bins=256, end=32000),
 )
 
+OPENVLA_DIMS: Final = 7  # x, y, z, roll, pitch, yaw, gripper
+
 TINY: Final = PolicySpec(
     towers=(
         TowerSpec(_DINO.name, 28, 14, 16, 3, 2, 64, True, 4, True, False),

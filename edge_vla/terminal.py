@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from rich.console import Console
@@ -75,3 +77,10 @@ def show_warning(
 
 def say(kind: str, colour: str, text: str) -> None:
     err.print(Text.assemble((kind, colour), f": {text}"))
+
+
+@contextmanager
+def export_progress() -> Iterator[Bar]:
+    bar = Bar()
+    with bar.bar:
+        yield bar

@@ -1,0 +1,135 @@
+"""`edge-vla bench` and `edge-vla compare`: is an artifact still the same policy, how fast is it, what changed?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal, cast
+
+import typer
+
+from edge_vla.errors import UsageError
+from edge_vla.options import ARITHMETICS, Adapters, Device, Kernel, MergeArithmetic, UnnormKey, Vision, choice
+from edge_vla.terminal import err
+
+if TYPE_CHECKING:
+    from edge_vla.bench.plan import Plan, ReferencePlan
+
+ENVIRONMENTS: Final[Mapping[str, str]] = {
+    "demo:1": "edge_vla.demo.environments:world1",
+    "demo:2": "edge_vla.demo.environments:world2",
+}
+
+Artifacts = Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="The artifacts to measure.")]
+ReferenceSource = Annotated[str, typer.Option("--reference", help="The checkpoint that they were made from.")]
+Out = Annotated[Path, typer.Option("--out", help="Directory for the result and its reports.")]
+Frames = Annotated[Path | None, typer.Option(help="Frames (images and frames.jsonl); synthetic by default.")]
+Limit = Annotated[int | None, typer.Option(help="Use only the first N frames.", min=1)]
+Floor = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Harmless changes of the reference to compare with; repeat: rounding noise (default), float32, "
+        "math attention, batch of 8, run again."
+    ),
+]
+Profile = Annotated[str, typer.Option(help="How many queries are timed: none, brief, quick, default, publish.")]
+Pace = Annotated[list[float] | None, typer.Option(help="Also time at this rate in Hz; repeat for more.")]
+PeerNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--peer",
+        help="hf-bf16, hf-sdpa, bnb-nf4, bnb-int8 or gptqmodel, or NAME=PYTHON of its own environment; repeat.",
+    ),
+]
+PeerFrames = Annotated[Path | None, typer.Option(help="Frames for peers that calibrate; not the measured ones.")]
+Env = Annotated[
+    str | None, typer.Option("--env", help="Closed-loop environment: demo:1, demo:2 or package.module:attribute.")
+]
+Episodes = Annotated[int, typer.Option(help="Closed-loop episodes of each kind of task.", min=1)]
+Margin = Annotated[float, typer.Option(help="Non-inferiority margin, a share of episodes, declared beforehand.")]
+Live = Annotated[bool, typer.Option("--live", help="Also run the environment in real time while a policy computes.")]
+StageProfile = Annotated[
+    bool, typer.Option("--stage-profile", help="Also where one action's time goes, stage by stage, against its limit.")
+]
+ModelName = Annotated[str | None, typer.Option(help="What the tables call the policy.")]
+WithAgreement = Annotated[bool, typer.Option(help="Compare tokens; without, measure speed and memory alone.")]
+TimeReference = Annotated[bool, typer.Option(help="Time the reference too; it may not fit in memory.")]
+
+
+def bench(
+    artifacts: Artifacts,
+    reference: ReferenceSource,
+    out_dir: Out,
+    frames: Frames = None,
+    limit: Limit = None,
+    floor: Floor = None,
+    profile: Profile = "quick",
+    pace: Pace = None,
+    peer: PeerNames = None,
+    peer_frames: PeerFrames = None,
+    env: Env = None,
+    episodes: Episodes = 400,
+    margin: Margin = 0.03,
+    live: Live = False,
+    stage_profile: StageProfile = False,
+    model: ModelName = None,
+    agreement: WithAgreement = True,
+    time_reference: TimeReference = True,
+    unnorm_key: UnnormKey = None,
+    adapter: Adapters = None,
+    merge_arithmetic: MergeArithmetic = "fp32",
+    device: Device = "auto",
+    vision: Vision = "auto",
+    kernel: Kernel = "auto",
+) -> None:
+    """Agreement, closed loop, latency and memory of artifacts against their reference. Exits with 1 on a red gate."""
+    from edge_vla.bench.plan import FLOORS, ClosedLoopPlan, Plan, ReferencePlan
+
+    if live and not env:
+        raise UsageError("--live needs an environment: add --env demo:1, or your own package.module:attribute")
+    wanted = ReferencePlan(
+        source=reference,
+        adapters=tuple(map(str, adapter or ())),
+        merge_arithmetic=cast(Literal["fp32", "upstream"], choice("--merge-arithmetic", merge_arithmetic, ARITHMETICS)),
+        frames=frames,
+        limit=limit,
+        unnorm_key=unnorm_key,
+        device=device,
+    )
+    plan = Plan(
+        floors=tuple(floor or FLOORS[:1]),
+        profile=profile,
+        paces_hz=tuple(pace or ()),
+        closed_loop=ClosedLoopPlan(ENVIRONMENTS.get(env, env), episodes, margin, live) if env else None,
+        peers=tuple((name, python or None) for name, _, python in (one.partition("=") for one in peer or ())),
+        peer_frames=peer_frames,
+        vision=vision,
+        kernel=kernel,
+        model=model,
+        agreement=agreement,
+        time_reference=time_reference,
+        stage_profile=stage_profile,
+    )
+    print_report(artifacts, wanted, out_dir, plan)
+
+
+def print_report(artifacts: Sequence[Path], reference: ReferencePlan, out_dir: Path, plan: Plan) -> None:
+    """Run the bench under a status line and print its report. Exit 1 if a gate is red."""
+    from edge_vla.bench.reports import markdown
+    from edge_vla.bench.run import bench as run_bench
+
+    with err.status("measuring") as status:
+        result = run_bench(artifacts, reference, out_dir, plan, lambda stage: status.update(f"measuring: {stage}"))
+    print(markdown(result))
+    if any(gate.passed is False for gate in result.gates):
+        raise typer.Exit(1)
+
+
+def compare(
+    before: Annotated[Path, typer.Argument(help="A result.json.")],
+    after: Annotated[Path, typer.Argument(help="Another result.json.")],
+) -> None:
+    """What changed from one bench result to another."""
+    from edge_vla.bench import reports
+
+    print(reports.compare(reports.read(before), reports.read(after)).markdown())

@@ -1,0 +1,23 @@
+"""`edge-vla demo`: the whole path on the embedded demo policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edge_vla.terminal import err, export_progress
+
+
+def demo(
+    out_dir: Annotated[Path, typer.Option("--out", help="Directory to make; must not exist.")] = Path("demo-out"),
+    episodes: Annotated[int, typer.Option(help="Closed-loop episodes of each policy.", min=1)] = 10,
+    frames: Annotated[int, typer.Option(help="Frames compared with the reference.", min=1)] = 96,
+) -> None:
+    """The whole path on the embedded policy: merge, int4, ONNX, verify, bench, episodes, a picture, a report."""
+    from edge_vla.demo.tour import tour
+
+    with export_progress() as progress:
+        report = tour(out_dir, episodes, frames, progress, err.print)
+    print(report)

@@ -1,0 +1,59 @@
+"""`edge-vla verify` and `edge-vla inspect`: is an artifact whole, and what is in it?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from edge_vla.options import AsJson, Device, Kernel, Vision
+from edge_vla.terminal import err, out, say
+
+
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="An artifact directory.")],
+    fast: Annotated[bool, typer.Option("--fast", help="Sizes and structure only: no hashing, no action.")] = False,
+    device: Device = "auto",
+    vision: Vision = "auto",
+    kernel: Kernel = "auto",
+) -> None:
+    """Check an artifact: every file's hash, then that its golden frames still give their tokens here."""
+    from edge_vla.artifact import Artifact
+    from edge_vla.runtime import load, replay
+
+    opened = Artifact(artifact)
+    frames = opened.manifest.golden
+    err.print(f"structure: {len(opened.manifest.files)} files, all of the right size")
+    if not fast:
+        with err.status("hashing"):
+            opened.verify()
+        err.print("hashes: all match the manifest")
+        with err.status("replaying golden frames"):
+            notes = replay(load(artifact, device, vision, kernel=kernel, check=False), artifact, frames)
+        for note in notes:
+            say("note", "yellow", note)
+        err.print(f"golden frames: {len(frames) - len(notes)} of {len(frames)} give the recorded tokens")
+    print(f"ok {opened.identity}")
+
+
+def inspect(
+    path: Annotated[str, typer.Argument(help="An artifact, or a checkpoint.")],
+    as_json: AsJson = False,
+) -> None:
+    """What is in an artifact or a checkpoint: parts, formats, bytes, data sets."""
+    from edge_vla.inspection import describe
+
+    description = describe(path)
+    if as_json:
+        print(json.dumps(description))
+        return
+    table = Table("part", "format", "tensors", "parameters", "bytes")
+    for part in description["parts"]:
+        cells = [part["part"], part["format"], str(part["tensors"]), f"{part['parameters']:,}", f"{part['bytes']:,}"]
+        table.add_row(*cells)
+    out.print(table)
+    for name, value in description["facts"].items():
+        out.print(f"{name}: {value}")
