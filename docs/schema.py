@@ -6,6 +6,7 @@ A test fails when `docs/result.schema.json` is stale.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,5 +32,19 @@ def result_schema() -> dict[str, Any]:
     return head | schema
 
 
+def written(schema: Mapping[str, Any]) -> str:
+    """JSON with one property a line."""
+    definitions = ",\n".join(f" {json.dumps(name)}: {_definition(one)}" for name, one in schema["$defs"].items())
+    head = json.dumps({**schema, "$defs": {}}, indent=1)
+    return head.replace('"$defs": {}', f'"$defs": {{\n{definitions}\n }}') + "\n"
+
+
+def _definition(one: Mapping[str, Any]) -> str:
+    parts = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in one.items() if key != "properties"]
+    lines = [f"   {json.dumps(name)}: {json.dumps(value)}" for name, value in one.get("properties", {}).items()]
+    parts += ['  "properties": {\n' + ",\n".join(lines) + "\n  }"] if lines else []
+    return "{\n" + ",\n".join(parts) + "\n }"
+
+
 if __name__ == "__main__":
-    write_whole(SCHEMA, json.dumps(result_schema(), indent=1) + "\n")
+    write_whole(SCHEMA, written(result_schema()))

@@ -8,7 +8,7 @@ from typing import Final
 
 from markupsafe import Markup
 
-from edge_vla.bench.reports.svg import WIDTH, Canvas, Colour, Scale, clipped, paint, text_width
+from edge_vla.bench.reports.svg import COLOURS, WIDTH, Canvas, Colour, Scale, clipped, paint, text_width
 
 BELOW: Final = "Values in the table below."
 
@@ -52,7 +52,7 @@ class Segment:
 
 def _left(names: Sequence[str], most: float = 130) -> float:
     """Room for the names of rows."""
-    return min(most, max(map(text_width, names), default=0)) + 10
+    return min(most, max(map(text_width, names), default=0)) + 14
 
 
 def intervals(
@@ -78,7 +78,8 @@ def intervals(
     canvas.x_axis(scale, top, top + height, x_label)
     for line in lines:
         canvas.line(scale(line.x), top, scale(line.x), top + height, "mark" if line.label else "axis")
-        canvas.text(scale(line.x), top - 3, line.label, "middle", "tick")
+        right = scale(line.x) > WIDTH / 2
+        canvas.text(scale(line.x), top - 3, line.label, "end" if right else "start", "tick")
     y = top + gap / 2
     for name, group in groups.items():
         canvas.text(left - 6, y + tall * len(group) / 2 + 4, clipped(name, left - 8), "end")
@@ -94,7 +95,7 @@ def intervals(
 def stacked(title: str, rows: Mapping[str, Sequence[Segment]], x_label: str) -> Markup:
     """A bar a row, made of segments; the legend gives each segment's name its colour."""
     names = list(dict.fromkeys(segment.name for row in rows.values() for segment in row))
-    colours = {name: 1 + i % 7 for i, name in enumerate(names)}
+    colours = {name: 1 + i % (COLOURS - 1) for i, name in enumerate(names)}
     tall, left = 22.0, _left(list(rows))
     canvas = Canvas(tall * len(rows) + 36, title, BELOW)
     top = canvas.legend(list(colours.items()))
@@ -114,13 +115,15 @@ def stacked(title: str, rows: Mapping[str, Sequence[Segment]], x_label: str) -> 
 
 def heat(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[Cell]]) -> Markup:
     """A map of cells with their values written in."""
-    tall, left = 20.0, _left(list(rows), 140)
-    canvas = Canvas(18 + tall * len(rows) + 4, title, BELOW)
+    tall, left, top = 20.0, _left(list(rows), 140), 30.0
+    canvas = Canvas(top + tall * len(rows) + 4, title, BELOW)
     width = (WIDTH - left - 2) / max(1, len(columns))
     for i, column in enumerate(columns):
-        canvas.text(left + width * (i + 0.5), 12, clipped(column, width), "middle", "tick")
+        words = column.split(" ", 1)  # one above the other
+        for line, word in enumerate(reversed(words)):
+            canvas.text(left + width * (i + 0.5), top - 6 - 11 * line, clipped(word, width), "middle", "tick")
     for j, (name, cells) in enumerate(rows.items()):
-        y = 18 + tall * j
+        y = top + tall * j
         canvas.text(left - 6, y + 14, clipped(name, left - 8), "end")
         for i, cell in enumerate(cells):
             x = left + width * i

@@ -12,7 +12,7 @@ from edge_vla.bench.reports.charts import Cell, Line, Range, Segment
 from edge_vla.bench.reports.svg import Colour
 from edge_vla.bench.reports.systems import REFERENCE, SystemResult, compared, systems, timed
 from edge_vla.bench.reports.table import Table
-from edge_vla.bench.result import Agreement, Interval, Memory, Rate, Result
+from edge_vla.bench.result import Agreement, Flips, Interval, Memory, Rate, Result
 
 
 @dataclass(frozen=True)
@@ -63,18 +63,7 @@ def by_margin(result: Result) -> Figure | None:
     shares = [flips.share or 0.0 for _, margins in found for flips in margins.deciles]
     largest = max(shares) or 1.0
     floor = next((margins.floor for _, margins in found if margins.floor is not None), None)
-    rows = {
-        system.label: [
-            Cell(
-                f"{100 * (flips.share or 0.0):.0f}",
-                (flips.share or 0.0) / largest,
-                f"{system.label}, decile {i}: {text.of(flips.flips, flips.positions)}",
-                strong=floor is not None and flips.low is not None and flips.low > floor and flips.flips > 0,
-            )
-            for i, flips in enumerate(margins.deciles, 1)
-        ]
-        for system, margins in found
-    }
+    rows = {system.label: [_flips(one, largest, floor) for one in margins.deciles] for system, margins in found}
     above = (
         ""
         if floor is None
@@ -88,6 +77,13 @@ def by_margin(result: Result) -> Figure | None:
         charts.heat("Flips by the reference's margin", [str(i + 1) for i in range(10)], rows),
         agreement_tables.by_margin(result),
     )
+
+
+def _flips(flips: Flips, largest: float, floor: float | None) -> Cell:
+    share = flips.share or 0.0
+    shown = "<1" if 0 < share < 0.005 else f"{100 * share:.0f}"
+    above = floor is not None and flips.low is not None and flips.low > floor
+    return Cell(shown, share / largest, text.of(flips.flips, flips.positions), strong=above and flips.flips > 0)
 
 
 def latency(result: Result) -> Figure | None:

@@ -19,7 +19,8 @@ WIDTH: Final = 440
 FONT: Final = 11.0
 LETTER: Final = 0.56  # mean width of a letter, in font sizes
 Anchor = Literal["start", "middle", "end"]
-Colour = int | None  # None: a floor's grey
+COLOURS: Final = 12  # of the page's style sheet
+Colour = int | None  # 0 is the reference's; None a floor's grey
 
 
 def paint(colour: Colour) -> str:

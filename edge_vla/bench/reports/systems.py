@@ -6,21 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from edge_vla.bench.reports.svg import COLOURS, Colour
 from edge_vla.bench.result import Agreement, ClosedLoop, Latency, Performance, Rate, Result
 
 Role = Literal["reference", "floor", "candidate", "peer"]
 
 REFERENCE: Final = "reference"
-COLOURS: Final = 8  # of the page's style sheet; 0 is the reference's
 
 
 @dataclass(frozen=True, kw_only=True)
 class SystemResult:
-    """`colour` is a number of the style sheet's; floors have none."""
-
     name: str
     role: Role
-    colour: int | None = None
+    colour: Colour = None
     agreement: Agreement | None = None
     performance: Performance = field(default_factory=Performance)
     disk_bytes: int | None = None
