@@ -7,11 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+from edge_vla.device.memory import available_bytes
 from edge_vla.errors import ResourceError
 
 SPARE: Final = 1.1  # times what will be used must be free
-MEMINFO: Final = Path("/proc/meminfo")
-CGROUP: Final = Path("/sys/fs/cgroup")
 
 
 def check_disk(out: Path, need: int) -> None:
@@ -31,21 +30,7 @@ def check_disk(out: Path, need: int) -> None:
 
 def check_memory(what: str, need: int, remedy: str) -> None:
     """ResourceError if this machine, or the container around this process, has less than `need` bytes to give."""
-    free = available_memory()
+    free = available_bytes()
     if free is not None and free < need * SPARE:
         need_gib, free_gib = need * SPARE / 2**30, free / 2**30
         raise ResourceError(f"{what} needs {need_gib:.1f} GiB of memory, {free_gib:.1f} GiB is free: {remedy}")
-
-
-def available_memory() -> int | None:
-    """Bytes that can be had without swapping: the system's, or what a control group leaves if that is less."""
-    try:
-        lines = dict(line.split(":", 1) for line in MEMINFO.read_text(encoding="ascii").splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None  # not Linux
-    try:
-        limit, used = ((CGROUP / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
-        return free if limit == "max" else min(free, int(limit) - int(used))
-    except (OSError, ValueError):
-        return free

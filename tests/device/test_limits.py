@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
+from edge_vla import typed_json
 from edge_vla.artifact import Artifact
-from edge_vla.bench.reports.schema import schema
-from edge_vla.device.limits import Ceilings, Cost, costs, limits, measure, stored, uniform
+from edge_vla.device.limits import Ceilings, Cost, Limits, StageLimit, costs, limits, measure, stored, uniform
 from edge_vla.errors import UsageError
 from edge_vla.model import VisionBackbone
 from edge_vla.model.vision import Projector
@@ -32,6 +33,10 @@ DEVICES = {
 def of_7b(bits: int, head_rows: int | None = FULL) -> dict[str, Cost]:
     made = costs(OPENVLA_7B, uniform(OPENVLA_7B, bits), PROMPT, DIMS, head_rows=head_rows)
     return {cost.name: cost for cost in made}
+
+
+def by_name(found: Limits) -> dict[str, StageLimit]:
+    return {stage.name: stage for stage in found.stages}
 
 
 def test_decoder_bytes_by_hand() -> None:
@@ -85,38 +90,38 @@ def test_vision_bytes_are_those_of_the_modules() -> None:
 )
 def test_limits_of_devices_on_paper(device: str, bits: int, total_ms: float) -> None:
     """Totals that were worked out before with one head fewer, from rounded figures."""
-    rows = limits(device, list(of_7b(bits).values()), DEVICES[device])["stages"]
-    assert rows[-1]["limit_ms"] == pytest.approx(total_ms, rel=0.012)
+    rows = limits(device, list(of_7b(bits).values()), DEVICES[device]).stages
+    assert rows[-1].limit_ms == pytest.approx(total_ms, rel=0.012)
 
 
 def test_the_parts_of_an_action_on_agx_orin() -> None:
-    rows = {row["name"]: row for row in limits("int4", list(of_7b(4).values()), DEVICES["AGX Orin"])["stages"]}
-    assert rows["vision"]["limit_ms"] == pytest.approx(9.5, rel=0.01)
-    assert rows["prefill"]["limit_ms"] == pytest.approx(88.3, rel=0.01)
-    assert rows["decode"]["limit_ms"] == pytest.approx(110, rel=0.02)
-    pruned = limits("int4", list(of_7b(4, None).values()), DEVICES["AGX Orin"])["stages"]
-    saved = rows["decode"]["limit_ms"] - next(row for row in pruned if row["name"] == "decode")["limit_ms"]
+    rows = by_name(limits("int4", list(of_7b(4).values()), DEVICES["AGX Orin"]))
+    assert rows["vision"].limit_ms == pytest.approx(9.5, rel=0.01)
+    assert rows["prefill"].limit_ms == pytest.approx(88.3, rel=0.01)
+    assert rows["decode"].limit_ms == pytest.approx(110, rel=0.02)
+    pruned = by_name(limits("int4", list(of_7b(4, None).values()), DEVICES["AGX Orin"]))
+    saved = rows["decode"].limit_ms - pruned["decode"].limit_ms
     assert saved == pytest.approx(7 * (FULL - 256) * 4096 * 2 / 204.8e9 * 1e3)
 
 
 def test_a_stage_waits_for_the_slower_of_its_bytes_and_its_arithmetic() -> None:
     passes = [Cost("a", "decode", 10, 1, 3), Cost("b", "decode", 1, 20), Cost("c", "vision", 5, 5)]
-    got = limits("m", passes, Ceilings(1000, {"bf16": 1000}, "told"), {"decode": 100, "vision": 10})
-    rows = {row["name"]: row for row in got["stages"]}
+    got = limits("m", passes, Ceilings(1000, {"bf16": 1000}, "made up"), {"decode": 100, "vision": 10})
+    rows = by_name(got)
     assert list(rows) == ["decode", "decode: a (3 times)", "decode: b", "vision", "whole action"]
-    assert rows["decode"]["limit_ms"] == 30 + 20
-    assert (rows["decode"]["bytes_ms"], rows["decode"]["operations_ms"]) == (31, 23)
-    assert rows["decode"]["share"] == 0.5
-    assert rows["decode: b"]["measured_ms"] is None
-    assert (rows["whole action"]["measured_ms"], rows["whole action"]["limit_ms"]) == (110, 55)
+    assert rows["decode"].limit_ms == 30 + 20
+    assert (rows["decode"].bytes_ms, rows["decode"].operations_ms) == (31, 23)
+    assert rows["decode"].share == 0.5
+    assert rows["decode: b"].measured_ms is None
+    assert (rows["whole action"].measured_ms, rows["whole action"].limit_ms) == (110, 55)
 
 
 def test_what_is_not_known_is_null_or_an_error() -> None:
     passes = [Cost("a", "decode", 10, 1), Cost("c", "vision", 5, 5)]
-    ceilings = Ceilings(1000, {"bf16": 1000}, "told")
-    whole = limits("m", passes, ceilings, {"decode": 100})["stages"][-1]
-    assert whole["measured_ms"] is None
-    assert whole["share"] is None
+    ceilings = Ceilings(1000, {"bf16": 1000}, "made up")
+    whole = limits("m", passes, ceilings, {"decode": 100}).stages[-1]
+    assert whole.measured_ms is None
+    assert whole.share is None
     with pytest.raises(UsageError, match="no ceiling for fp8"):
         limits("m", [Cost("a", "decode", 1, 1, arithmetic="fp8")], ceilings)
 
@@ -136,17 +141,14 @@ def test_of_two_measurements_the_undisturbed_rate_counts() -> None:
     assert (better.read_bytes_per_s, better.gemm_flops) == (3e9, {"bf16": 4e9, "int8": 2e9})
 
 
-def test_this_machine_has_ceilings_that_fit_the_schema() -> None:
-    jsonschema = pytest.importorskip("jsonschema")
+def test_this_machine_has_ceilings() -> None:
     ceilings = measure(TINY, torch.device("cpu"), buffer=8 << 20)
     assert ceilings.read_bytes_per_s > 1e8
     assert ceilings.gemm_flops["bf16"] > 0
     assert ceilings.gemm_flops["fp32"] > 0
     assert "best of 5" in ceilings.how
     made = limits("tiny", costs(TINY, uniform(TINY, 4), PROMPT, DIMS), ceilings, {"vision": 1.0})
-    whole = schema()
-    part = {**whole["$defs"]["limits"], "$defs": whole["$defs"]}
-    jsonschema.Draft202012Validator(part).validate(json.loads(json.dumps(made)))
+    assert typed_json.from_json(Limits, json.loads(json.dumps(asdict(made)))) == made
 
 
 @pytest.mark.gpu
