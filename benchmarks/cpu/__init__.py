@@ -1,0 +1,1 @@
+"""The CPU engine: speed beside other engines, long runs, drafts."""

@@ -1,7 +1,7 @@
-"""Decoders of random weights, whose passes can be timed: ours, and transformers' eager bf16 layers.
+"""Decoders of random weights whose passes can be timed: ours, and transformers' eager bf16 layers.
 
-All buffers are made before; a pass is a prefill of `prompt` rows, a step of one row behind it, or six rows at once, as
-a draft is verified. Speed does not depend on what the weights are. Knows no clock.
+All buffers exist before a pass, which is a prefill of `prompt` rows, a step of one row after it, or six rows at once,
+as a draft is verified. Speed does not depend on the weights' values. Knows no clock.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from edge_vla.artifact import Linear
 from edge_vla.bench.peers.llama import llama_config
-from edge_vla.bench.peers.packages import needed
+from edge_vla.bench.peers.packages import required
 from edge_vla.quant import PackedWeight, Scheme, plan
 from edge_vla.runtime.cpu.assemble import Assembly, CpuDecoder
 from edge_vla.runtime.padding import padded
@@ -25,25 +25,25 @@ BF16: Final = torch.bfloat16
 
 
 def random_weight(shape: tuple[int, int], bits: int, generator: torch.Generator) -> PackedWeight:
-    """Codes from a generator, scales of one size."""
-    outer, inner = shape
-    scheme, group = plan(bits, inner, None, "a random weight")
+    """Random codes, all scales equal."""
+    rows, columns = shape
+    scheme, group = plan(bits, columns, None, "a random weight")
     if scheme is Scheme.BF16:
         codes = torch.randn(shape, generator=generator).bfloat16() * 0.02
         return PackedWeight(scheme, shape, None, codes, None)
     if scheme is Scheme.INT8:
         codes = torch.randint(-127, 128, shape, dtype=torch.int8, generator=generator)
-        return PackedWeight(scheme, shape, None, codes, torch.full((outer,), 2.0**-12, dtype=torch.half))
+        return PackedWeight(scheme, shape, None, codes, torch.full((rows,), 2.0**-12, dtype=torch.half))
     assert group is not None, "4 bits have a group"
-    codes = torch.randint(0, 256, (outer, inner // 2), dtype=torch.uint8, generator=generator)
-    return PackedWeight(scheme, shape, group, codes, torch.full((outer, inner // group), 2.0**-8, dtype=torch.half))
+    codes = torch.randint(0, 256, (rows, columns // 2), dtype=torch.uint8, generator=generator)
+    return PackedWeight(scheme, shape, group, codes, torch.full((rows, columns // group), 2.0**-8, dtype=torch.half))
 
 
 def packed_decoder(spec: PolicySpec, bits: int, layers: int, kernel: str) -> tuple[CpuDecoder, int, dict[str, str]]:
-    """A decoder of so many layers, bytes of its weights, and its kernels."""
+    """A decoder of so many layers, the bytes of its weights, and its kernels."""
     generator = torch.Generator().manual_seed(0)
     shapes = spec.decoder.linears()
-    plans = {name: plan(bits, inner, None, name) for name, (_, inner) in shapes.items()}
+    plans = {name: plan(bits, columns, None, name) for name, (_, columns) in shapes.items()}
     formats = {name: Linear(scheme, shapes[name], group, 0.0) for name, (scheme, group) in plans.items()}
     assembly, made, size = Assembly(spec, BF16, CPU, [formats], kernel), [], 0
     ones = torch.ones(spec.decoder.width, dtype=BF16)
@@ -57,7 +57,7 @@ def packed_decoder(spec: PolicySpec, bits: int, layers: int, kernel: str) -> tup
 
 
 class Packed:
-    """One action's prefill and steps on our decoder, all buffers made before."""
+    """One action's prefill and steps on our decoder."""
 
     def __init__(self, decoder: CpuDecoder, prompt: int, dims: int) -> None:
         self.decoder, self.prompt = decoder, prompt
@@ -78,12 +78,12 @@ class Packed:
 
 
 class Eager:
-    """The same on transformers' Llama, bf16, its own cache and attention, in so many layers."""
+    """The same on so many layers of transformers' Llama: bf16, its own cache and attention."""
 
     def __init__(self, spec: PolicySpec, layers: int, prompt: int) -> None:
-        transformers = needed("transformers")
+        transformers = required("transformers")
         config = llama_config(spec.decoder, "sdpa")
-        config.num_hidden_layers, config.vocab_size = layers, 8  # rows of the vocabulary are not read
+        config.num_hidden_layers, config.vocab_size = layers, 8  # the vocabulary is not used
         torch.manual_seed(0)
         default = torch.get_default_dtype()
         torch.set_default_dtype(BF16)

@@ -31,7 +31,8 @@ from benchmarks import study
 from benchmarks.cpu.draft_strategies import AFTER_PREFILL, STRATEGIES, Heads, Known, Transitions, Tree
 from benchmarks.cpu.results import Acceptance, DraftCost, DraftsResult, StrategyResult
 from edge_vla import typed_json
-from edge_vla.bench.statistics import Interval, cluster_interval
+from edge_vla.bench.result import Interval
+from edge_vla.bench.statistics import cluster_interval
 from edge_vla.demo.instructions import phrase
 from edge_vla.demo.render import render, world
 from edge_vla.demo.world import EVALUATION_SEEDS, TRAINING_SEEDS, State, TaskKind, drive, start

@@ -106,7 +106,9 @@ def measure(settings: Settings, turns: Callable[[Stages, int], Times] = in_turns
     ceilings = ceilings.or_better(limits.measure(spec, CPU, text_rows, settings.buffer_bytes))
     vision = vision_ms(spec, settings.rounds, turns) if settings.vision else {}
     systems = [
-        _system(name, times, count, spec.decoder.layers, dims, vision.get(name)) for name, count in layers.items() if count
+        _system(name, times, count, spec.decoder.layers, dims, vision.get(name))
+        for name, count in layers.items()
+        if count
     ]
     arithmetic = _arithmetic(kernels, ceilings)
     stored = packed_bytes * spec.decoder.layers // layers[PACKED]
@@ -184,10 +186,11 @@ def _at_least(name: str, ratio: float, bound: float) -> Target:
 
 
 def vision_ms(spec: PolicySpec, rounds: int, turns: Callable[[Stages, int], Times] = in_turns) -> dict[str, float]:
-    """Median milliseconds of towers and projector in bf16, random weights: as we run them, and as the reference does."""
+    """Median milliseconds of towers and projector in bf16, random weights: ours and the reference's."""
     from edge_vla.runtime.cpu.native.library import fast
     from edge_vla.runtime.cpu.native.vision import NativeVision
-    from edge_vla.runtime.vision import TorchVision, Vision, with_flat_patches
+    from edge_vla.runtime.network import Vision
+    from edge_vla.runtime.vision.towers import TorchVision, with_flat_patches
 
     torch.manual_seed(0)
     with torch.inference_mode():

@@ -2,9 +2,9 @@
 
     python -m benchmarks.cpu.llamacpp '{"spec": …, "prompt": …, "threads": …, "scratch": …}'
 
-is the child, which needs `pip install llama-cpp-python gguf` and no torch: it writes a GGUF of invented weights and
-tokens, loads it and does what its standard input says, one word a line. `LlamaCpp` is the parent's end of it. Speed
-does not depend on what the weights are. Unlike ours, its step computes the whole vocabulary: `head_bytes` of `bytes`.
+is the child process, which needs llama-cpp-python and gguf and no torch: it writes a GGUF of random weights, loads it,
+and runs `prefill` or `step` for each line of its standard input. `LlamaCpp` is the parent's end. Speed does not depend
+on the weights' values. Unlike ours, its step computes the whole vocabulary: `head_bytes` of `bytes`.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from typing import IO, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import study
 from edge_vla.errors import BackendError
-from edge_vla.files import PACKAGE
 from edge_vla.spec import DecoderSpec
 
 PYTHON_NEEDS: Final = "llama-cpp-python and gguf: pip install llama-cpp-python gguf"
 BLOCK: Final = 32  # weights of a Q4_0 block: a 16-bit scale, then two weights a byte
 BYTES_OF_BLOCK: Final = 2 + BLOCK // 2
 SCALE: Final = 2.0**-10
-SPARE: Final = 64  # slots of its cache beyond the prompt
+SPARE: Final = 64  # cache slots beyond the prompt
 NAMES: Final = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
@@ -42,29 +42,41 @@ NAMES: Final = {
 }  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class LlamaCppFacts:
+    """What llama.cpp runs: bytes of its weights without the embedding, and the head's part of them."""
+
+    bytes: int
+    head_bytes: int
+    version: str
+    built_for: str
+    format: str
+    threads: int
+
+
 class LlamaCpp:
-    """A running child. `prefill` and `step` wait until it has finished."""
+    """A running child process. `prefill` and `step` return when it has finished them."""
 
     def __init__(self, python: str, spec: DecoderSpec, prompt: int, threads: int) -> None:
-        """`python` has the packages. BackendError with the command that helps where it has not."""
+        """`python` must have the packages. BackendError names the command that installs them."""
         self._scratch = tempfile.TemporaryDirectory(prefix="edge-vla-gguf-")
-        self._words: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
+        self._errors: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         asked = {"spec": dataclasses.asdict(spec), "prompt": prompt, "threads": threads, "scratch": self._scratch.name}
         self._process = subprocess.Popen(
             [python, "-m", "benchmarks.cpu.llamacpp", json.dumps(asked)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._words,
+            stderr=self._errors,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+            env=study.child_environment(),
         )
-        self.about: dict[str, Any] = self._answer()
+        self.facts = LlamaCppFacts(**self._reply())
 
     def prefill(self) -> None:
-        self._call("prefill")
+        self._request("prefill")
 
     def step(self) -> None:
-        self._call("step")
+        self._request("step")
 
     def __enter__(self) -> LlamaCpp:
         return self
@@ -72,30 +84,29 @@ class LlamaCpp:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         with contextlib.suppress(OSError):
             self._process.communicate(timeout=30)
-        self._words.close()
+        self._errors.close()
         self._scratch.cleanup()
 
-    def _call(self, word: str) -> dict[str, Any]:
-        assert self._process.stdin
+    def _request(self, word: str) -> None:
+        assert self._process.stdin, "a pipe was asked for"
         self._process.stdin.write(word + "\n")
         self._process.stdin.flush()
-        return self._answer()
+        self._reply()
 
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout
+    def _reply(self) -> Any:
+        assert self._process.stdout, "a pipe was asked for"
         line = self._process.stdout.readline()
         if line:
-            answer: dict[str, Any] = json.loads(line)
-            return answer
+            return json.loads(line)
         code = self._process.wait()
-        self._words.seek(0)
-        said = (self._words.read().strip() or "it said nothing").splitlines()[-1]
-        hint = f"; that Python needs {PYTHON_NEEDS}" if "ModuleNotFoundError" in said else ""
-        raise BackendError(f"llama.cpp stopped (exit {code}): {said}{hint}")
+        self._errors.seek(0)
+        message = (self._errors.read().strip() or "no message").splitlines()[-1]
+        hint = f"; that Python needs {PYTHON_NEEDS}" if "ModuleNotFoundError" in message else ""
+        raise BackendError(f"llama.cpp stopped with exit code {code}: {message}{hint}")
 
 
 def write_gguf(path: Path, spec: DecoderSpec) -> dict[str, int]:
-    """A Llama of these shapes, one tensor in memory at a time. Returns bytes of all weights, and of the head's."""
+    """A Llama of these shapes, one tensor in memory at a time; returns `bytes` of all weights and `head_bytes`."""
     gguf: Any = importlib.import_module("gguf")
     q4_0, f32 = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.F32
     writer = gguf.GGUFWriter(path, "llama")
@@ -118,20 +129,20 @@ def write_gguf(path: Path, spec: DecoderSpec) -> dict[str, int]:
     writer.add_bos_token_id(spec.bos)
     writer.add_eos_token_id(spec.eos)
     tensors = list(_tensors(spec))
-    for name, (outer, inner) in tensors:
-        if outer:
-            shape = (outer, inner // BLOCK * BYTES_OF_BLOCK)
+    for name, (rows, columns) in tensors:
+        if rows:
+            shape = (rows, columns // BLOCK * BYTES_OF_BLOCK)
             writer.add_tensor_info(name, shape, np.dtype(np.uint8), shape[0] * shape[1], q4_0)
         else:
-            writer.add_tensor_info(name, (inner,), np.dtype(np.float32), 4 * inner, f32)
+            writer.add_tensor_info(name, (columns,), np.dtype(np.float32), 4 * columns, f32)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     generator = np.random.default_rng(0)
-    for _, (outer, inner) in tensors:
-        writer.write_tensor_data(_blocks(outer, inner, generator) if outer else np.ones(inner, np.float32))
+    for _, (rows, columns) in tensors:
+        writer.write_tensor_data(_blocks(rows, columns, generator) if rows else np.ones(columns, np.float32))
     writer.close()
-    sizes = {name: outer * inner // BLOCK * BYTES_OF_BLOCK for name, (outer, inner) in tensors}
+    sizes = {name: rows * columns // BLOCK * BYTES_OF_BLOCK for name, (rows, columns) in tensors}
     return {"bytes": sum(sizes.values()) - sizes["token_embd.weight"], "head_bytes": sizes["output.weight"]}
 
 
@@ -147,15 +158,15 @@ def _tensors(spec: DecoderSpec) -> Iterator[tuple[str, tuple[int, int]]]:
     yield "output.weight", (spec.vocab_rows, spec.width)
 
 
-def _blocks(outer: int, inner: int, generator: np.random.Generator) -> NDArray[np.uint8]:
-    """(outer, bytes of a row): any codes, all of one scale."""
-    blocks = generator.integers(0, 256, (outer, inner // BLOCK, BYTES_OF_BLOCK), dtype=np.uint8)
+def _blocks(rows: int, columns: int, generator: np.random.Generator) -> NDArray[np.uint8]:
+    """(rows, bytes of a row): random codes, all of one scale."""
+    blocks = generator.integers(0, 256, (rows, columns // BLOCK, BYTES_OF_BLOCK), dtype=np.uint8)
     blocks[..., :2] = np.frombuffer(np.float16(SCALE).tobytes(), np.uint8)
-    return blocks.reshape(outer, -1)
+    return blocks.reshape(rows, -1)
 
 
 class Engine:
-    """llama.cpp on one prompt: each step stands right behind it."""
+    """llama.cpp on one prompt; each step follows it directly."""
 
     def __init__(self, path: Path, spec: DecoderSpec, prompt: int, threads: int) -> None:
         llama_cpp: Any = importlib.import_module("llama_cpp")
@@ -170,13 +181,13 @@ class Engine:
         self.model.eval(self.prompt)
 
     def step(self) -> None:
-        self.model.n_tokens = len(self.prompt)  # what stands behind is overwritten
+        self.model.n_tokens = len(self.prompt)  # discards earlier steps
         self.model.eval(self.prompt[:1])
 
 
 def main() -> None:
-    """The child. Standard output carries answers and nothing else, whatever a library prints."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    """The child process. Replies have standard output to themselves, whatever a library prints."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     asked = json.loads(sys.argv[1])
     spec, file = DecoderSpec(**asked["spec"]), Path(asked["scratch"]) / "random.gguf"
@@ -184,17 +195,17 @@ def main() -> None:
     about: dict[str, Any] = write_gguf(file, spec)
     engine = Engine(file, spec, asked["prompt"], asked["threads"])
     about |= {
-        "llama_cpp_python": llama_cpp.__version__,
-        "built for": llama_cpp.llama_print_system_info().decode().strip(),
+        "version": llama_cpp.__version__,
+        "built_for": llama_cpp.llama_print_system_info().decode().strip(),
         "format": "Q4_0, head included",
         "threads": asked["threads"],
     }
-    answers.write(json.dumps(about) + "\n")
-    answers.flush()
+    replies.write(json.dumps(about) + "\n")
+    replies.flush()
     for word in iter(partial(sys.stdin.readline), ""):
         {"prefill": engine.prefill, "step": engine.step}[word.strip()]()
-        answers.write("{}\n")
-        answers.flush()
+        replies.write("{}\n")
+        replies.flush()
 
 
 if __name__ == "__main__":

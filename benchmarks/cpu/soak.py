@@ -1,101 +1,106 @@
-"""Thousands of actions on end: does memory grow, does the time spread, how much faster than the reference.
+"""Thousands of actions in a row: does memory grow, do times spread, how much faster than the reference.
 
     python -m benchmarks.cpu.soak --model ARTIFACT --reference CHECKPOINT --out RESULT.json
 
-Frames are those of closed-loop episodes, drawn beforehand and shown again; a session forgets where an episode begins.
-First the artifact and the reference take turns, in blocks A B B A, so that a disturbance meets both, and with them two
-pieces of work that are always the same, a product and counting in Python: what their times spread is the machine's
-doing. Then the artifact runs alone and resident memory is read every hundred actions.
+The frames of some closed-loop episodes are drawn beforehand and repeated; a session is reset where an episode begins.
+First artifact, session and reference take turns in blocks A B B A, so that a disturbance meets all, and with them two
+pieces of constant work, a matrix product and counting in Python: their spread is the machine's own. Then the session
+runs alone, and resident memory is read every hundred actions.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.profiler import ProfilerActivity
 
-from edge_vla.bench.provenance import environment, resident_bytes
+from benchmarks import study
+from benchmarks.cpu.results import SoakResult, Spread
+from benchmarks.study import Target
 from edge_vla.demo.instructions import phrase
 from edge_vla.demo.render import render, world
-from edge_vla.demo.rollout import MAX_STEPS
-from edge_vla.demo.world import EVALUATION_SEEDS, start, step, verdict
-from edge_vla.errors import EdgeVLAError
-from edge_vla.files import write_whole
+from edge_vla.demo.world import EVALUATION_SEEDS, State, drive, start
+from edge_vla.demo.world import Action as Move
+from edge_vla.device.memory import resident_bytes
 from edge_vla.runtime import Policy, load
 
 LOG: Final = logging.getLogger("benchmarks.cpu.soak")
-BLOCK: Final = 25
+BLOCK: Final = 25  # actions in a row, in turns
 EVERY: Final = 100  # actions between two readings of memory
-WARM_UP: Final = 1000  # actions before the slope is taken: the allocator's pools fill first
+WARM_UP: Final = 1000  # actions before growth is fitted: the allocator's pools fill first
 MEBIBYTE: Final = 1 << 20
-REFERENCE: Final = "reference"
-SESSION: Final = "artifact, session"
-PRODUCT, COUNTING = CONTROLS = ("always the same product", "always the same counting in Python")
-CONTROL_S: Final = 0.004  # each takes about as long as an action
+REFERENCE, ARTIFACT, SESSION = "reference", "artifact", "artifact, session"
+PRODUCT, COUNTING = "constant matrix product", "constant counting in Python"
+CONTROL_S: Final = 0.004  # each control takes about as long as an action
 
 
 @dataclass(frozen=True)
 class Shown:
+    """One frame of an episode."""
+
     image: Image.Image
     instruction: str
-    begins: bool
+    begins: bool  # an episode
+
+
+Act = Callable[[Shown], object]
 
 
 def episodes(policy: Policy, count: int, key: str | None) -> list[Shown]:
-    """Frames of so many episodes, driven by the policy itself."""
-    shown = []
+    """The frames of so many episodes, driven by the policy itself."""
+    shown = list[Shown]()
     for number in range(count):
         seed = EVALUATION_SEEDS[number]
         state, task = start(seed, "pick" if number % 2 else "put")
-        for moment in range(MAX_STEPS):
-            shown.append(Shown(render(state, world(1)), phrase(task, seed, "trained"), moment == 0))
-            state = step(state, policy.act(shown[-1].image, shown[-1].instruction, key).values)
-            if verdict(state, task) != "running":
-                break
+        text, first = phrase(task, seed), len(shown)
+
+        def choose(state: State, text: str = text, first: int = first) -> Move:
+            shown.append(Shown(render(state, world(1)), text, len(shown) == first))
+            return policy.act(shown[-1].image, text, key).values
+
+        for _ in drive(state, task, choose):
+            pass
     return shown
 
 
-def plain(policy: Policy, key: str | None) -> Callable[[Shown], int]:
-    return lambda shown: policy.act(shown.image, shown.instruction, key).passes
+def plain(policy: Policy, key: str | None) -> Act:
+    return lambda shown: policy.act(shown.image, shown.instruction, key)
 
 
-def drafting(policy: Policy, key: str | None) -> Callable[[Shown], int]:
+def drafting(policy: Policy, key: str | None) -> Act:
     session = policy.session()
 
-    def act(shown: Shown) -> int:
+    def act(shown: Shown) -> object:
         if shown.begins:
             session.reset()
-        return session.act(shown.image, shown.instruction, key).passes
+        return session.act(shown.image, shown.instruction, key)
 
     return act
 
 
-def unchanging() -> dict[str, Callable[[Shown], int]]:
-    """Work that takes `CONTROL_S` here and now, the same each time: rows by weights that fit the cache, and sums."""
+def controls() -> dict[str, Act]:
+    """Work that takes `CONTROL_S` on this machine, always the same: products that fit the cache, and sums."""
     x, weight, out = torch.randn(100, 256), torch.randn(256, 256), torch.empty(100, 256)
 
-    def multiply(count: int) -> int:
+    def multiply(count: int) -> None:
         for _ in range(count):
             torch.mm(x, weight, out=out)
-        return count
 
     return {PRODUCT: _lasting(multiply, 100), COUNTING: _lasting(lambda count: sum(range(count)), 100_000)}
 
 
-def _lasting(work: Callable[[int], int], count: int) -> Callable[[Shown], int]:
-    """`work` with such a count that it takes `CONTROL_S`."""
+def _lasting(work: Callable[[int], object], count: int) -> Act:
+    """`work` with the count that takes `CONTROL_S`."""
     work(count)
     began = time.perf_counter()
     work(count)
@@ -103,19 +108,19 @@ def _lasting(work: Callable[[int], int], count: int) -> Callable[[Shown], int]:
     return lambda _: work(right)
 
 
-def turns(sides: dict[str, Callable[[Shown], int]], frames: Sequence[Shown], actions: int) -> dict[str, list[float]]:
-    """Milliseconds of `actions` a side, in blocks that go there and back."""
-    taken: dict[str, list[float]] = {name: [] for name in sides}
-    sources = {name: cycle(frames) for name in sides}
-    order, forward = list(sides), True
-    while len(taken[order[0]]) < actions or len(taken[order[-1]]) < actions:
+def in_turns(systems: Mapping[str, Act], frames: Sequence[Shown], actions: int) -> dict[str, list[float]]:
+    """Milliseconds of at least `actions` actions of each system, in blocks that go forward and back."""
+    times: dict[str, list[float]] = {name: [] for name in systems}
+    sources = {name: cycle(frames) for name in systems}
+    order, forward = list(systems), True
+    while len(times[order[0]]) < actions or len(times[order[-1]]) < actions:
         for name in order if forward else order[::-1]:
-            taken[name] += _times(sides[name], islice(sources[name], BLOCK))
+            times[name] += _times(systems[name], islice(sources[name], BLOCK))
         forward = not forward
-    return taken
+    return times
 
 
-def alone(act: Callable[[Shown], int], frames: Sequence[Shown], actions: int) -> tuple[list[float], list[int]]:
+def alone(act: Act, frames: Sequence[Shown], actions: int) -> tuple[list[float], list[int]]:
     """Milliseconds of each action, and resident bytes after every `EVERY`."""
     times, resident, source = list[float](), list[int](), cycle(frames)
     while len(times) < actions:
@@ -126,57 +131,7 @@ def alone(act: Callable[[Shown], int], frames: Sequence[Shown], actions: int) ->
     return times, resident
 
 
-def slope(resident: Sequence[int], skip: int) -> float:
-    """MiB per 1000 actions, least squares, the first `skip` readings left out."""
-    kept = np.asarray(resident[skip:], dtype=np.float64) / MEBIBYTE
-    return float(np.polyfit(np.arange(len(kept)) * EVERY / 1000, kept, 1)[0]) if len(kept) > 1 else 0.0
-
-
-def allocations(act: Callable[[Shown], int], frames: Sequence[Shown]) -> dict[str, float]:
-    """Times that torch takes memory in an action, and bytes that outlive it."""
-    count = min(len(frames), 20)
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-        for shown in frames[:count]:
-            act(shown)
-    made = sum(event.self_cpu_memory_usage > 0 for event in watched.events() or ())
-    kept = sum(event.self_cpu_memory_usage for event in watched.key_averages())
-    return {
-        "tensors made per action": made / count,
-        "bytes kept per action": kept / count,
-    }
-
-
-def spread(times: Sequence[float]) -> dict[str, float]:
-    p50, p99 = (float(np.percentile(times, q)) for q in (50, 99))
-    return {
-        "actions": len(times),
-        "mean_ms": round(float(np.mean(times)), 3),
-        "p50_ms": round(p50, 3),
-        "p99_ms": round(p99, 3),
-        "p99/p50": round(p99 / p50, 3),
-    }
-
-
-def claims(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """What was to be reached, beside what was."""
-    alone, compared = result["alone"], result["compared in turns"]
-    faster = result["times faster than the reference, by p50"]
-    ours = [name for name in compared if name not in (REFERENCE, *CONTROLS)]
-    for name in ours:
-        yield _claim(f"{name}: times faster than the reference", faster[name], "at least", 3.0)
-    for name in ours:
-        yield _claim(f"{name}: p99/p50 of {compared[name]['actions']} actions, in turns", compared[name]["p99/p50"])
-    yield _claim(f"{SESSION}: p99/p50 of {alone['actions']} actions, alone", alone["p99/p50"])
-    yield _claim("MiB of memory per 1000 actions", alone["MiB per 1000 actions"], "at most", 1.0)
-    yield _claim("tensors that torch makes in an action", alone["tensors made per action"], "at most", 0.0)
-    yield _claim("bytes of tensors that outlive an action", alone["bytes kept per action"], "at most", 0.0)
-
-
-def _claim(what: str, value: float, which: str = "at most", bar: float = 1.5) -> dict[str, Any]:
-    return {"what": what, "value": value, which: bar, "holds": value <= bar if which == "at most" else value >= bar}
-
-
-def _times(act: Callable[[Shown], int], frames: Iterator[Shown]) -> list[float]:
+def _times(act: Act, frames: Iterator[Shown]) -> list[float]:
     times = []
     for shown in frames:
         began = time.perf_counter()
@@ -185,55 +140,87 @@ def _times(act: Callable[[Shown], int], frames: Iterator[Shown]) -> list[float]:
     return times
 
 
+def growth(resident: Sequence[int], skip: int) -> float:
+    """MiB per 1000 actions, by least squares, without the first `skip` readings."""
+    kept = np.asarray(resident[skip:], dtype=np.float64) / MEBIBYTE
+    return float(np.polyfit(np.arange(len(kept)) * EVERY / 1000, kept, 1)[0]) if len(kept) > 1 else 0.0
+
+
+def allocations(act: Act, frames: Sequence[Shown]) -> tuple[float, float]:
+    """How often torch allocates in an action, and the bytes that outlive it; means of at most 20 actions."""
+    count = min(len(frames), 20)
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        for shown in frames[:count]:
+            act(shown)
+    allocated = sum(event.self_cpu_memory_usage > 0 for event in profiler.events() or ())
+    kept = sum(event.self_cpu_memory_usage for event in profiler.key_averages())
+    return allocated / count, kept / count
+
+
+def spread(name: str, times: Sequence[float]) -> Spread:
+    p50, p99 = (round(float(np.percentile(times, q)), 3) for q in (50, 99))
+    return Spread(name, len(times), round(float(np.mean(times)), 3), p50, p99)
+
+
+def targets(
+    reference: Spread, systems: Sequence[Spread], alone: Spread, growth_mib: float, tensors: float, kept: float
+) -> Iterator[Target]:
+    """What was to be reached, beside what was measured."""
+    for one in systems:
+        faster = round(reference.p50_ms / one.p50_ms, 3)
+        yield Target(f"{one.name}: times faster than the reference", faster, "at least", 3.0)
+    for one, how in [*((one, "in turns") for one in systems), (alone, "alone")]:
+        yield Target(f"{one.name}: p99/p50 of {one.actions} actions, {how}", round(one.p99_over_p50, 3), "at most", 1.5)
+    yield Target("memory growth, MiB per 1000 actions", growth_mib, "at most", 1.0)
+    yield Target("tensors allocated by torch in an action", tensors, "at most", 0.0)
+    yield Target("bytes of tensors that outlive an action", kept, "at most", 0.0)
+
+
+def soak(
+    policy: Policy, reference: Policy, key: str | None, frames: Sequence[Shown], compared: int, actions: int
+) -> SoakResult:
+    """`compared` actions of each system in turns, then `actions` of a session alone."""
+    session = drafting(policy, key)
+    systems = {REFERENCE: plain(reference, key), ARTIFACT: plain(policy, key), SESSION: session, **controls()}
+    spreads = {name: spread(name, times) for name, times in in_turns(systems, frames, compared).items()}
+    times, resident = alone(session, frames, actions)
+    by_itself, growth_mib = spread(SESSION, times), round(growth(resident, WARM_UP // EVERY), 4)
+    tensors, kept = allocations(session, frames)
+    ours = [spreads[ARTIFACT], spreads[SESSION]]
+    return SoakResult(
+        kernels=dict(policy.network.kernels),
+        frames=len(frames),
+        reference=spreads[REFERENCE],
+        artifact=spreads[ARTIFACT],
+        session=spreads[SESSION],
+        controls=[spreads[PRODUCT], spreads[COUNTING]],
+        alone=by_itself,
+        growth_mib_per_1000_actions=growth_mib,
+        resident_mib=[round(value / MEBIBYTE, 2) for value in resident[:: max(1, len(resident) // 20)]],
+        tensors_allocated_per_action=tensors,
+        bytes_kept_per_action=kept,
+        targets=list(targets(spreads[REFERENCE], ours, by_itself, growth_mib, tensors, kept)),
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu.soak", description=__doc__)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--reference", required=True)
+    parser.add_argument("--model", required=True, help="artifact of the demo policy")
+    parser.add_argument("--reference", required=True, help="its checkpoint")
     parser.add_argument("--unnorm-key")
-    parser.add_argument("--actions", type=int, default=10_000)
-    parser.add_argument("--compared", type=int, default=2_000, help="actions a side, in turns")
-    parser.add_argument("--episodes", type=int, default=12)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--actions", type=int, default=10_000, help="of the session alone")
+    parser.add_argument("--compared", type=int, default=2_000, help="actions of each system, in turns")
+    parser.add_argument("--episodes", type=int, default=12, help="that the frames come from")
+    parser.add_argument("--threads", type=int, help="torch's default by default")
+    parser.add_argument("--out", type=Path, required=True, help="result file")
     given = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if given.threads:
         torch.set_num_threads(given.threads)
-    policy, reference, key = load(given.model, "cpu"), load(given.reference, "cpu"), given.unnorm_key
-    frames = episodes(policy, given.episodes, key)
-    sides = {
-        REFERENCE: plain(reference, key),
-        "artifact": plain(policy, key),
-        SESSION: drafting(policy, key),
-        **unchanging(),
-    }
-    compared = {name: spread(times) for name, times in turns(sides, frames, given.compared).items()}
-    times, resident = alone(sides[SESSION], frames, given.actions)
-    result: dict[str, Any] = {
-        "version": 1,
-        "kind": "steady",
-        "environment": environment(),
-        "kernels": dict(policy.network.kernels),
-        "frames": len(frames),
-        "compared in turns": compared,
-        "times faster than the reference, by p50": {
-            name: round(compared[REFERENCE]["p50_ms"] / row["p50_ms"], 3)
-            for name, row in compared.items()
-            if name not in CONTROLS
-        },
-        "alone": {
-            **spread(times),
-            "MiB per 1000 actions": round(slope(resident, WARM_UP // EVERY), 4),
-            "resident_MiB": [round(value / MEBIBYTE, 2) for value in resident[:: max(1, len(resident) // 20)]],
-            **allocations(sides[SESSION], frames),
-        },
-    }
-    result["claims"] = list(claims(result))
-    write_whole(given.out, json.dumps(result, indent=1) + "\n")
+    policy, reference = load(given.model, "cpu"), load(given.reference, "cpu")
+    frames = episodes(policy, given.episodes, given.unnorm_key)
+    result = soak(policy, reference, given.unnorm_key, frames, given.compared, given.actions)
+    study.write_result(given.out, result)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EdgeVLAError as error:
-        sys.exit(f"error: {error}")
+    study.run(main)

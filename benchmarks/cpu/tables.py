@@ -1,113 +1,102 @@
-"""Results of the loop's own measurements as Markdown: engine, drafts, steady state. Each figure comes from one."""
+"""The CPU studies' results as Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterator
 
-Result = Mapping[str, Any]
-STAGES: Final = ("prefill", "step", "verify")
-SIDES: Final = {"packed": "", "eager": "eager ", "llama.cpp": "llama.cpp "}  # and how its stages begin
+from benchmarks import markdown
+from benchmarks.cpu.results import EAGER, PACKED, Acceptance, DraftsResult, EngineResult, SoakResult, StrategyResult
+from benchmarks.markdown import number, share, table
 
-
-def claims(result: Result) -> Iterator[str]:
-    """What was to be reached, and what was."""
-    yield f"| {_subject(result)} | reached | to be reached | |"
-    yield "|---|---:|---:|---|"
-    for claim in result.get("claims", ()):
-        bar = f"at least {claim['at least']:g}" if "at least" in claim else f"at most {claim['at most']:g}"
-        yield f"| {claim['what']} | {claim['value']:.4g} | {bar} | {'yes' if claim['holds'] else 'no'} |"
-    actions = result.get("whole action, ms", {})
-    for side, name in (("packed", "whole action"), ("eager", "whole action, eager")):
-        if side in actions:
-            yield f"| {name}, seconds | {actions[side] / 1e3:.2f} | | |"
+MODES = {True: "bitwise exact", False: "draft in prefill"}
 
 
-def _subject(result: Result) -> str:
-    if result["kind"] == "engine":
-        kernels = ", ".join(result["kernels"].values())
-        how = "in turns" if "eager" in result["decoder part of an action, ms"] else "alone"
-        threads = result["environment"]["threads"]
-        return f"`{result['model']}`, {result['bits']} bits, {kernels}, {threads} threads, {how}"
-    return f"demo policy, {', '.join(f'{part}: {kernel}' for part, kernel in result['kernels'].items())}"
+def engine_targets(result: EngineResult, threads: int | None) -> Iterator[str]:
+    kernels = ", ".join(result.kernels.values())
+    how = "alone" if len(result.systems) == 1 else "in turns"
+    subject = f"{result.model}, {result.bits} bits, {kernels}, {threads} threads, {how}"
+    yield from markdown.targets(subject, result.targets)
 
 
-def engine(result: Result) -> Iterator[str]:
-    yield from claims(result)
+def engine(result: EngineResult, threads: int | None) -> Iterator[str]:
+    yield from engine_targets(result, threads)
     yield ""
-    yield "| milliseconds, median | prefill | one step | six rows at once | decoder part | whole action |"
-    yield "|---|---:|---:|---:|---:|---:|"
-    taken, parts = result["milliseconds, median"], result["decoder part of an action, ms"]
-    actions = result.get("whole action, ms", {})
-    for side, prefix in SIDES.items():
-        if side in parts:
-            cells = [taken.get(prefix + stage) for stage in STAGES] + [parts[side], actions.get(side)]
-            yield f"| {side} | " + " | ".join("" if cell is None else f"{cell:.1f}" for cell in cells) + " |"
-    measured = result["layers measured"]
+    columns = ["milliseconds, median", "prefill", "one step", "six rows at once", "decoder part", "whole action"]
+    rows = [
+        (one.name, one.median.prefill_ms, one.median.step_ms, one.median.verify_ms, one.decoder_ms, one.action_ms)
+        for one in result.systems
+    ]
+    yield from table(columns, [(name, *(None if ms is None else f"{ms:.1f}" for ms in times)) for name, *times in rows])
+    ours, eager = result.system(PACKED), result.system(EAGER)
     yield ""
     yield (
-        f"{result['prompt rows']} rows of prompt. Measured on {measured['packed']} of {measured['of']} packed layers "
-        f"and {measured['eager']} eager ones, multiplied up."
+        f"{result.prompt_rows} rows of prompt. Measured on {ours.layers_measured if ours else 0} of {result.layers} "
+        f"packed layers and {eager.layers_measured if eager else 0} eager ones, multiplied up."
     )
 
 
-def drafts(result: Result) -> Iterator[str]:
-    """Passes and differing tokens of each proposal in each mode, then where the first drafts were right."""
-    yield "| drafts | mode | actions | passes an action | dimensions right | at most one bin off | tokens that differ |"
-    yield "|---|---|---:|---:|---:|---:|---:|"
-    for mode, rows in result["modes"].items():
-        for name, row in rows.items():
-            if row is None:
-                continue
-            right = row.get("acceptance", {}).get("all")
-            cells = [
-                _interval(row["passes per action"]),
-                _share(right) if right else "",
-                f"{row['at most one bin off']['all']:.1%}" if right else "",
-                f"{row['tokens that differ']} in {row['actions that differ']} actions",
-            ]
-            yield f"| {name} | {mode} | {row['actions']} | {' | '.join(cells)} |"
-    strict = {name: row for name, row in result["modes"]["strict"].items() if row and "acceptance" in row}
-    parts = list(dict.fromkeys(part for row in strict.values() for part in row["acceptance"]))
+def soak(result: SoakResult) -> Iterator[str]:
+    kernels = ", ".join(f"{part}: {kernel}" for part, kernel in result.kernels.items())
+    yield from markdown.targets(f"demo policy, {kernels}", result.targets)
     yield ""
-    yield f"| first draft right | {' | '.join(parts)} |"
-    yield "|---|" + "---:|" * len(parts)
-    for name, row in strict.items():
-        cells = [f"{row['acceptance'][part]['mean']:.1%}" if part in row["acceptance"] else "" for part in parts]
-        yield f"| {name} | {' | '.join(cells)} |"
-    if "times" in result:
-        yield from ("", *_times(result["times"]))
-
-
-def _times(times: Result) -> Iterator[str]:
-    yield "| drafts | mode | decoder ms | decoder, times faster than plain | action, times faster |"
-    yield "|---|---|---:|---:|---:|"
-    for mode in ("strict", "fast"):
-        for name, row in times[mode].items():
-            decoder, action = (row[f"{part}, times faster than plain"] for part in ("decoder", "action"))
-            yield f"| {name} | {mode} | {row['decoder ms, mean']:.2f} | {decoder:.2f} | {action:.2f} |"
-
-
-def steady(result: Result) -> Iterator[str]:
-    yield from claims(result)
-    yield ""
-    yield "| in turns on the same frames | times | p50 | p99 | p99/p50 | times faster than the reference |"
-    yield "|---|---:|---:|---:|---:|---:|"
-    for name, row in result["compared in turns"].items():
-        ratio = result["times faster than the reference, by p50"].get(name)
-        times = f"{row['p50_ms']:.2f} ms | {row['p99_ms']:.2f} ms | {row['p99/p50']:.2f}"
-        yield f"| {name} | {row['actions']} | {times} | {'' if ratio is None else f'{ratio:.2f}'} |"
-    alone = result["alone"]
+    systems = [result.reference, result.artifact, result.session]
+    rows = [
+        (one.name, str(one.actions), *_spread(one.p50_ms, one.p99_ms), speedup)
+        for one, speedup in [
+            *((one, f"{result.speedup(one):.2f}") for one in systems),
+            *((c, "") for c in result.controls),
+        ]
+    ]
+    yield from table(["in turns, same frames", "actions", "p50", "p99", "p99/p50", "times faster than reference"], rows)
     yield ""
     yield (
-        f"Alone, {alone['actions']} actions: p50 {alone['p50_ms']:.2f} ms, p99 {alone['p99_ms']:.2f} ms; "
-        f"{alone['tensors made per action']:.1f} tensors made in each, {alone['bytes kept per action']:.0f} bytes stay."
+        f"Alone, {result.alone.actions} actions: p50 {result.alone.p50_ms:.2f} ms, p99 {result.alone.p99_ms:.2f} ms; "
+        f"{result.tensors_allocated_per_action:.1f} tensors allocated in each, "
+        f"{result.bytes_kept_per_action:.0f} bytes kept."
     )
 
 
-def _interval(value: Mapping[str, float]) -> str:
-    return f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+def _spread(p50_ms: float, p99_ms: float) -> tuple[str, str, str]:
+    return f"{p50_ms:.2f} ms", f"{p99_ms:.2f} ms", f"{p99_ms / p50_ms:.2f}"
 
 
-def _share(value: Mapping[str, float]) -> str:
-    return f"{value['mean']:.1%} [{value['low']:.1%}, {value['high']:.1%}]"
+def drafts(result: DraftsResult) -> Iterator[str]:
+    """Passes and differing tokens of each strategy in each mode; then how often first drafts were right; then times."""
+    columns = [
+        "draft strategy", "mode", "actions", "passes an action", "dimensions right", "at most one bin off",
+        "tokens that differ",
+    ]  # fmt: skip
+    yield from table(columns, map(_strategy, result.strategies))
+    exact = [(row.strategy, row.acceptance) for row in result.strategies if row.bitwise_exact and row.acceptance]
+    if exact:
+        yield ""
+        dims = [f"dimension {i}" for i in range(len(exact[0][1].by_dimension))]
+        columns = ["first draft right", "all", *dims, "reach", "carry", "whole action"]
+        yield from table(columns, [(name, *_acceptance(found)) for name, found in exact])
+    timed = [(row, row.cost) for row in result.strategies if row.cost]
+    if timed:
+        yield ""
+        columns = ["draft strategy", "mode", "decoder ms", "decoder, times faster", "action, times faster"]
+        rows = [
+            (row.strategy, MODES[row.bitwise_exact], f"{cost.decoder_ms:.2f}", f"{cost.decoder_speedup:.2f}",
+             f"{cost.action_speedup:.2f}") for row, cost in timed
+        ]  # fmt: skip
+        yield from table(columns, rows)
+
+
+def _strategy(row: StrategyResult) -> list[str | None]:
+    found = row.acceptance
+    return [
+        row.strategy,
+        MODES[row.bitwise_exact],
+        str(row.actions),
+        number(row.passes_per_action),
+        None if found is None else share(found.overall),
+        None if found is None else f"{found.within_one_bin:.1%}",
+        f"{row.different_tokens} in {row.different_actions} actions",
+    ]
+
+
+def _acceptance(found: Acceptance) -> Iterator[str | None]:
+    for one in (found.overall, *found.by_dimension, found.reach, found.carry, found.whole_action):
+        yield None if one is None else f"{one.mean:.1%}"

@@ -1,8 +1,7 @@
-"""Many robots at once: the network in plain torch, answering batches of pictures and instructions.
+"""Batched greedy decoding in plain torch, for many episodes at once.
 
-For evaluation while training, where one action at a time would cost the afternoon. Prompts are padded on
-the right; a padded row is overwritten by the tokens that follow. The runtime is elsewhere and is tested
-to give the same tokens.
+For evaluation during training, where one action at a time would take an afternoon. Prompts are padded on the right; the
+tokens that follow overwrite padded rows. A test holds that the runtime gives the same tokens.
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.demo_policy import tokenizer
 from benchmarks.demo_policy.learner import ACTION_DIMS
-from edge_vla.demo.statistics import MASK, statistics
+from benchmarks.demo_policy.statistics import MASK, statistics
 from edge_vla.model import Cache, OpenVLA
 from edge_vla.openvla.action import ActionTokens
 from edge_vla.openvla.config import CONSTANTS
@@ -25,7 +24,7 @@ CHUNK = 64
 
 
 class Actor:
-    """Greedy decoding over the action ids, in the precision of the policy's weights."""
+    """Greedy over the action ids, in the precision of the policy's weights."""
 
     def __init__(self, policy: OpenVLA) -> None:
         self.policy = policy.eval()
@@ -38,7 +37,8 @@ class Actor:
         self.low, self.high = np.array(action["q01"]), np.array(action["q99"])
         self.coding = ActionTokens(spec.action)
 
-    def answer(self, images: Sequence[Image.Image], instructions: Sequence[str]) -> NDArray[np.float64]:
+    def act_batch(self, images: Sequence[Image.Image], instructions: Sequence[str]) -> NDArray[np.float64]:
+        """(n, 7) actions in robot units."""
         normalised = self.coding.centres[self.coding.bins(self.tokens(images, instructions).ravel().tolist())]
         normalised = normalised.reshape(len(images), ACTION_DIMS)
         values = 0.5 * (normalised + 1) * (self.high - self.low) + self.low
@@ -49,7 +49,7 @@ class Actor:
         return self.decode(images, [tokenizer.encode(text) for text in instructions])
 
     def decode(self, images: Sequence[Image.Image], prompts: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-        """The same from prompts that are token ids already."""
+        """(n, 7) action token ids, from prompts as token ids."""
         pixels = torch.from_numpy(np.stack([preprocess(image, self.contract) for image in images]))
         parts = [self._generate(pixels[i : i + CHUNK], prompts[i : i + CHUNK]) for i in range(0, len(prompts), CHUNK)]
         return torch.cat(parts).numpy()

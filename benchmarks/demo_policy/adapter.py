@@ -1,7 +1,7 @@
 """A LoRA adapter for the second world, made with peft on the shipped base.
 
-Knows which linears are adapted and how peft's files look. peft is a build tool: nothing at run time
-imports this. The base is the bf16 checkpoint that ships, so merging starts from the very same numbers.
+Knows which modules are adapted and what peft's files look like. The base is the bf16 checkpoint that ships, so that
+merging starts from the same weights.
 """
 
 import json
@@ -29,7 +29,7 @@ def adapted_modules(policy: OpenVLA) -> list[str]:
 
 
 def wrap(learner: Learner) -> PeftModel:
-    """Put LoRA into the learner's policy in place; only the adapter's factors train from here on."""
+    """Insert LoRA into the learner's policy in place; only the adapter's factors are trained from here on."""
     targets = adapted_modules(learner.policy)
     settings = LoraConfig(
         r=package.LORA_RANK, lora_alpha=package.LORA_ALPHA, target_modules=targets, lora_dropout=0.0, bias="none"

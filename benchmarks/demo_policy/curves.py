@@ -1,6 +1,6 @@
-"""A training log as a picture: `python -m benchmarks.demo_policy.curves LOG [LOG …] --out curves.png`.
+"""Training logs as a picture: `python -m benchmarks.demo_policy.curves LOG [LOG …] --out curves.png`.
 
-Knows JSON lines with a step and numbers, one panel for every group of names. Knows nothing of training.
+Knows JSON lines with a step and numbers; one panel for each group of names. Knows nothing of training.
 """
 
 import argparse
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from PIL import Image, ImageDraw
+
+from benchmarks import study
 
 PANELS: Final[Mapping[str, Sequence[str]]] = {
     "loss": ("action", "dx", "pointer"),
@@ -23,16 +25,18 @@ WIDTH, HEIGHT, MARGIN = 460, 260, 44
 
 
 def read(logs: Sequence[Path]) -> dict[str, list[tuple[int, float]]]:
-    """Name -> points; a log's steps continue where the one before ended."""
+    """Name -> (step, value) points; the steps of each log continue those of the log before."""
     series: dict[str, list[tuple[int, float]]] = {}
     offset = 0
     for log in logs:
-        last = 0
+        last, stage = 0, None
         for line in log.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
+            if row.get("stage") != stage:  # the committed log holds several stages
+                offset, last, stage = offset + last, 0, row.get("stage")
             last = max(last, row["step"])
             for name, value in row.items():
-                if name != "step":
+                if name not in ("step", "stage"):
                     series.setdefault(name, []).append((row["step"] + offset, float(value)))
         offset += last
     return series
@@ -79,11 +83,11 @@ def draw(logs: Sequence[Path]) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo_policy.curves", description=__doc__)
-    parser.add_argument("logs", nargs="+", type=Path)
-    parser.add_argument("--out", required=True, type=Path)
-    arguments = parser.parse_args()
-    draw(arguments.logs).save(arguments.out, optimize=True)
+    parser.add_argument("logs", nargs="+", type=Path, help="JSON lines, as `train` writes them")
+    parser.add_argument("--out", required=True, type=Path, help="PNG file")
+    given = parser.parse_args()
+    draw(given.logs).save(given.out, optimize=True)
 
 
 if __name__ == "__main__":
-    main()
+    study.run(main)

@@ -1,7 +1,7 @@
 """The optimiser: Muon for the matrices inside the network, Adam for everything else.
 
-Muon replaces a matrix' momentum by the nearest orthogonal matrix (a few Newton-Schulz steps), which takes
-about half as many frames here as Adam alone. Knows parameters and gradients, no schedules.
+Muon replaces a matrix's momentum by the nearest orthogonal matrix (a few Newton-Schulz steps), which needs about half
+as many frames here as Adam alone. Knows parameters and gradients, no schedules.
 """
 
 from collections import defaultdict

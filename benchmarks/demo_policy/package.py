@@ -1,7 +1,7 @@
 """Trained weights -> a Hugging Face OpenVLA checkpoint directory, and back into the training modules.
 
-Knows the layout of OpenVLA's files. The blocks that OpenVLA carries but never runs (each tower's last block,
-the final norms, SigLIP's pooling head) are written too, small and seeded, because a checkpoint has them.
+Knows the layout of OpenVLA's files. The modules that OpenVLA stores but never runs (each tower's last block, the final
+norms, SigLIP's pooling head) are written too, small and seeded, because a checkpoint has them.
 """
 
 import json
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from benchmarks.demo_policy import tokenizer
 from benchmarks.demo_policy.learner import demo_spec
+from benchmarks.demo_policy.statistics import statistics
 from edge_vla.checkpoint import key_table
-from edge_vla.demo.statistics import name as statistics_name
-from edge_vla.demo.statistics import statistics
+from edge_vla.demo import statistics_key
 from edge_vla.errors import CheckpointError
 from edge_vla.model import OpenVLA
 from edge_vla.openvla.config import CONSTANTS
@@ -30,7 +30,7 @@ SHARD: Final = "model-00001-of-00001.safetensors"
 
 
 def never_run(spec: PolicySpec) -> dict[str, Tensor]:
-    """The tensors that exist in the format and in no forward pass."""
+    """The tensors of the format that no forward pass reads."""
     generator = torch.Generator().manual_seed(7)
     dead = {name: key for name, key in key_table(spec).items() if not key.live}
     return {name: torch.randn(key.shape, generator=generator) * 0.02 for name, key in dead.items()}
@@ -77,7 +77,7 @@ def config(spec: PolicySpec) -> dict[str, object]:
         },
         "torch_dtype": "bfloat16",
         "transformers_version": "4.40.1",
-        "norm_stats": {statistics_name(1): statistics()},
+        "norm_stats": {statistics_key(1): statistics()},
     }
 
 
@@ -111,7 +111,7 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def write_statistics(directory: Path, world_number: int) -> None:
-    _write_json(directory / "dataset_statistics.json", {statistics_name(world_number): statistics()})
+    _write_json(directory / "dataset_statistics.json", {statistics_key(world_number): statistics()})
 
 
 def write(policy: OpenVLA, directory: Path) -> None:
@@ -136,13 +136,13 @@ def write(policy: OpenVLA, directory: Path) -> None:
 
 
 def adapted(weight: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """A linear's or a convolution's weight with LoRA's two factors merged into it, in float32."""
+    """The weight of a linear or a convolution with its two LoRA factors merged in float32."""
     update = second.float().flatten(1) @ first.float().flatten(1)
     return weight.float() + LORA_SCALE * update.view(weight.shape)
 
 
 def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A policy's state dict with its adapter, if it has one, merged in float32 and its names as in the checkpoint."""
+    """A policy's state dict under the checkpoint's names, its adapter, if any, merged in float32."""
     merged: dict[str, Tensor] = {}
     for key, tensor in state.items():
         if ".lora_" in key:

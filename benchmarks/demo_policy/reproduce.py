@@ -1,14 +1,12 @@
-"""The demo policy from nothing: `python -m benchmarks.demo_policy.reproduce --runs runs`.
+"""The demo policy trained again from nothing: `python -m benchmarks.demo_policy.reproduce --runs runs`.
 
-Runs the stages of the recipe below one after the other, packs what they learnt, measures it on the seeds that the
-shipped policy was measured on, and says how far apart the two are. Started again, it continues where it stood.
-The shipped weights are not touched. Knows the recipe and the order; `train`, `ship` and `evaluate` do the work.
+Runs the stages of the recipe below in order, packages the weights, evaluates them on the seeds that the shipped policy
+was evaluated on, and compares the two. Started again, it continues where it stood. Leaves the shipped weights alone.
 """
 
 import argparse
 import json
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -17,11 +15,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Final
 
-from benchmarks.demo_policy.train import STAGES
-from edge_vla.bench.provenance import environment
-from edge_vla.errors import EdgeVLAError, FrameError, ResourceError
+from benchmarks import study
+from benchmarks.demo_policy.results import (
+    ClosedLoopRates,
+    PolicyEvaluation,
+    ReproductionResult,
+    StageCost,
+    TrialComparison,
+)
+from benchmarks.demo_policy.stages import STAGES
+from benchmarks.result_files import read_result
+from edge_vla.errors import FrameError, ResourceError
 from edge_vla.files import write_whole
 
 LOG: Final = logging.getLogger("benchmarks.demo_policy.reproduce")
@@ -48,42 +54,42 @@ RECIPE: Final = (
     Part("adapt", "finish"),
 )
 # A step allocates and frees the same few hundred megabytes: kept on the heap in large pages it runs faster.
-QUICK: Final = {
+FAST_ALLOCATOR: Final = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0"
     ":glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456",
 }
-TOLERANCE: Final = 0.03  # of a rate: what the shipped figures should be reproduced to
-SHIPPED: Final = Path("benchmarks/results")
+TOLERANCE: Final = 0.03  # of a success rate
 
 
-def command(module: str, *words: object) -> None:
-    """One of the demo's own commands in a process of its own, which reads QUICK when it starts."""
-    said = [sys.executable, "-m", f"edge_vla.demo.{module}", *map(str, words)]
-    LOG.info("%s", " ".join(said[1:]))
-    if code := subprocess.run(said, env={**QUICK, **os.environ}, check=False).returncode:
-        raise ResourceError(f"{' '.join(said[1:])} ended with {code}: see above; the same command continues")
+def command(module: str, *arguments: object) -> None:
+    """Run `python -m benchmarks.demo_policy.MODULE` in a process of its own, with FAST_ALLOCATOR."""
+    words = [sys.executable, "-m", f"benchmarks.demo_policy.{module}", *map(str, arguments)]
+    LOG.info("%s", " ".join(words[1:]))
+    code = subprocess.run(words, env={**FAST_ALLOCATOR, **study.child_environment()}, check=False).returncode
+    if code:
+        raise ResourceError(f"{' '.join(words[1:])} ended with exit code {code}: see above; the same command continues")
 
 
-def trained(runs: Path, threads: int) -> dict[str, float]:
-    """Every stage of the recipe; seconds of each, over all the times that this command was started."""
+def train_all(runs: Path, threads: int) -> dict[str, float]:
+    """Every stage of the recipe; seconds of each, summed over all starts of this command."""
     clock = runs / "seconds.json"
     seconds: dict[str, float] = json.loads(clock.read_text(encoding="utf-8")) if clock.exists() else {}
     for part in RECIPE:
-        words: list[object] = ["--stage", part.stage, "--run", runs / part.stage, "--threads", threads]
-        words += [] if part.source is None else ["--from", runs / part.source]
-        words += [] if part.until is None else ["--until", part.until]
+        arguments: list[object] = ["--stage", part.stage, "--run", runs / part.stage, "--threads", threads]
+        arguments += [] if part.source is None else ["--from", runs / part.source]
+        arguments += [] if part.until is None else ["--until", part.until]
         began = time.perf_counter()
         try:
-            command("train", *words)
+            command("train", *arguments)
         finally:
             seconds[part.stage] = round(seconds.get(part.stage, 0.0) + time.perf_counter() - began, 1)
             write_whole(clock, json.dumps(seconds) + "\n")
     return seconds
 
 
-def measured(runs: Path, threads: int) -> list[Path]:
-    """The weights as they would ship, and their figures in both worlds."""
+def evaluate_all(runs: Path, threads: int) -> list[Path]:
+    """Package the weights as they would ship, and evaluate them in both worlds; returns the result files."""
     base, adapter = runs / "policy" / "base", runs / "policy" / "adapter"
     command("ship", "--run", runs / "finish", "--out", base)
     command("ship", "--run", runs / "adapt", "--base", base, "--adapter", "--out", adapter)
@@ -95,62 +101,57 @@ def measured(runs: Path, threads: int) -> list[Path]:
     return results
 
 
-def compare(shipped: Sequence[Path], reproduced: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Trial -> success rate of both, their difference, and whether that is within TOLERANCE."""
-    was, now = _trials(shipped), _trials(reproduced)
-    if was.keys() != now.keys():
-        raise FrameError(f"the results hold different trials: {sorted(was)} and {sorted(now)}")
-    rows = {}
-    for name, before in was.items():
-        difference = round(now[name]["success"] - before["success"], 4)
-        rows[name] = {
-            "shipped": before["success"],
-            "reproduced": now[name]["success"],
-            "difference": difference,
-            "within": abs(difference) <= TOLERANCE,
-            "shipped 95%": before["success 95%"],
-            "reproduced 95%": now[name]["success 95%"],
-            "reproduced wrong object": now[name]["wrong object"],
-        }
-    return rows
+def compare(shipped: Sequence[Path], reproduced: Sequence[Path]) -> dict[str, TrialComparison]:
+    """Each trial of the shipped policy's results beside the same trial of the reproduced one's."""
+    before, after = _trials(shipped), _trials(reproduced)
+    if before.keys() != after.keys():
+        raise FrameError(f"the results hold different trials: {sorted(before)} and {sorted(after)}")
+    return {
+        name: TrialComparison(
+            shipped=was.success,
+            shipped_interval=was.success_interval,
+            reproduced=after[name].success,
+            reproduced_interval=after[name].success_interval,
+            reproduced_wrong_object=after[name].wrong_object,
+            tolerance=TOLERANCE,
+        )
+        for name, was in before.items()
+    }
 
 
-def _trials(results: Sequence[Path]) -> dict[str, Mapping[str, Any]]:
-    trials: dict[str, Mapping[str, Any]] = {}
+def _trials(results: Sequence[Path]) -> Mapping[str, ClosedLoopRates]:
+    trials: dict[str, ClosedLoopRates] = {}
     for path in results:
-        try:
-            trials |= json.loads(path.read_text(encoding="utf-8"))["closed loop"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise FrameError(f"{path} is no result of benchmarks.demo_policy.evaluate: {error}") from error
+        body = read_result(path).body
+        if not isinstance(body, PolicyEvaluation):
+            raise FrameError(f"{path} is no result of benchmarks.demo_policy.evaluate: make one with that command")
+        trials |= body.closed_loop
     return trials
 
 
 def _leave_it_to_the_stage(_signal: int, _frame: FrameType | None) -> None:
-    """Ctrl-C reaches the stage as well, which saves and ends; to end first would kill it in its save."""
+    """Ctrl-C reaches the child as well, which saves and ends; ending first would kill it while it saves."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo_policy.reproduce", description=__doc__)
-    parser.add_argument("--runs", required=True, type=Path, help="folder of all that is made; 400 MB")
+    parser.add_argument("--runs", required=True, type=Path, help="directory for everything that is made; 400 MB")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--shipped", type=Path, default=SHIPPED, help="folder of the shipped policy's results")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    shipped = [arguments.shipped / f"demo-policy-world{number}.json" for number in (1, 2)]
-    _trials(shipped)  # missing ones are found now and not after an hour
-    arguments.runs.mkdir(parents=True, exist_ok=True)
+    parser.add_argument(
+        "--shipped", type=Path, default=study.ROOT / "benchmarks" / "results", help="directory of the shipped results"
+    )
+    given = parser.parse_args()
+    shipped = [given.shipped / f"demo-policy-world{number}.json" for number in (1, 2)]
+    _trials(shipped)  # fails now rather than after an hour
+    given.runs.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGINT, _leave_it_to_the_stage)
-    seconds = trained(arguments.runs, arguments.threads)
-    rows = compare(shipped, measured(arguments.runs, arguments.threads))
-    stages = {p.stage: {"pictures": p.steps * STAGES[p.stage].batch, "seconds": seconds[p.stage]} for p in RECIPE}
-    result = {"version": 1, "kind": "demo reproduction", **environment(), "stages": stages, "trials": rows}
-    write_whole(arguments.runs / "demo-reproduction.json", json.dumps(result, indent=1) + "\n")
-    for name, row in rows.items():
-        LOG.info("%-28s shipped %.3f, reproduced %.3f, %+.3f", name, *list(row.values())[:3])
+    seconds = train_all(given.runs, given.threads)
+    trials = compare(shipped, evaluate_all(given.runs, given.threads))
+    stages = {p.stage: StageCost(p.steps * STAGES[p.stage].batch, seconds[p.stage]) for p in RECIPE}
+    study.write_result(given.runs / "demo-reproduction.json", ReproductionResult(stages, trials))
+    for name, row in trials.items():
+        LOG.info("%-28s shipped %.3f, reproduced %.3f, %+.3f", name, row.shipped, row.reproduced, row.difference)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EdgeVLAError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    study.run(main)

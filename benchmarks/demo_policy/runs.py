@@ -1,7 +1,7 @@
-"""A training run on disk: what it was configured with, where it stands, and its log.
+"""A training run on disk: its configuration, its state, its log.
 
-A save is written beside, synced and renamed, so an interrupted one leaves the last good state. A state that
-belongs to another configuration or version is refused. Knows nothing of what is being trained.
+A save is written beside, synced and renamed, so that an interrupted one leaves the last good state. A state of another
+configuration or version is refused. Knows nothing of what is trained.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import nn
 
 from edge_vla.errors import CheckpointError, ResourceError, UsageError
 from edge_vla.files import write_whole
@@ -39,17 +40,17 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
         beside.replace(path)
     except (OSError, RuntimeError) as error:
-        raise ResourceError(f"{path}: could not save ({error}); the last good state stands") from error
+        raise ResourceError(f"{path}: cannot save ({error}); the last good state is kept") from error
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Raises CheckpointError for a file that is missing, damaged or another version's; every checksum is checked."""
+    """The state of a run. CheckpointError for a file that is missing, damaged or of another version."""
     try:
         with zipfile.ZipFile(path) as archive:
-            if (damaged := archive.testzip()) is not None:  # torch itself reads changed bytes without a word
+            if (damaged := archive.testzip()) is not None:  # torch itself does not check the checksums
                 raise CheckpointError(f"{path} is not a readable training state: {damaged} has changed")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -71,9 +72,14 @@ def resume(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
         changed = sorted(key for key in {*config, *state["config"]} if config.get(key) != state["config"].get(key))
         was, now = ({key: source.get(key) for key in changed} for source in (state["config"], config))
         raise UsageError(
-            f"{path.parent} was started with {was}, not {now}: continue with the same, or use another --run"
+            f"{path.parent} was started with {was}, got {now}: continue with the same settings, or use another --run"
         )
     return state
+
+
+def load_averaged(run: Path, module: nn.Module) -> None:
+    """The averaged weights of a run into a module. Weights that the run did not train stay as they are."""
+    module.load_state_dict({**module.state_dict(), **load(run / "state.pt")["averaged"]})
 
 
 def log(path: Path, row: Mapping[str, Any]) -> None:
@@ -82,11 +88,11 @@ def log(path: Path, row: Mapping[str, Any]) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(row)) + "\n")
     except OSError as error:
-        raise ResourceError(f"cannot write {path}: {error.strerror}; the last good state stands") from error
+        raise ResourceError(f"cannot write {path}: {error.strerror}; the last good state is kept") from error
 
 
 def trim(path: Path, step: int) -> None:
-    """Drop log rows of steps that a resumed run will do again, and a row that a power cut left half written."""
+    """Drop log rows of steps that a resumed run will repeat, and a half-written last row."""
     if not path.exists():
         return
     rows = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]

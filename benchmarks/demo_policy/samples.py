@@ -1,8 +1,8 @@
-"""Training frames: a random moment at the table, what every object's patch shows, and what the expert would do.
+"""Training frames: a random state, what each patch of its picture shows, and what the expert would do.
 
-A frame is drawn from its seed alone, so batch n is the same today and after a resume. States are drawn
-directly (anywhere, near a block, carrying) rather than along episodes: the expert has no memory, so any
-state has a right answer, also those that only a clumsy policy reaches. Knows nothing of networks.
+A frame depends on its seed alone, so that batch n is the same after a resume. States are drawn directly (anywhere, near
+a block, carrying) rather than along episodes: the expert has no memory, so that every state has a right action, also
+those that only a clumsy policy reaches. Knows nothing of networks.
 """
 
 import math
@@ -14,8 +14,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.demo_policy import statistics
 from benchmarks.demo_policy.tokenizer import ACTION_END, BINS, encode, word_ids
-from edge_vla.demo import expert, statistics
+from edge_vla.demo import expert
 from edge_vla.demo.instructions import phrase
 from edge_vla.demo.render import IMAGE_SIDE, World, gripper_points, project, render, toward_camera
 from edge_vla.demo.world import (
@@ -39,9 +40,9 @@ PATCH: Final = 14
 GRID: Final = IMAGE_SIDE // PATCH
 PATCHES: Final = GRID * GRID
 CLASSES: Final = ("nothing", *(f"{c} block" for c in BLOCK_COLOURS), *(f"{c} plate" for c in PLATE_COLOURS))
-TEXT_ROOM: Final = 11  # prompt tokens after the first, at most, in training
+PROMPT_TOKENS: Final = 11  # prompt tokens after the first, at most, in training
 ACTION_INPUTS: Final = 6  # the seventh token is only ever an answer
-BRANCH: Final = TEXT_ROOM + ACTION_INPUTS
+BRANCH: Final = PROMPT_TOKENS + ACTION_INPUTS
 _COVER: Final = {"block": 10.5, "plate": 13.0}  # pixels from a body's centre to patch centres it counts for
 TOKENS: Final = ActionTokens(ActionSpec(bins=BINS, end=ACTION_END))
 
@@ -67,10 +68,10 @@ class Batch:
 
 
 def _near(rng: np.random.Generator, look: World, x: float, y: float, yaw: float, floor: float) -> Gripper:
-    """Somewhere in the funnel over a goal, more often close than far.
+    """A gripper pose in the funnel over a goal, more often close than far.
 
-    Often pulled towards the camera from there: along the line of sight the picture hardly changes, and that is
-    where a policy takes high and short for low and there.
+    Half of the poses are pulled towards the camera: along the line of sight the picture hardly changes, and there a
+    policy mistakes "high and short of the goal" for "low and at the goal".
     """
     spread = math.exp(rng.uniform(math.log(0.002), math.log(0.06)))
     angle = rng.uniform(-math.pi, math.pi)
@@ -93,7 +94,7 @@ def _near(rng: np.random.Generator, look: World, x: float, y: float, yaw: float,
 
 
 def moment(rng: np.random.Generator, look: World, blocks_on_table: tuple[int, int] = BLOCKS) -> tuple[State, list[str]]:
-    """A state, and the block colours that its prompts should name first."""
+    """A random state, and the block colours that its prompts should name first."""
     bodies = random_bodies(rng, blocks_on_table)
     blocks = [i for i, body in enumerate(bodies) if body.kind == "block"]
     plates = [body for body in bodies if body.kind == "plate"]
@@ -127,7 +128,7 @@ def moment(rng: np.random.Generator, look: World, blocks_on_table: tuple[int, in
 
 
 def tasks(rng: np.random.Generator, state: State, first: Sequence[str], count: int, puts: bool) -> list[Task]:
-    """`count` different things to ask for, the focus block's pick or put among them."""
+    """`count` tasks for one state, the first of them about the `first` blocks; repeated only where too few exist."""
     blocks = [body.colour for body in state.bodies if body.kind == "block"]
     plates = [body.colour for body in state.bodies if body.kind == "plate"] if puts else []
     every = [Task(block, plate) for block in blocks for plate in (None, *plates)]
@@ -179,7 +180,7 @@ def patch_owner(state: State, look: World) -> tuple[NDArray[np.int64], NDArray[n
 
 
 def _gripper_in_picture(gripper: Gripper, look: World) -> list[float]:
-    """Palm ends, mast top and the palm's shadow: (u, v) each, in picture widths from the middle."""
+    """Palm ends, mast top and the palm's shadow: (u, v) each, in picture widths from the centre."""
     points = gripper_points(gripper)
     foot = points[6] * (1, 1, 0)
     seen = project(look, np.stack([points[4], points[5], points[7], foot]))
@@ -191,22 +192,22 @@ def _words() -> dict[str, int]:
     return word_ids()
 
 
-def spoken(normalised: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The token ids that a perfect policy answers.
+def label_tokens(normalised: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The token ids that a perfect policy predicts.
 
-    As OpenVLA encodes, a value on the upper edge has an id of its own, which decodes as its neighbour. The labels
-    leave it out, so it is never answered; counting it as the right answer would call every such answer wrong.
+    OpenVLA encodes a value on the upper edge with an id of its own, which decodes like its neighbour. Training labels
+    leave that id out, so that it is never predicted; expecting it would count every such prediction as wrong.
     """
     return np.asarray(np.maximum(TOKENS.encode(normalised), ACTION_END - BINS + 1))
 
 
 def _given(rng: np.random.Generator, actions: NDArray[np.float64], misled: float) -> NDArray[np.int64]:
-    """The action tokens a prompt is continued with: the right ones, or for a share `misled` misleading ones.
+    """The action tokens that follow a prompt: the expert's, or for a share `misled` of the prompts misleading ones.
 
-    Stages that mislead keep the upper edge's own id, because their frames must stay what they were.
+    Stages with misleading tokens keep the upper edge's own id, so that their frames stay as they were trained on.
     """
     if not misled:
-        return spoken(actions)[:, :ACTION_INPUTS]
+        return label_tokens(actions)[:, :ACTION_INPUTS]
     tokens = TOKENS.encode(actions)
     k = len(tokens)
     for row in range(k):

@@ -1,7 +1,7 @@
-"""The demo policy's own vocabulary, in the layout of OpenVLA's: text first, then the action ids, then padding.
+"""The demo policy's vocabulary, laid out like OpenVLA's: text first, then the action ids, then padding.
 
-Whole words of the demo's instructions are one token each, and so are the two fixed parts of the prompt;
-any other text falls apart into characters, and a character outside the table becomes `<unk>`.
+Each word of the demo's instructions is one token, and so are the two fixed parts of the prompt. Other text is spelled
+in characters; a character outside the table becomes `<unk>`.
 """
 
 import json
@@ -9,9 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from edge_vla.demo.instructions import vocabulary
+from benchmarks.demo_policy.wordings import vocabulary
 
-SPACE: Final = "▁"  # the sign that stands for a space; alone, it is the empty token after the prompt
+SPACE: Final = "▁"  # stands for a space; alone, it is the empty token after the prompt
 PROMPT_HEAD: Final = "In: What action should the robot take to"
 PROMPT_TAIL: Final = "?\nOut:"
 BINS: Final = 256

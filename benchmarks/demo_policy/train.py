@@ -1,7 +1,7 @@
 """Training the demo policy, one stage at a time: `python -m benchmarks.demo_policy.train --stage act --run runs/act`.
 
-A stage is a row of the table below. Batch n depends on the stage and n alone, the state is saved every few
-minutes, and a run that is started again continues exactly where it stood. Ctrl-C saves first.
+The state is saved every few minutes, and a run that is started again continues exactly where it stood. Ctrl-C saves
+first.
 """
 
 import argparse
@@ -9,119 +9,34 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.demo_policy import learner as learning
-from benchmarks.demo_policy import measure, package, runs, samples
+from benchmarks import study
+from benchmarks.demo_policy import measure, package, runs
 from benchmarks.demo_policy.actor import Actor
+from benchmarks.demo_policy.learner import Learner, demo_spec, initialise
 from benchmarks.demo_policy.muon import Muon
+from benchmarks.demo_policy.stages import STAGES, Stage, batches
 from benchmarks.demo_policy.tokenizer import BINS
 from edge_vla.demo.render import world
 from edge_vla.demo.world import BLOCKS
-from edge_vla.errors import EdgeVLAError, UsageError
+from edge_vla.errors import UsageError
 from edge_vla.model import OpenVLA
 
 LOG: Final = logging.getLogger("benchmarks.demo_policy.train")
-_stop = False  # set by the signal handler, read between steps
+LOG_EVERY: Final = 50  # steps
+Losses = Callable[[Learner, Mapping[str, Tensor], Tensor, Stage], dict[str, Tensor]]
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """What is trained on what, and how the rates move: up over `warmup` steps, down over the last `decay` of them."""
-
-    name: str
-    steps: int
-    first_seed: int
-    batch: int = 64
-    prompts: int = 4
-    look: int = 1
-    language: bool = True
-    puts: bool = True
-    wordings: int = 64
-    blocks: tuple[int, int] = BLOCKS
-    misled: float = 0.5  # share of prompts that are continued with misleading action tokens
-    frames: int = 0  # 0: fresh frames for ever; else so many, again and again
-    matrix_rate: float = 0.006
-    rate: float = 1e-3
-    warmup: int = 60
-    decay: float = 0.0
-    softness: tuple[float, float] = (2.0, 2.0)  # of the labels in bins, at the start and at the end
-    vision: float = 0.3
-    pointer: float = 0.3
-    average: float = 0.995
-
-    def draw(self, first: int, count: int) -> samples.Batch:
-        """The frames of `count` seeds."""
-        return samples.batch(
-            world(self.look), first, count, self.prompts, self.puts, self.wordings, self.blocks, self.misled
-        )
-
-
-STAGES: Final[Mapping[str, Stage]] = {
-    stage.name: stage
-    for stage in (
-        Stage("overfit", steps=600, first_seed=0, prompts=2, frames=192, misled=0.0, decay=0.6, softness=(1.0, 0.5),
-              average=0.98),
-        Stage("see", steps=900, first_seed=100_000_000, batch=64, language=False, prompts=1, decay=0.3),
-        Stage("look", steps=500, first_seed=150_000_000, language=False, prompts=1, decay=0.6),
-        Stage("two", steps=800, first_seed=180_000_000, prompts=2, puts=False, wordings=1, blocks=(2, 2), decay=0.7,
-              softness=(2.0, 1.5)),
-        Stage("act", steps=1800, first_seed=200_000_000, decay=0.8, softness=(2.0, 1.5)),
-        Stage("finish", steps=1100, first_seed=300_000_000, matrix_rate=0.0045, warmup=20, decay=0.9,
-              softness=(2.0, 1.0)),
-        Stage("adapt", steps=700, first_seed=400_000_000, look=2, rate=3e-3, decay=0.7, average=0.98),
-    )
-}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Frames(Dataset[dict[str, NDArray[np.generic]]]):
-    """Batch n of a stage."""
-
-    stage: Stage
-
-    def __len__(self) -> int:
-        return self.stage.steps
-
-    def __getitem__(self, index: int) -> dict[str, NDArray[np.generic]]:
-        stage = self.stage
-        offset = index * stage.batch
-        if stage.frames:
-            offset %= stage.frames
-        return stage.draw(stage.first_seed + offset, stage.batch).arrays()
-
-
-def batches(stage: Stage, first: int, workers: int) -> Iterator[dict[str, Tensor]]:
-    loader: DataLoader[dict[str, NDArray[np.generic]]] = DataLoader(
-        Frames(stage),
-        batch_size=None,
-        sampler=range(first, stage.steps),
-        num_workers=workers,
-        prefetch_factor=8 if workers else None,
-    )
-    for arrays in loader:
-        yield {name: torch.as_tensor(array) for name, array in arrays.items()}
-
-
-def progress(stage: Stage, step: int) -> float:
-    """The factor on both rates at a step."""
-    up = min(1.0, (step + 1) / stage.warmup)
-    falling = stage.steps * stage.decay
-    down = min(1.0, (stage.steps - step) / falling) if falling else 1.0
-    return up * down
-
-
-def losses(learner: learning.Learner, batch: Mapping[str, Tensor], softness: Tensor, stage: Stage) -> dict[str, Tensor]:
+def losses(learner: Learner, batch: Mapping[str, Tensor], softness: Tensor, stage: Stage) -> dict[str, Tensor]:
+    """Each loss of a batch, and their weighted `total`."""
     patches = learner.patches(batch["images"])
     parts = learner.vision_losses(patches, batch)
     total = torch.stack(list(parts.values())).sum()
@@ -132,21 +47,21 @@ def losses(learner: learning.Learner, batch: Mapping[str, Tensor], softness: Ten
     return {**parts, "total": total}
 
 
-def evaluate(learner: learning.Learner, stage: Stage, episodes: int) -> dict[str, float]:
-    """Free-running, in bf16, with the averaged weights that the learner holds at the moment."""
+def evaluate(learner: Learner, stage: Stage, episodes: int) -> dict[str, float]:
+    """A row for the log: free-running, in bf16, with the weights that the learner holds at the moment."""
     policy = OpenVLA(learner.policy.spec).to(torch.bfloat16)
     policy.load_state_dict(package.plain(learner.policy.state_dict()))
     actor, look = Actor(policy), world(stage.look)
-    found = measure.frames(actor, look, 256, stage.puts, wordings=stage.wordings, blocks=stage.blocks)
-    if episodes and stage.blocks == BLOCKS:  # episodes begin on ordinary tables
+    row = measure.frames(actor, look, 256, stage.puts, wordings=stage.wordings, blocks=stage.blocks).log_row()
+    if episodes and stage.blocks == BLOCKS:  # closed-loop episodes start on ordinary tables
         for kind in ("pick", "put") if stage.puts else ("pick",):
-            rows = measure.closed_loop(actor, look, episodes, kind)
-            found |= {f"{kind} {name}": value for name, value in measure.rates(rows).items()}
-    return found
+            found = measure.rates(measure.closed_loop(actor, look, episodes, kind))
+            row |= {f"{kind} success": found.success, f"{kind} wrong object": found.wrong_object}
+    return {name: round(value, 4) for name, value in row.items()}
 
 
 class Averaged:
-    """An exponential average of what is trained, swapped in for evaluation."""
+    """An exponential average of the trained weights, swapped in for evaluation."""
 
     def __init__(self, named: Sequence[tuple[str, nn.Parameter]], rate: float) -> None:
         self.named, self.rate = named, rate
@@ -166,13 +81,85 @@ class Averaged:
             self.weights[name].copy_(kept)
 
 
-def _ask_to_stop(_signal: int, _frame: FrameType | None) -> None:
-    global _stop  # a signal handler has nowhere else to put it
-    _stop = True
+class Training:
+    """A run in progress: the learner, its optimiser and averages, and the state on disk."""
+
+    def __init__(self, learner: Learner, stage: Stage, run: Path, compute: Losses) -> None:
+        """Continues what `run` holds; `done` is the number of steps made."""
+        self.learner, self.stage, self.run, self.compute = learner, stage, run, compute
+        self.optimiser = Muon(learner.named_parameters(), weight_decay=0.1)
+        self.averaged = Averaged(self.optimiser.named, stage.average)
+        self.config = {
+            **asdict(stage),
+            "softness": list(stage.softness),
+            "blocks": list(stage.blocks),
+            "trained": sorted(name for name, _ in self.optimiser.named),
+        }
+        self.done = 0
+        if (state := runs.resume(run / "state.pt", self.config)) is not None:
+            learner.load_state_dict(state["learner"])
+            self.averaged.weights = state["averaged"]
+            self.optimiser.restore(**state["optimiser"])
+            self.done = state["step"]
+        runs.trim(run / "log.jsonl", self.done)
+
+    def step(self, batch: Mapping[str, Tensor]) -> dict[str, float]:
+        """One update; returns its losses."""
+        stage, step = self.stage, self.done
+        softness = torch.tensor(stage.softness_at(step) * 2.0 / BINS)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            parts = self.compute(self.learner, batch, softness, stage)
+        torch.autograd.backward(parts["total"])
+        factor = stage.rate_factor(step)
+        self.optimiser.step(stage.matrix_rate * factor, stage.rate * factor)
+        self.averaged.update(step)
+        self.done += 1
+        return {name: float(value.detach()) for name, value in parts.items()}
+
+    def save(self) -> None:
+        state = {
+            "config": self.config,
+            "step": self.done,
+            "learner": self.learner.state_dict(),
+            "averaged": self.averaged.weights,
+            "optimiser": self.optimiser.state(),
+        }
+        runs.save(self.run / "state.pt", state)
+
+    def evaluate(self, episodes: int) -> None:
+        """Log what the averaged weights can do."""
+        self.averaged.swap()
+        row = evaluate(self.learner, self.stage, episodes)
+        self.averaged.swap()
+        runs.log(self.run / "log.jsonl", {"step": self.done, **row})
+        LOG.info("%s step %d: %s", self.stage.name, self.done, row)
+
+
+@dataclass
+class Meter:
+    """Mean losses and speed since the last row of the log."""
+
+    training: Training
+    sums: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
+    began: float = field(default_factory=time.perf_counter)
+
+    def add(self, parts: Mapping[str, float]) -> None:
+        self.steps += 1
+        for name, value in parts.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def log(self) -> None:
+        stage, done = self.training.stage, self.training.done
+        speed = self.steps * stage.batch / (time.perf_counter() - self.began)
+        row = {name: round(value / self.steps, 4) for name, value in self.sums.items()}
+        runs.log(self.training.run / "log.jsonl", {"step": done, "images a second": round(speed, 1), **row})
+        LOG.info("%s step %d of %d, %.0f images/s, %s", stage.name, done, stage.steps, speed, row)
+        self.sums, self.steps, self.began = {}, 0, time.perf_counter()
 
 
 def train(
-    learner: learning.Learner,
+    learner: Learner,
     stage: Stage,
     run: Path,
     *,
@@ -182,133 +169,104 @@ def train(
     evaluate_every: int = 400,
     episodes: int = 24,
     until: int | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Trains in place; on return the learner holds the averaged weights. Continues what `run` holds.
+    """Train in place; on return the learner holds the averaged weights. Continues what `run` holds.
 
-    Evaluates every `evaluate_every` steps and at the end; 0 is never. At step `until`, or where it is passed
-    already, it saves and exits.
+    Evaluates every `evaluate_every` steps and at the end; 0 is never. Saves and exits at step `until`, or after the
+    step during which `interrupted()` became true, then with exit code 130.
     """
-    optimiser = Muon(learner.named_parameters(), weight_decay=0.1)
-    averaged = Averaged(optimiser.named, stage.average)
-    config = {
-        **asdict(stage),
-        "softness": list(stage.softness),
-        "blocks": list(stage.blocks),
-        "trained": sorted(n for n, _ in optimiser.named),
-    }
-    state_path, log_path = run / "state.pt", run / "log.jsonl"
-    done = 0
-    if (state := runs.resume(state_path, config)) is not None:
-        learner.load_state_dict(state["learner"])
-        averaged.weights = state["averaged"]
-        optimiser.restore(**state["optimiser"])
-        done = state["step"]
-    runs.trim(log_path, done)
-    if until is not None and done >= until:
-        LOG.info("%s holds step %d already", run, done)
+    training = Training(learner, stage, run, torch.compile(losses) if compiled else losses)
+    if until is not None and training.done >= until:
+        LOG.info("%s holds step %d already", run, training.done)
         sys.exit(0)
-
-    def save(step: int) -> None:
-        state = {
-            "config": config,
-            "step": step,
-            "learner": learner.state_dict(),
-            "averaged": averaged.weights,
-            "optimiser": optimiser.state(),
-        }
-        runs.save(state_path, state)
-
-    compute = torch.compile(losses) if compiled else losses
-    sums: dict[str, float] = {}
-    began, counted = time.perf_counter(), 0
-    for step, batch in enumerate(batches(stage, done, workers), start=done):
-        factor = progress(stage, step)
-        start_bins, end_bins = stage.softness
-        bins = start_bins + (end_bins - start_bins) * step / stage.steps
-        softness = torch.tensor(bins * 2.0 / BINS)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            parts = compute(learner, batch, softness, stage)
-        torch.autograd.backward(parts["total"])
-        optimiser.step(stage.matrix_rate * factor, stage.rate * factor)
-        averaged.update(step)
-        counted += 1
-        for name, value in parts.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach())
-        now, last = step + 1, step + 1 == stage.steps
-        if now % 50 == 0 or last:
-            speed = counted * stage.batch / (time.perf_counter() - began)
-            row = {name: round(value / counted, 4) for name, value in sums.items()}
-            runs.log(log_path, {"step": now, "images a second": round(speed, 1), **row})
-            LOG.info("%s step %d of %d, %.0f images/s, %s", stage.name, now, stage.steps, speed, row)
-            sums, began, counted = {}, time.perf_counter(), 0
-        if now % save_every == 0 or last or _stop or now == until:
-            save(now)
-        if stage.language and evaluate_every and (now % evaluate_every == 0 or last):
-            averaged.swap()
-            found = {name: round(value, 4) for name, value in evaluate(learner, stage, episodes).items()}
-            averaged.swap()
-            runs.log(log_path, {"step": now, **found})
-            LOG.info("%s step %d: %s", stage.name, now, found)
-            began = time.perf_counter()
-        if _stop or now == until:
-            LOG.info("stopped at step %d; the same command continues", now)
-            sys.exit(130 if _stop else 0)
-    averaged.swap()
+    meter = Meter(training)
+    for batch in batches(stage, training.done, workers):
+        meter.add(training.step(batch))
+        done, last = training.done, training.done == stage.steps
+        if done % LOG_EVERY == 0 or last:
+            meter.log()
+        stopped = interrupted()
+        if done % save_every == 0 or last or stopped or done == until:
+            training.save()
+        stopped = stopped or interrupted()  # Ctrl-C during the save
+        if stage.language and evaluate_every and (done % evaluate_every == 0 or last):
+            training.evaluate(episodes)
+            meter.began = time.perf_counter()
+        if stopped or done == until:
+            LOG.info("stopped at step %d; the same command continues", done)
+            sys.exit(130 if stopped else 0)
+    training.averaged.swap()
 
 
-def fresh(prompts: int, seed: int = 0) -> learning.Learner:
+def fresh(prompts: int, seed: int = 0) -> Learner:
+    """An untrained network."""
     torch.manual_seed(seed)
-    policy = OpenVLA(learning.demo_spec())
-    learning.initialise(policy, seed)
-    return learning.Learner(policy, prompts)
+    policy = OpenVLA(demo_spec())
+    initialise(policy, seed)
+    return Learner(policy, prompts)
 
 
-def begin(stage: Stage, source: Path | None, warm: Path | None = None) -> learning.Learner:
-    """A new network, or the averaged weights of an earlier run; for an adapter, those rounded as they ship.
+def begin(stage: Stage, source: Path | None, warm: Path | None = None) -> Learner:
+    """A new network, or the averaged weights of the run `source`; for an adapter, those rounded as they ship.
 
-    `warm` is an earlier run of the adapter, on this base or one like it, whose factors to begin with.
+    `warm` is an earlier run of the adapter, on this base or a similar one, whose factors to begin with.
     """
     learner = fresh(stage.prompts)
     if source is not None:
-        learner.load_state_dict({**learner.state_dict(), **runs.load(source / "state.pt")["averaged"]})
+        runs.load_averaged(source, learner)
     if stage.name == "adapt":
         if source is None:
             raise UsageError("--stage adapt: name the finished run with --from; an adapter needs a trained base")
-        from benchmarks.demo_policy import adapter
+        from benchmarks.demo_policy import adapter  # peft
 
         rounded = {key: value.bfloat16().float() for key, value in learner.policy.state_dict().items()}
         learner.policy.load_state_dict(rounded)
         adapter.wrap(learner)
         if warm is not None:
-            learner.load_state_dict({**learner.state_dict(), **runs.load(warm / "state.pt")["averaged"]})
+            runs.load_averaged(warm, learner)
     return learner
+
+
+class Interrupt:
+    """Remembers Ctrl-C, so that training stops between two steps."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def __call__(self, _signal: int, _frame: FrameType | None) -> None:
+        self.received = True
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo_policy.train", description=__doc__)
     parser.add_argument("--stage", required=True, choices=sorted(STAGES))
-    parser.add_argument("--run", required=True, type=Path, help="folder of the run; one that exists is continued")
-    parser.add_argument("--from", dest="source", type=Path, help="folder of the run whose weights to begin with")
-    parser.add_argument("--warm", type=Path, help="for an adapter: folder of an earlier run of it to begin with")
+    parser.add_argument("--run", required=True, type=Path, help="directory of the run; an existing one is continued")
+    parser.add_argument("--from", dest="source", type=Path, help="directory of the run whose weights to begin with")
+    parser.add_argument("--warm", type=Path, help="for an adapter: directory of an earlier run of it to begin with")
     parser.add_argument("--steps", type=int, help="instead of the stage's own number")
     parser.add_argument("--until", type=int, help="stop after this step of the schedule, as Ctrl-C would")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(arguments.threads)
-    signal.signal(signal.SIGINT, _ask_to_stop)
-    stage = STAGES[arguments.stage]
-    if arguments.steps is not None:
-        if arguments.steps < 1:
-            raise UsageError(f"--steps {arguments.steps}: at least 1")
-        stage = replace(stage, steps=arguments.steps)
-    learner = begin(stage, arguments.source, arguments.warm)
-    train(learner, stage, arguments.run, compiled=not arguments.eager, until=arguments.until)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    interrupt = Interrupt()
+    signal.signal(signal.SIGINT, interrupt)
+    stage = STAGES[given.stage]
+    if given.steps is not None:
+        if given.steps < 1:
+            raise UsageError(f"--steps {given.steps}: at least 1")
+        stage = replace(stage, steps=given.steps)
+    learner = begin(stage, given.source, given.warm)
+    train(
+        learner,
+        stage,
+        given.run,
+        compiled=not given.eager,
+        until=given.until,
+        interrupted=lambda: interrupt.received,
+    )
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EdgeVLAError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    study.run(main)

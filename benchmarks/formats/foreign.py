@@ -1,10 +1,10 @@
-"""A decoder loaded by another program, in that program's own environment: rows in, logits out.
+"""A decoder loaded by another program, in that program's environment: rows in, logits out.
 
     PYTHON foreign.py LOADER DIRECTORY ROWS.safetensors LOGITS.safetensors
 
-Run as text, with nothing of this package importable: the directory has to stand for itself. `rows` are (B, T, width)
-input embeddings, `logits` (B, T, vocabulary) float32. LOGITS' metadata names the programs' versions and the class of
-the layers that computed.
+Runs as text, with nothing of this checkout importable: the directory must be enough. `rows` are (B, T, width) input
+embeddings, `logits` (B, T, vocabulary) float32. The metadata of LOGITS holds the packages' versions and the class of
+the linear layers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ PACKAGES = ("torch", "transformers", "gptqmodel", "optimum", "compressed-tensors
 def load(loader: str, directory: str) -> Any:
     """A bfloat16 LlamaForCausalLM, by `gptqmodel` or by `transformers`."""
     if loader == "gptqmodel":
-        os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # it asks for two workers of a pool of one, and stops
+        os.environ.setdefault(
+            "GPTQMODEL_CPU_WORKERS", "2"
+        )  # on one core it asks a pool of one worker for two, and fails
         from gptqmodel import GPTQModel  # type: ignore[import-not-found]
 
         return GPTQModel.load(directory, device="cpu", dtype=torch.bfloat16).model

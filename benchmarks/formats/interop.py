@@ -1,11 +1,11 @@
-"""Do the checkpoints that `edge-vla export --format` writes mean the same to the programs that they are written for?
+"""Do other programs compute what we do from the checkpoints that `edge-vla export --format` writes?
 
     python -m benchmarks.formats.interop --python PYTHON --out RESULT.json
 
 PYTHON is an environment with gptqmodel, optimum and compressed-tensors. Each format is exported as a whole policy,
-which we read back, and as the decoder alone, which they load; both get the same rows, images and prompt as a policy
-sees them. Theirs computes in bfloat16. What rounding to bfloat16 does by itself is measured on our side, on the same
-weights: theirs should be as far from our float32 as our own bfloat16 is.
+which we read back, and as the decoder alone, which the other program loads; both get the same rows, a policy's images
+and prompt. The other program computes in bfloat16. What bfloat16 does by itself is measured with our own code on the
+same weights: theirs should be as far from our float32 as our bfloat16 is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import json
 import subprocess
 import tempfile
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,15 +22,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks import study
 from benchmarks.formats import foreign
+from benchmarks.formats.results import InteropCase, InteropResult
 from edge_vla.bench import peers
-from edge_vla.bench.provenance import environment
 from edge_vla.data import synthetic_image
 from edge_vla.demo import BASE
 from edge_vla.errors import BackendError
 from edge_vla.export import Recipe
 from edge_vla.export.huggingface import export_checkpoint
-from edge_vla.files import write_whole
 
 IMAGES: Final = 4
 INSTRUCTION: Final = "put the red block on the blue pad"
@@ -43,39 +42,23 @@ CASES: Final = tuple(
 )
 
 
-@dataclass(frozen=True)
-class Interop:
-    """Differences are the largest over all rows and the whole vocabulary, of logits up to `magnitude`."""
-
-    form: str
-    bits: int
-    loader: str
-    linear: str  # the class of theirs that computed
-    versions: dict[str, str]
-    rows: int
-    magnitude: float
-    difference: float  # theirs in bfloat16 to ours in float32
-    rounding: float  # ours in bfloat16 to ours in float32
-    same_token: float  # share of rows where theirs and our float32 choose alike
-
-
-def compare(python: str, source: str | Path, form: str, bits: int, loader: str) -> Interop:
-    """Export, load there, and compare. BackendError with its last words if the other program fails."""
+def compare(python: str, source: str | Path, form: str, bits: int, loader: str) -> InteropCase:
+    """Export, load in the other program, and compare. BackendError with its last line if that program fails."""
     with tempfile.TemporaryDirectory(prefix="edge-vla-interop-") as scratch:
         whole, alone = Path(scratch) / "whole", Path(scratch) / "alone"
         for out, decoder_only in ((whole, False), (alone, True)):
             export_checkpoint(source, out, form, Recipe(bits=bits), decoder_only=decoder_only)
         rows, expected = ours(whole, "fp32")
         rounded = ours(whole, "bf16", rows)[1]
-        theirs, told = load_there(python, loader, alone, rows, Path(scratch))
-    return Interop(
-        form=form,
+        theirs, about = load_there(python, loader, alone, rows, Path(scratch))
+    return InteropCase(
+        format=form,
         bits=bits,
         loader=loader,
-        linear=told["linear"],
-        versions=json.loads(told["versions"]),
+        linear_class=about["linear"],
+        versions=json.loads(about["versions"]),
         rows=expected.shape[0] * expected.shape[1],
-        magnitude=float(expected.abs().max()),
+        largest_logit=float(expected.abs().max()),
         difference=float((theirs - expected).abs().max()),
         rounding=float((rounded - expected).abs().max()),
         same_token=float((theirs.argmax(dim=2) == expected.argmax(dim=2)).float().mean()),
@@ -88,7 +71,7 @@ def ours(directory: Path, dtype: str, rows: Tensor | None = None) -> tuple[Tenso
     if rows is None:
         size, prompt = peer.config.spec.image_size, peer.prompter(INSTRUCTION)
         rows = torch.cat([peer.sequence(prompt, peer.see(synthetic_image(seed, size))) for seed in range(IMAGES)])
-        rows = rows.bfloat16().float()  # what both sides can hold
+        rows = rows.bfloat16().float()  # exact in both precisions
     llama: Any = peer.llama
     with torch.inference_mode():
         logits: Tensor = llama(inputs_embeds=rows.to(llama.dtype), use_cache=False).logits
@@ -96,15 +79,15 @@ def ours(directory: Path, dtype: str, rows: Tensor | None = None) -> tuple[Tenso
 
 
 def load_there(python: str, loader: str, directory: Path, rows: Tensor, scratch: Path) -> tuple[Tensor, dict[str, str]]:
-    """Logits of the rows by `loader` in another environment, and what it told of itself."""
+    """Logits of the rows by `loader` in another environment, and the metadata it wrote beside them."""
     given, made = scratch / "rows.safetensors", scratch / "logits.safetensors"
     save_file({"rows": rows}, given)
-    # As text, not as a file: its neighbours here have names of the standard library.
+    # As text, not as a file: the child must not find modules of this checkout beside it.
     text = Path(foreign.__file__).read_text(encoding="utf-8")
     command = [python, "-c", text, loader, str(directory), str(given), str(made)]
     done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
     if done.returncode:
-        words = done.stderr.strip().splitlines() or ["no word"]
+        words = done.stderr.strip().splitlines() or ["no message"]
         raise BackendError(f"{loader} in {python} failed: {words[-1]}")
     with safe_open(made, framework="pt") as file:
         logits: Tensor = file.get_tensor("logits")
@@ -113,21 +96,15 @@ def load_there(python: str, loader: str, directory: Path, rows: Tensor, scratch:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.formats.interop", description=__doc__)
-    parser.add_argument("--python", required=True)
-    parser.add_argument("--source", default=str(BASE))
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--python", required=True, help="a Python with gptqmodel, optimum and compressed-tensors")
+    parser.add_argument("--source", default=str(BASE), help="checkpoint to export")
+    parser.add_argument("--out", type=Path, required=True, help="result file")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    found = [asdict(compare(given.python, given.source, *case)) for case in CASES]
-    result = {
-        "version": 1,
-        "kind": "interop",
-        "environment": environment(),
-        "source": Path(given.source).name if Path(given.source).exists() else given.source,
-        "cases": found,
-    }
-    write_whole(given.out, json.dumps(result, indent=1) + "\n")
+    cases = [compare(given.python, given.source, *case) for case in CASES]
+    source = Path(given.source).name if Path(given.source).exists() else given.source
+    study.write_result(given.out, InteropResult(source, cases))
 
 
 if __name__ == "__main__":
-    main()
+    study.run(main)

@@ -1,30 +1,53 @@
-"""Ways of rounding judged on unseen frames, as Markdown: a row each, beside the floor and what each is compared to."""
+"""The format studies' results as Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-Result = Mapping[str, Any]
+from benchmarks.formats.results import FormatRow, FormatsResult, InteropResult
+from benchmarks.markdown import number, share, table
 
 
-def rounding(result: Result) -> Iterator[str]:
-    """KL in nats a token, teacher-forced against bf16, at the action positions; intervals at 95 % over episodes."""
-    yield f"{result['model'].capitalize()}, {result['frames']} frames of {result['episodes']} episodes."
+def formats(result: FormatsResult) -> Iterator[str]:
+    """A row a format: KL in nats a token, teacher-forced against bf16 at the action positions."""
+    yield f"{result.model.capitalize()}, {result.frames} frames of {result.episodes} episodes."
     yield ""
-    yield "| way | bits a weight | KL | same token | clear leads flipped | part of the KL gone | of |"
-    yield "|---|---:|---:|---:|---:|---:|---|"
-    for name, row in result["rows"].items():
-        yield "| " + " | ".join((name, *_cells(row))) + " |"
+    columns = [
+        "format",
+        "bits a weight",
+        "KL, nats",
+        "same token",
+        "high-margin flips",
+        "KL reduction",
+        "compared with",
+    ]
+    yield from table(columns, map(_cells, result.rows))
 
 
-def _cells(row: Result) -> Iterator[str]:
-    yield f"{row['bits_per_weight']:.3f}" if "bits_per_weight" in row else ""
-    yield f"{row['kl']['mean']:.5f}"
-    share = row["same_token"]
-    yield f"{share['mean']:.1%} [{share['low']:.1%}, {share['high']:.1%}]"
-    yield f"{row['clear_leads_flipped']} of {row['clear_leads']}"
-    against = row.get("against", {})
-    gone = against.get("kl_closed")
-    yield f"{gone['mean']:.2f} [{gone['low']:.2f}, {gone['high']:.2f}]" if gone else ""
-    yield against.get("name", "")
+def _cells(row: FormatRow) -> list[str | None]:
+    return [
+        row.name,
+        None if row.bits_per_weight is None else f"{row.bits_per_weight:.3f}",
+        f"{row.kl.mean:.5f}",
+        share(row.same_token),
+        f"{row.high_margin_flips} of {row.high_margin_tokens}",
+        None if row.against is None else number(row.against.kl_reduction),
+        None if row.against is None else row.against.name,
+    ]
+
+
+def interop(result: InteropResult) -> Iterator[str]:
+    """A row a checkpoint and program: how far its logits are from ours, beside what bfloat16 alone does to ours."""
+    rows = [
+        (
+            f"{case.format}, {case.bits} bits, {case.loader} ({case.linear_class})",
+            f"{case.difference:.3f}",
+            f"{case.rounding:.3f}",
+            f"{case.largest_logit:.1f}",
+            f"{case.same_token:.1%} of {case.rows}",
+        )
+        for case in result.cases
+    ]
+    yield from table(
+        ["format and program", "largest difference", "bfloat16 alone", "largest logit", "same token"], rows
+    )

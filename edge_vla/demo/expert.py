@@ -1,7 +1,7 @@
-"""The scripted expert: from a state and a task to the next seven-number action, without memory.
+"""The scripted expert: the next action from a state and a task, without memory.
 
-Far from its goal it moves at full speed, close to it in proportion to what is left, so every
-label is a continuous function of what the picture shows. Knows nothing of pixels or words.
+Far from its goal it moves at full speed, near it in proportion to the distance left, so that every label is a
+continuous function of what the picture shows. Knows nothing of pixels or words.
 """
 
 import math
@@ -23,7 +23,7 @@ def _toward(error: float, gain: float, limit: float) -> float:
 
 
 def _funnel(distance: float, floor: float, slack: float) -> float:
-    """The height to be at: the floor when over the goal, rising with distance up to carrying height."""
+    """Target height: `floor` over the goal, rising with distance up to the carrying height."""
     return min(CARRY_HEIGHT, floor + max(0.0, distance - slack) * 2.0)
 
 
@@ -44,7 +44,7 @@ def _move(state: State, x: float, y: float, z: float, yaw: float, opening: float
 
 
 def act(state: State, task: Task) -> Action:
-    """The next action. The task's block must be on the table or in the gripper."""
+    """The next action (7,). The task's block must be on the table or in the gripper."""
     g = state.gripper
     target_index = state.find("block", task.block)
     target = state.bodies[target_index]

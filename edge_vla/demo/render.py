@@ -1,7 +1,7 @@
 """Pictures of the tabletop: a perspective camera, flat shading, Pillow polygons at twice the size.
 
-Knows the two worlds (a camera, a table, a light and a palette each) and how to draw a state.
-Knows nothing of tasks, actions or networks. The same state always gives the same bytes.
+Knows the two worlds (a camera, a table, a light and a palette each) and how to draw a state; the same state always
+gives the same bytes. Knows nothing of tasks, actions or networks.
 """
 
 import math
@@ -26,7 +26,7 @@ OVERSAMPLE: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Where the camera stands (metres, degrees) and how things look."""
+    """Camera pose (metres, degrees) and appearance."""
 
     number: int
     azimuth: float
@@ -37,11 +37,11 @@ class World:
     floor: Rgb
     shadow: Rgb
     light: tuple[float, float, float]  # brightness of a block's top, x sides, y sides
-    mast: Rgb
-    knob: Rgb  # the ball on the mast, which shows how the gripper leans
-    fingers: tuple[Rgb, Rgb]  # left and right differ, which shows how it is turned
-    stripe: Rgb  # along one edge of every block's top, which shows how the block is turned
+    stripe: Rgb  # along one edge of every block's top: shows the block's yaw
     colours: Mapping[str, Rgb]
+    mast: Rgb = (84, 88, 98)
+    knob: Rgb = (10, 10, 14)  # the ball on the mast: shows roll and pitch
+    fingers: tuple[Rgb, Rgb] = ((255, 0, 170), (0, 245, 130))  # left and right differ: shows yaw
 
 
 WORLDS: Final[Mapping[int, World]] = {
@@ -55,9 +55,6 @@ WORLDS: Final[Mapping[int, World]] = {
         floor=(92, 98, 108),
         shadow=(104, 90, 72),
         light=(1.0, 0.62, 0.78),
-        mast=(84, 88, 98),
-        knob=(10, 10, 14),
-        fingers=((255, 0, 170), (0, 245, 130)),
         stripe=(250, 250, 250),
         colours={
             "red": (214, 40, 40),
@@ -82,9 +79,6 @@ WORLDS: Final[Mapping[int, World]] = {
         floor=(72, 60, 66),
         shadow=(82, 96, 106),
         light=(0.88, 1.0, 0.55),
-        mast=(84, 88, 98),
-        knob=(10, 10, 14),
-        fingers=((255, 0, 170), (0, 245, 130)),
         stripe=(236, 226, 196),
         colours={
             "red": (150, 24, 52),
@@ -128,14 +122,14 @@ def _camera(number: int) -> tuple[Points, Points]:
     return np.stack([right, down, forward]), centre + look.distance * back
 
 
-def toward_camera(look: World) -> Points:
-    """The unit vector (3,) from the table's middle to the camera."""
-    toward: Points = -_camera(look.number)[0][2]
+def toward_camera(world: World) -> Points:
+    """Unit vector (3,) from the table's centre to the camera."""
+    toward: Points = -_camera(world.number)[0][2]
     return toward
 
 
 def project(look: World, points: Points) -> Points:
-    """World metres (n, 3) to picture pixels (n, 2), x right and y down, at IMAGE_SIDE."""
+    """World metres (n, 3) -> picture pixels (n, 2), x right and y down, at IMAGE_SIDE."""
     rotation, eye = _camera(look.number)
     seen = (points - eye) @ rotation.T
     return IMAGE_SIDE * (0.5 + look.zoom * seen[:, :2] / seen[:, 2:])

@@ -1,10 +1,11 @@
 """The tabletop: blocks, plates, one gripper, and what an action does to them.
 
-Knows geometry and state in metres and radians, how tasks succeed or fail, and which seeds
-belong to training and which to evaluation. Knows nothing of pixels, words or networks.
+Knows geometry and state in metres and radians, when a task succeeds or fails, and which seeds are for training and
+which for evaluation. Knows nothing of pixels, words or networks.
 """
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
@@ -18,8 +19,9 @@ PLATE_COLOURS: Final = ("white", "black", "pink", "cyan")
 BLOCKS: Final = (3, 5)  # on a table: at least, at most
 TRAINING_SEEDS: Final = range(0, 1_000_000_000)
 EVALUATION_SEEDS: Final = range(1_000_000_000, 1_001_000_000)
-FRAME_SEEDS = EVALUATION_SEEDS[500_000:900_000]  # of single frames: episodes count from the other end
-RECORDED_SEEDS: Final = EVALUATION_SEEDS[900_000:950_000]  # of recorded episodes: no closed loop begins there
+FRAME_SEEDS: Final = EVALUATION_SEEDS[500_000:900_000]  # single frames; closed-loop episodes use the first seeds
+RECORDED_SEEDS: Final = EVALUATION_SEEDS[900_000:950_000]  # recorded episodes; no closed-loop episode starts from one
+MAX_STEPS: Final = 40  # of an episode
 
 BLOCK_SIDE: Final = 0.044
 PLATE_RADIUS: Final = 0.045
@@ -30,14 +32,15 @@ LIFTED_HEIGHT: Final = 0.085
 TILT_LIMIT: Final = math.radians(30)
 YAW_LIMIT: Final = math.radians(60)
 CLOSE_BELOW: Final = 0.3  # an opening command under this closes on what is between the fingers
-RELEASE_ABOVE: Final = 0.5  # and one above this lets go
-GRASP_REACH: Final = 0.016  # horizontal, from fingertips to block centre
+RELEASE_ABOVE: Final = 0.5  # an opening command above this lets go
+GRASP_REACH: Final = 0.016  # horizontal, from the point between the fingertips to the block's centre
 GRASP_RISE: Final = 0.018
 GRASP_TILT: Final = math.radians(14)
 GRASP_YAW: Final = math.radians(22)
 PLACE_REACH: Final = 0.036
 
-Kind = Literal["block", "plate"]
+BodyKind = Literal["block", "plate"]
+TaskKind = Literal["pick", "put"]
 Verdict = Literal["running", "success", "wrong object"]
 
 
@@ -45,7 +48,7 @@ Verdict = Literal["running", "success", "wrong object"]
 class Body:
     """A block or a plate, standing on the table or carried."""
 
-    kind: Kind
+    kind: BodyKind
     colour: str
     x: float
     y: float
@@ -73,7 +76,7 @@ class State:
     gripper: Gripper
     held: int | None = None
 
-    def find(self, kind: Kind, colour: str) -> int:
+    def find(self, kind: BodyKind, colour: str) -> int:
         """The index of a body; colours are unique within a kind."""
         for index, body in enumerate(self.bodies):
             if body.kind == kind and body.colour == colour:
@@ -89,11 +92,11 @@ class Task:
     plate: str | None = None
 
     @property
-    def name(self) -> str:
+    def kind(self) -> TaskKind:
         return "pick" if self.plate is None else "put"
 
 
-def _place(rng: np.random.Generator, kinds: list[Kind]) -> list[tuple[float, float]]:
+def _place(rng: np.random.Generator, kinds: list[BodyKind]) -> list[tuple[float, float]]:
     """Uniform positions, drawn again until nothing touches."""
     while True:
         spots: list[tuple[float, float]] = []
@@ -115,11 +118,11 @@ def _place(rng: np.random.Generator, kinds: list[Kind]) -> list[tuple[float, flo
 
 
 def random_bodies(rng: np.random.Generator, blocks: tuple[int, int] = BLOCKS) -> tuple[Body, ...]:
-    """So many blocks (at least, at most) and one or two plates, colours distinct within a kind."""
+    """`blocks` bounds the number of blocks; one or two plates; colours are unique within a kind."""
     plates = [str(c) for c in rng.permutation(PLATE_COLOURS)[: rng.integers(1, 3)]]
     cubes = [str(c) for c in rng.permutation(BLOCK_COLOURS)[: rng.integers(blocks[0], blocks[1] + 1)]]
-    plate: Kind = "plate"
-    block: Kind = "block"
+    plate: BodyKind = "plate"
+    block: BodyKind = "block"
     kinds = [plate] * len(plates) + [block] * len(cubes)
     return tuple(
         Body(kind, colour, x, y, float(rng.uniform(-0.55, 0.55)) if kind == "block" else 0.0)
@@ -128,7 +131,7 @@ def random_bodies(rng: np.random.Generator, blocks: tuple[int, int] = BLOCKS) ->
 
 
 def random_gripper(rng: np.random.Generator) -> Gripper:
-    """Uniform over the reachable box, leaning and turned at random, at least half open."""
+    """Uniform over the reachable box, with random roll, pitch and yaw, at least half open."""
     x, y = rng.uniform(-0.16, 0.16, 2)
     roll, pitch = rng.uniform(-0.4, 0.4, 2)
     return Gripper(
@@ -142,8 +145,8 @@ def random_gripper(rng: np.random.Generator) -> Gripper:
     )
 
 
-def start(seed: int, kind: Literal["pick", "put"]) -> tuple[State, Task]:
-    """The episode that belongs to a seed: the same table for both kinds of task."""
+def start(seed: int, kind: TaskKind) -> tuple[State, Task]:
+    """The start of the episode of a seed; the table is the same for both kinds of task."""
     rng = np.random.default_rng(seed)
     state = State(random_bodies(rng), random_gripper(rng))
     block = str(rng.choice([b.colour for b in state.bodies if b.kind == "block"]))
@@ -166,7 +169,7 @@ def _graspable(gripper: Gripper, body: Body) -> bool:
 
 
 def step(state: State, action: Action) -> State:
-    """Move by the six deltas, then close on, keep, or let go of a block."""
+    """Move the gripper by the six deltas, then grasp, keep or release a block."""
     dx, dy, dz, droll, dpitch, dyaw, opening = (float(v) for v in action)
     old = state.gripper
     gripper = Gripper(
@@ -194,7 +197,7 @@ def _carry(bodies: tuple[Body, ...], held: int, gripper: Gripper) -> tuple[Body,
 
 
 def verdict(state: State, task: Task) -> Verdict:
-    """Judged from the state alone. Holding another block, or leaving the block on another plate, is final."""
+    """The outcome, from the state alone. Holding another block, or leaving the block on another plate, is final."""
     if state.held is not None and state.bodies[state.held].colour != task.block:
         return "wrong object"
     target = state.bodies[state.find("block", task.block)]
@@ -206,3 +209,13 @@ def verdict(state: State, task: Task) -> Verdict:
         if body.kind == "plate" and math.hypot(body.x - target.x, body.y - target.y) <= PLACE_REACH:
             return "success" if body.colour == task.plate else "wrong object"
     return "running"
+
+
+def drive(state: State, task: Task, choose: Callable[[State], Action]) -> Iterator[tuple[Action, State]]:
+    """One episode of at most `MAX_STEPS`: the action that `choose` takes in each state, and the state it leads to."""
+    for _ in range(MAX_STEPS):
+        action = choose(state)
+        state = step(state, action)
+        yield action, state
+        if verdict(state, task) != "running":
+            return

@@ -13,11 +13,10 @@ from benchmarks.demo_policy import measure, package
 from benchmarks.demo_policy.actor import Actor
 from benchmarks.demo_policy.evaluate import load
 from benchmarks.demo_policy.learner import demo_spec
-from edge_vla.demo import ADAPTER, BASE, rollout
+from edge_vla.demo import ADAPTER, BASE, rollout, statistics_key
 from edge_vla.demo.instructions import phrase
 from edge_vla.demo.render import IMAGE_SIDE, render, world
-from edge_vla.demo.statistics import name
-from edge_vla.demo.world import EVALUATION_SEEDS, Task, start
+from edge_vla.demo.world import EVALUATION_SEEDS, MAX_STEPS, Task, start
 from edge_vla.openvla.config import PolicyConfig
 from edge_vla.runtime import Policy
 
@@ -50,7 +49,7 @@ def test_the_runtime_gives_the_tokens_that_training_measured(policy: Policy, act
     alone = [policy.act(image, text).tokens for image, text in zip(images, texts, strict=True)]
     assert [tuple(row) for row in batched.tolist()] == alone
     values = policy.act(images[0], texts[0]).values
-    np.testing.assert_allclose(values, actor.answer(images[:1], texts[:1])[0], rtol=1e-9)
+    np.testing.assert_allclose(values, actor.act_batch(images[:1], texts[:1])[0], rtol=1e-9)
 
 
 def test_it_looks_and_listens(actor: Actor) -> None:
@@ -71,9 +70,9 @@ def test_strange_words_are_answered(policy: Policy) -> None:
 
 
 def test_its_statistics_name_its_world() -> None:
-    assert set(PolicyConfig.read(BASE).statistics) == {name(1)}
+    assert set(PolicyConfig.read(BASE).statistics) == {statistics_key(1)}
     written = json.loads((ADAPTER / "dataset_statistics.json").read_text(encoding="utf-8"))
-    assert set(written) == {name(2)}
+    assert set(written) == {statistics_key(2)}
 
 
 def test_the_adapter_is_pefts_own_and_merges(actor: Actor) -> None:
@@ -85,9 +84,9 @@ def test_the_adapter_is_pefts_own_and_merges(actor: Actor) -> None:
     ours = load(BASE, [ADAPTER])
     state, task = start(EVALUATION_SEEDS[0], "pick")
     image, text = render(state, world(2)), phrase(task, 0)
-    found = np.array(merged.act(image, text, name(2)).tokens)
+    found = np.array(merged.act(image, text, statistics_key(2)).tokens)
     assert np.abs(found - ours.tokens([image], [text])[0]).max() <= 2, "bf16 batched and alone may differ by a bin"
-    assert torch.isfinite(torch.tensor(merged.act(image, text, name(2)).values)).all()
+    assert torch.isfinite(torch.tensor(merged.act(image, text, statistics_key(2)).values)).all()
 
 
 def test_closed_loop_runs_on_the_runtime(policy: Policy) -> None:
@@ -95,7 +94,7 @@ def test_closed_loop_runs_on_the_runtime(policy: Policy) -> None:
     assert rows[0].steps == 3 or rows[0].success
     strip, row = rollout.strip(rollout.OneByOne(policy), world(1), EVALUATION_SEEDS[0], "pick")
     assert strip.height == 2 * IMAGE_SIDE
-    assert row.steps <= rollout.MAX_STEPS
+    assert row.steps <= MAX_STEPS
 
 
 def test_it_succeeds_more_often_than_not(actor: Actor) -> None:

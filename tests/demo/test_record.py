@@ -6,9 +6,8 @@ import numpy as np
 
 from benchmarks.demo_policy import episodes as recorded
 from edge_vla.data import episodes, read_frames
-from edge_vla.demo import expert, record
+from edge_vla.demo import expert, record, statistics_key
 from edge_vla.demo.render import render, world
-from edge_vla.demo.statistics import name
 from edge_vla.demo.world import EVALUATION_SEEDS, start
 
 
@@ -21,7 +20,7 @@ def test_a_recording_is_what_the_expert_saw_and_did(tmp_path: Path) -> None:
     first = frames[0]
     state, task = start(seeds[0], "put")
     assert first.action == tuple(expert.act(state, task))
-    assert first.unnorm_key == name(1)
+    assert first.unnorm_key == statistics_key(1)
     np.testing.assert_array_equal(np.asarray(first.open()), np.asarray(render(state, world(1))))
 
 

@@ -1,4 +1,4 @@
-"""Mixed precision end to end: the damage that was predicted is the one that comes, and narrow artifacts run."""
+"""Mixed precision end to end: KL costs are as predicted, and narrow artifacts run."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.formats.divergence import closed, divergence, forced_logits
+from benchmarks.formats.divergence import divergence, forced_logits, kl_reduction
 from edge_vla.artifact import Artifact
-from edge_vla.calibration.answers import action_logits, back_through, probe_answers
+from edge_vla.calibration.action_gradients import action_logits, backpropagate_, probe_gradients
 from edge_vla.calibration.sequences import Rows, embed
-from edge_vla.calibration.stream import STAGES, load_layer, pass_layer
+from edge_vla.calibration.stream import STAGES, forward_, load_layer
 from edge_vla.checkpoint import Checkpoint, open_checkpoint
 from edge_vla.data import Frame
 from edge_vla.errors import UsageError
 from edge_vla.export import Recipe, export
-from edge_vla.export.preflight import fixed_bytes
+from edge_vla.export.formats import Format, candidates
 from edge_vla.export.recipe import parse_bytes
-from edge_vla.export.sensitivity import Int8Vision, forms, in_fold, measure, rounding_changes, vision_damage
-from edge_vla.quant import Scheme, stored_bytes
+from edge_vla.export.sensitivity import Int8Vision, in_fold, measure, rounding_changes, vision_kl_cost
+from edge_vla.export.sizes import fixed_bytes, vision_bytes
+from edge_vla.quant import Scheme
 from edge_vla.runtime import load
+from edge_vla.sensitivity import SensitivityReport
 from tests.conftest import TINY
 from tests.export.crash import tiny_frames
 
@@ -38,20 +40,57 @@ def mixed(frames: list[Frame], tmp_path_factory: pytest.TempPathFactory) -> Path
     return export(TINY, tmp_path_factory.mktemp("mixed") / "out", recipe, frames=frames).directory
 
 
+def report_of(directory: Path) -> SensitivityReport:
+    report = SensitivityReport.read(directory)
+    assert report is not None
+    return report
+
+
 def test_the_report_adds_up(mixed: Path) -> None:
-    artifact = Artifact(mixed)
-    report = json.loads((mixed / "evidence" / "sensitivity.json").read_text(encoding="utf-8"))
+    artifact, report = Artifact(mixed), report_of(mixed)
     assert artifact.manifest.version == 2
-    for row in report["linears"]:
-        linear = artifact.manifest.layers[row["layer"]][row["name"]]
-        assert row["form"] == linear.scheme.value + (f" g{linear.group}" if linear.group else "")
-        damage = {choice["name"]: choice["damage"] for choice in row["choices"]}
-        assert damage["int2 g32"] > damage["int3 g32"] > damage["int4 g32"] > damage["int8"] > damage["bf16"] == 0
-    assert len({row["form"] for row in report["linears"]}) > 1
-    assert report["bits_per_weight"] <= 3.4
-    assert report["linears_bytes_on_device"] >= report["linears_bytes"]
+    for one in report.linears:
+        linear = artifact.manifest.layers[one.layer][one.name]
+        assert one.format == str(Format(linear.scheme, linear.group))
+        cost = {choice.format: choice.kl_cost for choice in one.choices}
+        assert cost["int2 g32"] > cost["int3 g32"] > cost["int4 g32"] > cost["int8"] > cost["bf16"] == 0
+    assert len({one.format for one in report.linears}) > 1
+    assert report.bits_per_weight <= 3.4
+    assert report.linears_bytes_on_device >= report.linears_bytes
+    assert report.linears_bytes == sum(one.chosen.bytes for one in report.linears)
     stored = sum((mixed / name).stat().st_size for name in artifact.manifest.files if name.startswith("decoder/"))
-    assert report["linears_bytes"] < stored < report["linears_bytes"] * 1.2, "norms and headers besides"
+    assert report.linears_bytes < stored < report.linears_bytes * 1.2, "norms and headers besides"
+
+
+def test_a_report_of_the_version_before_is_read(mixed: Path) -> None:
+    """Version 2 as it was written: other names for the same numbers."""
+    report = report_of(mixed)
+    old = {
+        **{name: getattr(report, name) for name in ("limit_bytes", "linears_bytes", "linears_bytes_on_device")},
+        **{name: getattr(report, name) for name in ("bits_per_weight", "predicted_kl", "predicted_kl_mixed")},
+        "version": 2,
+        "predicted_kl_same": report.predicted_kl_uniform,
+        "departures_kept": report.residual_kept,
+        "vision": None,
+        "linears": [
+            {
+                **{"layer": one.layer, "name": one.name, "weights": one.weights, "form": one.format},
+                "choices": [
+                    {"name": c.format, "size": c.bytes, "damage": c.kl_cost, "measured": c.measured_kl_cost}
+                    for c in one.choices
+                ],
+            }
+            for one in report.linears
+        ],
+        "pareto": [{"bytes": point.bytes, "damage": point.kl_cost} for point in report.pareto],
+    }
+    assert SensitivityReport.from_json(json.loads(json.dumps(old))) == report
+
+
+@pytest.mark.parametrize("raw", [[], {}, {"version": 1}, {"version": 3}, {"version": 2, "linears": []}])
+def test_what_is_no_report_is_refused(raw: object) -> None:
+    with pytest.raises(ValueError, match=r"version|missing"):
+        SensitivityReport.from_json(raw)
 
 
 def test_narrow_linears_run_as_int4(mixed: Path, frames: list[Frame]) -> None:
@@ -69,7 +108,7 @@ def test_uniform_narrow_bits(bits: int, frames: list[Frame], tmp_path: Path) -> 
     assert {linear.scheme.value for layer in artifact.manifest.layers for linear in layer.values()} == {f"int{bits}"}
 
 
-def test_the_predicted_damage_is_what_one_linear_does(frames: list[Frame]) -> None:
+def test_the_predicted_kl_cost_is_what_one_linear_causes(frames: list[Frame]) -> None:
     """Perturb one linear at a time and run what comes after: the second-order estimate lies near."""
     checkpoint = open_checkpoint(TINY)
     spec = checkpoint.config.spec.decoder
@@ -78,9 +117,9 @@ def test_the_predicted_damage_is_what_one_linear_does(frames: list[Frame]) -> No
     kept = []
     for layer in layers:
         kept.append([Rows(same.hidden.clone(), same.prompt, same.dims) for same in rows])
-        pass_layer(layer, rows)
+        forward_(layer, rows)
     truth = torch.cat([action_logits(checkpoint, same.hidden[:, -same.dims :]) for same in rows])
-    gradients = probe_answers(checkpoint, rows, seed=0, probes=24)
+    gradients = probe_gradients(checkpoint, rows, seed=0, probes=24)
     uniform = [[torch.ones(1, same.length) for same in rows] for _ in STAGES]
     found = measure(layers[-1], kept[-1], gradients, uniform, None)
     folds = in_fold(rows, 0)
@@ -89,11 +128,11 @@ def test_the_predicted_damage_is_what_one_linear_does(frames: list[Frame]) -> No
     odd = ~torch.cat(folds)
     predicted, direct = [], []
     for name, shape in spec.linears().items():
-        place = forms(shape[1], None).index((Scheme.INT4, 64))
+        place = candidates(shape[1], None).index((Scheme.INT4, 64))
         changed = load_layer(checkpoint.tensors, spec, spec.layers - 1, torch.float32)
         changed.get_parameter(f"{name}.weight").add_(changes[name][place])
         moved = [Rows(same.hidden.clone(), same.prompt, same.dims) for same in kept[-1]]
-        pass_layer(changed, moved)
+        forward_(changed, moved)
         logits = torch.cat([action_logits(checkpoint, same.hidden[:, -same.dims :]) for same in moved])
         predicted.append(found[name][0][place])
         direct.append(float(divergence(truth[odd], logits[odd]).mean()))
@@ -106,8 +145,8 @@ def test_more_bits_agree_better(mixed: Path, frames: list[Frame], tmp_path: Path
     truth = forced_logits(load(TINY, "cpu"), frames)
     narrow, wider = (divergence(truth, forced_logits(load(path, "cpu"), frames)) for path in (mixed, wide))
     assert wider.mean() < narrow.mean()
-    part, low, high = closed(narrow, wider, [frame.episode or "" for frame in frames])
-    assert 0 < low <= part <= high < 1
+    gone = kl_reduction(narrow, wider, [frame.episode or "" for frame in frames])
+    assert 0 < gone.low <= gone.mean <= gone.high < 1
 
 
 def test_divergence_of_a_policy_from_itself_is_zero() -> None:
@@ -129,7 +168,7 @@ def test_what_is_no_size(text: str) -> None:
         parse_bytes(text)
 
 
-def test_the_towers_damage_is_what_int8_towers_do(frames: list[Frame]) -> None:
+def test_the_towers_kl_cost_is_what_int8_towers_cause(frames: list[Frame]) -> None:
     checkpoint = open_checkpoint(TINY)
     spec = checkpoint.config.spec.decoder
     narrow = dataclasses.replace(checkpoint, tensors=Int8Vision(checkpoint))
@@ -140,33 +179,32 @@ def test_the_towers_damage_is_what_int8_towers_do(frames: list[Frame]) -> None:
         found = [embed(source, frames, torch.float32)]
         for layer in layers:
             moved = [Rows(same.hidden.clone(), same.prompt, same.dims) for same in found[-1]]
-            pass_layer(layer, moved)
+            forward_(layer, moved)
             found.append(moved)
         return found
 
     before, after = kept(checkpoint), kept(narrow)
-    gradients = probe_answers(checkpoint, before[-1], seed=0, probes=24)
+    gradients = probe_gradients(checkpoint, before[-1], seed=0, probes=24)
     for layer, rows in zip(reversed(layers), reversed(before[:-1]), strict=True):
-        back_through(layer, rows, gradients, lambda *_: None)
+        backpropagate_(layer, rows, gradients, lambda *_: None)
     truth, moved = (
         torch.cat([action_logits(checkpoint, same.hidden[:, -same.dims :]) for same in rows[-1]])
         for rows in (before, after)
     )
     direct = float(divergence(truth, moved).mean())
-    assert direct / 2 < vision_damage(checkpoint, frames, gradients) < direct * 2
+    assert direct / 2 < vision_kl_cost(checkpoint, frames, gradients) < direct * 2
 
 
 def test_a_budget_for_everything(frames: list[Frame], tmp_path: Path) -> None:
-    """The bytes of int4 beside 16-bit towers: int8 towers cost little, so the decoder gets their half."""
-    spec = open_checkpoint(TINY).config.spec
-    linears = spec.decoder.layers * sum(
-        stored_bytes(Scheme.INT4, shape, 64) for shape in spec.decoder.linears().values()
-    )
-    recipe = Recipe(method="gptq", budget=linears + fixed_bytes(spec, 16), calibration_frames=16)
+    """The bytes of int4 beside 16-bit towers: int8 towers cost little, so the decoder gets half of their bytes."""
+    spec, form = open_checkpoint(TINY).config.spec, Format(Scheme.INT4, 64)
+    linears = spec.decoder.layers * sum(form.bytes(shape) for shape in spec.decoder.linears().values())
+    budget = linears + fixed_bytes(spec) + vision_bytes(spec, 16)
+    recipe = Recipe(method="gptq", budget=budget, calibration_frames=16)
     artifact = export(TINY, tmp_path / "out", recipe, frames=frames)
-    report = json.loads((artifact.directory / "evidence" / "sensitivity.json").read_text(encoding="utf-8"))
-    assert report["vision"]["bits"] == artifact.manifest.recipe["vision_bits"] == 8
-    assert report["linears_bytes"] > linears
-    assert recipe.budget is not None
-    assert report["linears_bytes"] + fixed_bytes(spec, 8) <= recipe.budget
+    report = report_of(artifact.directory)
+    assert report.vision is not None
+    assert report.vision.bits == artifact.manifest.recipe.vision_bits == 8
+    assert report.linears_bytes > linears
+    assert report.linears_bytes + fixed_bytes(spec) + report.vision.chosen.bytes <= budget
     assert len(load(artifact.directory, "cpu").act(frames[0].open(), frames[0].instruction).tokens) == 7

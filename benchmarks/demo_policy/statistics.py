@@ -1,21 +1,20 @@
-"""Action statistics of the expert, in the form OpenVLA writes dataset_statistics.json.
+"""Action statistics of the expert, in the form of OpenVLA's dataset_statistics.json.
 
-Knows how many episodes make a dataset and which dimensions are normalised: all but the gripper,
-whose command is already a fraction.
+All dimensions are normalised but the gripper's, whose command is a fraction already.
 """
 
-from functools import cache
+from functools import cache, partial
 from typing import Final, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_vla.demo import expert
-from edge_vla.demo.world import TRAINING_SEEDS, start, step, verdict
+from edge_vla.demo.record import task_kind
+from edge_vla.demo.world import TRAINING_SEEDS, drive, start
 
 EPISODES: Final = 600
 MASK: Final = (True, True, True, True, True, True, False)
-MAX_STEPS: Final = 40
 
 
 class Moments(TypedDict):
@@ -38,22 +37,13 @@ class Statistics(TypedDict):
     num_trajectories: int
 
 
-def name(world_number: int) -> str:
-    """The statistics key of a world."""
-    return f"edge_vla_demo_world{world_number}"
-
-
 @cache
 def demonstrations() -> NDArray[np.float64]:
-    """Every action (n, 7) of the expert's first noise-free training episodes, half of them putting."""
+    """Every action (n, 7) of the expert in the first `EPISODES` training episodes, half of them puts."""
     actions = []
     for seed in TRAINING_SEEDS[:EPISODES]:
-        state, task = start(seed, "pick" if seed % 2 else "put")
-        for _ in range(MAX_STEPS):
-            actions.append(expert.act(state, task))
-            state = step(state, actions[-1])
-            if verdict(state, task) != "running":
-                break
+        state, task = start(seed, task_kind(seed))
+        actions += [action for action, _ in drive(state, task, partial(expert.act, task=task))]
     return np.stack(actions)
 
 
@@ -70,7 +60,7 @@ def _moments(values: NDArray[np.float64]) -> Moments:
 
 @cache
 def statistics() -> Statistics:
-    """The same for both worlds: they differ in looks, not in what the gripper does."""
+    """The same for both worlds, which differ in looks only."""
     actions = demonstrations()
     return Statistics(
         action=Normalised(**_moments(actions), mask=list(MASK)),
@@ -81,7 +71,7 @@ def statistics() -> Statistics:
 
 
 def normalise(actions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(…, 7) robot units -> [-1, 1]; what lies outside the quantiles is clipped."""
+    """(…, 7) robot units -> [-1, 1], clipped at the quantiles."""
     action = statistics()["action"]
     low, high = np.array(action["q01"]), np.array(action["q99"])
     scaled = np.where(np.array(MASK), 2 * (actions - low) / (high - low) - 1, actions)

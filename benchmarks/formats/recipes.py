@@ -1,0 +1,77 @@
+"""What the format study exports: for each question its recipes, and what each is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from benchmarks.formats.results import FLOOR
+from edge_vla.export import Recipe
+from edge_vla.export.sizes import fixed_bytes, linear_weights, vision_bytes
+from edge_vla.quant import BYTE, Scheme, stored_bytes
+from edge_vla.spec import OPENVLA_7B, PolicySpec
+
+GROUP: Final = 128
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe, and the name of the row that its result is compared with."""
+
+    recipe: Recipe
+    against: str
+
+
+def methods(_: PolicySpec) -> Mapping[str, Case]:
+    """Every quantisation method, at the bits where it applies."""
+    return {
+        "int8": Case(Recipe(bits=8), FLOOR),
+        "w8a8": Case(Recipe(bits=8, activations=8), "int8"),
+        "w8a8 GPTQ": Case(Recipe(bits=8, activations=8, method="gptq"), "w8a8"),
+        "w8a8 SmoothQuant": Case(Recipe(bits=8, method="smoothquant"), "w8a8"),
+        "w8a8 SmoothQuant, GPTQ": Case(Recipe(bits=8, method="smoothquant+gptq"), "w8a8 SmoothQuant"),
+        "int4": Case(Recipe(), "int8"),
+        "int4 clipped": Case(Recipe(method="awq", alpha=0.0), "int4"),
+        "int4 AWQ": Case(Recipe(method="awq"), "int4"),
+        "int4 GPTQ": Case(Recipe(method="gptq"), "int4"),
+        "uint4": Case(Recipe(asymmetric=True), "int4"),
+        "uint4 AWQ": Case(Recipe(asymmetric=True, method="awq"), "uint4"),
+        "uint4 GPTQ": Case(Recipe(asymmetric=True, method="gptq"), "int4 GPTQ"),
+    }
+
+
+# Artifacts that a kernel runs which rounds a prefill's activations to int8 as well.
+ROUNDED_PREFILL: Final = {"int8": "int8, prefill rounded", "int4 GPTQ": "int4 GPTQ, prefill rounded"}
+
+
+def bits(spec: PolicySpec) -> Mapping[str, Case]:
+    """Mixed bits beside uniform ones: at int4's budget, at about three bits, and where towers may be traded too.
+
+    The towers are three quarters of the demo policy and a fifth of OpenVLA, so the last is also asked in OpenVLA's
+    proportion: with the bits a weight that int8 towers free there.
+    """
+    shapes = spec.decoder.linears().values()
+    linears = spec.decoder.layers * sum(stored_bytes(Scheme.INT4, shape, GROUP) for shape in shapes)
+    int4_bits = 4 + 16 / GROUP
+    return {
+        "int4": Case(Recipe(method="gptq"), FLOOR),
+        "mixed 4.125": Case(Recipe(method="gptq", bits_per_weight=int4_bits), "int4"),
+        "mixed, int4's total bytes": Case(
+            Recipe(method="gptq", budget=linears + fixed_bytes(spec) + vision_bytes(spec, 16)), "int4"
+        ),
+        "mixed, int8 towers, OpenVLA's proportion": Case(
+            Recipe(method="gptq", bits_per_weight=int4_bits + freed_bits(OPENVLA_7B), vision_bits=8), "int4"
+        ),
+        "int3": Case(Recipe(bits=3, method="gptq"), "int4"),
+        "mixed 3.25": Case(Recipe(method="gptq", bits_per_weight=3.25), "int3"),
+        "mixed 3.5": Case(Recipe(method="gptq", bits_per_weight=3.5), "int3"),
+    }
+
+
+def freed_bits(spec: PolicySpec) -> float:
+    """Bits for each weight of the decoder's linears, where towers and projector go from 16 bits to 8."""
+    return BYTE * (vision_bytes(spec, 16) - vision_bytes(spec, 8)) / linear_weights(spec.decoder)
+
+
+QUESTIONS: Final[Mapping[str, Callable[[PolicySpec], Mapping[str, Case]]]] = {"methods": methods, "bits": bits}

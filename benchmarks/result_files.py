@@ -1,0 +1,77 @@
+"""Reading the result files of studies: JSON of any version -> provenance and the study's dataclass.
+
+Older versions go through `results_v1`; a version that is newer than this checkout knows is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks import results_v1
+from benchmarks.commands import CommandsResult
+from benchmarks.cpu.results import DraftsResult, EngineResult, SoakResult
+from benchmarks.demo_policy.results import LadderResult, PolicyEvaluation, ReproductionResult
+from benchmarks.formats.results import FormatsResult, InteropResult
+from benchmarks.study import Body
+from edge_vla import typed_json
+from edge_vla.bench import result_file
+from edge_vla.bench.provenance import Provenance
+from edge_vla.bench.result import KIND as BENCH
+from edge_vla.bench.result import Result
+from edge_vla.errors import FrameError
+
+BODIES: Final[Mapping[str, type[Body]]] = {
+    body.KIND: body
+    for body in (
+        CommandsResult,
+        DraftsResult,
+        EngineResult,
+        FormatsResult,
+        InteropResult,
+        LadderResult,
+        PolicyEvaluation,
+        ReproductionResult,
+        SoakResult,
+    )
+}
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """A result as read. `body` is None for a kind that no code here writes any more."""
+
+    path: Path
+    provenance: Provenance
+    body: Body | Result | None
+
+
+def read_result(path: Path) -> ResultFile:
+    """Raises FrameError for a file that is missing, damaged, no result, or of a newer version."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FrameError(f"{path} is not a readable result: {error}") from error
+    if not isinstance(raw, dict):
+        raise FrameError(f"{path} is no result: expected a JSON object with a kind, a version and a provenance")
+    if raw.get("kind") == BENCH:
+        bench = result_file.loads(json.dumps(raw))
+        return ResultFile(path, bench.provenance, bench)
+    try:
+        return ResultFile(path, *_parse(raw))
+    except (ValueError, KeyError, TypeError) as error:
+        raise FrameError(f"{path} cannot be read: {error!r}; make it again with this checkout") from error
+
+
+def _parse(raw: Mapping[str, Any]) -> tuple[Provenance, Body | None]:
+    kind, version = raw.get("kind"), raw.get("version", 0)
+    known = BODIES.get(kind) if isinstance(kind, str) else None
+    if known is None or version < known.VERSION:
+        return results_v1.provenance(raw), results_v1.body(raw)
+    if version > known.VERSION:
+        raise ValueError(f"version {version} of {kind!r}, expected at most {known.VERSION}: update this checkout")
+    fields = {name: value for name, value in raw.items() if name not in ("kind", "version", "provenance")}
+    return typed_json.from_json(Provenance, raw["provenance"]), typed_json.from_json(known, fields)
