@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import textwrap
@@ -11,10 +10,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from edge_vla.bench.memory import Poller, poller_cost, summary
-from edge_vla.bench.memory_watcher import POINTS, Series, family
-from edge_vla.bench.reports.schema import schema
-from edge_vla.errors import BackendError, UsageError
+from edge_vla.bench.memory import LOADED, RUNNING, Watcher, summary
+from edge_vla.bench.memory_watcher import POINTS, Series
+from edge_vla.bench.result import CudaMemory
+from edge_vla.errors import BackendError
 
 MB = 1 << 20
 
@@ -31,7 +30,7 @@ def acting(script: str) -> Iterator[subprocess.Popen[str]]:
             child.kill()
 
 
-def tell(child: subprocess.Popen[str], line: str) -> None:
+def run(child: subprocess.Popen[str], line: str) -> None:
     assert child.stdin
     assert child.stdout
     child.stdin.write(line + "\n")
@@ -41,32 +40,29 @@ def tell(child: subprocess.Popen[str], line: str) -> None:
 
 def test_it_sees_a_planted_allocation_that_is_freed_again() -> None:
     with acting("import time\n") as child:
-        tell(child, "0")
-        with Poller(child.pid) as poller:
-            before = poller.mark("started")
-            tell(child, f"held = b'x' * {64 * MB}; time.sleep(0.1); del held")
-            loaded = poller.mark("loaded")
-            tell(child, "time.sleep(0.05)")
-            steady = poller.mark("steady")
-            seen = poller.stop()
-            assert poller.stop() is seen
-    assert loaded["peak_bytes"] - before["bytes"] == pytest.approx(64 * MB, rel=0.05)
-    assert loaded["bytes"] - before["bytes"] < 4 * MB
-    assert steady["peak_bytes"] - before["bytes"] < 4 * MB, "the peak of a phase is its own"
-    assert seen["peak_bytes"] == loaded["peak_bytes"]
-    assert seen["kernel_peak_bytes"] >= seen["peak_bytes"] - MB
-    assert max(value for _, value in seen["series"]) == seen["peak_bytes"]
-    assert seen["samples"] > 5
-    assert seen["pss_peak_bytes"] > 0
-    assert not seen["ended"]
-    memory = summary(seen, {"decoder": 5}, {"max_allocated_bytes": 7})
-    assert memory["load_peak_bytes"] == loaded["peak_bytes"]
-    assert memory["steady_bytes"] == steady["bytes"]
-    assert memory["cuda"]["max_allocated_bytes"] == 7
-    assert memory["weights"] == {"decoder": 5}
-    definitions = schema()["$defs"]
-    assert set(memory) == set(definitions["memory"]["properties"])
-    json.dumps(memory)
+        run(child, "0")
+        with Watcher(child.pid) as watcher:
+            before = watcher.mark("started")
+            run(child, f"held = b'x' * {64 * MB}; time.sleep(0.1); del held")
+            loaded = watcher.mark(LOADED)
+            run(child, "time.sleep(0.05)")
+            steady = watcher.mark(RUNNING)
+            watched = watcher.stop()
+            assert watcher.stop() is watched
+    assert loaded.peak_bytes - before.bytes == pytest.approx(64 * MB, rel=0.05)
+    assert loaded.bytes - before.bytes < 4 * MB
+    assert steady.peak_bytes - before.bytes < 4 * MB, "the peak of a phase is its own"
+    assert watched.peak_bytes == loaded.peak_bytes
+    assert watched.kernel_peak_bytes >= watched.peak_bytes - MB
+    assert max(value for _, value in watched.series) == watched.peak_bytes
+    assert watched.samples > 5
+    assert watched.pss_peak_bytes is not None
+    memory = summary(watched, {"decoder": 5}, CudaMemory(allocated_peak_bytes=7))
+    assert memory.load_peak_bytes == loaded.peak_bytes
+    assert memory.loaded_bytes == steady.bytes
+    assert memory.cuda is not None
+    assert memory.cuda.allocated_peak_bytes == 7
+    assert memory.weights == {"decoder": 5}
 
 
 def test_it_counts_children_and_shared_pages_once_in_pss() -> None:
@@ -76,42 +72,40 @@ def test_it_counts_children_and_shared_pages_once_in_pss() -> None:
         shared.write(b"x" * {48 * MB})
         """
     with acting(script) as child:
-        tell(child, "0")
-        with Poller(child.pid) as poller:
-            alone = poller.mark("alone")
-            tell(child, f"pid = os.fork(); pid or (shared[: {48 * MB} : 4096], time.sleep(30))")
-            tell(child, "time.sleep(0.1)")
-            both = poller.mark("both")
-            seen = poller.stop()
-            assert len(family(child.pid)) == 2
-            tell(child, "os.kill(pid, 9)")
-    assert seen["processes"] == 2
-    assert both["bytes"] - alone["bytes"] > 48 * MB, "RSS counts a shared page twice"
-    assert both["pss_bytes"] - alone["pss_bytes"] < 16 * MB, "PSS counts it once"
+        run(child, "0")
+        with Watcher(child.pid) as watcher:
+            alone = watcher.mark("alone")
+            run(child, f"pid = os.fork(); pid or (shared[: {48 * MB} : 4096], time.sleep(30))")
+            run(child, "time.sleep(0.1)")
+            both = watcher.mark("both")
+            run(child, "os.kill(pid, 9)")
+    assert both.bytes - alone.bytes > 48 * MB, "RSS counts a shared page twice"
+    assert both.pss_bytes is not None
+    assert alone.pss_bytes is not None
+    assert both.pss_bytes - alone.pss_bytes < 16 * MB, "PSS counts it once"
 
 
-def test_a_process_that_ends_is_told_and_its_peak_kept() -> None:
+def test_the_peak_of_a_process_that_ended_is_kept() -> None:
     with acting("import time\n") as child:
-        tell(child, "0")
-        with Poller(child.pid) as poller:
-            tell(child, f"held = b'x' * {32 * MB}; time.sleep(0.05)")
+        run(child, "0")
+        with Watcher(child.pid) as watcher:
+            run(child, f"held = b'x' * {32 * MB}; time.sleep(0.05)")
             child.kill()
             child.wait()
-            poller.mark("after")
-            seen = poller.stop()
-    assert seen["ended"]
-    assert seen["peak_bytes"] > 32 * MB
+            watcher.mark("after")
+            watched = watcher.stop()
+    assert watched.peak_bytes > 32 * MB
 
 
 def test_no_process_and_a_dead_watcher_are_errors() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         gone.wait()
-    with pytest.raises(UsageError, match="no process"):
-        Poller(gone.pid)
-    with acting("") as child, Poller(child.pid) as poller:
-        poller._process.kill()
+    with pytest.raises(BackendError, match="is its process gone"):
+        Watcher(gone.pid)
+    with acting("") as child, Watcher(child.pid) as watcher:
+        watcher._process.kill()
         with pytest.raises(BackendError, match="watcher stopped"):
-            poller.mark("loaded")
+            watcher.mark(LOADED)
 
 
 def test_a_long_series_keeps_its_peaks_in_few_points() -> None:
@@ -123,14 +117,6 @@ def test_a_long_series_keeps_its_peaks_in_few_points() -> None:
     assert series.points[0] == (0.0, 6)
     near = next(at for at, value in series.points if value == 10_000)
     assert near <= 77.77 < near + series.each / 100
-
-
-def test_watching_costs_are_measured() -> None:
-    """That it runs and says what it must; how much it is, a benchmark says, not a test."""
-    got = poller_cost(rounds=1, queries=2, ballast_mb=1)
-    assert set(got["slowdown"]) == {"count", "allocate"}
-    assert got["slowdown"]["count"]["blocks"] == 2
-    assert 0 <= got["watcher_cpu_share"] < 1
 
 
 def test_the_watcher_imports_nothing_heavy() -> None:

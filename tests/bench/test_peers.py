@@ -1,4 +1,4 @@
-"""Peers: transformers' Llama answers as the reference does; what is missing is said; quantised ones stay near it."""
+"""Peers: transformers' Llama acts as the reference, quantised ones stay near it, and a missing package is named."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from torch import nn
 
 import edge_vla
 from edge_vla.bench import peers
-from edge_vla.bench.peers.policy import Peer
-from edge_vla.bench.systems import Contestant
-from edge_vla.bench.worker import opened
+from edge_vla.bench.messages import System
+from edge_vla.bench.peers.policy import PeerPolicy
+from edge_vla.bench.worker import load_system
 from edge_vla.data import synthetic_image
 from edge_vla.demo import BASE
 from edge_vla.errors import BackendError, NumericError, UsageError
@@ -66,7 +66,7 @@ def test_the_loop_is_what_generate_does() -> None:
         image = synthetic_image(seed, 112)
         tokens = peer.act(image, TEXT).tokens
         with torch.inference_mode():
-            rows = peer.sequence(peer.prompter(TEXT), peer.see(image))
+            rows = peer.sequence(peer.prompter(TEXT), peer.embed_image(image))
             given = torch.ones(rows.shape[:2], dtype=torch.long)
             theirs = llama.generate(inputs_embeds=rows, attention_mask=given, max_new_tokens=len(tokens))
         assert tuple(theirs[0].tolist()) == tokens
@@ -97,7 +97,7 @@ def test_adapters_are_merged() -> None:
 
 
 class Always(nn.Module):
-    """A head that answers every row with the same logits."""
+    """A head with the same logits for every row."""
 
     def __init__(self, logits: torch.Tensor) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class Always(nn.Module):
         return self.logits.expand(*hidden.shape[:-1], -1)
 
 
-def with_head(logits: torch.Tensor) -> Peer:
+def with_head(logits: torch.Tensor) -> PeerPolicy:
     peer = peers.load("hf-sdpa", TINY, device="cpu", dtype="fp32")
     peer.llama.set_submodule("lm_head", Always(logits))
     return peer
@@ -161,7 +161,7 @@ def test_a_package_that_does_not_import(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_naming_peers_imports_none() -> None:
     script = (
-        "import sys; from edge_vla.bench import peers; assert all(one.what for one in peers.PEERS.values())\n"
+        "import sys; from edge_vla.bench import peers; assert all(one.description for one in peers.PEERS.values())\n"
         "print([name for name in ('torch', 'transformers', 'bitsandbytes', 'gptqmodel') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -199,9 +199,9 @@ def test_a_peer_that_calibrates_is_given_its_frames(tmp_path: Path, monkeypatch:
     given: list[Any] = []
     monkeypatch.setattr("edge_vla.bench.peers.gptq.gptq", lambda *arguments: given.append(arguments[3]))
     for folder in (None, tmp_path):
-        opened(Contestant("x", TINY, device="cpu", peer="gptqmodel", calibration=str(folder) if folder else None))
+        load_system(System("x", TINY, device="cpu", peer="gptqmodel", calibration=str(folder) if folder else None))
     assert given == [None, tmp_path]
     engine = peers.PEERS["gptqmodel"]
     assert engine.described(None).endswith("calibrated on synthetic images")
     assert engine.described(tmp_path / "mine").endswith("calibrated on mine")
-    assert peers.PEERS["bnb-nf4"].described(tmp_path) == peers.PEERS["bnb-nf4"].what
+    assert peers.PEERS["bnb-nf4"].described(tmp_path) == peers.PEERS["bnb-nf4"].description

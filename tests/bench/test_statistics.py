@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from fractions import Fraction
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -14,16 +14,16 @@ from scipy import stats
 
 from edge_vla.bench import statistics
 from edge_vla.bench.quantiles import Refusal, percentile, queries_needed, ratio_of_medians, slowest_rank
+from edge_vla.bench.result import Interval
 from edge_vla.bench.statistics import (
     Clustered,
-    Interval,
     cluster_interval,
     episodes_needed,
     mcnemar,
+    median_interval,
     non_inferiority,
     paired_cluster_difference,
     paired_difference,
-    student,
     wilson,
 )
 
@@ -49,21 +49,11 @@ def test_wilson_covers_exactly_summed(share: float) -> None:
     assert stats.binom.pmf(np.flatnonzero(inside), 200, share).sum() == pytest.approx(0.95, abs=0.02)
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 30, 499, 50_000])
-@pytest.mark.parametrize("tail", [0.05, 0.025, 0.025 / 7])
-def test_student_equals_scipy(freedom: int, tail: float) -> None:
-    assert student(tail, freedom) == pytest.approx(stats.t.isf(tail, freedom), rel=1e-3 if freedom > 1000 else 1e-9)
-
-
 @given(st.integers(0, 60), st.integers(0, 60))
-def test_mcnemar_equals_scipy(first: int, second: int) -> None:
-    expected = stats.binomtest(first, first + second).pvalue if first + second else 1.0
-    assert mcnemar(first, second) == pytest.approx(expected, rel=1e-9)
+def test_mcnemar_is_a_fair_coin_summed_exactly(first: int, second: int) -> None:
+    ways = sum(math.comb(first + second, heads) for heads in range(min(first, second) + 1))
+    assert mcnemar(first, second) == pytest.approx(min(1.0, 2 * ways / 2 ** (first + second)), rel=1e-9)
     assert mcnemar(first, second) == mcnemar(second, first)
-
-
-def test_mcnemar_with_many_pairs() -> None:
-    assert mcnemar(3000, 3200) == pytest.approx(stats.binomtest(3000, 6200).pvalue, rel=1e-6)
 
 
 def test_statsmodels_agrees() -> None:
@@ -223,7 +213,7 @@ def test_laws_of_cluster_intervals(rows: list[tuple[int, bool]]) -> None:
     if len(set(names)) > 1:
         order = np.random.default_rng(0).permutation(len(rows))
         again = cluster_interval(values[order], [names[i] for i in order], trials=1)
-        assert again.to_json() == pytest.approx(found.to_json())
+        assert asdict(again) == pytest.approx(asdict(found))
     wider = cluster_interval(values, names, trials=1, level=0.99)
     assert wider.low <= found.low
     assert found.high <= wider.high
@@ -245,7 +235,20 @@ def test_independent_frames_are_wilson() -> None:
 def test_bootstrap_variance_is_the_linearised_one() -> None:
     values, names, _ = clustered_shares(np.random.default_rng(5), 80, 7)
     clustered = Clustered(values.astype(float), names)
-    assert np.var(clustered._resampled[:, 0]) * 80 / 79 == pytest.approx(clustered.variance[0], rel=0.05)
+    assert np.var(clustered.resampled[:, 0]) * 80 / 79 == pytest.approx(clustered.variance[0], rel=0.05)
+
+
+def test_the_median_s_interval_covers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of single values, and of whole blocks that drift."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 500)
+    generator, held = np.random.default_rng(10), []
+    for drift in (0.0, 1.0) * 200:
+        blocks = 1 if drift == 0 else 8
+        runs = [generator.normal(generator.normal(0, drift), 1, 40).tolist() for _ in range(blocks)]
+        low, high = median_interval(runs)
+        held.append(low <= 0 <= high)
+    assert 0.90 <= np.mean(held[::2]) <= 0.98
+    assert 0.90 <= np.mean(held[1::2]) <= 0.99
 
 
 def test_resampling_in_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +272,7 @@ def test_holm_lows_pass_where_holms_test_rejects_all() -> None:
     clearest, weakest = int(np.argmax(plain)), int(np.argmin(plain))
     assert lows[weakest] == plain[weakest]
     assert lows[clearest] == clustered.interval(clearest, 1 - 0.05 / 4).low < plain[clearest]
-    assert all(strict <= low for strict, low in zip(lows, plain, strict=True))
+    assert all(stricter <= low for stricter, low in zip(lows, plain, strict=True))
 
 
 @pytest.mark.parametrize(("share", "needed"), [(0.9, 64), (0.95, 130), (0.99, 662), (0.999, 6636)])
@@ -327,7 +330,3 @@ def test_ratio_needs_two_blocks() -> None:
 
 def test_ratio_of_equal_sides_is_one() -> None:
     assert ratio_of_medians([([3.0, 4.0], [4.0, 3.0])] * 4) == Interval(1.0, 1.0, 1.0, 1.0, 4)
-
-
-def test_chances_are_exact() -> None:
-    assert mcnemar(1, 9) == float(Fraction(2 * 11, 2**10))

@@ -1,16 +1,21 @@
-"""A side in a process of its own: what it answers, and what is said when it breaks."""
+"""A system in a process of its own: what it replies, and the error when it breaks."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edge_vla.bench.systems import Contestant, Station
+from edge_vla.bench import messages
+from edge_vla.bench.messages import System
+from edge_vla.bench.schedule import Record
+from edge_vla.bench.systems import WorkerProcess
 from edge_vla.data import Frame, synthetic_image, write_frames
 from edge_vla.errors import ArtifactError, BackendError, ResourceError, UsageError
 from edge_vla.runtime import load
@@ -26,59 +31,78 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def station(tiny_artifacts: Mapping[int, Path], frames: Path) -> Iterator[Station]:
-    with Station(Contestant("int4", str(tiny_artifacts[4]))) as running:
+def process(tiny_artifacts: Mapping[int, Path], frames: Path) -> Iterator[WorkerProcess]:
+    with WorkerProcess(System("int4", str(tiny_artifacts[4]))) as running:
         running.load(frames, None)
         yield running
 
 
-def test_answers_are_those_of_the_policy(
-    station: Station, frames: Path, tiny_artifacts: Mapping[int, Path], tmp_path: Path
+def test_predictions_are_those_of_the_policy(
+    process: WorkerProcess, frames: Path, tiny_artifacts: Mapping[int, Path], tmp_path: Path
 ) -> None:
-    station.answer(tmp_path / "a.npz", None)
+    process.predict(tmp_path / "a.npz", None)
     policy = load(tiny_artifacts[4])
-    with np.load(tmp_path / "a.npz") as answers:
+    with np.load(tmp_path / "a.npz") as arrays:
         for index in range(4):
             action = policy.act(synthetic_image(index, 28), "go", None)
-            assert tuple(answers["free"][index]) == action.tokens
-            np.testing.assert_array_equal(answers["values"][index], action.values)
+            assert tuple(arrays["free"][index]) == action.tokens
+            np.testing.assert_array_equal(arrays["values"][index], action.values)
         # Forced along its own tokens, the policy says them again.
-        own = answers["logits"].argmax(-1) + policy.config.spec.action.first
-        assert (own == answers["free"]).mean() > 0.9
+        own = arrays["logits"].argmax(-1) + policy.config.spec.action.first
+        assert (own == arrays["free"]).mean() > 0.9
 
 
-def test_times_and_tokens_come_by_frame(station: Station) -> None:
-    answer = station.time([0, 1, 5])
-    assert [record["index"] for record in answer["records"]] == [0, 1, 5]
-    assert [index for index, _ in answer["tokens"]] == [0, 1, 1], "frames are asked in turn"
-    assert answer["tokens"][1] == answer["tokens"][2]
-    assert all(record["finished_ns"] > record["started_ns"] for record in answer["records"])
-    assert answer["wall_s"] > 0
+def test_times_and_tokens_come_by_frame(process: WorkerProcess) -> None:
+    timed = process.time([0, 1, 5])
+    assert [record.index for record in timed.records] == [0, 1, 5]
+    assert [index for index, _ in timed.tokens] == [0, 1, 1], "frames are counted round"
+    assert timed.tokens[1] == timed.tokens[2]
+    assert all(record.finished_ns > record.started_ns for record in timed.records)
+    assert timed.wall_s > 0
 
 
-def test_a_killed_side_says_so(station: Station) -> None:
-    os.kill(station.pid, signal.SIGKILL)
+def test_a_killed_worker_says_so(process: WorkerProcess) -> None:
+    os.kill(process.pid, signal.SIGKILL)
     with pytest.raises(ResourceError, match="int4 was killed: out of memory"):
-        station.time([0])
+        process.time([0])
 
 
-def test_a_crashed_side_says_how(station: Station) -> None:
-    os.kill(station.pid, signal.SIGABRT)
+def test_a_crashed_worker_says_how(process: WorkerProcess) -> None:
+    os.kill(process.pid, signal.SIGABRT)
     with pytest.raises(BackendError, match=r"int4 stopped \(signal SIGABRT\)"):
-        station.time([0])
+        process.time([0])
 
 
 def test_the_child_s_error_is_raised_as_what_it_was(tmp_path: Path, frames: Path) -> None:
     (tmp_path / "manifest.json").write_text("{")
-    with Station(Contestant("broken", str(tmp_path))) as running, pytest.raises(ArtifactError, match="broken: "):
+    with WorkerProcess(System("broken", str(tmp_path))) as running, pytest.raises(ArtifactError, match="broken: "):
         running.load(frames, None)
 
 
 def test_an_interpreter_that_is_none(frames: Path) -> None:
     with pytest.raises(UsageError, match="does not start"):
-        Station(Contestant("peer", TINY, peer="hf-bf16", python="/nowhere/python"))
+        WorkerProcess(System("peer", TINY, peer="hf-bf16", python="/nowhere/python"))
     with (
-        Station(Contestant("peer", TINY, peer="hf-bf16", python="/bin/false")) as running,
+        WorkerProcess(System("peer", TINY, peer="hf-bf16", python="/bin/false")) as running,
         pytest.raises(BackendError, match=r"peer stopped \(exit 1\)"),
     ):
         running.load(frames, None)
+
+
+def test_messages_come_back_as_they_were() -> None:
+    system = System("int4", "/artifacts/int4", adapters=("a", "b"), peer="hf-bf16")
+    for message in (
+        messages.Load(system, "frames", None),
+        messages.Time([1, 2], 0.5),
+        messages.Timed([Record(0, 1, 2, 3, {"vision": 0.5})], [(0, (5, 6))], 1.0),
+        messages.Failure("UsageError", "no"),
+        messages.CudaPeaks(None),
+    ):
+        assert messages.decode(messages.encode(message)) == message
+
+
+def test_a_worker_imports_only_what_the_run_side_needs() -> None:
+    """It may run in a peer's own Python."""
+    script = "import sys, edge_vla.bench.worker\nprint({'msgspec', 'psutil', 'scipy', 'jinja2'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
