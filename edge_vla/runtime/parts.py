@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import torch
-from torch import Tensor
 
-from edge_vla.artifact import EMBEDDINGS, HEAD, Artifact, map_matrix
+from edge_vla.artifact import EMBEDDINGS, Artifact, map_matrix
 from edge_vla.errors import ArtifactError
 from edge_vla.quant import PackedWeight
 from edge_vla.runtime.network import Embeddings
+from edge_vla.spec import PolicySpec
 
 FUSED: Final[Mapping[str, tuple[str, ...]]] = {  # linears that share their input become one product
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -30,12 +30,9 @@ def embeddings(artifact: Artifact, dtype: torch.dtype, device: torch.device) -> 
     return Embeddings.of(table, spec.action, dtype, device)
 
 
-def head(artifact: Artifact, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The head's action rows (bins, width) and the last norm's weight (width,), on the device."""
-    spec = artifact.manifest.config.spec
-    shapes = {"actions": (spec.action.bins, spec.decoder.width), "norm.weight": (spec.decoder.width,)}
-    tensors = artifact.tensors(HEAD, shapes)
-    return tensors["actions"].to(device, dtype), tensors["norm.weight"].to(device, dtype)
+def head_shapes(spec: PolicySpec) -> dict[str, tuple[int, ...]]:
+    """Of the head's file: its rows of the action ids, and the weight of the last norm."""
+    return {"actions": (spec.action.bins, spec.decoder.width), "norm.weight": (spec.decoder.width,)}
 
 
 def fuse(parts: Sequence[PackedWeight]) -> PackedWeight | None:

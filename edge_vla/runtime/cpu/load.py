@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from edge_vla.artifact import Artifact
+from edge_vla.artifact import HEAD, Artifact
 from edge_vla.runtime import parts
 from edge_vla.runtime.cpu.assemble import Assembly
 from edge_vla.runtime.cpu.fused import FusedLayer
@@ -31,7 +31,8 @@ def load_artifact(
         layers.append(assembly.layer(index, linears, norms))
         return_freed_memory()
     assembly.check_kernel()
-    actions, norm = parts.head(artifact, dtype, device)
+    stored = artifact.tensors(HEAD, parts.head_shapes(spec))
+    actions, norm = (stored[name].to(device, dtype) for name in parts.head_shapes(spec))
     embeddings = parts.embeddings(artifact, dtype, device)
     decoder, head = assembly.decoder(layers, norm), assembly.head(actions)
     steps = None

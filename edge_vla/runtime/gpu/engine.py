@@ -54,12 +54,7 @@ class GpuEngine:
 
     def __init__(self, network: Network, decoder: KernelDecoder, cuda: CudaDevice, record: Recorder) -> None:
         self.network, self.spec, self.cuda = network, network.spec, cuda
-        self.vision, self.embeddings, self.decoder, self.head = (
-            network.vision,
-            network.embeddings,
-            decoder,
-            network.head,
-        )
+        self.vision, self.decoder = network.vision, decoder
         self.graphs = Graphs(record, cuda)
         self.forced = StagedEngine(network).forced
         self._buffers: GpuBuffers | None = None
@@ -131,7 +126,7 @@ class GpuEngine:
         end = start + guesses
         rows = buffers.splice(self.vision(buffers.pixels)[0], shape.prompt)
         if guesses:
-            rows[start:end] = self.embeddings.actions[buffers.given[:guesses]]
+            rows[start:end] = self.network.embeddings.actions[buffers.given[:guesses]]
         rows[end : padded(end)] = 0
         hidden = self.decoder.run(rows[: padded(end)], 0, buffers.cache, range(start - 1, end))
         self._choose(buffers, hidden, 0)
@@ -139,14 +134,14 @@ class GpuEngine:
 
     def _pass(self, buffers: GpuBuffers, shape: Shape) -> None:
         """The bins given for dimensions 0 .. -> bins 1 .. of the answer."""
-        rows = self.embeddings.actions[buffers.given[: rows_of(shape.dims)]]
+        rows = self.network.embeddings.actions[buffers.given[: rows_of(shape.dims)]]
         hidden = self.decoder.run(rows, self._start(shape), buffers.cache, range(rows.shape[0]))
         self._choose(buffers, hidden[: shape.dims - 1], 1)
 
     def _choose(self, buffers: GpuBuffers, hidden: Tensor, first: int) -> None:
         """The best bins, into the buffers from dimension `first` on."""
         dims = slice(first, first + hidden.shape[0])
-        buffers.bins[dims], buffers.margins[dims] = self.decoder.choose(hidden, self.head.actions)
+        buffers.bins[dims], buffers.margins[dims] = self.decoder.choose(hidden, self.network.head.actions)
 
     def _start(self, shape: Shape) -> int:
         """The position after image and prompt."""
@@ -158,7 +153,7 @@ class GpuEngine:
         if buffers is None or not buffers.holds(shape.prompt, shape.dims):
             self.graphs.clear()
             self._buffers, self._text = None, ()
-            embeddings = self.embeddings.actions
+            embeddings = self.network.embeddings.actions
             least = (0, 0) if buffers is None else (buffers.prompt, buffers.dims)
             prompt, dims = max(shape.prompt, least[0]), max(shape.dims, least[1])
             buffers = self._buffers = GpuBuffers(self.spec, prompt, dims, embeddings.dtype, self.cuda.device)
@@ -167,7 +162,7 @@ class GpuEngine:
     def _put(self, buffers: GpuBuffers, prompt: tuple[int, ...], pixels: Tensor) -> None:
         buffers.see(pixels)
         if prompt != self._text:
-            buffers.text[: len(prompt)] = self.embeddings.text(prompt)[0]
+            buffers.text[: len(prompt)] = self.network.embeddings.text(prompt)[0]
             self._text = prompt
 
     def read(self, buffers: GpuBuffers, dims: int) -> Best:

@@ -14,7 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from edge_vla.artifact import NORMS, VISION, Artifact, layer_file, unpack_linear
+from edge_vla.artifact import HEAD, NORMS, VISION, Artifact, layer_file, unpack_linear
 from edge_vla.errors import ArtifactError, BackendError, CheckpointError, UsageError
 from edge_vla.quant import NARROW, PackedWeight, Scheme, as_int4
 from edge_vla.runtime import parts
@@ -65,7 +65,8 @@ def from_artifact(
         config = GpuConfig(kernels(backend), dtype, activations)
         made = [_layer(artifact, index, staging, config) for index in range(spec.decoder.layers)]
         layers, chosen = [layer for layer, _ in made], [names for _, names in made]
-        actions, norm = parts.head(artifact, dtype, device)
+        head = StagedFile(artifact.directory / HEAD, staging)
+        actions, norm = (_tensor(head, name, shape, dtype) for name, shape in parts.head_shapes(spec).items())
         decoder = KernelDecoder(spec.decoder, layers, norm, config.kernels, spec.decoder.max_positions)
         vision = _vision(artifact, staging, config)
         embeddings = parts.embeddings(artifact, dtype, device)
@@ -114,7 +115,8 @@ def _layer(artifact: Artifact, index: int, staging: Staging, config: GpuConfig) 
             made[name] = product([whole] if whole is not None else packed, config)
             for part in packed:
                 chosen[part.scheme.value] = "/".join(dict.fromkeys(made[name].names))
-        norms = [_norm(file, name, artifact.manifest.config.spec.decoder.width, config.dtype) for name in NORMS]
+        width = (artifact.manifest.config.spec.decoder.width,)
+        norms = [_tensor(file, name, width, config.dtype) for name in NORMS]
     return KernelLayer(**made, input_layernorm=norms[0], post_attention_layernorm=norms[1]), chosen
 
 
@@ -149,9 +151,9 @@ def _vision(artifact: Artifact, staging: Staging, config: GpuConfig) -> KernelVi
         return KernelVision(spec, file, config)
 
 
-def _norm(file: StagedFile, name: str, width: int, dtype: torch.dtype) -> Tensor:
-    """(width,), stored in 16 bits, or ArtifactError."""
+def _tensor(file: StagedFile, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Of this shape and stored in 16 bits, or ArtifactError."""
     entry = file.entries.get(name)
-    if entry is None or entry.shape != (width,) or entry.dtype not in (torch.bfloat16, torch.float16):
-        raise ArtifactError(f"{file.path}: {name} is {entry}, expected {(width,)} in 16 bits: export again")
+    if entry is None or entry.shape != shape or entry.dtype not in (torch.bfloat16, torch.float16):
+        raise ArtifactError(f"{file.path}: {name} is {entry}, expected {shape} in 16 bits: export again")
     return file[name].to(dtype)
