@@ -166,7 +166,7 @@ def test_flips_above_the_rounding_noise_are_bold() -> None:
     assert figure is not None
     bold = ElementTree.fromstring(str(figure.picture)).findall(".//*[@class='cell strong']")
     assert len(bold) > 0
-    assert "above 1.3" in figure.reading
+    assert "rounding noise, 1.3" in figure.reading
 
 
 @EVERY

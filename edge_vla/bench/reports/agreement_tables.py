@@ -20,7 +20,11 @@ def agreement(result: Result) -> Table | None:
     columns: dict[str, Callable[[Measure], str]] = {
         system.label: partial(_measured, figures) for system, figures in found
     }
-    rows = [Row(name, measure) for name, measure in MEASURES.items()] if found else []
+    rows = [
+        Row(name, measure)
+        for name, measure in MEASURES.items()
+        if any(measure(figures) != text.ABSENT for _, figures in found)
+    ]
     return table("Agreement with the reference", "measure", rows, columns)
 
 

@@ -1,16 +1,11 @@
-"""Three kinds of charts. Each takes plain numbers and names and returns one inline `<svg>`."""
+"""Three kinds of charts. Each takes plain numbers and names and returns a drawing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
-
-from markupsafe import Markup
 
 from edge_vla.bench.reports.svg import COLOURS, WIDTH, Canvas, Colour, Scale, clipped, paint, text_width
-
-BELOW: Final = "Values in the table below."
 
 
 @dataclass(frozen=True)
@@ -56,19 +51,18 @@ def _left(names: Sequence[str], most: float = 130) -> float:
 
 
 def intervals(
-    title: str,
     groups: Mapping[str, Sequence[Range]],
     x_label: str,
     *,
     lines: Sequence[Line] = (),
     log: bool = False,
-) -> Markup:
+) -> Canvas:
     """A dot and its interval a row, in named groups; the legend gives each name its colour."""
     rows = [row for group in groups.values() for row in group]
     tall, gap, left = 10.0, 12.0, _left(list(groups))
     height = tall * len(rows) + gap * len(groups)
     labels = 14.0 if any(line.label for line in lines) else 0.0
-    canvas = Canvas(height + labels + 36, title, BELOW)
+    canvas = Canvas(height + labels + 36)
     top = labels + canvas.legend(list(dict.fromkeys((row.name, row.colour) for row in rows)))
     values = [value for row in rows for value in (row.low, row.value, row.high)] + [line.x for line in lines]
     low, high = min(values), max(values)
@@ -89,15 +83,15 @@ def intervals(
             canvas.line(scale(row.low), y - tall / 2, scale(row.high), y - tall / 2, f"{kind} thick")
             canvas.circle(scale(row.value), y - tall / 2, 3, f"{kind} fill", f"{row.name}, {name}: {row.tip}")
         y += gap
-    return canvas.markup()
+    return canvas
 
 
-def stacked(title: str, rows: Mapping[str, Sequence[Segment]], x_label: str) -> Markup:
+def stacked(rows: Mapping[str, Sequence[Segment]], x_label: str) -> Canvas:
     """A bar a row, made of segments; the legend gives each segment's name its colour."""
     names = list(dict.fromkeys(segment.name for row in rows.values() for segment in row))
     colours = {name: 1 + i % (COLOURS - 1) for i, name in enumerate(names)}
     tall, left = 22.0, _left(list(rows))
-    canvas = Canvas(tall * len(rows) + 36, title, BELOW)
+    canvas = Canvas(tall * len(rows) + 36)
     top = canvas.legend(list(colours.items()))
     longest = max(sum(segment.length for segment in row) for row in rows.values())
     scale = Scale(0, longest or 1, left, WIDTH - 12)
@@ -110,13 +104,13 @@ def stacked(title: str, rows: Mapping[str, Sequence[Segment]], x_label: str) -> 
             kind = f"{paint(colours[segment.name])} fill"
             canvas.rect(scale(at), y + 4, width, 14, kind, f"{name}, {segment.name}: {segment.tip}")
             at += segment.length
-    return canvas.markup()
+    return canvas
 
 
-def heat(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[Cell]]) -> Markup:
+def heat(columns: Sequence[str], rows: Mapping[str, Sequence[Cell]]) -> Canvas:
     """A map of cells with their values written in."""
     tall, left, top = 20.0, _left(list(rows), 140), 30.0
-    canvas = Canvas(top + tall * len(rows) + 4, title, BELOW)
+    canvas = Canvas(top + tall * len(rows) + 4)
     width = (WIDTH - left - 2) / max(1, len(columns))
     for i, column in enumerate(columns):
         words = column.split(" ", 1)  # one above the other
@@ -131,4 +125,4 @@ def heat(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[Cell]])
             canvas.rect(x + 0.5, y + 0.5, width - 1, tall - 1, kind, cell.tip, opacity)
             if text_width(cell.text, 10) <= width:
                 canvas.text(x + width / 2, y + 13.6, cell.text, "middle", "cell strong" if cell.strong else "cell")
-    return canvas.markup()
+    return canvas

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from edge_vla.bench.reports import agreement_tables, charts, performance_tables, tables, text
 from edge_vla.bench.reports.charts import Cell, Line, Range, Segment
-from edge_vla.bench.reports.svg import Colour
+from edge_vla.bench.reports.svg import Canvas, Colour
 from edge_vla.bench.reports.systems import REFERENCE, SystemResult, compared, systems, timed
 from edge_vla.bench.reports.table import Table
 from edge_vla.bench.result import Agreement, Flips, Interval, Memory, Rate, Result
@@ -17,10 +17,16 @@ from edge_vla.bench.result import Agreement, Flips, Interval, Memory, Rate, Resu
 
 @dataclass(frozen=True)
 class Figure:
+    """`reading` says in a sentence or two how to read it."""
+
     title: str
     reading: str
-    picture: Markup
+    drawing: Canvas
     table: Table | None
+
+    @property
+    def picture(self) -> Markup:
+        return self.drawing.markup(self.title, f"{self.reading} The values are in the table below.")
 
 
 def by_dimension(result: Result) -> Figure | None:
@@ -41,7 +47,7 @@ def by_dimension(result: Result) -> Figure | None:
         "Share of tokens equal to the reference's, given its previous tokens, with 95 % intervals. Grey is the "
         "reference against itself with its rounding changed: a candidate whose interval ends left of it lost more "
         "than rounding costs.",
-        charts.intervals("Agreement by dimension", groups, "same token, %"),
+        charts.intervals(groups, "same token, %"),
         agreement_tables.by_dimension(result),
     )
 
@@ -64,17 +70,13 @@ def by_margin(result: Result) -> Figure | None:
     largest = max(shares) or 1.0
     floor = next((margins.floor for _, margins in found if margins.floor is not None), None)
     rows = {system.label: [_flips(one, largest, floor) for one in margins.deciles] for system, margins in found}
-    above = (
-        ""
-        if floor is None
-        else f" Bold: flips although every margin is above {text.number(floor)}, the rounding noise."
-    )
+    above = f" Bold: flips although all margins are above the rounding noise, {text.number(floor)}." if floor else ""
     return Figure(
         "Flips by the reference's margin",
         "Percent of tokens that changed. Column 1 holds the tenth of positions where the reference's two best tokens "
         f"were closest, column 10 its clearest choices. Near ties flip by rounding alone; flips on the right are "
         f"errors of the candidate.{above}",
-        charts.heat("Flips by the reference's margin", [str(i + 1) for i in range(10)], rows),
+        charts.heat([str(i + 1) for i in range(10)], rows),
         agreement_tables.by_margin(result),
     )
 
@@ -102,7 +104,7 @@ def latency(result: Result) -> Figure | None:
     return Figure(
         "Latency of one action",
         "Dot: median. Line: up to the 99th percentile, or the highest that so many queries support.",
-        charts.intervals("Latency of one action", groups, "ms, logarithmic", lines=lines, log=True),
+        charts.intervals(groups, "ms, logarithmic", lines=lines, log=True),
         performance_tables.latency(result),
     )
 
@@ -118,7 +120,7 @@ def stages(result: Result) -> Figure | None:
     return Figure(
         "Where the time goes",
         "Median time of each stage of one action, end to end.",
-        charts.stacked("Where the time goes", rows, "ms"),
+        charts.stacked(rows, "ms"),
         performance_tables.stages(result),
     )
 
@@ -139,7 +141,7 @@ def stage_profiles(result: Result) -> Iterator[Figure]:
             title,
             "The lower bar is the least time that each stage's bytes and operations need at this machine's measured "
             "ceilings; the difference is what better code could save.",
-            charts.stacked(title, {"measured": _segments(measured), "limit": _segments(limits)}, "ms"),
+            charts.stacked({"measured": _segments(measured), "limit": _segments(limits)}, "ms"),
             performance_tables.stage_profile(row.name, profile),
         )
 
@@ -151,7 +153,7 @@ def memory(result: Result) -> Figure | None:
     return Figure(
         "Memory",
         "Peak memory of each system's process: its weights by part, and the rest (libraries, activations, caches).",
-        charts.stacked("Memory", rows, "MiB"),
+        charts.stacked(rows, "MiB"),
         performance_tables.memory(result),
     )
 
@@ -173,7 +175,7 @@ def success(result: Result) -> Figure | None:
     return Figure(
         "Closed-loop success",
         "Share of episodes in which the task was done, all kinds of tasks, with Wilson 95 % intervals.",
-        charts.intervals("Closed-loop success", groups, "success, %"),
+        charts.intervals(groups, "success, %"),
         tables.closed_loop(result),
     )
 
@@ -195,8 +197,6 @@ def differences(result: Result) -> Figure | None:
         "Is the loss within the margin?",
         "Candidate minus reference on the same episodes, with 90 % intervals (a one-sided test at 5 %). Non-inferior: "
         "the whole interval lies right of the margin, which was declared before the run.",
-        charts.intervals(
-            "Is the loss within the margin?", groups, "difference in success, percentage points", lines=lines
-        ),
+        charts.intervals(groups, "difference in success, percentage points", lines=lines),
         tables.non_inferiority(result),
     )

@@ -19,7 +19,7 @@ def markdown(result: Result) -> str:
     lines = [f"# {escaped(result.name)}", "", f"**{model}**: {escaped(result.model.scope)}", ""]
     lines += [f"{verdict(result)} {unpublishable(result)}".strip(), ""]
     lines += [line for failure in failures(result) for line in (f"**{escaped(failure)}**", "")]
-    for found in (tables.gates(result), tables.summary(result), tables.non_inferiority(result)):
+    for found in (tables.gates(result, False, None), tables.summary(result), tables.non_inferiority(result)):
         if found:
             lines += [f"## {escaped(found.title)}", "", f"*{model}*", "", *markdown_table(found), ""]
     for found in _folded(result):
@@ -33,6 +33,7 @@ def markdown(result: Result) -> str:
 
 def _folded(result: Result) -> list[Table | None]:
     return [
+        tables.gates(result),
         agreement_tables.agreement(result),
         agreement_tables.by_dimension(result),
         performance_tables.latency(result),

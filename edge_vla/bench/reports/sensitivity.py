@@ -106,7 +106,7 @@ def figures(result: Result) -> Iterator[Figure]:
             title,
             "KL divergence per token, in millionths of a nat, if this linear alone were stored in this format; darker "
             f"is more, on a logarithmic scale; the chosen format is bold.{_saving(report)}",
-            charts.heat(title, names, {row.name: [_cell(row, form, depth) for form in names] for row in rows}),
+            charts.heat(names, {row.name: [_cell(row, form, depth) for form in names] for row in rows}),
             by_linear(name, report),
         )
 

@@ -69,11 +69,10 @@ class Scale:
 
 
 class Canvas:
-    """Shapes collected into one `<svg>`, with a title and a description for screen readers."""
+    """Shapes collected into one `<svg>`."""
 
-    def __init__(self, height: float, title: str, description: str) -> None:
+    def __init__(self, height: float) -> None:
         self.height = height
-        self._title, self._description = title, description
         self._parts: list[str] = []
 
     def rect(
@@ -118,11 +117,12 @@ class Canvas:
         self.height += y + 10
         return y + 10
 
-    def markup(self) -> Markup:
+    def markup(self, title: str, description: str) -> Markup:
+        """The title and the description are for screen readers."""
         body = "\n".join(self._parts)
-        name = "p" + hashlib.sha256((self._title + body).encode()).hexdigest()[:10]
+        name = "p" + hashlib.sha256((title + body).encode()).hexdigest()[:10]
         return Markup(
             f'<svg viewBox="0 0 {WIDTH} {self.height:.0f}" role="img" aria-labelledby="{name}t {name}d">'
-            f'<title id="{name}t">{escape(self._title, quote=False)}</title>'
-            f'<desc id="{name}d">{escape(self._description, quote=False)}</desc>\n{body}\n</svg>'
+            f'<title id="{name}t">{escape(title, quote=False)}</title>'
+            f'<desc id="{name}d">{escape(description, quote=False)}</desc>\n{body}\n</svg>'
         )

@@ -25,10 +25,9 @@ MARKS: Final[dict[bool | None, Mark]] = {False: "fail", None: "open", True: "pas
 NON_INFERIOR: Final = {True: "non-inferior", False: "not shown"}
 
 
-def ranked_gates(result: Result) -> list[Gate]:
-    """What failed first, then what is undecided, then what passed."""
-    order = list(VERDICTS)
-    return sorted(result.gates, key=lambda gate: order.index(gate.passed))
+def gates_by(result: Result, *verdicts: bool | None) -> list[Gate]:
+    """The gates with these verdicts, in the verdicts' order."""
+    return [gate for verdict in verdicts for gate in result.gates if gate.passed is verdict]
 
 
 def gate_name(gate: Gate) -> str:
@@ -48,14 +47,15 @@ def verdict(result: Result) -> str:
     return sentence + (f"; failed: {', '.join(failed)}." if failed else ".")
 
 
-def gates(result: Result) -> Table | None:
+def gates(result: Result, *verdicts: bool | None) -> Table | None:
+    """The gates with these verdicts; without any, all gates: failed first, then undecided."""
     columns: dict[str, Callable[[Gate], str]] = {
         "verdict": lambda gate: VERDICTS[gate.passed],
         "value": lambda gate: text.number(gate.value),
         "bound": lambda gate: text.number(gate.bound),
         "why": lambda gate: gate.why,
     }
-    rows = [Row(gate_name(gate), gate, MARKS[gate.passed]) for gate in ranked_gates(result)]
+    rows = [Row(gate_name(gate), gate, MARKS[gate.passed]) for gate in gates_by(result, *(verdicts or VERDICTS))]
     return table("Gates", "gate", rows, columns, prose=["verdict", "why"])
 
 
