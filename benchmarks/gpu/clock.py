@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 WARM_UPS = 3
-FLUSH = 1 << 30  # bytes written before each run: many times any L2, and a quarter of a millisecond on the fastest card
+FLUSH_BYTES = 1 << 30  # written before each run: larger than any L2, a quarter of a millisecond on the fastest device
 
 
 def device_ms(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Median of `repeats` runs after a warm-up, by the device's own clock where it has one.
+    """Median of `repeats` runs after a warm-up.
 
-    There each run finds no inputs in the L2, and a device that is busy until the host has launched all of it.
+    On CUDA each run starts with a cold L2, behind a write that keeps the device busy until the host has launched all.
     """
     with torch.inference_mode():
         for _ in range(WARM_UPS):
@@ -25,9 +25,9 @@ def device_ms(work: Callable[[], object], device: torch.device, repeats: int) ->
             return statistics.median(host_ms(work) for _ in range(repeats))
         event: Callable[..., torch.cuda.Event] = torch.cuda.Event
         marks = [(event(enable_timing=True), event(enable_timing=True)) for _ in range(repeats)]
-        before = room_to_flush(device)
+        buffer = flush_buffer(device)
         for began, ended in marks:
-            before.zero_()
+            buffer.zero_()
             began.record()
             work()
             ended.record()
@@ -35,9 +35,9 @@ def device_ms(work: Callable[[], object], device: torch.device, repeats: int) ->
         return statistics.median(float(began.elapsed_time(ended)) for began, ended in marks)
 
 
-def room_to_flush(device: torch.device) -> Tensor:
-    """Less on a card that has little left."""
-    return torch.empty(min(FLUSH, torch.cuda.mem_get_info(device)[0] // 4), dtype=torch.uint8, device=device)
+def flush_buffer(device: torch.device) -> Tensor:
+    """Smaller where the device has little memory left."""
+    return torch.empty(min(FLUSH_BYTES, torch.cuda.mem_get_info(device)[0] // 4), dtype=torch.uint8, device=device)
 
 
 def host_ms(work: Callable[[], object]) -> float:

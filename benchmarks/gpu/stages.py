@@ -1,6 +1,6 @@
-"""Single passes on the device beside what it could do at best: ceilings, kernels, the stages of an action, memory.
+"""Single passes on the device against what it could do at best: ceilings, kernels, stages of an action, memory.
 
-Milliseconds and bytes throughout. Knows bytes and operations; knows nothing of peers.
+Knows bytes and operations; knows nothing of peers.
 """
 
 from __future__ import annotations
@@ -8,137 +8,140 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import torch
 
 from benchmarks.gpu.clock import device_ms
-from benchmarks.gpu.forms import FORMS, artifact_of, load
+from benchmarks.gpu.configurations import Configuration, artifact_of, load
 from benchmarks.gpu.kernel_checks.cases import Case, of_policy
-from benchmarks.gpu.kernel_checks.check import KernelCheck, Maker, judge
+from benchmarks.gpu.kernel_checks.check import KernelCheck, RandomInputs, evaluate
+from benchmarks.gpu.result import Compilation, KernelRow, KernelTable, Memory, StageRow, StageTable
 from benchmarks.gpu.run import Run, reason
 from benchmarks.gpu.systems import Task
 from edge_vla.device import limits
 from edge_vla.errors import ResourceError
 from edge_vla.quant import GROUPS
-from edge_vla.runtime.gpu.engine import Piece, Shape
+from edge_vla.runtime.gpu.engine import GpuEngine, Piece, Shape
 from edge_vla.runtime.padding import padded
+from edge_vla.typed_json import from_json
 
 PIECES: Final[tuple[Piece, ...]] = ("vision", "prefill", "verify", "action")
-MEMORY_S: Final = 180.0  # after which a process that measures memory is given up
+MEMORY_TIMEOUT_S: Final = 180.0
 
 
-def ceilings(run: Run) -> dict[str, Any]:
-    """Copy bandwidth and product rates of this device, measured here."""
-    rows = run.scale.text
-    return asdict(limits.measure(run.checkpoint.config.spec, run.device, rows, run.scale.buffer))
+def ceilings(run: Run) -> limits.Ceilings:
+    """Copy bandwidth and GEMM rates of this device, measured here."""
+    return limits.measure(run.checkpoint.config.spec, run.device, run.scale.prompt, run.scale.buffer_bytes)
 
 
-def compiling(run: Run) -> dict[str, Any]:
-    """Every kernel launched once. Triton keeps on disk what it builds, so this part's seconds are no other part's."""
-    broken = dict[str, str]()
-    cases = _cases(run)
+def compilation(run: Run) -> Compilation:
+    """Every kernel launched once. Triton caches on disk what it compiles, so no later part pays for that."""
+    failed, cases = dict[str, str](), cases_of(run)
     for case in cases:
         try:
             _check(run, case).kernel()
-        except Exception as error:  # noqa: BLE001 - the part that judges it says the same
-            broken[case.name] = reason(error)
-    return {"launched": len(cases) - len(broken), "broken": broken}
+        except Exception as error:  # noqa: BLE001 - the kernels' own part reports it too
+            failed[case.name] = reason(error)
+    return Compilation(len(cases) - len(failed), failed)
 
 
-def kernels(run: Run) -> dict[str, Any]:
-    """Every kernel beside plain PyTorch and beside float64, and its rate. One that fails does not stop the rest."""
-    rows = [dict(_kernel(run, case)) for case in _cases(run)]
-    return {"backend": run.backend, "kernels": rows, "passed": sum(row["passed"] for row in rows), "of": len(rows)}
+def kernels(run: Run) -> KernelTable:
+    """Every kernel against plain PyTorch and float64, and its rate. One that fails does not stop the rest."""
+    return KernelTable(run.backend, [_kernel(run, case) for case in cases_of(run)])
 
 
-def _cases(run: Run) -> list[Case]:
+def cases_of(run: Run) -> list[Case]:
     spec = run.checkpoint.config.spec
     group = next(size for size in GROUPS if spec.decoder.width % size == 0)
-    return of_policy(spec, padded(spec.patches + run.scale.text), group)
+    return of_policy(spec, padded(spec.patches + run.scale.prompt), group)
 
 
 def _check(run: Run, case: Case) -> KernelCheck:
-    check = case.make(Maker.seeded(0, run.device, torch.bfloat16))
+    check = case.make(RandomInputs.seeded(0, run.device, torch.bfloat16))
     return replace(check, kernel=check.plain, launch=None) if run.backend == "reference" else check
 
 
-def _kernel(run: Run, case: Case) -> Mapping[str, Any]:
+def _kernel(run: Run, case: Case) -> KernelRow:
     try:
         check = _check(run, case)
-        verdict = judge(check)
-        milliseconds = device_ms(check.launch or check.kernel, run.device, run.scale.repeats)
+        verdict = evaluate(check)
+        time_ms = device_ms(check.launch or check.kernel, run.device, run.scale.repeats)
     except Exception as error:  # noqa: BLE001 - whatever a kernel raises is its row
-        return {"name": case.name, "passed": False, "failed": reason(error)}
-    return {
-        "name": case.name,
-        "passed": verdict.passed,
-        "error": verdict.error,
-        "allowed": verdict.allowed,
-        "equal": verdict.equal,
-        "ms": milliseconds,
-        "gb_per_s": check.moved / milliseconds / 1e6,
-        "tflop_per_s": check.operations / milliseconds / 1e9,
-    }
+        return KernelRow(case.name, case.kernel, passed=False, failed=reason(error))
+    return KernelRow(
+        case.name,
+        case.kernel,
+        passed=verdict.passed,
+        error=verdict.error,
+        allowed=verdict.allowed,
+        bits_equal_torch=verdict.equal,
+        time_ms=time_ms,
+        gb_s=check.moved_bytes / time_ms / 1e6,
+        tflop_s=check.operations / time_ms / 1e9,
+    )
 
 
-def memory(run: Run, bits: int) -> dict[str, Any]:
-    """Load and steady peaks of one artifact at full size, in a process of its own. The artifact stays for later."""
-    artifact = artifact_of(run, bits)
+def memory(run: Run, configuration: Configuration) -> Memory:
+    """Peaks while loading and acting with one artifact at full size, in its own process. The artifact is kept."""
+    artifact = artifact_of(run, configuration)
     command = [sys.executable, "-m", "benchmarks.gpu.memory", str(artifact.directory), run.device.type,
-               run.backend, str(run.scale.text), str(run.scale.dims)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=MEMORY_S)
+               run.backend, str(run.scale.prompt), str(run.scale.dims)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=MEMORY_TIMEOUT_S)
     if done.returncode:
-        raise ResourceError((done.stderr.strip().splitlines() or ["it ended without a word"])[-1])
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        raise ResourceError((done.stderr.strip().splitlines() or [f"exit status {done.returncode}, no message"])[-1])
+    return from_json(Memory, json.loads(done.stdout.splitlines()[-1]))
 
 
-def stages(run: Run, name: str) -> dict[str, Any]:
-    """Towers, prefill and one step of one of our forms, each replayed alone, beside what the device could do."""
-    _, vision_bits, activations = FORMS[name]
-    spec, scale = run.checkpoint.config.spec, run.scale
-    engine = load(run, name)
-    task = Task.make(run.checkpoint, 1, scale.text, scale.dims, run.device)
+def stages(run: Run, configuration: Configuration) -> StageTable:
+    """Towers, prefill and one step of one configuration, each replayed alone, against the device's ceilings."""
+    engine = load(run, configuration)
+    piece_ms = _piece_ms(run, engine)
+    found = run.result.ceilings.measured
+    rows = None if found is None else _against(found, run, configuration, engine, piece_ms)
+    return StageTable(dict(engine.network.kernels), piece_ms, rows)
+
+
+def _piece_ms(run: Run, engine: GpuEngine) -> dict[str, float]:
+    scale = run.scale
+    task, shape = Task.make(run.checkpoint, 1, scale.prompt, scale.dims, run.device), Shape(scale.prompt, scale.dims)
     engine.decide(task.prompt, task.pixels[0], scale.dims)
-    shape, pieces = Shape(scale.text, scale.dims), dict[str, float]()
-    for piece in PIECES:
-        pieces[piece] = device_ms(partial(engine.run, piece, shape), run.device, scale.repeats)
-    found = run.found("ceilings")
-    rows = dict[str, Any]()
-    if found is not None:
-        limit = limits.Ceilings(found["read_bytes_per_s"], found["gemm_flops"], found["how"])
-        arithmetic = {"16": "bf16", "8": "int8"}[activations]
-        arithmetic = arithmetic if arithmetic in limit.gemm_flops else "bf16"
-        passes = limits.costs(
-            spec,
-            engine.network.weight_bytes["decoder"],
-            scale.text,
-            scale.dims,
-            vision_bits=vision_bits,
-            arithmetic=arithmetic,
-        )
-        measured = {
-            "vision": pieces["vision"], "prefill": pieces["prefill"] - pieces["vision"], "one step": pieces["verify"],
-        }  # fmt: skip
-        rows = {stage: _share(stage, passes, ms, limit) for stage, ms in measured.items()}
-    return {"form": name, "kernels": dict(engine.network.kernels), "ms": pieces, "stages": rows}
+    return {piece: device_ms(partial(engine.run, piece, shape), run.device, scale.repeats) for piece in PIECES}
 
 
-def _share(stage: str, passes: Sequence[limits.Cost], ms: float, ceilings: limits.Ceilings) -> dict[str, Any]:
+def _against(
+    ceilings: limits.Ceilings, run: Run, configuration: Configuration, engine: GpuEngine, piece_ms: dict[str, float]
+) -> list[StageRow]:
+    int8 = configuration.activations == "8" and "int8" in ceilings.gemm_flops
+    passes = limits.costs(
+        engine.spec,
+        engine.network.weight_bytes["decoder"],
+        run.scale.prompt,
+        run.scale.dims,
+        vision_bits=configuration.vision_bits,
+        arithmetic="int8" if int8 else "bf16",
+    )
+    return [
+        _row("vision", passes, piece_ms["vision"], ceilings),
+        _row("prefill", passes, piece_ms["prefill"] - piece_ms["vision"], ceilings),
+        _row("one step", passes, piece_ms["verify"], ceilings),
+    ]
+
+
+def _row(stage: str, passes: Sequence[limits.Cost], time_ms: float, ceilings: limits.Ceilings) -> StageRow:
     """Rates reached, and the share of the ceiling that binds."""
-    chosen = [replace(cost, times=1) for cost in passes if stage in (cost.stage, cost.name)]
-    size, operations = sum(cost.bytes for cost in chosen), sum(cost.operations for cost in chosen)
-    pairs = [ceilings.limit_ms(cost) for cost in chosen]
-    limit = sum(map(max, pairs))
-    return {
-        "ms": ms,
-        "gb_per_s": size / ms / 1e6,
-        "tflop_per_s": operations / ms / 1e9,
-        "limit_ms": limit,
-        "share": limit / ms,
-        "bound_by": "bytes" if sum(pair[0] for pair in pairs) > sum(pair[1] for pair in pairs) else "arithmetic",
-    }
+    own = [replace(cost, times=1) for cost in passes if stage in (cost.stage, cost.name)]
+    pairs = [ceilings.limit_ms(cost) for cost in own]
+    limit_ms = sum(map(max, pairs))
+    return StageRow(
+        stage=stage,
+        time_ms=time_ms,
+        gb_s=sum(cost.bytes for cost in own) / time_ms / 1e6,
+        tflop_s=sum(cost.operations for cost in own) / time_ms / 1e9,
+        limit_ms=limit_ms,
+        share=limit_ms / time_ms,
+        bound_by="bytes" if sum(pair[0] for pair in pairs) > sum(pair[1] for pair in pairs) else "arithmetic",
+    )

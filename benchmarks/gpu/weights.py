@@ -29,6 +29,9 @@ from edge_vla.artifact import (
     Artifact,
     Linear,
     Manifest,
+    RecordedRecipe,
+    Source,
+    VisionCheck,
     layer_file,
 )
 from edge_vla.checkpoint import Checkpoint
@@ -36,6 +39,7 @@ from edge_vla.checkpoint.keys import DECODER_PREFIX, layer_prefix, vision_keys
 from edge_vla.checkpoint.keys import EMBEDDINGS as TABLE
 from edge_vla.checkpoint.keys import HEAD as LOGITS
 from edge_vla.checkpoint.random import RandomTensors, open_random
+from edge_vla.files import FileRecord
 from edge_vla.quant import Scheme, plan, quantise, sixteen
 
 UNHASHED: Final = "0" * 64
@@ -69,16 +73,13 @@ def _write(directory: Path, source: Checkpoint, bits: int, vision_bits: int, dev
     (directory / GRAPH).touch()  # nothing here reads it
     manifest = Manifest(
         config=source.config,
-        source={"origin": source.origin, "adapters": []},
-        recipe={"bits": bits, "vision_bits": vision_bits},
+        source=Source(source.origin, 0),
+        recipe=RecordedRecipe(bits=bits, vision_bits=vision_bits),
         layers=layers,
-        vision_check={},
-        golden=(),
+        vision_check=VisionCheck(0.0, 0.0),
     )
     paths = [path for path in directory.rglob("*") if path.is_file()]
-    files = {
-        str(path.relative_to(directory)): {"size": path.stat().st_size, "sha256": UNHASHED} for path in sorted(paths)
-    }
+    files = {str(path.relative_to(directory)): FileRecord(path.stat().st_size, UNHASHED) for path in sorted(paths)}
     (directory / MANIFEST).write_text(json.dumps(replace(manifest, files=files).to_json()), encoding="utf-8")
 
 

@@ -39,10 +39,12 @@ class GpuBuffers:
         self.given = torch.zeros(rows_of(dims), dtype=torch.int32, device=device)
         self.bins = torch.zeros(dims, dtype=torch.int32, device=device)
         self.margins = torch.zeros(dims, device=device)
-        self._answer = torch.zeros(2, dims, device=device)  # bins (exact in float32) over margins: one copy to the host
+        self._outputs = torch.zeros(
+            2, dims, device=device
+        )  # bins (exact in float32) over margins: one copy to the host
         self._host_pixels = torch.zeros(self.pixels.shape[1:], pin_memory=pinned)
         self._host_given = torch.zeros(self.given.shape, dtype=torch.int32, pin_memory=pinned)
-        self._host_answer = torch.zeros(2, dims, pin_memory=pinned)
+        self._host_outputs = torch.zeros(2, dims, pin_memory=pinned)
 
     def holds(self, prompt: int, dims: int) -> bool:
         return prompt <= self.prompt and dims <= self.dims
@@ -65,15 +67,15 @@ class GpuBuffers:
         return rows
 
     def publish(self) -> None:
-        self._answer[0] = self.bins
-        self._answer[1] = self.margins
+        self._outputs[0] = self.bins
+        self._outputs[1] = self.margins
 
-    def answer(self, dims: int) -> tuple[list[int], list[float]]:
+    def outputs(self, dims: int) -> tuple[list[int], list[float]]:
         """Bins and margins in one copy: the only wait for the device."""
-        self._host_answer.copy_(self._answer, non_blocking=True)
+        self._host_outputs.copy_(self._outputs, non_blocking=True)
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
-        bins, margins = self._host_answer[:, :dims].tolist()
+        bins, margins = self._host_outputs[:, :dims].tolist()
         return [int(index) for index in bins], margins
 
     def clear(self) -> None:
@@ -83,5 +85,5 @@ class GpuBuffers:
 
     def bytes(self) -> dict[str, int]:
         cache = self.cache.keys.nbytes + self.cache.values.nbytes
-        rest = (self.pixels, self.text, self.rows, self.given, self.bins, self.margins, self._answer)
+        rest = (self.pixels, self.text, self.rows, self.given, self.bins, self.margins, self._outputs)
         return {"keys and values": cache, "buffers": sum(tensor.nbytes for tensor in rest)}

@@ -129,8 +129,8 @@ class Tower:
 
     def _patches(self, pixels: Tensor) -> Tensor:
         """(3, H, W) -> (patches, 3 x patch x patch): a convolution whose stride is its size is a matrix product."""
-        side, grid = self.spec.patch, self.spec.grid
-        cut = pixels[:, : grid * side, : grid * side].reshape(-1, grid, side, grid, side)
+        size, grid = self.spec.patch, self.spec.grid
+        cut = pixels[:, : grid * size, : grid * size].reshape(-1, grid, size, grid, size)
         return cut.permute(1, 3, 0, 2, 4).reshape(grid * grid, -1)
 
     def _attend(self, qkv: Tensor) -> Tensor:
@@ -168,8 +168,8 @@ class KernelVision:
         return torch.stack([self._one(image) for image in values])
 
     def _one(self, pixels: Tensor) -> Tensor:
-        seen = [tower(pixels[3 * i : 3 * i + 3]) for i, tower in enumerate(self.towers)]
-        x = torch.cat(seen, dim=1)
+        features = [tower(pixels[3 * i : 3 * i + 3]) for i, tower in enumerate(self.towers)]
+        x = torch.cat(features, dim=1)
         for i, linear in enumerate(self.projector):
             x = linear(linear.prepare(F.gelu(x) if i else x))
         return x

@@ -1,9 +1,9 @@
-"""What goes wrong inside of a part of `make bench-gpu` costs its own row, and what is measured is what is named."""
+"""What fails inside a part of `make bench-gpu` costs its own row, and what is timed is what is named."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from benchmarks.gpu import __main__, clock, latency, memory, stages, systems, tokens
+from benchmarks.gpu import __main__, clock, latency, memory, stages, systems, tokens, weights
 from benchmarks.gpu import run as gpu_run
-from benchmarks.gpu import weights as weights
-from benchmarks.gpu.forms import FORMS, load
+from benchmarks.gpu.configurations import BF16, CONFIGURATIONS, W4A16, W8A8, W8A16, Configuration, load
 from benchmarks.gpu.kernel_checks.cases import of_policy
-from benchmarks.gpu.kernel_checks.check import Maker
+from benchmarks.gpu.kernel_checks.check import RandomInputs
+from benchmarks.gpu.peers import Compiled
 from benchmarks.gpu.run import DRY, Run
-from benchmarks.gpu.systems import BF16, Compiled, Side, Task
+from benchmarks.gpu.systems import System, Task
 from edge_vla.bench.peers.llama import llama
 from edge_vla.device.sensors import GpuMemory
 from edge_vla.errors import DeviceLostError
@@ -32,18 +32,18 @@ CUDA = torch.device("cuda")
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    source = weights.seeded(DRY.model, CPU)
-    return Run(tmp_path / "result.json", DRY, CPU, "reference", source, tmp_path, 60.0, {"parts": {}})
+    result = __main__.empty_result(DRY, CPU, "reference")
+    return Run(tmp_path / "a.json", DRY, CPU, "reference", weights.seeded(DRY.model, CPU), tmp_path, 60.0, result)
 
 
-def says(error: Exception) -> Callable[..., Any]:
+def raises(error: Exception) -> Callable[..., Any]:
     def fail(*_: object, **__: object) -> None:
         raise error
 
     return fail
 
 
-UNSURE = [
+UNCLEAR = [
     DeviceLostError("the GPU failed"),
     RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasGemmEx`"),
     RuntimeError("CUDA error: no kernel image is available for execution on the device"),
@@ -53,190 +53,196 @@ UNSURE = [
 
 
 @pytest.mark.parametrize("alive", [True, False])
-@pytest.mark.parametrize("error", UNSURE, ids=str)
-def test_a_card_is_lost_when_it_computes_no_more(
+@pytest.mark.parametrize("error", UNCLEAR, ids=str)
+def test_a_device_is_lost_when_it_no_longer_computes(
     error: Exception, alive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Words do not tell. Nothing is asked of a lost one; where it still computes, the other parts go on."""
-    monkeypatch.setattr(stages, "ceilings", says(error))
+    """The message does not tell. Nothing more is started on a lost device; on a working one the other parts go on."""
+    monkeypatch.setattr(stages, "ceilings", raises(error))
     if not alive:
-        monkeypatch.setattr(gpu_run, "probe", says(RuntimeError("CUDA error: an illegal memory access")))
-    path = __main__.bench(tmp_path, dry=True, only=["ceilings", "stages: bf16"])
-    parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
-    assert str(error) in parts["ceilings"]["failed"]
-    assert ("failed" in parts["stages: bf16"]) is not alive
-    assert alive or str(error) in parts["stages: bf16"]["failed"]
+        monkeypatch.setattr(gpu_run, "probe", raises(RuntimeError("CUDA error: an illegal memory access")))
+    path = __main__.bench(tmp_path, dry=True, only=["ceilings", "stages bf16"])
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert str(error) in result["ceilings"]["failed"]
+    later = result["stages"]["bf16"]["failed"]
+    assert later is None if alive else str(error) in later
 
 
-@pytest.mark.parametrize("words", ["CUDA out of memory. Tried to allocate 2 GiB", "CUDA error: out of memory"])
-def test_a_full_card_is_not_lost(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_run, "probe", says(torch.OutOfMemoryError("not one number fits")))
-    assert not gpu_run.lost(RuntimeError(words))
+@pytest.mark.parametrize("message", ["CUDA out of memory. Tried to allocate 2 GiB", "CUDA error: out of memory"])
+def test_a_full_device_is_not_lost(message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_run, "probe", raises(torch.OutOfMemoryError("not one number fits")))
+    assert not gpu_run.lost(RuntimeError(message))
     assert not gpu_run.lost(RuntimeError("CUDA error: invalid argument"))
-    assert gpu_run.reason(RuntimeError(words)) == f"RuntimeError: {words}"
+    assert gpu_run.reason(RuntimeError(message)) == f"RuntimeError: {message}"
 
 
-def test_a_side_that_breaks_in_its_turn_drops_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def side(name: str, last: int) -> Side:
-        """Breaks at its action `last`."""
+def test_a_system_that_fails_in_its_turn_drops_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def system(name: str, last: int) -> System:
+        """Fails at its action `last`."""
         asked = list[int]()
 
         def act(index: int) -> tuple[int, ...]:
             asked.append(index)
             if len(asked) == last:
-                raise ValueError(f"{name} has had enough")
+                raise ValueError(f"{name} failed")
             return (1, 2)
 
-        return Side(name, act, "")
+        return System(name, act, "", ours=name == "bf16")
 
-    def makers(*_: object) -> list[tuple[str, Callable[[], Side]]]:
-        warm = 2 * latency.FIRST + 3  # cold, warm, its tokens, warm again, and to see how long it takes
+    def makers(*_: object) -> list[tuple[str, Callable[[], System]]]:
+        warm = 2 * latency.WARM_UPS + 3  # cold, warm, its tokens, warm again, and to see how long it takes
         last = {"bf16": 0, "early": warm, "late": warm + 2, "other": 0}
-        return [(name, lambda name=name: side(name, last[name])) for name in last]  # type: ignore[misc]
+        return [(name, lambda name=name: system(name, last[name])) for name in last]  # type: ignore[misc]
 
-    monkeypatch.setattr(latency, "_makers", makers)
-    found = latency.latency_of(run, [], [])
-    assert {name for name, row in found["sides"].items() if "p50_ms" in row} == {"bf16", "other"}
+    monkeypatch.setattr(latency, "makers", makers)
+    table = latency.latency_of(run, [], [])
+    rows = {row.name: row for row in table.systems}
+    assert {name for name, row in rows.items() if row.times is not None} == {"bf16", "other"}
     for name in ("early", "late"):
-        assert found["sides"][name]["failed"] == f"ValueError: {name} has had enough"
-    assert set(found["times_faster"]) == {"bf16"}
-    assert set(found["times_faster"]["bf16"]) == {"other"}
+        assert rows[name].failed == f"ValueError: {name} failed"
+    assert [(one.system, one.other) for one in table.comparisons] == [("bf16", "other")]
 
 
-def test_what_is_timed_is_recorded_after_every_side_was_made(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A peer that compiles may have cleared what graphs of before it used."""
-    said = list[str]()
+def test_graphs_are_recorded_after_every_system_has_loaded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that compiles may have cleared what earlier graphs used."""
+    events = list[str]()
 
-    def side(name: str) -> Side:
-        said.append(f"made {name}")
-        return Side(name, lambda index: (index,), "", renew=lambda: said.append(f"renewed {name}"))
+    def system(name: str) -> System:
+        events.append(f"loaded {name}")
+        return System(name, lambda index: (index,), "", reset=lambda: events.append(f"reset {name}"))
 
-    monkeypatch.setattr(latency, "_makers", lambda *_: [(name, lambda name=name: side(name)) for name in "ab"])
+    monkeypatch.setattr(latency, "makers", lambda *_: [(name, lambda name=name: system(name)) for name in "ab"])
     latency.latency_of(run, [], [])
-    assert said == ["made a", "made b", "renewed a", "renewed b"]
-    task = Task.make(run.checkpoint, 1, DRY.text, DRY.dims, CPU)
-    engine = load(run, "int4, w4a16 prefill")
-    ours = systems.ours("ours", engine, task, "")
+    assert events == ["loaded a", "loaded b", "reset a", "reset b"]
+    engine = load(run, W4A16)
+    ours = systems.plain(W4A16, engine, Task.make(run.checkpoint, 1, DRY.prompt, DRY.dims, CPU))
     ours.act(0)
     assert len(engine.graphs) == 1
-    ours.renew()
+    ours.reset()
     assert len(engine.graphs) == 0
 
 
-def test_a_form_that_fails_leaves_the_others_tokens(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept, answers = from_artifact, tokens._answers
+def test_a_configuration_that_fails_leaves_the_others_tokens(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens_of = tokens.tokens_of
 
-    def only_16(artifact: Any, dtype: Any, device: Any, backend: Any, activations: str) -> Any:
-        return kept(artifact, dtype, device, backend, "16") if activations == "16" else says(ValueError("8"))()
+    def only_16(artifact: Any, dtype: Any, device: Any, backend: Any, activations: Any) -> Any:
+        if activations == "8":
+            raise ValueError("8")
+        return from_artifact(artifact, dtype, device, backend, activations)
 
-    def but_int8(run: Run, task: Task, form: str, backend: Any) -> Any:
-        return says(ValueError("no"))() if form.startswith("int8") else answers(run, task, form, backend)
+    def but_int8(run: Run, task: Task, configuration: Configuration, backend: Any) -> Any:
+        if configuration.bits == 8:
+            raise ValueError("no")
+        return tokens_of(run, task, configuration, backend)
 
     monkeypatch.setattr(tokens, "from_artifact", only_16)
-    monkeypatch.setattr(tokens, "_answers", but_int8)
-    rows = {row["form"]: row for row in tokens.demo_tokens(run)["forms"]}
-    assert {name for name, row in rows.items() if "failed" not in row} == {
-        name for name, (_, _, activations) in FORMS.items() if activations == "16"
-    }
-    rows = {row["form"]: row for row in tokens.agreement(run)["forms"]}
-    assert {name for name, row in rows.items() if "failed" in row} == {"int8, w8a16 prefill", "int8, w8a8 prefill"}
+    monkeypatch.setattr(tokens, "tokens_of", but_int8)
+    failed = {row.configuration for row in tokens.demo_tokens(run).rows if row.failed is not None}
+    assert failed == {one.name for one in CONFIGURATIONS if one.activations == "8"}
+    failed = {row.configuration for row in tokens.agreement(run).rows if row.failed is not None}
+    assert failed == {W8A16.name, W8A8.name}
 
 
-def test_an_artifact_is_there_whole_or_not_at_all(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_artifact_is_written_whole_or_not_at_all(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(weights, "_vision", says(OSError("no space left on device")))
+        patch.setattr(weights, "_vision", raises(OSError("no space left on device")))
         with pytest.raises(OSError, match="no space"):
-            load(run, "bf16")
-    assert not (run.scratch / "int16").exists()
-    assert load(run, "bf16").graphs is not None, "what was left of the first try is no hindrance"
+            load(run, BF16)
+    assert not (run.scratch / "16-16").exists()
+    assert load(run, BF16).network.spec == TINY, "what is left of the first attempt does not hinder the second"
 
 
-def test_nothing_is_timed_hot_or_waiting_for_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = list[str]()
+def test_each_run_is_cold_and_never_waits_for_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = list[str]()
 
     class Event:
         def __init__(self, *, enable_timing: bool) -> None:
             assert enable_timing
 
         def record(self) -> None:
-            said.append("event")
+            events.append("event")
 
         def elapsed_time(self, other: object) -> float:
             return 0.25
 
     class Flush:
         def zero_(self) -> None:
-            said.append("flush")
+            events.append("flush")
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: said.append("wait"))
-    monkeypatch.setattr(clock, "room_to_flush", lambda device: Flush())
-    assert clock.device_ms(lambda: said.append("work"), CUDA, 2) == 0.25
-    assert said[clock.WARM_UPS :] == [*["flush", "event", "work", "event"] * 2, "wait"]
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append("wait"))
+    monkeypatch.setattr(clock, "flush_buffer", lambda device: Flush())
+    assert clock.device_ms(lambda: events.append("work"), CUDA, 2) == 0.25
+    assert events[clock.WARM_UPS :] == [*["flush", "event", "work", "event"] * 2, "wait"]
 
 
-def test_a_clock_runs_the_launch_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the sums, clones and gathers by which a kernel's output is judged."""
-    checks = {case.name: case.make(Maker.seeded(0, CPU, BF16)) for case in of_policy(TINY, 32, 32)}
-    apart = {name.split(",")[0].split(" ")[0] for name, check in checks.items() if check.launch is not None}
-    assert apart == {"w4a16_gemv", "w8a16_gemv", "rms_norm", "swiglu", "rotary", "head"}
+def test_only_the_launch_is_timed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the sums, clones and gathers that compare a kernel's output."""
+    checks = {case.kernel: case.make(RandomInputs.seeded(0, CPU, torch.bfloat16)) for case in of_policy(TINY, 32, 32)}
+    adds = {"w4a16_gemv", "w8a16_gemv", "rms_norm", "layer_norm", "swiglu", "gelu", "rotary", "head"}
+    assert {kernel for kernel, check in checks.items() if check.launch is not None} == adds
     timed = list[object]()
 
-    def clock(work: Callable[[], object], *_: object) -> float:
+    def device_ms(work: Callable[[], object], *_: object) -> float:
         timed.append(work)
         return 1.0
 
     case = of_policy(TINY, 32, 32)[0]
-    check = case.make(Maker.seeded(0, CPU, BF16))
+    check = case.make(RandomInputs.seeded(0, CPU, torch.bfloat16))
     bare = replace(check, kernel=check.plain, launch=lambda: None)
-    monkeypatch.setattr(stages, "device_ms", clock)
-    monkeypatch.setattr(stages, "_cases", lambda run: [replace(case, make=lambda make: bare)])
+    monkeypatch.setattr(stages, "device_ms", device_ms)
+    monkeypatch.setattr(stages, "cases_of", lambda run: [replace(case, make=lambda inputs: bare)])
     run.backend = "triton"
-    assert stages.kernels(run)["passed"] == 1
+    assert stages.kernels(run).failing == 0
     assert timed == [bare.launch]
 
 
-def test_memory_is_the_largest_that_is_seen(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NVML has no peak of its own: loading may be the fullest moment. What was there before is nobody's context."""
-    used = iter([5000, 9000, 7000, 6000])
+class Nvml:
+    """A driver whose used memory is the next of these numbers each time it is asked."""
 
-    class Library:
-        NVMLError = RuntimeError
+    NVMLError = RuntimeError
 
-        def nvmlDeviceGetCount(self) -> int:  # noqa: N802
-            return 1
+    def __init__(self, used: Iterator[int]) -> None:
+        self.used = used
 
-        def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
-            return index
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return 1
 
-        def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:  # noqa: N802
-            return type("Memory", (), {"used": next(used)})
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        return index
 
-        def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[Any]:  # noqa: N802
-            return []
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:  # noqa: N802
+        return type("Memory", (), {"used": next(self.used)})
 
-    monkeypatch.setattr(memory, "_nvml", lambda: GpuMemory(Library()))
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[Any]:  # noqa: N802
+        return []
+
+
+def test_device_memory_is_the_largest_that_is_seen(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML keeps no peak, and loading may be the fullest moment."""
+    monkeypatch.setattr(memory, "open_nvml", lambda: GpuMemory(Nvml(iter([5000, 9000, 7000, 6000]))))
     directory = weights.write(run.scratch / "a", run.checkpoint, 4, 8, CPU).directory
-    found: Mapping[str, Any] = memory.measure(directory, CPU, "reference", DRY.text, DRY.dims)
-    assert found["nvml"]["device_peak_bytes"] == 9000
-    assert found["nvml"]["device_before_bytes"] == 5000
+    peaks = memory.measure(directory, CPU, "reference", DRY.prompt, DRY.dims).nvml
+    assert peaks is not None
+    assert (peaks.device_peak_bytes, peaks.device_start_bytes) == (9000, 5000)
 
-    used = iter([5000, 5600])
+
+def test_an_empty_context_is_what_the_driver_sees_beside_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 20)
-    assert memory._context(CUDA, GpuMemory(Library())) == 580
-    assert memory._context(CUDA, None) is None
+    assert memory.context_bytes(CUDA, GpuMemory(Nvml(iter([5000, 5600])))) == 580
+    assert memory.context_bytes(CUDA, None) is None
 
 
 def test_the_compiled_peer_compiles_once(run: Run) -> None:
-    """Its cache is there before, at addresses that stay: without that Inductor makes no CUDA graph of a step."""
-    task = Task.make(run.checkpoint, 2, DRY.text, DRY.dims, CPU)
+    """Its cache exists before, at fixed addresses: otherwise Inductor makes no CUDA graph of a step."""
+    task = Task.make(run.checkpoint, 2, DRY.prompt, DRY.dims, CPU)
     torch._dynamo.reset()
-    made = Compiled(run.checkpoint, llama(run.checkpoint, BF16, CPU, "sdpa"), task, "eager")
-    for layer in made.cache.layers:
+    peer = Compiled(run.checkpoint, llama(run.checkpoint, torch.bfloat16, CPU, "sdpa"), task, "eager")
+    for layer in peer.cache.layers:
         assert all(hasattr(tensor, "_dynamo_static_input_type") for tensor in (layer.keys, layer.values))
-    made.act(0)
+    peer.act(0)
     graphs = counters["stats"]["unique_graphs"]
-    made.act(1)
+    peer.act(1)
     assert counters["stats"]["unique_graphs"] == graphs

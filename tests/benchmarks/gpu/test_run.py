@@ -1,127 +1,181 @@
-"""`make bench-gpu` without a GPU: the dry run goes through every part, and what fails in one spoils no other."""
+"""`make bench-gpu` without a GPU: the dry run goes through every part, and a failure in one part spoils no other."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
 
-from benchmarks.gpu import __main__, stages, systems, targets
-from benchmarks.gpu.forms import DRAFTED, DRAFTS_ON, FORMS, RIDING
-from benchmarks.gpu.run import DRY, FULL, Run
-from benchmarks.gpu.targets import BARS
+from benchmarks.gpu import __main__, stages, targets
+from benchmarks.gpu.configurations import BF16, CONFIGURATIONS, DRAFT_IN_PREFILL, DRAFTED, W4A8, W4A16, W8A8
+from benchmarks.gpu.peers import COMPILED, EAGER, PEERS
+from benchmarks.gpu.result import (
+    Comparison,
+    DemoRow,
+    DemoTokens,
+    GpuResult,
+    KernelRow,
+    KernelTable,
+    LatencyTable,
+    Part,
+    SystemRow,
+    Times,
+)
+from benchmarks.gpu.result import write as write_result
+from benchmarks.gpu.run import DRY, FULL, PlannedPart, Run
 from benchmarks.gpu.weights import seeded, write
+from edge_vla.bench.result import SpeedRatio
 from edge_vla.errors import BackendError, UsageError
-from edge_vla.runtime.load import load
+from edge_vla.runtime import load
 from edge_vla.spec import OPENVLA_7B, TINY
 from tests.runtime.gpu.engines import CPU
 
+Json = Any  # a result as it is on disk
+
 
 @pytest.fixture(scope="module")
-def dry(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+def dry(tmp_path_factory: pytest.TempPathFactory) -> Json:
     path = __main__.bench(tmp_path_factory.mktemp("dry"), dry=True)
     assert path.name.startswith("dry-run-")
-    read: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return read
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_every_part_ends(dry: Mapping[str, Any]) -> None:
-    assert dry["kind"] == "gpu"
-    assert dry["dry_run"] is True
-    assert not {name: part["failed"] for name, part in dry["parts"].items() if "failed" in part}
-    assert {row["verdict"] for row in dry["table"]} == {"dry run"}, "what a CPU took says nothing of a GPU"
-    assert dry["parts"]["kernels"]["passed"] == dry["parts"]["kernels"]["of"] > 40
+@pytest.fixture
+def result() -> GpuResult:
+    """Of a run that has measured nothing yet."""
+    return replace(__main__.empty_result(FULL, CPU, "reference"), dry_run=False)
 
 
-def test_every_side_is_timed_or_says_why_not(dry: Mapping[str, Any]) -> None:
-    parts = {name: part["sides"] for name, part in dry["parts"].items() if name.startswith("latency")}
-    sides = {name: side for found in parts.values() for name, side in found.items()}
-    assert set(sides) == {*FORMS, DRAFTED, RIDING, *systems.PEERS}
-    for name in (*FORMS, DRAFTED, RIDING, "hf bf16, eager", "hf bf16, compiled"):
-        assert sides[name]["actions"] == DRY.actions // (2 * DRY.rounds) * 2 * DRY.rounds
-    assert sides["hf bf16, compiled"]["tokens"] == sides["hf bf16, eager"]["tokens"], "the same weights, the same loop"
-    assert sides[DRAFTED]["tokens"] == sides[DRAFTS_ON]["tokens"], "a draft changes nothing"
-    assert 1 <= sides[DRAFTED]["passes_mean"] <= DRY.dims - 1
-    assert sides[RIDING]["passes_mean"] < sides[DRAFTED]["passes_mean"]
-    for name, found in parts.items():
-        assert "bf16" in found, f"{name}: the common side that lets parts be compared"
-        assert RIDING in found or name != "latency", "in a prefill that rounds no rows"
+def parts_of(result: Json) -> Iterator[tuple[str, Json]]:
+    for name in ("ceilings", "compilation", "kernels", "demo_tokens", "agreement"):
+        yield name, result[name]
+    for group in ("memory", "latency", "stages"):
+        yield from ((f"{group} {name}", part) for name, part in result[group].items())
 
 
-def test_the_engine_answers_as_its_reference_does(dry: Mapping[str, Any]) -> None:
-    """Here they are one and the same, so this tests the comparison."""
-    for row in dry["parts"]["demo tokens"]["forms"]:
-        assert (row["equal"], row["differ_above_the_noise"]) == (DRY.frames, 0)
-    forms = {row["form"]: row for row in dry["parts"]["agreement"]["forms"]}
-    assert all(row["tokens_equal_to_reference"] == 1 for row in forms.values())
-    assert forms["bf16"]["tokens_equal_to_bf16"] == 1
+def test_every_part_ends(dry: Json) -> None:
+    assert (dry["kind"], dry["version"], dry["dry_run"]) == ("gpu", 1, True)
+    assert not {name: part["failed"] for name, part in parts_of(dry) if part["failed"] is not None}
+    assert all(part["measured"] is not None and part["seconds"] is not None for _, part in parts_of(dry))
+    assert {row["verdict"] for row in dry["targets"]} == {"dry run"}, "a CPU's times say nothing of a GPU's"
+    kernels = dry["kernels"]["measured"]["rows"]
+    assert len(kernels) > 40
+    assert all(row["passed"] for row in kernels)
 
 
-def test_every_bar_finds_its_figure_in_a_result(dry: Mapping[str, Any]) -> None:
+def test_every_system_is_timed_or_says_why_not(dry: Json) -> None:
+    tables = {name: part["measured"] for name, part in dry["latency"].items()}
+    rows = {row["name"]: row for table in tables.values() for row in table["systems"]}
+    ours = {*(one.name for one in CONFIGURATIONS), DRAFTED, DRAFT_IN_PREFILL}
+    assert set(rows) == {*ours, *PEERS}
+    assert all((row["times"] is None) != (row["failed"] is None) for row in rows.values())
+    for name in (*ours, EAGER, COMPILED):
+        assert rows[name]["times"]["actions"] == DRY.actions // (2 * DRY.rounds) * 2 * DRY.rounds
+    assert rows[COMPILED]["tokens"] == rows[EAGER]["tokens"], "the same weights, the same loop"
+    assert rows[DRAFTED]["tokens"] == rows[W4A8.name]["tokens"], "a draft changes no token"
+    passes = {name: rows[name]["times"]["passes_mean"] for name in (DRAFTED, DRAFT_IN_PREFILL)}
+    assert 1 <= passes[DRAFTED] <= DRY.dims - 1
+    assert passes[DRAFT_IN_PREFILL] < passes[DRAFTED]
+    for name, table in tables.items():
+        assert BF16.name in [row["name"] for row in table["systems"]], f"{name}: the system that all tables share"
+
+
+def test_the_engine_decides_as_its_reference_does(dry: Json) -> None:
+    """In a dry run they are one and the same, so this tests the comparison."""
+    for row in dry["demo_tokens"]["measured"]["rows"]:
+        assert (row["equal_frames"], row["high_margin_flips"]) == (DRY.frames, 0)
+    rows = {row["configuration"]: row for row in dry["agreement"]["measured"]["rows"]}
+    assert all(row["equal_to_reference"] == 1 for row in rows.values())
+    assert rows[BF16.name]["equal_to_bf16"] == 1
+
+
+def test_every_target_finds_its_figure(dry: Json) -> None:
     """All but those that only a GPU or an absent package can give."""
-    absent = {row["what"] for row in dry["table"] if row["value"] is None}
+    absent = {row["what"] for row in dry["targets"] if row["value"] is None}
     assert absent <= {
-        "int4, w4a8 prefill, against bitsandbytes NF4",
+        "w4a8 against bitsandbytes NF4",
         "allocator peak int4",
         "allocator peak int8",
         "load peak int4 over its weights",
     }
 
 
-def test_bars_are_met_missed_or_not_measured() -> None:
-    ms = {"bf16": 31.0, "int4, w4a16 prefill": 16.0, "int4, w4a8 prefill": 14.5, "int8, w8a8 prefill": 22.0}
-    parts = {
-        "latency": {
-            "sides": {name: {"p50_ms": value} for name, value in {**ms, DRAFTED: 9.5, RIDING: 8.0}.items()},
-            "times_faster": {"int4, w4a8 prefill": {"bf16": {"ratio": 2.1}}},
-        },
-        "kernels": {"of": 50, "passed": 49},
-    }
-    rows = {row["what"]: row for row in targets.judge(parts)}
-    assert len(rows) == len(BARS)
-    assert rows["bf16"]["verdict"] == "met"
-    assert rows["int8, the faster prefill"]["verdict"] == "missed"
-    assert rows["int4, the fastest prefill"]["verdict"] == "met"
-    assert rows["int4, the fastest prefill"]["named"] == "int4, w4a8 prefill"
-    assert rows["int4 against our bf16"]["verdict"] == "met"
-    assert rows["int4, int8 prefill and towers, drafts"]["verdict"] == "missed", "by the side whose bits drafts keep"
-    assert rows["int4, w4a8 prefill, against bitsandbytes NF4"]["verdict"] == "not measured"
-    assert rows["kernels further off than twice plain bf16"]["verdict"] == "missed"
-    assert len(targets.lines(list(rows.values()))) == len(rows)
+def timed(name: str, p50_ms: float) -> SystemRow:
+    return SystemRow(name, times=Times(8, p50_ms, (p50_ms, p50_ms), p50_ms, p50_ms, None, [[p50_ms]]))
+
+
+def test_targets_are_met_missed_or_not_measured(result: GpuResult) -> None:
+    p50_ms = {BF16: 31.0, W4A16: 16.0, W4A8: 14.5, W8A8: 22.0}
+    systems = [timed(one.name, ms) for one, ms in p50_ms.items()] + [timed(DRAFTED, 9.5), timed(DRAFT_IN_PREFILL, 8.0)]
+    faster = Comparison(W4A8.name, BF16.name, SpeedRatio(ratio=2.1, low=None, high=None, blocks=1))
+    result.latency[__main__.OURS].measured = LatencyTable(288, 7, systems, [faster], {})
+    kernels = [KernelRow("one", "one", passed=True), KernelRow("two", "two", passed=False)]
+    result.kernels.measured = KernelTable("triton", kernels)
+    rows = {row.what: row for row in targets.evaluate(result)}
+    assert rows["bf16"].verdict == "met"
+    assert rows["int8, faster prefill"].verdict == "missed"
+    assert (rows["int4, faster prefill"].verdict, rows["int4, faster prefill"].system) == ("met", W4A8.name)
+    assert rows["int4 against our bf16"].verdict == "met"
+    assert rows["w4a8, drafts"].verdict == "missed", "the system whose drafts are bitwise exact"
+    assert rows["w4a8 against bitsandbytes NF4"].verdict == "not measured"
+    assert rows["kernels with more than twice plain bf16's error"].value == 1
+    assert rows["demo policy: high-margin flips"].verdict == "not measured"
+    assert len(targets.lines(list(rows.values()))) == len(targets.TARGETS)
+
+
+def test_a_configuration_that_failed_leaves_its_target_unmeasured(result: GpuResult) -> None:
+    rows = [DemoRow("one", equal_frames=8, high_margin_flips=0), DemoRow("two", failed="no")]
+    result.demo_tokens.measured = DemoTokens(8, 0.1, rows)
+    assert targets.high_margin_flips(result) is None
+    result.demo_tokens.measured = DemoTokens(8, 0.1, rows[:1])
+    assert targets.high_margin_flips(result) == 0
+
+
+def test_numbers_that_are_not_finite_are_written_as_null(result: GpuResult, tmp_path: Path) -> None:
+    rows = [KernelRow("one", "one", passed=False, error=math.nan, allowed=math.inf)]
+    result.kernels.measured = KernelTable("triton", rows)
+    write_result(result, tmp_path / "a.json")
+    row = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["kernels"]["measured"]["rows"][0]
+    assert (row["error"], row["allowed"]) == (None, None)
 
 
 def test_a_part_that_fails_spoils_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(run: object) -> Mapping[str, Any]:
+    def broken(run: object) -> None:
         raise ZeroDivisionError("nothing by nothing")
 
     monkeypatch.setattr(stages, "ceilings", broken)
-    path = __main__.bench(tmp_path, dry=True, only=["ceilings", "stages: bf16"])
-    parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
-    assert parts["ceilings"]["failed"] == "ZeroDivisionError: nothing by nothing"
-    assert parts["stages: bf16"]["ms"]["action"] > 0
-    assert parts["stages: bf16"]["stages"] == {}, "without ceilings there is no share of them"
+    path = __main__.bench(tmp_path, dry=True, only=["ceilings", "stages bf16"])
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert result["ceilings"]["failed"] == "ZeroDivisionError: nothing by nothing"
+    table = result["stages"]["bf16"]["measured"]
+    assert table["piece_ms"]["action"] > 0
+    assert table["rows"] is None, "without ceilings there is no share of them"
 
 
-def test_what_would_not_fit_in_the_time_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(__main__, "parts", lambda run: {"long": (lambda: {"never": 1}, 100.0)})
-    monkeypatch.setattr(Run, "part", _without_patience(Run.part))
-    part = json.loads(__main__.bench(tmp_path, dry=True, budget_s=50).read_text(encoding="utf-8"))["parts"]["long"]
-    assert "it takes about 100" in part["failed"]
+def test_a_part_that_exceeds_the_budget_is_not_started(result: GpuResult, tmp_path: Path) -> None:
+    run = Run(tmp_path / "a.json", DRY, CPU, "reference", seeded(DRY.model, CPU), tmp_path, 50.0, result)
+    short, long = Part[int](), Part[int]()
+    run.fill(PlannedPart("short", 40.0, short, lambda: 1))
+    run.fill(PlannedPart("long", 100.0, long, lambda: 1))
+    assert (short.measured, short.failed) == (1, None)
+    assert long.measured is None
+    assert long.failed is not None
+    assert "it takes about 100 s" in long.failed
 
 
-def _without_patience(part: Any) -> Any:
-    return lambda run, name, measure, least_s: part(run, name, measure, 100.0)
-
-
-def test_what_is_ours_fits_into_one_run_and_slow_peers_into_another() -> None:
-    least = {name: seconds for name, (_, seconds) in __main__.parts(cast(Run, None)).items()}
-    peers = {name: seconds for name, seconds in least.items() if name.startswith("latency beside")}
+def test_our_parts_fit_into_one_run_and_slow_peers_into_another(result: GpuResult) -> None:
+    run = cast(Run, type("Planning", (), {"result": result}))
+    expected_s = {planned.name: planned.expected_s for planned in __main__.plan(run)}
+    peers = {name: seconds for name, seconds in expected_s.items() if name.startswith("latency beside")}
+    assert len(peers) == 2
     assert sum(peers.values()) <= __main__.BUDGET_S
-    assert sum(least.values()) - sum(peers.values()) <= __main__.BUDGET_S
+    assert sum(expected_s.values()) - sum(peers.values()) <= __main__.BUDGET_S
 
 
 def test_a_run_overwrites_no_other(tmp_path: Path) -> None:
@@ -132,9 +186,9 @@ def test_a_run_overwrites_no_other(tmp_path: Path) -> None:
         path.touch()
 
 
-def test_a_dry_run_is_no_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_dry_run_is_not_a_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("sys.argv", ["gpu", "--dry-run", "--out", "benchmarks/results"])
-    with pytest.raises(UsageError, match="does not belong in benchmarks/results"):
+    with pytest.raises(UsageError, match=r"--dry-run measures nothing.*choose another --out"):
         __main__.main()
     with pytest.raises(UsageError, match="--only nonsense: choose among"):
         __main__.bench(tmp_path, dry=True, only=["nonsense"])
@@ -142,12 +196,12 @@ def test_a_dry_run_is_no_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     if torch.cuda.is_available():
-        pytest.skip("there is one here")
+        pytest.skip("this machine has a GPU")
     with pytest.raises(BackendError, match="torch sees no CUDA device"):
         __main__.bench(tmp_path, dry=False)
 
 
-def test_seeded_weights_are_the_same_each_time_and_load_as_any_artifact(tmp_path: Path) -> None:
+def test_seeded_weights_are_reproducible_and_load_as_any_artifact(tmp_path: Path) -> None:
     names = ["language_model.model.layers.0.mlp.up_proj.weight", "projector.fc1.bias"]
     first, again = seeded("openvla-tiny", CPU), seeded("openvla-tiny", CPU)
     assert all(torch.equal(first.tensors.load(name), again.tensors.load(name)) for name in names)
@@ -156,7 +210,7 @@ def test_seeded_weights_are_the_same_each_time_and_load_as_any_artifact(tmp_path
     assert len(action.tokens) == DRY.dims
 
 
-def test_the_prompt_is_that_of_the_bars() -> None:
-    """288 rows: the picture's patches and 32 tokens; the dry run's fits its network."""
-    assert OPENVLA_7B.patches + FULL.text == 288
-    assert TINY.patches + DRY.text < TINY.decoder.max_positions
+def test_the_prompt_is_the_one_of_the_targets() -> None:
+    """288 rows: the picture's patches and 32 tokens; the dry run's fit its network."""
+    assert OPENVLA_7B.patches + FULL.prompt == 288
+    assert TINY.patches + DRY.prompt < TINY.decoder.max_positions

@@ -144,8 +144,8 @@ STICKY = [
 def test_a_broken_cuda_is_remembered(said: str, tiny_artifacts: Mapping[int, Path]) -> None:
     """After it the engine refuses to act, whatever would have come next; restarting is the remedy."""
     made = policy(tiny_artifacts[4])
-    prompt, seen = made.prompter(WORDS[0]), pixels(made, 0)
-    sound = engine(made).decide(prompt, seen, 7)
+    prompt, image = made.prompter(WORDS[0]), pixels(made, 0)
+    sound = engine(made).decide(prompt, image, 7)
 
     class Broken:
         bytes = 0
@@ -155,13 +155,13 @@ def test_a_broken_cuda_is_remembered(said: str, tiny_artifacts: Mapping[int, Pat
 
     kept, engine(made).vision = engine(made).vision, Broken()
     with pytest.raises(DeviceLostError, match=r"no action; restart the process"):
-        engine(made).decide(prompt, seen, 7)
+        engine(made).decide(prompt, image, 7)
     engine(made).vision = kept
     with pytest.raises(DeviceLostError, match="an action: " + said.splitlines()[0].replace("[", r"\[")):
-        engine(made).decide(prompt, seen, 7)
+        engine(made).decide(prompt, image, 7)
     with pytest.raises(DeviceLostError):
         made.warm(WORDS)
-    assert engine(policy(tiny_artifacts[4])).decide(prompt, seen, 7) == sound, "another engine on a working device"
+    assert engine(policy(tiny_artifacts[4])).decide(prompt, image, 7) == sound, "another engine on a working device"
 
 
 def test_torchs_own_type_is_known() -> None:

@@ -20,8 +20,8 @@ from edge_vla.errors import BackendError, NumericError, UsageError
 from edge_vla.export import Recipe, export
 from edge_vla.quant import Scheme, dequantise, quantise
 from edge_vla.runtime.gpu.config import Activations, GpuConfig, kernels
-from edge_vla.runtime.gpu.kernels.weights import summed
-from edge_vla.runtime.gpu.products import PLAIN, product
+from edge_vla.runtime.gpu.kernels.weights import PLAIN, summed
+from edge_vla.runtime.gpu.products import product
 from edge_vla.runtime.load import replay
 from edge_vla.runtime.policy import Policy
 from edge_vla.runtime.types import Decision, Draft
@@ -90,8 +90,8 @@ def test_the_demo_policy_in_bfloat16(bits: int, demo: Mapping[int, Path]) -> Non
     for image, text in scenes(8):
         got, expected = ours.act(image, text), theirs.act(image, text)
         pairs = zip(got.tokens, expected.tokens, expected.margins, strict=True)
-        leads = [lead for one, two, lead in pairs if one != two]
-        assert not leads or leads[0] <= frame.noise
+        differing = [margin for one, two, margin in pairs if one != two]
+        assert not differing or differing[0] <= frame.noise
         truth, *logits = (
             made.network.head.logits(made.forced(image, text, expected.tokens)) for made in (exact, ours, theirs)
         )
@@ -125,28 +125,28 @@ def test_a_draft_that_keeps_its_own_guesses(tiny_artifacts: Mapping[int, Path]) 
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_riding_saves_the_last_pass(bits: int, tiny_artifacts: Mapping[int, Path]) -> None:
-    """Another shape rounds differently: tokens may differ where the lead is within rounding, and only there."""
+def test_a_draft_in_the_prefill_saves_the_last_pass(bits: int, tiny_artifacts: Mapping[int, Path]) -> None:
+    """Another shape rounds differently: tokens may differ where the margin is within rounding, and only there."""
     made = policy(tiny_artifacts[bits])
     for index in range(6):
         plain = decide(made, index)
-        riding = decide(made, index, guess(bins(made, plain)), bitwise_exact=False)
-        pairs = zip(riding.tokens, plain.tokens, plain.margins, strict=True)
-        differing = [lead for one, two, lead in pairs if one != two]
+        drafted = decide(made, index, guess(bins(made, plain)), bitwise_exact=False)
+        pairs = zip(drafted.tokens, plain.tokens, plain.margins, strict=True)
+        differing = [margin for one, two, margin in pairs if one != two]
         assert not differing or differing[0] < 0.05
-        assert riding.passes == 0 or differing
+        assert drafted.passes == 0 or differing
         far = decide(made, index, guess([0] * DIMS), bitwise_exact=False)
         assert far.tokens == plain.tokens or min(plain.margins) < 0.05
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_nothing_rides_in_a_prefill_that_rounds_rows(bits: int, tiny_artifacts: Mapping[int, Path]) -> None:
-    """Its arithmetic is not a step's, so an answer from it would be another policy's: tokens stay, to the bit."""
+def test_no_draft_is_verified_in_a_prefill_that_rounds_rows(bits: int, tiny_artifacts: Mapping[int, Path]) -> None:
+    """Its arithmetic differs from a step's, so verifying there would change tokens: they stay, to the bit."""
     counted = Counted()
     made = policy(tiny_artifacts[bits], activations="8", record=counted)
     assert not engine(made).decoder.prefill_matches_step
     made.warm(WORDS[:1])
-    assert counted.recorded == 3, "no graph for what is never asked for"
+    assert counted.recorded == 3, "no graph for a piece that is never run"
     for index in range(0, 6, len(WORDS)):
         plain = decide(made, index)
         for guessed in (bins(made, plain), [0] * DIMS):
@@ -156,26 +156,28 @@ def test_nothing_rides_in_a_prefill_that_rounds_rows(bits: int, tiny_artifacts: 
     assert counted.recorded == 3
 
 
-def test_what_rounds_however_few_rows_there_are_lets_drafts_ride() -> None:
+def test_a_product_rounds_the_prefill_only_if_a_step_does_not_round() -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(32, 128, generator=generator)
     schemes = ((Scheme.INT4, 32), (Scheme.INT8, None), (Scheme.W8A8, None), (Scheme.BF16, None))
     packed = {scheme: quantise(weight, scheme, group) for scheme, group in schemes}
     rounded, plain = (GpuConfig(kernels("reference"), torch.bfloat16, activations) for activations in ("8", "16"))
-    assert [product([packed[scheme]], rounded).rounds for scheme, _ in schemes] == [True, True, False, False]
-    assert not any(product([packed[scheme]], plain).rounds for scheme, _ in schemes)
-    assert not product([packed[Scheme.INT4], packed[Scheme.INT8]], rounded).rounds, "side by side none is rounded"
+    assert [product([packed[scheme]], rounded).rounds_prefill for scheme, _ in schemes] == [True, True, False, False]
+    assert not any(product([packed[scheme]], plain).rounds_prefill for scheme, _ in schemes)
+    assert not product([packed[Scheme.INT4], packed[Scheme.INT8]], rounded).rounds_prefill, (
+        "mixed formats are not rounded"
+    )
 
 
 @pytest.mark.parametrize("dims", [1, 2, 9, 10, 20])
 def test_any_number_of_dimensions(dims: int, tiny_artifacts: Mapping[int, Path]) -> None:
-    """More than eight rows of a pass go through the products for many."""
+    """Passes of more than eight rows go through the gemm kernels."""
     made, oracle = policy(tiny_artifacts[16], torch.float32), torch_loop(tiny_artifacts[16])
     oracle = edge_vla.load(tiny_artifacts[16], "cpu", dtype="fp32", check=False)
     prompt = made.prompter(WORDS[1])
     with torch.inference_mode():
-        seen = oracle.network.vision(torch.from_numpy(pixels(made, 1))[None])
-        expected = oracle.engine.decode(prompt, seen, dims)
+        image = oracle.network.vision(torch.from_numpy(pixels(made, 1))[None])
+        expected = oracle.engine.decode(prompt, image, dims)
     got = decide(made, 1, dims=dims)
     assert got.tokens == expected.tokens
     np.testing.assert_allclose(got.margins, expected.margins, atol=1e-4)
@@ -187,7 +189,7 @@ def test_teacher_forcing_predicts_what_the_engine_answers(tiny_artifacts: Mappin
     action = made.act(image, WORDS[0])
     logits = made.network.head.logits(made.forced(image, WORDS[0], action.tokens))
     first = made.config.spec.action.first
-    clear = [lead > 0.05 for lead in action.margins]
+    clear = [margin > 0.05 for margin in action.margins]
     for got, expected, is_clear in zip(logits.argmax(-1).tolist(), action.tokens, clear, strict=True):
         assert got == expected - first or not is_clear
 
@@ -202,7 +204,7 @@ def test_a_session_drafts_on_the_engine(tiny_artifacts: Mapping[int, Path]) -> N
     assert {"preprocess", "graph", "total"} <= set(first.timing_ms)
 
 
-def test_a_number_that_is_not_finite_acts_on_nothing_and_leaves_nothing_behind(
+def test_a_non_finite_number_gives_no_action_and_leaves_nothing_behind(
     tiny_artifacts: Mapping[int, Path],
 ) -> None:
     made = policy(tiny_artifacts[4])
@@ -243,7 +245,7 @@ def test_warm_is_before_the_first_action(tiny_artifacts: Mapping[int, Path]) -> 
     assert counted.recorded == warm
 
 
-def test_more_than_is_kept_cannot_be_warm(tiny_artifacts: Mapping[int, Path]) -> None:
+def test_more_graphs_than_are_kept_cannot_be_warmed(tiny_artifacts: Mapping[int, Path]) -> None:
     made = engine(policy(tiny_artifacts[4]))
     with pytest.raises(UsageError, match=r"9 prompt lengths need 36 graphs, 32 are kept: warm fewer prompts"):
         made.warm(range(20, 29), DIMS)
@@ -251,7 +253,7 @@ def test_more_than_is_kept_cannot_be_warm(tiny_artifacts: Mapping[int, Path]) ->
     assert len(made.graphs) == 32
 
 
-def test_a_longer_prompt_makes_room_and_records_again(tiny_artifacts: Mapping[int, Path]) -> None:
+def test_a_longer_prompt_allocates_and_records_again(tiny_artifacts: Mapping[int, Path]) -> None:
     counted = Counted()
     made = policy(tiny_artifacts[4], record=counted)
     before = decide(made, 0)
@@ -272,7 +274,7 @@ def test_products_of_different_formats_side_by_side() -> None:
         quantise(weights[2], Scheme.BF16, None),
     ]
     made = product(parts, GpuConfig(kernels("reference"), torch.bfloat16, "8"))
-    assert made.reads == PLAIN, "each would read rounded rows in an order of its own"
+    assert made.row_format == PLAIN, "each would read int8 rows in its own order"
     assert made.names == ("w4a16_gemv+w8a16_gemv+torch", "w4a16_gemm+w8a16_gemm+torch")
     x = torch.randn(5, 128, generator=generator).bfloat16()
     truth = x.double() @ torch.cat([dequantise(part).double() for part in parts]).T
@@ -280,12 +282,12 @@ def test_products_of_different_formats_side_by_side() -> None:
         assert (out.double() - truth).abs().max() <= 2**-8 * truth.abs().max() + 1e-2
 
 
-def test_a_format_of_int8_rows_rounds_them_however_few() -> None:
+def test_w8a8_rounds_one_row_as_it_rounds_many() -> None:
     generator = torch.Generator().manual_seed(0)
     packed = quantise(torch.randn(32, 128, generator=generator), Scheme.W8A8, None)
     config = GpuConfig(kernels("reference"), torch.bfloat16, "16")
     made, x = product([packed], config), torch.randn(5, 128, generator=generator).bfloat16()
-    assert torch.equal(made.gemv(x), made.gemm(config.kernels.quantise(x)))
+    assert torch.equal(made.gemv(x), made.gemm(config.kernels.quantise_rows(x, "int8")))
     truth = x.double() @ dequantise(packed).double().T
     assert (made.gemv(x).double() - truth).abs().max() <= 0.03 * truth.abs().max()
 

@@ -18,7 +18,7 @@ from tests.conftest import TINY
 from tests.runtime.gpu.engines import CPU, WORDS, engine, guess, pixels, policy
 
 DIMS = 3  # the interpreter is slow
-CLEAR = 0.05  # logits: twice what rounding moves a lead of these networks
+CLEAR = 0.05  # logits: twice what rounding moves a margin of these networks
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
@@ -46,7 +46,7 @@ def test_the_references_tokens_and_no_bit_from_a_draft(
     got = engine(made).decide(prompt, pixels(made, 0), DIMS)
     expected = engine(slow).decide(prompt, pixels(made, 0), DIMS)
     differing = [
-        lead for one, two, lead in zip(got.tokens, expected.tokens, expected.margins, strict=True) if one != two
+        margin for one, two, margin in zip(got.tokens, expected.tokens, expected.margins, strict=True) if one != two
     ]
     assert not differing or differing[0] < CLEAR
     first = made.config.spec.action.first

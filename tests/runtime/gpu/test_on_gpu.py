@@ -1,4 +1,4 @@
-"""What only a GPU can show: graphs replay what was recorded, memory stays in its bounds, errors are what torch raises.
+"""What only a GPU can show: replays equal the recorded work, memory stays bounded, errors are those torch raises.
 
 python -m pytest -m gpu tests/runtime/gpu
 """
@@ -27,7 +27,7 @@ from tests.runtime.gpu.engines import WORDS, engine, guess, pixels
 
 pytestmark = pytest.mark.gpu
 DIMS = 7
-CLEAR = 0.05  # logits: twice what rounding moves a lead of these networks
+CLEAR = 0.05  # logits: twice what rounding moves a margin of these networks
 
 # An index out of range on the device, then another action: both must be refused, the second without touching CUDA.
 BROKEN = """
@@ -35,15 +35,15 @@ import sys, torch, edge_vla
 from tests.runtime.gpu.engines import WORDS, engine, pixels
 from edge_vla.errors import DeviceLostError
 made = edge_vla.load(sys.argv[1], "cuda", check=False)
-prompt, seen = made.prompter(WORDS[0]), pixels(made, 0)
-engine(made).decide(prompt, seen, 7)
+prompt, image = made.prompter(WORDS[0]), pixels(made, 0)
+engine(made).decide(prompt, image, 7)
 def break_it(pixels):
     return torch.zeros(4, device="cuda")[torch.tensor([1 << 30], device="cuda")].sum().item()
 engine(made).vision = break_it
 engine(made).graphs.clear()
 for _ in range(2):
     try:
-        engine(made).decide(prompt, seen, 7)
+        engine(made).decide(prompt, image, 7)
     except DeviceLostError as error:
         print("refused:", "restart the process" in str(error))
 """
@@ -72,7 +72,7 @@ def test_tokens_of_the_reference(bits: int, activations: Activations, tiny_artif
         prompt = made.prompter(WORDS[index % len(WORDS)])
         got, expected = (engine(one).decide(prompt, pixels(one, index), DIMS) for one in (made, slow))
         pairs = zip(got.tokens, expected.tokens, expected.margins, strict=True)
-        differing = [lead for one, two, lead in pairs if one != two]
+        differing = [margin for one, two, margin in pairs if one != two]
         assert not differing or differing[0] < CLEAR
 
 
@@ -109,15 +109,15 @@ def test_a_draft_never_changes_a_bit(bits: int, activations: Activations, tiny_a
     made = on_gpu(tiny_artifacts[bits], activations=activations)
     first = made.config.spec.action.first
     for index in range(4):
-        prompt, seen = made.prompter(WORDS[0]), pixels(made, index)
-        plain = engine(made).decide(prompt, seen, DIMS)
+        prompt, image = made.prompter(WORDS[0]), pixels(made, index)
+        plain = engine(made).decide(prompt, image, DIMS)
         for wrong in range(DIMS + 1):
             guessed = [*(token - first for token in plain.tokens[:wrong]), *[0] * (DIMS - wrong)]
-            drafted = engine(made).decide(prompt, seen, DIMS, guess(guessed), bitwise_exact=True)
+            drafted = engine(made).decide(prompt, image, DIMS, guess(guessed), bitwise_exact=True)
             assert (drafted.tokens, drafted.margins) == (plain.tokens, plain.margins)
 
 
-def test_cuda_takes_the_engine_unless_told_otherwise(tiny_artifacts: Mapping[int, Path]) -> None:
+def test_cuda_uses_the_engine_by_default(tiny_artifacts: Mapping[int, Path]) -> None:
     made = edge_vla.load(tiny_artifacts[4], "cuda")
     assert made.network.kernels["engine"] == "triton, one CUDA graph an action"
     slow = edge_vla.load(tiny_artifacts[4], "cuda", kernel="reference")
@@ -139,20 +139,20 @@ def test_loading_takes_the_weights_and_little_more(tiny_artifacts: Mapping[int, 
 
 def test_a_thousand_actions_take_no_more_memory_than_ten(tiny_artifacts: Mapping[int, Path]) -> None:
     made = on_gpu(tiny_artifacts[4])
-    prompt, seen = made.prompter(WORDS[0]), pixels(made, 0)
+    prompt, image = made.prompter(WORDS[0]), pixels(made, 0)
     engine(made).warm([len(prompt)], DIMS)
     held = list[int]()
     for count in (10, 1000):
         for _ in range(count):
-            engine(made).decide(prompt, seen, DIMS)
+            engine(made).decide(prompt, image, DIMS)
         held.append(torch.cuda.memory_allocated())
     assert held[0] == held[1]
 
 
 def test_memory_that_runs_out_at_load_and_at_capture(tiny_artifacts: Mapping[int, Path]) -> None:
-    """A card with no room left, made so by a ballast, and then a card with room again."""
+    """A device filled by a ballast, and then with free memory again."""
     made = on_gpu(tiny_artifacts[4])
-    prompt, seen = made.prompter(WORDS[0]), pixels(made, 0)
+    prompt, image = made.prompter(WORDS[0]), pixels(made, 0)
     torch.cuda.empty_cache()
     ballast, (size, _) = list[torch.Tensor](), torch.cuda.mem_get_info()
     try:
@@ -168,7 +168,7 @@ def test_memory_that_runs_out_at_load_and_at_capture(tiny_artifacts: Mapping[int
     finally:
         ballast.clear()
         torch.cuda.empty_cache()
-    assert len(engine(made).decide(prompt, seen, DIMS).tokens) == DIMS
+    assert len(engine(made).decide(prompt, image, DIMS).tokens) == DIMS
 
 
 def test_a_broken_cuda_refuses_to_act(tiny_artifacts: Mapping[int, Path]) -> None:

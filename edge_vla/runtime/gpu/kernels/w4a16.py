@@ -1,7 +1,7 @@
 """16-bit rows times an int4 weight: a kernel for up to eight rows, bound by bytes, and one for more, by arithmetic.
 
 The gemv reads the weight once, in lines, and scales sums. It splits K and leaves the partial sums for the next kernel
-to add in order; its tile always has eight rows and its splits do not depend on how many are real, so a row's bits
+to add in order; its tile always has eight rows and its splits do not depend on their number, so a row's bits
 depend on neither its neighbours nor their number. The gemm scales weights, two to an instruction, because scaled sums
 would need a second set of registers: level times scale is rounded to the working type, as a dequantised weight is.
 """

@@ -1,7 +1,7 @@
-"""Rows times an int8 weight: one kernel for 16-bit rows, few or many, and for int8 rows on int8 tensor cores.
+"""Rows times an int8 weight: one kernel for 16-bit rows, as gemv and as GEMM, and for int8 rows on int8 tensor cores.
 
 A gemv of up to eight rows splits K, so that enough programs read the weight, and leaves the partial sums for the next
-kernel to add in order. Its tile always has eight rows and its splits do not depend on how many are real: a row's bits
+kernel to add in order. Its tile always has eight rows and its splits do not depend on their number: a row's bits
 depend on neither its neighbours nor their number.
 """
 

@@ -1,7 +1,7 @@
 """A Triton driver without a device: kernels' own launchers compile for a named chip, with the real arguments, and stop.
 
-Run as a program (Triton decides at import whether to interpret): `python -m tests.runtime.gpu.kernels.dry_driver 90 232448`
-compiles every kernel at the shapes of OpenVLA-7B and prints one JSON line a kernel.
+A program, because Triton decides at import whether to interpret: `python -m tests.runtime.gpu.kernels.dry_driver 90
+232448 132` (capability, shared memory, SMs) compiles every kernel at the shapes of OpenVLA-7B, a JSON line per kernel.
 """
 
 from __future__ import annotations

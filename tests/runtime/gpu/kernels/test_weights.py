@@ -1,4 +1,4 @@
-"""Layouts of weights and rows: exact inverses of one another, and the places that the kernels count on."""
+"""Layouts of weights and rows: exact inverses of one another, and the positions that the kernels rely on."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ def test_bytes_of_a_word_meet_their_rows() -> None:
     sums = rows.codes.view(3, 2, BLOCK_K).double().transpose(0, 1) @ levels.transpose(1, 2)
     plain = in_input_order(rows.codes, 2 * BLOCK_K).double()
     for block in range(2):
-        inputs = slice(block * BLOCK_K, (block + 1) * BLOCK_K)
+        span = slice(block * BLOCK_K, (block + 1) * BLOCK_K)
         ones = PackedWeight(Scheme.INT4, packed.shape, BLOCK_K, packed.codes, torch.ones(6, 2, dtype=torch.half))
-        assert torch.equal(sums[block], plain[:, inputs] @ dequantise(ones)[:, inputs].double().T)
+        assert torch.equal(sums[block], plain[:, span] @ dequantise(ones)[:, span].double().T)
 
 
 @given(rows=st.integers(1, 5), k=st.integers(1, 200), seed=st.integers(0, 99))
