@@ -58,7 +58,7 @@ def read_result(path: Path) -> ResultFile:
     if not isinstance(raw, dict):
         raise FrameError(f"{path} is no result: expected a JSON object with a kind, a version and a provenance")
     if raw.get("kind") == BENCH:
-        bench = result_file.loads(json.dumps(raw))
+        bench = result_file.from_json(raw)
         return ResultFile(path, bench.provenance, bench)
     try:
         return ResultFile(path, *_parse(raw))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from edge_vla import typed_json
 from edge_vla.bench.result import KIND, VERSION, Result
@@ -66,11 +66,16 @@ def read(path: Path) -> Result:
 
 
 def loads(text: str) -> Result:
-    """A result from JSON text of this version or of version 2. Raises UsageError, which names the field at fault."""
+    """A result from JSON text. Raises UsageError."""
     try:
         raw = json.loads(text)
     except ValueError as error:
         raise UsageError(f"broken JSON: {error}; copy the file again or repeat the bench") from error
+    return from_json(raw)
+
+
+def from_json(raw: Any) -> Result:
+    """A result of this version or of version 2, as `json.loads` returns it. UsageError names the field at fault."""
     kind = raw.get("kind") if isinstance(raw, dict) else None
     if kind != KIND:
         raise UsageError(f"kind {kind!r}, expected {KIND!r}: pass the result.json of an edge-vla bench")

@@ -15,7 +15,18 @@ from edge_vla.sensitivity import SensitivityReport
 Json = Any
 
 FLOORS: Final = {"rounding shaken": ROUNDING_NOISE}
-GATES: Final = {"clear leads": "high-margin flips"}
+GATES: Final = {
+    "action tokens": "invalid tokens",
+    "actions": "free-running tokens",
+    "clear leads": "high-margin flips",
+    "gripper": "gripper flips",
+    "measured": "measured to the end",
+    "nothing remembered": "repeated frames",
+    "timed as judged": "timed tokens",
+    "tokens": "teacher-forced tokens",
+    "units": "robot units",
+    "unseen frames": "calibration leakage",
+}
 DEVICE: Final = ("cpu", "jetson", "gpus", "temperatures_c", "power", "publishable", "unpublishable_because")
 CUDA: Final = {f"nvml_{name}_bytes": f"{name}_bytes" for name in ("process_peak", "device_peak", "device_start")}
 
