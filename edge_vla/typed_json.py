@@ -6,6 +6,7 @@ Knows dataclasses, tuples, lists, dicts, enums, literals, optionals and plain va
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 from collections.abc import Mapping
 from enum import Enum
@@ -21,6 +22,26 @@ def from_json(kind: type[T], raw: object, where: str = "") -> T:
     """
     value: T = _convert(kind, raw, where or kind.__name__)
     return value
+
+
+def parse(text: str | bytes) -> object:
+    """JSON as plain values; ValueError also for a key that stands twice in an object, NaN and Infinity."""
+    try:
+        parsed: object = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return parsed
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    keys = [key for key, _ in pairs]
+    if twice := sorted({key for key in keys if keys.count(key) > 1} if len(set(keys)) < len(keys) else ()):
+        raise ValueError(f"the key {twice[0]!r} stands more than once in an object")
+    return dict(pairs)
+
+
+def _refuse(name: str) -> object:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _convert(kind: Any, raw: Any, where: str) -> Any:

@@ -23,8 +23,8 @@ def calibration_leakage(artifact: Artifact, frames: Sequence[Frame], config: Pol
 
     Raises ArtifactError if the list beside the artifact is missing or not the one that its manifest names.
     """
-    calibration = artifact.manifest.recipe.get("calibration")
-    if not isinstance(calibration, dict):
+    calibration = artifact.manifest.recipe.calibration
+    if calibration is None:
         return None
     path = artifact.directory / EVIDENCE / LIST
     try:
@@ -33,7 +33,7 @@ def calibration_leakage(artifact: Artifact, frames: Sequence[Frame], config: Pol
         raise ArtifactError(
             f"cannot read {path}, which lists the calibration frames ({error}): export again"
         ) from error
-    if hashlib.sha256("\n".join(hashes).encode()).hexdigest() != calibration.get("sha256"):
+    if hashlib.sha256("\n".join(hashes).encode()).hexdigest() != calibration.sha256:
         raise ArtifactError(
             f"{path} lists other frames than those {artifact.directory} was calibrated on: export again"
         )

@@ -242,7 +242,7 @@ def _limits(run: Run) -> Limits | None:
         limits.stored(manifest.layers),
         prompt,
         run.facts.statistics[0].dims,
-        vision_bits=manifest.recipe.get("vision_bits", 16),
+        vision_bits=manifest.recipe.vision_bits,
     )
     assert row.performance.back_to_back
     stages = {stage.name: stage.p50_ms for stage in row.performance.back_to_back.stages}

@@ -247,6 +247,6 @@ def _bytes(system: System, spec: PolicySpec) -> int:
     """About what a system will hold."""
     if (Path(system.path) / MANIFEST).exists():
         files = Artifact(Path(system.path)).manifest.files.values()
-        return PROCESS_BYTES + sum(int(entry["size"]) for entry in files)
+        return PROCESS_BYTES + sum(record.size for record in files)
     each = 4 if system.dtype == "fp32" else 2
     return PROCESS_BYTES + each * sum(math.prod(entry.shape) for entry in key_table(spec).values())

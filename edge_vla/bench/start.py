@@ -178,7 +178,7 @@ def _notes(
     if reference.limit and reference.limit > len(frames):
         notes.append(f"{reference.limit} frames were asked for, the folder has {len(frames)}")
     for name, artifact in artifacts.items():
-        if artifact.manifest.source.get("files") != list(map(dict, files)):
+        if artifact.manifest.source.files != tuple(map(dict, files)):
             notes.append(
                 f"{name} was made from other files than this reference: another policy, or a merged copy of it"
             )
@@ -193,8 +193,8 @@ def _facts_of(artifact: Artifact, frames: Sequence[Frame], config: PolicyConfig)
     return ArtifactFacts(
         name=artifact.directory.resolve().name,
         identity=artifact.identity,
-        recipe=dict(manifest.recipe),
-        disk_bytes=sum(entry["size"] for entry in manifest.files.values()),
+        recipe=manifest.recipe.to_json(),
+        disk_bytes=sum(record.size for record in manifest.files.values()),
         bits_per_weight=round(8 * stored / weights, 3),
         calibration_leakage=calibration_leakage(artifact, frames, config),
         layer_errors={

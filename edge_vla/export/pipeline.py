@@ -19,7 +19,20 @@ from typing import Final
 import numpy as np
 import torch
 
-from edge_vla.artifact import EMBEDDINGS, GRAPH, HEAD, TOKENIZER, VISION, Artifact, Manifest, widen_vision
+from edge_vla.artifact import (
+    EMBEDDINGS,
+    GRAPH,
+    HEAD,
+    TOKENIZER,
+    VISION,
+    Artifact,
+    Calibration,
+    Manifest,
+    RecordedRecipe,
+    Source,
+    VisionCheck,
+    dequantise_vision,
+)
 from edge_vla.calibration.sets import CalibrationSet, choose
 from edge_vla.checkpoint import Checkpoint, open_checkpoint
 from edge_vla.checkpoint.keys import DECODER_PREFIX
@@ -238,21 +251,22 @@ def check_vision(job: Job, writer: ArtifactWriter) -> VisionChecked:
         return found
     config = job.checkpoint.config
     pixels = preprocess(synthetic_image(0, config.spec.image_size), config.image)[None]
-    weights = widen_vision(writer.tensors(VISION), torch.float32)  # as the graph widens them, unrounded
+    weights = dequantise_vision(writer.tensors(VISION), torch.float32)  # as the graph does, unrounded
     difference, magnitude = check_graph(writer.partial / GRAPH, weights, config.spec, np.ascontiguousarray(pixels))
     return writer.finish(VisionChecked(max_difference=difference, max_magnitude=magnitude))
 
 
 def describe(job: Job, layers: Sequence[Linears], vision_bits: int, check: VisionChecked) -> Manifest:
     """The manifest but for the golden frame and the files. The recipe has the bits that a budget chose for vision."""
-    recipe = dataclasses.replace(job.recipe, vision_bits=vision_bits).to_json()
-    if job.calibration is not None:
-        recipe["calibration"] = {"frames": len(job.calibration.frames), "sha256": job.calibration.sha256}
+    chosen = job.calibration
+    recipe = RecordedRecipe(
+        **dataclasses.asdict(dataclasses.replace(job.recipe, vision_bits=vision_bits).resolved()),
+        calibration=None if chosen is None else Calibration(len(chosen.frames), chosen.sha256),
+    )
     return Manifest(
         config=job.checkpoint.config,
-        source={"origin": job.origin, "adapters": len(job.checkpoint.adapters), "files": job.files},
+        source=Source(job.origin, len(job.checkpoint.adapters), tuple(job.files)),
         recipe=recipe,
         layers=tuple(layers),
-        vision_check={"max_difference": check.max_difference, "max_magnitude": check.max_magnitude},
-        golden=(),
+        vision_check=VisionCheck(check.max_difference, check.max_magnitude),
     )

@@ -7,7 +7,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 from edge_vla import typed_json
 from edge_vla.checkpoint import Arithmetic
@@ -24,7 +24,6 @@ Method = Literal["rtn", "gptq", "awq", "smoothquant", "smoothquant+gptq"]
 METHODS: Final = get_args(Method)
 DEVICES: Final = ("cpu", "cuda")
 INT8: Final = 8
-ALWAYS: Final = ("bits", "group", "merge_arithmetic")  # are in every manifest
 
 
 @dataclass(frozen=True)
@@ -135,12 +134,9 @@ class Recipe:
         if self.asymmetric and (self.bits != 4 or self.mixed):
             raise UsageError("zero points are for 4 bits everywhere: --asymmetric with --bits 4 and no budget")
 
-    def to_json(self) -> dict[str, Any]:
-        """The manifest's `recipe`: the first three values always, the others where they are not the default."""
-        default = Recipe()
-        values = dataclasses.asdict(self)
-        given = {name: value for name, value in values.items() if name in ALWAYS or value != getattr(default, name)}
-        return {**given, "activations": INT8} if self.rounds_activations else given
+    def resolved(self) -> Recipe:
+        """With the bits of activations that the method implies, as the manifest records them."""
+        return dataclasses.replace(self, activations=INT8) if self.rounds_activations else self
 
     @staticmethod
     def read(path: Path) -> Recipe:

@@ -139,8 +139,7 @@ class ArtifactWriter:
 
     def draft(self, manifest: Manifest) -> Artifact:
         """The artifact as far as it is, under its partial name, so that it can be run before it is published."""
-        files = {name: dataclasses.asdict(record) for name, record in self.files.items()}
-        final = dataclasses.replace(manifest, files=files)
+        final = dataclasses.replace(manifest, files=self.files)
         text = json.dumps(final.to_json(), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
         write_whole(self.partial / MANIFEST, text)
         return Artifact(self.partial)

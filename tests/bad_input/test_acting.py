@@ -351,4 +351,4 @@ def test_bench_compares_like_with_like(
     ended = command(capsys, "bench", artifact, "--reference", golden_checkpoint, "--out", tmp_path / "report")
     ended.refused_with(UsageError.exit_code, ["different networks", "like with like"])
     assert not (tmp_path / "report").exists()
-    assert Artifact(artifact).manifest.source["origin"] == "random:openvla-tiny"
+    assert Artifact(artifact).manifest.source.origin == "random:openvla-tiny"

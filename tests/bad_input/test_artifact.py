@@ -143,7 +143,7 @@ STRUCTURE = [
     Fault("source a number", manifest(1, "source"), ArtifactError, (MANIFEST, "malformed", "export again")),
     Fault("no size", dropped("files", HEAD, "size"), ArtifactError, ("malformed", "size")),
     Fault("no sha256", dropped("files", HEAD, "sha256"), ArtifactError, ("malformed", "sha256")),
-    Fault("size 8472.0", manifest(8472.0, "files", HEAD, "size"), ArtifactError, (HEAD, "number of bytes")),
+    Fault("size 8472.0", manifest(8472.0, "files", HEAD, "size"), ArtifactError, (HEAD, "expected int, got 8472.0")),
     Fault("sha256 short", manifest("abc", "files", HEAD, "sha256"), ArtifactError, (HEAD, "64 hexadecimal")),
     Fault("sha256 capital", manifest("A" * 64, "files", HEAD, "sha256"), ArtifactError, (HEAD, "64 hexadecimal")),
     *(
@@ -178,8 +178,8 @@ STRUCTURE = [
     Fault("statistics empty", manifest({}, "statistics"), ArtifactError, ("statistics",)),
     Fault("malformed statistics", manifest({"a": 1}, "statistics"), ArtifactError, ("malformed", "'action'")),
     Fault("golden key", manifest("nobody", "golden", 0, "unnorm_key"), ArtifactError, ("golden", "statistics")),
-    Fault("golden texts", manifest(["1"] * 7, "golden", 0, "tokens"), ArtifactError, ("golden", "numbers")),
-    Fault("golden noise", manifest("0.1", "golden", 0, "noise"), ArtifactError, ("golden", "numbers")),
+    Fault("golden texts", manifest(["1"] * 7, "golden", 0, "tokens"), ArtifactError, ("golden", "expected int")),
+    Fault("golden noise", manifest("0.1", "golden", 0, "noise"), ArtifactError, ("golden", "expected float")),
     Fault("no origin", dropped("source", "origin"), ArtifactError, ("malformed", "origin")),
     Fault("golden tokens", manifest([1], "golden", 0, "tokens"), ArtifactError, ("golden", "statistics")),
 ]  # fmt: skip

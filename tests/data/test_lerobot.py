@@ -86,7 +86,9 @@ def test_an_export_is_calibrated_on_it(tmp_path: Path) -> None:
     frames = read_frames(dataset(tmp_path / "set", "v3.0"))
     recipe = Recipe(method="gptq", calibration_frames=8)
     artifact = export("random:openvla-tiny", tmp_path / "out", recipe, frames=frames)
-    assert artifact.manifest.recipe["calibration"]["frames"] == 8
+    calibration = artifact.manifest.recipe.calibration
+    assert calibration is not None
+    assert calibration.frames == 8
 
 
 def test_a_camera_is_named_where_there_are_two(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_what_it_leaves(out: Path) -> None:
 def test_the_artifact_stands_on_its_own(out: Path) -> None:
     artifact = Artifact(out / "artifact")
     artifact.verify()
-    assert artifact.manifest.source["adapters"] == 1
+    assert artifact.manifest.source.adapters == 1
     policy = edge_vla.load(out / "artifact", "cpu")
     frame = artifact.manifest.golden[0]
     action = policy.act(Image.open(out / "artifact" / frame.image), frame.instruction)

@@ -63,7 +63,7 @@ def test_the_graph_takes_batches(tiny_artifacts: Mapping[int, Path]) -> None:
 
 def test_the_check_is_in_the_manifest(tiny_artifacts: Mapping[int, Path]) -> None:
     check = Artifact(tiny_artifacts[4]).manifest.vision_check
-    assert 0 < check["max_difference"] < 1e-4 * check["max_magnitude"]
+    assert 0 < check.max_difference < 1e-4 * check.max_magnitude
 
 
 def test_the_golden_frame_replays(tiny_artifacts: Mapping[int, Path]) -> None:
@@ -120,8 +120,8 @@ def test_an_adapter_is_merged_on_the_way(golden_checkpoint: Path, tmp_path: Path
     assert torch.equal(stored, merged.load(name))
     assert not torch.equal(stored, open_checkpoint(golden_checkpoint).tensors.load(name))
     assert sorted(artifact.manifest.config.statistics) == ["mine"]
-    assert artifact.manifest.source["adapters"] == 1
-    assert [sorted(files) for files in artifact.manifest.source["files"]] == [
+    assert artifact.manifest.source.adapters == 1
+    assert [sorted(files) for files in artifact.manifest.source.files] == [
         ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
         ["adapter_config.json", "adapter_model.safetensors"],
     ]

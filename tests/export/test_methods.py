@@ -13,7 +13,7 @@ from benchmarks.formats.divergence import divergence, forced_logits
 from edge_vla.artifact import EVIDENCE, Artifact
 from edge_vla.calibration.inputs import Inputs, observe
 from edge_vla.calibration.sequences import Rows
-from edge_vla.calibration.stream import STAGES, Weights, load_layer, pass_layer
+from edge_vla.calibration.stream import STAGES, Weights, forward_, load_layer
 from edge_vla.checkpoint import open_checkpoint
 from edge_vla.data import Frame
 from edge_vla.export import Recipe, Silent, export
@@ -68,15 +68,15 @@ def test_the_manifest_says_what_it_is(
     artifact.verify()
     assert {linear.scheme for layer in artifact.manifest.layers for linear in layer.values()} == {scheme}
     assert artifact.manifest.version == version
-    assert artifact.manifest.recipe.get("activations") == (8 if scheme is Scheme.W8A8 else None)
-    assert artifact.manifest.recipe.get("asymmetric") == (True if scheme is Scheme.UINT4 else None)
+    assert artifact.manifest.recipe.activations == (8 if scheme is Scheme.W8A8 else None)
+    assert artifact.manifest.recipe.asymmetric == (scheme is Scheme.UINT4)
     policy = load(artifact.directory, "cpu")
     action = policy.act(frames[0].open(), frames[0].instruction, "random")
     assert action.kernels[scheme.value] not in ("", "reference"), "each has a fast one"
 
 
 @pytest.mark.parametrize("name", ["smoothquant", "smoothquant+gptq", "awq", "uint4 awq"])
-def test_scales_are_on_record(name: str, made: dict[str, Artifact]) -> None:
+def test_scales_are_recorded(name: str, made: dict[str, Artifact]) -> None:
     found = json.loads((made[name].directory / EVIDENCE / "scales.json").read_text(encoding="utf-8"))
     assert len(found) == len(made[name].manifest.layers)
     for layer in found:
@@ -103,7 +103,7 @@ def test_the_reference_kernel_acts_alike(made: dict[str, Artifact], frames: Sequ
         assert divergence(truth, forced_logits(ours, [frame])).max() < 1e-3, "norms and attention round elsewhere in C"
 
 
-def test_calibrating_goes_on_with_what_will_run(
+def test_calibration_goes_on_with_what_will_run(
     tmp_path: Path, frames: Sequence[Frame], made: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second layer is smoothed for just what the artifact's own first layer gives it, int8 products and all."""
@@ -113,7 +113,7 @@ def test_calibrating_goes_on_with_what_will_run(
         seen.append([Rows(same.hidden.clone(), same.prompt, same.dims) for same in rows])
         return observe(layer, rows, weights, what)
 
-    monkeypatch.setattr("edge_vla.export.decoder.observe", spy)
+    monkeypatch.setattr("edge_vla.export.calibrated.observe", spy)
     recipe = RECIPES["smoothquant"]
     again = export(TINY, tmp_path / "again", recipe, (), frames)
     assert again.identity == made["smoothquant"].identity
@@ -125,7 +125,7 @@ def test_calibrating_goes_on_with_what_will_run(
         layer.set_submodule(name, CpuW8A8(weight, torch.bfloat16, torch.device("cpu")))
     for name, norm in norms.items():
         layer.get_parameter(name).copy_(norm)
-    pass_layer(layer, first)
+    forward_(layer, first)
     for ours, theirs in zip(first, second, strict=True):
         assert torch.equal(ours.hidden, theirs.hidden)
 
@@ -136,7 +136,7 @@ class StopsAfterALayer(Silent):
     def __init__(self) -> None:
         self.rounding = False
 
-    def stage(self, name: str, steps: int) -> None:
+    def stage(self, name: str, steps: int, done: int = 0) -> None:
         self.rounding = name == "decoder"
 
     def step(self, detail: str) -> None:
@@ -145,7 +145,7 @@ class StopsAfterALayer(Silent):
 
 
 @pytest.mark.parametrize("name", ["smoothquant", "uint4 awq"])
-def test_a_stopped_one_goes_on_to_the_same_bits(
+def test_a_stopped_export_resumes_to_the_same_bits(
     name: str, tmp_path: Path, frames: Sequence[Frame], made: dict[str, Artifact]
 ) -> None:
     out = tmp_path / "out"
@@ -155,7 +155,7 @@ def test_a_stopped_one_goes_on_to_the_same_bits(
     artifact = export(TINY, out, RECIPES[name], (), frames)
     assert artifact.identity == made[name].identity
     whole, resumed = (one.directory / EVIDENCE / "scales.json" for one in (made[name], artifact))
-    assert resumed.read_bytes() == whole.read_bytes(), "what was found before the stop is on record too"
-    units = [json.loads(line)["unit"] for line in (out / JOURNAL).read_text(encoding="utf-8").splitlines()[1:]]
-    assert {"scales-0", "scales-1"} < set(units)
+    assert resumed.read_bytes() == whole.read_bytes(), "what was found before the stop is recorded too"
+    lines = [json.loads(line) for line in (out / JOURNAL).read_text(encoding="utf-8").splitlines()[1:]]
+    units = [(line["unit"], line["data"]["layer"]) for line in lines]
     assert len(set(units)) == len(units), "nothing was done twice"

@@ -31,7 +31,7 @@ def test_a_gpu_rounds_as_well_as_the_cpu(more: dict[str, float], tmp_path: Path)
         for name, linear in ours.items():
             if more.get("bits_per_weight") is None:
                 assert theirs[name].error == pytest.approx(linear.error, rel=0.1)
-    assert made[1].manifest.recipe["device"] == "cuda"
+    assert made[1].manifest.recipe.device == "cuda"
     Artifact(made[1].directory).verify()
 
 

@@ -30,7 +30,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_matrix_is_int8_and_read_as_its_nearest_codes(artifact: Path) -> None:
     checkpoint, opened = open_checkpoint(TINY), Artifact(artifact)
     assert opened.manifest.version == 2
-    assert opened.manifest.recipe["vision_bits"] == 8
+    assert opened.manifest.recipe.vision_bits == 8
     spec = checkpoint.config.spec
     stored, table = load_file(artifact / VISION), key_table(spec)
     read = opened.tensors(VISION, {name: table[name].shape for name in vision_keys(spec)})
