@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from edge_vla.threads import settle
 from edge_vla.version import __version__
 
-settle()  # before anything here imports torch
+settle()  # before torch is imported
 
 if TYPE_CHECKING:
     from edge_vla.runtime import Action, Policy, load

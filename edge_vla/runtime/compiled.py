@@ -1,6 +1,6 @@
-"""C made into a loaded library by the machine's own compiler, once, and kept in the user's cache.
+"""C compiled once by the machine's own compiler, kept in the user's cache and loaded.
 
-Without a compiler nothing is lost but speed: torch's operators run instead. `EDGE_VLA_NATIVE=0` says so on purpose.
+Without a compiler torch's operators run instead, slower. `EDGE_VLA_NATIVE=0` turns the compiler off.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ FLAGS: Final = ("-O3", "-march=native", *(["-mprefer-vector-width=512"] if X86 e
 
 
 def compiled(name: str, sources: Sequence[Path], read: Sequence[Path], flags: Sequence[str]) -> ctypes.CDLL | None:
-    """`sources` as a library, or None where there is no compiler, or what it made does not load.
+    """`sources` as a loaded library; None without a compiler, or where the library does not compile or load.
 
-    It is made anew when any file that is `read`, the compiler, the processor or a flag is another.
+    Compiled again when the compiler, the processor, a flag or one of the files in `read` changes.
     """
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if os.environ.get("EDGE_VLA_NATIVE") == "0" or compiler is None:
@@ -52,5 +52,5 @@ def compiled(name: str, sources: Sequence[Path], read: Sequence[Path], flags: Se
         return ctypes.CDLL(str(target))
     except (OSError, subprocess.CalledProcessError) as error:
         said = error.stderr.decode(errors="replace") if isinstance(error, subprocess.CalledProcessError) else ""
-        LOG.warning("no C engine, torch's operators run instead: %s", said.strip() or error)
+        LOG.warning("the C engine does not compile, torch's operators run instead: %s", said.strip() or error)
         return None

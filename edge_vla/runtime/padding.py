@@ -1,4 +1,4 @@
-"""Numbers of rows and widths rounded up to what kernels take whole."""
+"""Rows and widths rounded up to multiples that kernels need."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ PAD_TO: Final = 16  # rows of a prompt
 
 
 def padded(number: int, to: int = PAD_TO) -> int:
-    """The least multiple of `to` that is not below `number`."""
+    """`number` rounded up to a multiple of `to`."""
     return -(-number // to) * to

@@ -1,4 +1,4 @@
-"""What may be remembered between runs on one machine: a directory of the user's own, and small JSON tables in it.
+"""The user's cache directory, and small JSON tables in it that outlive a run.
 
 A table that is missing, damaged or not ours counts as empty; one that cannot be written is not kept.
 """
@@ -15,26 +15,26 @@ from pathlib import Path
 from edge_vla.errors import ResourceError
 from edge_vla.files import write_whole
 
-MOST = 512  # entries in a table; the oldest go first
+MOST = 512  # entries in a table; the oldest are dropped first
 
 
 def user_cache() -> Path:
-    """`~/.cache/edge-vla`, or under XDG_CACHE_HOME, made if need be. OSError where it fails or others may write."""
+    """`~/.cache/edge-vla`, or under XDG_CACHE_HOME; created if missing. OSError where others may write to it."""
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError as error:  # a user without a home
         raise OSError(str(error)) from error
     directory = base / "edge-vla"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    about = directory.stat()
-    if about.st_uid != os.getuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise OSError(f"{directory} can be written by others: code is not loaded from there")
+    found = directory.stat()
+    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise OSError(f"{directory} can be written by others: no code is loaded from it; run chmod go-w {directory}")
     return directory
 
 
 @cache
 def processor() -> str:
-    """The processor's own name, and its features, so that a change of machine is seen."""
+    """The processor's name and features, which tell one machine from another."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     wanted = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "flags", "Features"))]

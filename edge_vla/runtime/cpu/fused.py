@@ -1,4 +1,4 @@
-"""The decoder as an artifact runs it: fused products, tables and masks made once, attention over a static cache.
+"""The decoder in torch's operators: fused products, tables and masks made once, attention over a static cache.
 
 Arithmetic follows `edge_vla.model.decoder` step by step: in 16 bits with the same products, hidden states are equal.
 Knows shapes and kernels. Knows nothing of files, tokens or robots, and runs one robot's rows at a time.
@@ -22,10 +22,10 @@ from edge_vla.spec import DecoderSpec
 
 @dataclass(slots=True)
 class Tables:
-    """What depends on positions only, for all positions up to a length, in the working type."""
+    """Rotary tables and mask for all positions up to a length, in the working type."""
 
     cos: Tensor  # (length, 1, head width)
-    sin: Tensor  # the same; its first half negated, so that a rotated half is a plain roll
+    sin: Tensor  # the same with its first half negated, so that rotating is a roll
     mask: Tensor  # (length, length): 0 where a row sees a slot, -inf where it does not
 
     @staticmethod
@@ -39,21 +39,21 @@ class Tables:
 
 @dataclass(slots=True)
 class Pass:
-    """One pass of all layers: `start` is the first row's position, the caches reach as far as the last row may see."""
+    """What all layers share in one pass. `start` is the first row's position."""
 
     start: int
     end: int
     cos: Tensor  # (T, 1, head width)
     sin: Tensor
-    mask: Tensor | None  # (T, or BATCH_INVARIANT_ROWS if more, cache length); None where `causal` says it
+    mask: Tensor | None  # (at least BATCH_INVARIANT_ROWS, cache length); None where `causal`
     causal: bool
     keys: Sequence[Tensor]  # of each layer (1, kv heads, cache length, head width)
     values: Sequence[Tensor]
-    wanted: slice | None = None  # in the last layer: the rows whose answer is used
+    wanted: slice | None = None  # in the last layer: the rows whose output is used
 
 
 class Products(nn.Module):
-    """Several products of one input whose formats differ, side by side: (T, K) -> (T, sum of N)."""
+    """Products of one input whose formats differ, concatenated: (T, K) -> (T, sum of N)."""
 
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -129,14 +129,14 @@ class FusedDecoder(nn.Module):
 
     @property
     def prefill_matches_step(self) -> bool:
-        """Whether a prefill computes a row as a later pass does, but for the order of sums."""
+        """Whether a prefill computes a row as a decode step does, up to the order of sums."""
         return not any(isinstance(module, DynamicInt8) for module in self.modules())
 
     def cache(self, length: int) -> Cache:
         return Cache.allocate(self.spec, 1, length, self.norm.weight.dtype, self.norm.weight.device)
 
     def rows(self, x: Tensor, start: int, cache: Cache, wanted: slice | None = None) -> Tensor:
-        """Of the `wanted` rows only, if given: the last layer then leaves out what nobody reads."""
+        """Hidden states of the `wanted` rows, or of all; the last layer computes no others."""
         flat = x[0]
         end, length = start + flat.shape[0], cache.length
         tables = self._reach(length + BATCH_INVARIANT_ROWS, x.dtype, x.device)
@@ -167,7 +167,7 @@ class FusedDecoder(nn.Module):
 
 
 def _norm(norm: RMSNorm, x: Tensor) -> Tensor:
-    """`norm(x)`, bit for bit, in fewer new tensors."""
-    wide = x.float()
-    scale = wide.square().mean(-1, keepdim=True).add_(norm.eps).rsqrt_()
-    return torch.mul(wide, scale).to(x.dtype).mul_(norm.weight)
+    """`norm(x)`, bit for bit, with fewer temporary tensors."""
+    exact = x.float()
+    scale = exact.square().mean(-1, keepdim=True).add_(norm.eps).rsqrt_()
+    return torch.mul(exact, scale).to(x.dtype).mul_(norm.weight)

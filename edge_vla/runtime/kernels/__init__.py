@@ -22,13 +22,13 @@ from edge_vla.runtime.kernels.reference import Dense, Reference
 from edge_vla.runtime.kernels.w8a8 import CpuW8A8, RoundedRows
 
 AUTO: Final = "auto"
-TORCH: Final = "torch"  # its own products of 16-bit weights, and operators for all between products
+TORCH: Final = "torch"  # its own products of 16-bit weights, and its operators between products
 NATIVE: Final = "native"  # the whole decoder in C, `edge_vla.runtime.cpu.native`: not chosen weight by weight
-NATIVE_INT8: Final = "native/int8"  # the same, but that a prefill's rows are rounded to 8 bits
+NATIVE_INT8: Final = "native/int8"  # the same with a prefill's rows rounded to 8 bits
 
 
 class Kernel(Protocol):
-    """Class-level face of a kernel; an instance is a module from (…, K) to (…, N) in the given dtype."""
+    """The class of a kernel; an instance maps (…, K) to (…, N) in the given dtype."""
 
     name: str
 
@@ -40,7 +40,7 @@ class Kernel(Protocol):
     def __call__(self, x: Tensor) -> Tensor: ...
 
 
-# Fastest at a decode step first; the last of those always runs, on any device. After those: what only a name chooses.
+# Fastest at a decode step first, down to one that runs on any device. After it: what only a name chooses.
 KERNELS: Final[Mapping[Scheme, tuple[type[Kernel], ...]]] = {
     Scheme.BF16: (Dense,),
     Scheme.INT8: (CpuInt8, GemmInt8, Reference, DynamicInt8),
@@ -58,8 +58,8 @@ def pick(
 ) -> type[Kernel]:
     """The kernel for this weight. A name binds the schemes that have such a kernel; there it runs or raises.
 
-    `rows` is how many a prefill has, about: where that is many, a probe chooses between the packed product and
-    widening the weight.
+    `rows` is how many a typical prefill has: above GEMV_ROWS a probe decides whether a gemm over the dequantised
+    weight pays.
     """
     if want != AUTO and want not in NAMES:
         raise UsageError(f"kernel {want!r}: choose {AUTO} or one of {list(NAMES)}")
@@ -67,8 +67,8 @@ def pick(
     able = [kernel for kernel in made_for if kernel.runs(packed, dtype, device)]
     named = [kernel for kernel in able if kernel.name == want]
     if want == AUTO or want not in {kernel.name for kernel in made_for}:
-        wide = next((kernel for kernel in able if issubclass(kernel, (GemmInt4, GemmInt8))), None)
-        return wide if wide is not None and gemm_pays(wide, packed, rows, device) else able[0]
+        gemm = next((kernel for kernel in able if issubclass(kernel, (GemmInt4, GemmInt8))), None)
+        return gemm if gemm is not None and gemm_pays(gemm, packed, rows, device) else able[0]
     if not named:
         raise UsageError(
             f"kernel {want!r} does not run {packed.scheme.value} {packed.shape} in {dtype} on {device}; "

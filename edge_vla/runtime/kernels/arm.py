@@ -1,8 +1,8 @@
 """int4 on 64-bit Arm: torch's dynamic 4-bit product, which is KleidiAI there.
 
-It rounds each row of activations to int8, so it is chosen by itself only on Arm, where the packed product of
+It rounds each row of activations to int8, so `auto` chooses it only on Arm, where the packed product of
 `edge_vla.runtime.kernels.cpu` has no fast form. Elsewhere the operator is a slow loop with the same arithmetic, which
-is how it is tested; on Arm itself it has not been run.
+is what the tests run; it has not been run on Arm itself.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ class DynamicInt4(nn.Module):
         super().__init__()
         assert packed.group is not None, "int4 has a group"
         assert packed.scales is not None, "int4 has scales"
-        self.outer, self.inner, self.group = *packed.shape, packed.group
+        self.n, self.k, self.group = *packed.shape, packed.group
         # Copies: a weight mapped from a file may lie at an odd address.
         codes, scales = packed.codes.to(device, copy=True), packed.scales.to(device, torch.bfloat16)
         pack = torch.ops.aten._dyn_quant_pack_4bit_weight
-        self.codes: Tensor = pack(codes, scales, None, self.group, self.inner, self.outer)
+        self.codes: Tensor = pack(codes, scales, None, self.group, self.k, self.n)
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.reshape(-1, self.inner).float()
+        flat = x.reshape(-1, self.k).float()
         multiply = torch.ops.aten._dyn_quant_matmul_4bit
-        out: Tensor = multiply(flat, self.codes, self.group, self.inner, self.outer)
-        return out.to(x.dtype).view(*x.shape[:-1], self.outer)
+        out: Tensor = multiply(flat, self.codes, self.group, self.k, self.n)
+        return out.to(x.dtype).view(*x.shape[:-1], self.n)
 
 
 @cache

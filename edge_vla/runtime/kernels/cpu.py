@@ -1,7 +1,6 @@
 """torch's own packed products on the CPU, which stream int4 or int8 weights at memory speed.
 
-They are private operators: each is probed once against the reference before it is trusted, and only bf16 has a
-fast path in them.
+They are private operators, fast in bf16 only: each is checked once against the reference before it is used.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class CpuInt4(nn.Module):
         assert packed.group is not None, "int4 has a group"
         assert packed.scales is not None, "int4 has scales"
         self.group = packed.group
-        self.outer = packed.shape[0]
+        self.n = packed.shape[0]
         codes = unpack_nibbles(packed.codes).to(torch.int32)
         self.codes = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
         scales = packed.scales.to(dtype).T.contiguous()
@@ -41,7 +40,7 @@ class CpuInt4(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         out = torch._weight_int4pack_mm_for_cpu(flat, self.codes, self.group, self.scales_and_zeros)
-        return out.view(*x.shape[:-1], self.outer)
+        return out.view(*x.shape[:-1], self.n)
 
 
 class CpuInt8(nn.Module):

@@ -1,8 +1,8 @@
-"""Products that change their way with the number of rows: a few stream the packed weight, many are worth widening it.
+"""A gemv over the packed weight for up to 16 rows, a gemm over the dequantised weight for more.
 
-A decode step reads each weight once, so bytes decide, and the packed product is at memory speed. A prefill multiplies
-each weight hundreds of times, so arithmetic decides, and the weight is widened, a slice at a time, into one scratch
-buffer that all layers share.
+A decode step reads each weight once, so its bytes decide the time, and the packed product runs at memory speed. A
+prefill multiplies each weight hundreds of times, so arithmetic decides, and the weight is dequantised, a slice at a
+time, into one scratch buffer that all layers share.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from edge_vla.runtime.cpu.native.int4 import BLOCK, dequantise_int4
 from edge_vla.runtime.kernels.cpu import CpuInt4, CpuInt8
 from edge_vla.runtime.kernels.w8a8 import multiply, works
 
-GEMV_ROWS = 16  # rows up to which a weight is streamed: a decode step, a verifying pass
-SLICE = 512  # outputs widened at a time: few enough to stay in a shared cache, enough to keep the product busy
+GEMV_ROWS = 16  # most rows of the packed product: a decode step, a draft being verified
+SLICE = 512  # outputs dequantised at a time: they stay in a shared cache and still keep the product busy
 
 
 class GemmInt4(CpuInt4):
-    """Many rows: codes to bfloat16, then torch's bfloat16 product."""
+    """The gemm: codes to bfloat16, then torch's bfloat16 product."""
 
     name = "torch-int4pack/bf16"
 
@@ -39,24 +39,24 @@ class GemmInt4(CpuInt4):
         return super().forward(x)
 
     def gemm(self, x: Tensor) -> Tensor:
-        inner = x.shape[-1]
-        flat = x.reshape(-1, inner)
-        lines = self.codes.view(-1, inner, BLOCK // 2)
+        k = x.shape[-1]
+        flat = x.reshape(-1, k)
+        lines = self.codes.view(-1, k, BLOCK // 2)
         step = max(1, SLICE // BLOCK)
-        out = flat.new_empty(flat.shape[0], self.outer)
+        out = flat.new_empty(flat.shape[0], self.n)
         for first in range(0, lines.shape[0], step):
             last = min(first + step, lines.shape[0])
-            weight = _scratch(inner, (last - first) * BLOCK)
+            weight = _scratch(k, (last - first) * BLOCK)
             dequantise_int4(lines, self.scales_and_zeros, self.group, first, last, weight)
             if last - first == lines.shape[0]:
                 torch.mm(flat, weight, out=out)
             else:
                 out[:, first * BLOCK : last * BLOCK] = torch.mm(flat, weight)
-        return out.view(*x.shape[:-1], self.outer)
+        return out.view(*x.shape[:-1], self.n)
 
 
 class GemmInt8(CpuInt8):
-    """Many rows: codes to bfloat16, which holds them exactly, torch's product, then the scales."""
+    """The gemm: codes to bfloat16, which holds them exactly, torch's product, then the scales."""
 
     name = "torch-int8pack/bf16"
 
@@ -68,19 +68,21 @@ class GemmInt8(CpuInt8):
         return super().forward(x)
 
     def gemm(self, x: Tensor) -> Tensor:
-        inner, outer = x.shape[-1], self.codes.shape[0]
-        flat = x.reshape(-1, inner)
-        out = flat.new_empty(flat.shape[0], outer)
-        for first in range(0, outer, SLICE):
+        k, n = x.shape[-1], self.codes.shape[0]
+        flat = x.reshape(-1, k)
+        out = flat.new_empty(flat.shape[0], n)
+        for first in range(0, n, SLICE):
             codes = self.codes[first : first + SLICE]
-            weight = _scratch(codes.shape[0], inner).copy_(codes)
+            weight = _scratch(codes.shape[0], k).copy_(codes)
             torch.mul(F.linear(flat, weight), self.scales[first : first + SLICE], out=out[:, first : first + SLICE])
-        return out.view(*x.shape[:-1], outer)
+        return out.view(*x.shape[:-1], n)
 
 
 class DynamicInt8(GemmInt8):
-    """Many rows: activations rounded to int8, one scale a row, and torch's int8 product. Never chosen by itself,
-    because it rounds what no other kernel rounds."""
+    """The gemm: activations rounded to int8, one scale a row, then torch's int8 product.
+
+    Never chosen by `auto`, because it rounds what no other kernel rounds.
+    """
 
     name = "torch-int8pack/int8"
 
@@ -97,7 +99,7 @@ _buffer = torch.empty(0, dtype=torch.bfloat16)
 
 
 def _scratch(rows: int, columns: int) -> Tensor:
-    """(rows, columns) of the one buffer; what it held before is lost."""
+    """(rows, columns) of the shared buffer, overwritten by the next call."""
     global _buffer
     if _buffer.numel() < rows * columns:
         with torch.inference_mode(False):  # made in that mode it could not be written to outside of it

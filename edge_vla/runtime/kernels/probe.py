@@ -1,6 +1,6 @@
-"""Which way is faster for many rows, by layer shape: measured once on this machine, then remembered.
+"""Whether a gemm over the dequantised weight beats the packed product, by layer shape.
 
-Knows timings. What a kernel computes is not its business: all that it compares are right.
+Measured once on this machine, then kept in the user's cache. Knows times only: both products are right.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ from edge_vla.runtime.store import processor, remember, remembered
 
 TABLE = "prefill.json"
 ROUNDS = 3
-LONG = 2.0  # seconds; rounds that take longer are not repeated
+LONG_S = 2.0  # rounds that take longer are not repeated
 
 _known: dict[str, str] = {}
 
 
-def gemm_pays(wide: type[GemmInt4] | type[GemmInt8], packed: PackedWeight, rows: int, device: torch.device) -> bool:
-    """Whether `wide` beats the packed product at this many rows."""
+def gemm_pays(kernel: type[GemmInt4] | type[GemmInt8], packed: PackedWeight, rows: int, device: torch.device) -> bool:
+    """Whether the kernel's gemm beats its gemv at this many rows."""
     if rows <= GEMV_ROWS:
         return False
     key = _key(packed, rows)
     answer = _known.get(key) or remembered(TABLE).get(key)
-    if answer not in ("packed", "wide"):
-        kernel = wide(packed, torch.bfloat16, device)
+    if answer not in ("gemv", "gemm"):
+        product = kernel(packed, torch.bfloat16, device)
         x = torch.randn(rows, packed.shape[1], generator=torch.Generator().manual_seed(0)).bfloat16()
         with torch.inference_mode():
-            slow, fast = _fastest(kernel.gemv, kernel.gemm, x)
-        answer = "wide" if fast < slow else "packed"
+            gemv, gemm = _fastest(product.gemv, product.gemm, x)
+        answer = "gemm" if gemm < gemv else "gemv"
         remember(TABLE, key, answer)
     _known[key] = answer
-    return answer == "wide"
+    return answer == "gemm"
 
 
 def _fastest(first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, float]:
-    """Best seconds of processor time of each, in turns: other programs then hardly count, and hit both alike."""
+    """Best processor time of each in seconds, measured in turns so that other programs hit both alike."""
     best = [float("inf"), float("inf")]
     for _ in range(ROUNDS):
         for i, product in enumerate((first, second)):
             started = time.process_time()
             product(x)
             best[i] = min(best[i], time.process_time() - started)
-        if sum(best) > LONG:
+        if sum(best) > LONG_S:
             break
     return best[0], best[1]
 

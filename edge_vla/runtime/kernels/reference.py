@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from edge_vla.quant import PackedWeight, Scheme, dequantise
 
-BATCH_INVARIANT_ROWS: Final = (
-    8  # a few rows are always multiplied as this many, so that none's bits depend on their number
-)
+BATCH_INVARIANT_ROWS: Final = 8  # fewer are padded to this many: bits would depend on their number
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""int8 times int8: each row of activations is rounded to 255 steps, and the sums of the products are whole numbers.
+"""int8 times int8: each row of activations is rounded to 255 steps, and sums of products are whole numbers.
 
-Whole sums depend on no order, so a row's bits depend neither on its neighbours nor on their number, and the fast
-product equals the slow one bit for bit. Only the one step of a row's rounding is lost beside the weight's own.
+Whole sums do not depend on their order, so the product is batch-invariant and the fast one equals the slow one bit for
+bit.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from edge_vla.quant import PackedWeight, Scheme
 
-STEPS: Final = 127  # a row's largest magnitude is put at this code
-MOST_INPUTS: Final = (2**31 - 1) // STEPS**2  # a sum of this many products fits 32 bits
+STEPS: Final = 127  # the code of a row's largest magnitude
+MOST_INPUTS: Final = (2**31 - 1) // STEPS**2  # the sum of this many products fits 32 bits
 
 
 def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Activations (T, K) -> int8 codes (T, K) and float32 steps (T, 1), one a row.
 
-    A row that is not finite has a step that is not, and so have all its products.
+    A row that is not finite has a step that is not, and its products are not finite either.
     """
     steps = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True, dtype=torch.float32).div_(STEPS)
     steps.clamp_(min=torch.finfo(torch.float32).tiny)
@@ -59,7 +59,7 @@ class RoundedRows(nn.Module):
 
 
 class CpuW8A8(RoundedRows):
-    """torch's own int8 product, for a decode step and a prefill alike."""
+    """torch's own int8 product, for decode steps and prefills."""
 
     name = "torch-int-mm"
 
@@ -75,7 +75,7 @@ class CpuW8A8(RoundedRows):
 
 @cache
 def works() -> bool:
-    """torch's private product is there, and exact: whole sums of one row and of many, at the largest codes too."""
+    """Whether torch has its private product, exact for one row and for many, at the largest codes too."""
     if not hasattr(torch, "_int_mm"):
         return False
     generator = torch.Generator().manual_seed(0)

@@ -29,8 +29,8 @@ CASES = [
 ]
 
 
-def packed(scheme: Scheme, group: int | None, outer: int = 128, inner: int = 256) -> PackedWeight:
-    return quantise(torch.randn(outer, inner, generator=torch.Generator().manual_seed(1)), scheme, group)
+def packed(scheme: Scheme, group: int | None, n: int = 128, k: int = 256) -> PackedWeight:
+    return quantise(torch.randn(n, k, generator=torch.Generator().manual_seed(1)), scheme, group)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 40])
@@ -55,8 +55,8 @@ def test_kernel_is_as_exact_as_plain_bf16(kernel: type[Kernel], scheme: Scheme, 
 def test_codes_may_lie_anywhere(kernel: type[Kernel], scheme: Scheme, group: int | None, offset: int) -> None:
     """A weight mapped from a file starts at any address; torch's int8 product crashes on an unaligned one."""
     weight = packed(scheme, group)
-    room = torch.zeros(weight.codes.numel() + 64, dtype=weight.codes.dtype)
-    moved = room[offset : offset + weight.codes.numel()].view(weight.codes.shape)
+    place = torch.zeros(weight.codes.numel() + 64, dtype=weight.codes.dtype)
+    moved = place[offset : offset + weight.codes.numel()].view(weight.codes.shape)
     moved.copy_(weight.codes)
     x = torch.randn(96, 256, generator=torch.Generator().manual_seed(2)).to(BF16)
     if not kernel.runs(weight, BF16, CPU):
@@ -129,8 +129,8 @@ def test_int8_activations_cost_what_rounding_to_int8_costs(
     bound = 6 * step / 12**0.5 * dequantise(weight).double().norm(dim=1) + 2**-7 * truth.abs()
     assert ((kernel(x).double() - truth).abs() <= bound).all()
     assert torch.equal(kernel(torch.zeros(20, 256).to(BF16)), torch.zeros(20, 128).to(BF16))
-    few, many = kernel(x[:3]), kernel(x)[:3]
-    assert ((few.double() - many.double()).abs() <= bound[:3]).all()
+    gemv, gemm = kernel(x[:3]), kernel(x)[:3]
+    assert ((gemv.double() - gemm.double()).abs() <= bound[:3]).all()
 
 
 def test_the_scratch_is_shared_by_callers_in_and_out_of_inference_mode() -> None:

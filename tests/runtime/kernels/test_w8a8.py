@@ -19,14 +19,14 @@ CPU, BF16 = torch.device("cpu"), torch.bfloat16
 seeds = st.integers(0, 2**31)
 
 
-def weight(outer: int = 40, inner: int = 256, seed: int = 1) -> PackedWeight:
-    return quantise(torch.randn(outer, inner, generator=torch.Generator().manual_seed(seed)), Scheme.W8A8, None)
+def weight(n: int = 40, k: int = 256, seed: int = 1) -> PackedWeight:
+    return quantise(torch.randn(n, k, generator=torch.Generator().manual_seed(seed)), Scheme.W8A8, None)
 
 
-def rows(count: int, inner: int = 256, seed: int = 2, dtype: torch.dtype = BF16) -> Tensor:
+def rows(count: int, k: int = 256, seed: int = 2, dtype: torch.dtype = BF16) -> Tensor:
     """Rows of very different size, some with an outlier, as activations are."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(count, inner, generator=generator) * torch.randn(count, 1, generator=generator).mul_(3).exp_()
+    x = torch.randn(count, k, generator=generator) * torch.randn(count, 1, generator=generator).mul_(3).exp_()
     x[::3, 7] *= 50
     return x.to(dtype)
 
@@ -102,8 +102,8 @@ def test_a_number_that_is_not_finite_is_not_rounded_away(kernel: type[RoundedRow
 
 def test_codes_may_lie_anywhere() -> None:
     packed = weight()
-    room = torch.zeros(packed.codes.numel() + 8, dtype=torch.int8)
-    moved = room[3 : 3 + packed.codes.numel()].view(packed.codes.shape)
+    place = torch.zeros(packed.codes.numel() + 8, dtype=torch.int8)
+    moved = place[3 : 3 + packed.codes.numel()].view(packed.codes.shape)
     moved.copy_(packed.codes)
     shifted = dataclasses.replace(packed, codes=moved)
     assert torch.equal(CpuW8A8(shifted, BF16, CPU)(rows(9)), CpuW8A8(packed, BF16, CPU)(rows(9)))
