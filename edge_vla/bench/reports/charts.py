@@ -46,7 +46,7 @@ class Segment:
 
 
 def _left(names: Sequence[str], most: float = 130) -> float:
-    """Room for the names of rows."""
+    """Width that the names of rows need."""
     return min(most, max(map(text_width, names), default=0)) + 14
 
 
@@ -113,9 +113,9 @@ def heat(columns: Sequence[str], rows: Mapping[str, Sequence[Cell]]) -> Canvas:
     canvas = Canvas(top + tall * len(rows) + 4)
     width = (WIDTH - left - 2) / max(1, len(columns))
     for i, column in enumerate(columns):
-        words = column.split(" ", 1)  # one above the other
-        for line, word in enumerate(reversed(words)):
-            canvas.text(left + width * (i + 0.5), top - 6 - 11 * line, clipped(word, width), "middle", "tick")
+        parts = column.split(" ", 1)  # one above the other
+        for line, part in enumerate(reversed(parts)):
+            canvas.text(left + width * (i + 0.5), top - 6 - 11 * line, clipped(part, width), "middle", "tick")
     for j, (name, cells) in enumerate(rows.items()):
         y = top + tall * j
         canvas.text(left - 6, y + 14, clipped(name, left - 8), "end")

@@ -12,7 +12,6 @@ from edge_vla.bench.reports.table import Row, Table, table
 from edge_vla.bench.result import Latency, Memory, Result, Stage, StageProfile
 from edge_vla.device.limits import WHOLE, Limits, StageLimit
 
-PERCENTILES: Final = {"p50": "p50", "p90": "p90", "p95": "p95", "p99": "p99", "p99.9": "p999"}
 TOTAL: Final = "total"  # the whole action, as a policy names its time
 
 
@@ -25,7 +24,11 @@ def latency(result: Result) -> Table | None:
     ]
     columns: dict[str, Callable[[Latency], str]] = {
         "queries": lambda one: f"{one.queries:,}",
-        **{title: partial(_percentile, name) for title, name in PERCENTILES.items()},
+        "p50": _median,
+        "p90": lambda one: _percentile(one, "p90", one.p90_ms),
+        "p95": lambda one: _percentile(one, "p95", one.p95_ms),
+        "p99": lambda one: _percentile(one, "p99", one.p99_ms),
+        "p99.9": lambda one: _percentile(one, "p999", one.p999_ms),
         "max": lambda one: text.milliseconds(one.max_ms),
         "CoV": lambda one: text.share(one.cov),
         "rate": lambda one: text.hertz(one.hz),
@@ -39,15 +42,13 @@ def latency(result: Result) -> Table | None:
     return table("Latency of one action", "system, mode", rows, columns)
 
 
-def _percentile(name: str, one: Latency) -> str:
-    values = {"p50": one.p50_ms, "p90": one.p90_ms, "p95": one.p95_ms, "p99": one.p99_ms, "p999": one.p999_ms}
-    value = values[name]
-    if value is None:
-        return one.refused.get(name, text.ABSENT)
-    if name != "p50":
-        return text.milliseconds(value)
+def _median(one: Latency) -> str:
     low, high = (text.milliseconds(bound).partition(" ")[0] for bound in one.p50_interval_ms)
-    return f"{text.milliseconds(value)} [{low}, {high}]"
+    return f"{text.milliseconds(one.p50_ms)} [{low}, {high}]"
+
+
+def _percentile(one: Latency, name: str, value: float | None) -> str:
+    return one.refused.get(name, text.ABSENT) if value is None else text.milliseconds(value)
 
 
 def stages(result: Result) -> Table | None:

@@ -93,8 +93,8 @@ class Canvas:
         self._parts.append(f"<text {place}>{escape(text, quote=False)}</text>")
 
     def _shape(self, name: str, attributes: str, tip: str = "") -> None:
-        inner = f"><title>{escape(tip, quote=False)}</title></{name}>" if tip else "/>"
-        self._parts.append(f"<{name} {attributes}{inner}")
+        end = f"><title>{escape(tip, quote=False)}</title></{name}>" if tip else "/>"
+        self._parts.append(f"<{name} {attributes}{end}")
 
     def x_axis(self, scale: Scale, top: float, bottom: float, label: str) -> None:
         """Grid lines from `top` to `bottom`, their values and the label below."""

@@ -1,16 +1,19 @@
-"""Verdicts, the summary, closed loop, peers, the worst frames, and how it was measured, as tables."""
+"""Verdicts, the summary, closed loop, peers, and how it was measured, as tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from edge_vla.bench.provenance import Provenance
 from edge_vla.bench.reports import text
 from edge_vla.bench.reports.agreement_tables import flips_of
 from edge_vla.bench.reports.systems import REFERENCE, SystemResult, systems
 from edge_vla.bench.reports.table import Mark, Row, Table, table
 from edge_vla.bench.result import (
     AgainstPeer,
+    DeclaredGates,
     Gate,
     PairedOutcome,
     Peer,
@@ -19,6 +22,7 @@ from edge_vla.bench.result import (
     Result,
     SpeedRatio,
 )
+from edge_vla.device.sensors import DeviceState
 
 VERDICTS: Final = {False: "failed", None: "undecided", True: "passed"}
 MARKS: Final[dict[bool | None, Mark]] = {False: "fail", None: "open", True: "pass"}
@@ -31,8 +35,7 @@ def gates_by(result: Result, *verdicts: bool | None) -> list[Gate]:
 
 
 def gate_name(gate: Gate) -> str:
-    """With its system, unless its name already has it."""
-    return gate.name if gate.system in gate.name else f"{gate.system}: {gate.name}"
+    return f"{gate.system}: {gate.name}"
 
 
 def verdict(result: Result) -> str:
@@ -130,7 +133,7 @@ def peers(result: Result) -> Table | None:
         "its p50 ÷ ours, interleaved": lambda peer: ratios(peer.performance.ratio_to),
         "failed": lambda peer: f"“{peer.failed}”" if peer.failed else "",
     }
-    return table("Peers; their agreement, speed and memory are in the summary", "peer", rows, columns, prose=columns)
+    return table("Peers (agreement, speed and memory are in the summary)", "peer", rows, columns, prose=columns)
 
 
 def ratios(ratio_to: dict[str, SpeedRatio]) -> str:
@@ -176,14 +179,14 @@ def conditions(result: Result) -> Table:
     for one in systems(result):
         if one.performance.kernels:
             facts[f"{one.name}: kernels"] = text.value_of(one.performance.kernels)
-    for name in ("command", "commit", "time", "device", "cores", "threads", "load_average", "python", "torch"):
-        facts[name.replace("_", " ")] = text.value_of(getattr(provenance, name))
-    facts["edge-vla"] = provenance.edge_vla
-    if (state := provenance.device_state) is not None:
-        for name in ("cpu", "jetson", "gpus", "temperatures_c", "power"):
-            facts[name.replace("_", " ")] = text.value_of(getattr(state, name))
-    for name in ("by_bits", "repeated_inputs", "closed_loop"):
-        facts[f"declared: {name.replace('_', ' ')}"] = text.value_of(getattr(result.gates_declared, name))
-    return Table(
-        "How it was measured", ["what", "value"], [list(fact) for fact in facts.items()], [""] * len(facts), ["value"]
-    )
+    facts |= _fields(provenance, "", without=["device_state"])
+    if provenance.device_state is not None:
+        facts |= _fields(provenance.device_state, "", without=["publishable", "unpublishable_because"])
+    facts |= _fields(result.gates_declared, "declared: ")
+    rows = [list(fact) for fact in facts.items()]
+    return Table("How it was measured", ["what", "value"], rows, [""] * len(rows), prose=["value"])
+
+
+def _fields(one: Provenance | DeviceState | DeclaredGates, prefix: str, without: Sequence[str] = ()) -> dict[str, str]:
+    names = [field.name for field in dataclasses.fields(one) if field.name not in without]
+    return {prefix + name.replace("_", " "): text.value_of(getattr(one, name)) for name in names}
