@@ -1,6 +1,6 @@
 """RUN: artifact -> actions. Imports nothing from the build side."""
 
-from edge_vla.runtime.load import load, replay
+from edge_vla.runtime.loading import load, replay
 from edge_vla.runtime.noise import rounding_noise
 from edge_vla.runtime.policy import Policy
 from edge_vla.runtime.session import Session

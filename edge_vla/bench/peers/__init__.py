@@ -60,7 +60,7 @@ def load(
 
     from edge_vla.bench.peers.policy import PeerPolicy
     from edge_vla.checkpoint import open_checkpoint
-    from edge_vla.runtime.load import DTYPES
+    from edge_vla.runtime.loading import DTYPES
 
     if device == "cuda" and not torch.cuda.is_available():
         raise BackendError("--device cuda: torch sees no CUDA device; check nvidia-smi and the torch build")

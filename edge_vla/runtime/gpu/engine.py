@@ -167,7 +167,7 @@ class GpuEngine:
 
     def read(self, buffers: GpuBuffers, dims: int) -> Best:
         """Of each dimension: the best bin and its margin, after the bins that were given."""
-        bins, margins = buffers.answer(dims)
+        bins, margins = buffers.outputs(dims)
         if not all(map(math.isfinite, margins)):
             buffers.clear()  # what is in the cache would poison the next action through 0 * NaN
             raise NumericError("the network produced a non-finite number: no action; verify the artifact's files")

@@ -22,7 +22,7 @@ from edge_vla.quant import Scheme, dequantise, quantise
 from edge_vla.runtime.gpu.config import Activations, GpuConfig, kernels
 from edge_vla.runtime.gpu.kernels.weights import PLAIN, summed
 from edge_vla.runtime.gpu.products import product
-from edge_vla.runtime.load import replay
+from edge_vla.runtime.loading import replay
 from edge_vla.runtime.policy import Policy
 from edge_vla.runtime.types import Decision, Draft
 from tests.conftest import TINY
@@ -172,12 +172,11 @@ def test_a_product_rounds_the_prefill_only_if_a_step_does_not_round() -> None:
 @pytest.mark.parametrize("dims", [1, 2, 9, 10, 20])
 def test_any_number_of_dimensions(dims: int, tiny_artifacts: Mapping[int, Path]) -> None:
     """Passes of more than eight rows go through the gemm kernels."""
-    made, oracle = policy(tiny_artifacts[16], torch.float32), torch_loop(tiny_artifacts[16])
+    made = policy(tiny_artifacts[16], torch.float32)
     oracle = edge_vla.load(tiny_artifacts[16], "cpu", dtype="fp32", check=False)
     prompt = made.prompter(WORDS[1])
     with torch.inference_mode():
-        image = oracle.network.vision(torch.from_numpy(pixels(made, 1))[None])
-        expected = oracle.engine.decode(prompt, image, dims)
+        expected = oracle.engine.decide(prompt, pixels(made, 1), dims)
     got = decide(made, 1, dims=dims)
     assert got.tokens == expected.tokens
     np.testing.assert_allclose(got.margins, expected.margins, atol=1e-4)
