@@ -9,7 +9,7 @@ from typing import Final
 from edge_vla.bench.reports import text
 from edge_vla.bench.reports.systems import compared
 from edge_vla.bench.reports.table import Row, Table, table
-from edge_vla.bench.result import AgainstRecorded, Agreement, Flips, PhaseAgreement, Result
+from edge_vla.bench.result import Agreement, Flips, Result
 
 Measure = Callable[[Agreement], str]
 
@@ -20,9 +20,11 @@ def agreement(result: Result) -> Table | None:
     columns: dict[str, Callable[[Measure], str]] = {
         system.label: partial(_measured, figures) for system, figures in found
     }
+    phases = dict.fromkeys(name for _, figures in found for name in figures.by_phase)
+    measures: dict[str, Measure] = {**MEASURES, **{f"same action, {name}": partial(_in_phase, name) for name in phases}}
     rows = [
         Row(name, measure)
-        for name, measure in MEASURES.items()
+        for name, measure in measures.items()
         if any(measure(figures) != text.ABSENT for _, figures in found)
     ]
     return table("Agreement with the reference", "measure", rows, columns)
@@ -30,6 +32,10 @@ def agreement(result: Result) -> Table | None:
 
 def _measured(figures: Agreement, measure: Measure) -> str:
     return measure(figures)
+
+
+def _in_phase(name: str, figures: Agreement) -> str:
+    return text.interval(figures.by_phase[name].exact_action if name in figures.by_phase else None)
 
 
 def flips_of(flips: Flips | None) -> str:
@@ -77,6 +83,12 @@ MEASURES: Final[Mapping[str, Measure]] = {
     "distance between expected actions, bins": lambda a: text.number(a.soft_action_l1.mean),
     "probability outside the action ids": lambda a: text.number(a.outside_mass.candidate_mean),
     "best id is no action token": lambda a: text.share(a.invalid.candidate),
+    "same token as the recorded action": lambda a: text.interval(
+        a.against_recorded.candidate.equal if a.against_recorded else None
+    ),
+    "… minus the reference's": lambda a: (
+        text.points(a.against_recorded.equal_difference) if a.against_recorded else text.ABSENT
+    ),
     "drift over 10 steps, share of the range": partial(_drift, 10),
     "drift over 50 steps, share of the range": partial(_drift, 50),
     "design effect of frames within episodes": lambda a: text.number(a.teacher_forced.deff, 2),
@@ -90,35 +102,6 @@ def by_dimension(result: Result) -> Table | None:
     rows = [Row(system.label, figures.teacher_forced_by_dimension, system.role) for system, figures in found]
     columns = {name: (lambda shares, i=i: text.interval(shares[i])) for i, name in enumerate(dims)}
     return table("Same token by dimension, given the reference's previous tokens", "system", rows, columns)
-
-
-def by_phase(result: Result) -> Table | None:
-    rows = [
-        Row(f"{system.label}, {name}", phase, system.role)
-        for system, figures in compared(result)
-        for name, phase in figures.by_phase.items()
-    ]
-    columns: dict[str, Callable[[PhaseAgreement], str]] = {
-        "frames": lambda phase: f"{phase.frames:,}",
-        "same token": lambda phase: text.interval(phase.teacher_forced),
-        "same action": lambda phase: text.interval(phase.exact_action),
-    }
-    return table("Agreement by phase of the task", "system, phase", rows, columns)
-
-
-def against_recorded(result: Result) -> Table | None:
-    """Against the recorded actions: a token that differs from the reference's may be harmless, or better."""
-    rows = [
-        Row(system.label, figures.against_recorded, system.role)
-        for system, figures in compared(result)
-        if figures.against_recorded is not None
-    ]
-    columns: dict[str, Callable[[AgainstRecorded], str]] = {
-        "this system": lambda one: text.interval(one.candidate.equal),
-        "reference": lambda one: text.interval(one.reference.equal),
-        "difference, paired": lambda one: text.points(one.equal_difference),
-    }
-    return table("Tokens equal to the recorded action's", "system", rows, columns)
 
 
 def by_margin(result: Result) -> Table | None:

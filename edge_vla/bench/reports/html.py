@@ -73,11 +73,7 @@ def _sections(result: Result) -> list[Section]:
             "agreement",
             "Is it the same policy?",
             _present(figures.by_dimension(result), figures.by_margin(result)),
-            _present(
-                agreement_tables.agreement(result),
-                agreement_tables.by_phase(result),
-                agreement_tables.against_recorded(result),
-            ),
+            _present(agreement_tables.agreement(result)),
             says="A floor is the reference against itself after a change that should not matter, such as another order "
             "of summation. Compare each candidate with its floor, not with 100 %.",
         ),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import cycle
 from typing import Final, Literal
 
 from edge_vla.bench.reports.svg import COLOURS, Colour
@@ -14,13 +15,13 @@ Role = Literal["reference", "floor", "candidate", "peer"]
 REFERENCE: Final = "reference"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SystemResult:
     name: str
     role: Role
-    colour: Colour = None
-    agreement: Agreement | None = None
-    performance: Performance = field(default_factory=Performance)
+    colour: Colour
+    agreement: Agreement | None
+    performance: Performance
     disk_bytes: int | None = None
     closed_loop: ClosedLoop | None = None
     rates: Mapping[str, Rate] | None = None  # of the first regime, by kind of task
@@ -41,43 +42,19 @@ class SystemResult:
 
 def systems(result: Result) -> list[SystemResult]:
     """The reference first, then floors, candidates, and the peers that were measured."""
-    reference = result.reference
-    found = [
-        SystemResult(
-            name=REFERENCE, role="reference", colour=0, performance=reference.performance, rates=reference.rates
-        )
-    ]
-    found += [SystemResult(name=name, role="floor", agreement=floor) for name, floor in result.floors.items()]
-    for number, row in enumerate(result.candidates):
-        regimes = row.closed_loop.regimes if row.closed_loop else []
+    reference, colours = result.reference, cycle(range(1, COLOURS))
+    found = [SystemResult(REFERENCE, "reference", 0, None, reference.performance, rates=reference.rates)]
+    found += [SystemResult(name, "floor", None, floor, Performance()) for name, floor in result.floors.items()]
+    for row in result.candidates:
+        loop, size = row.closed_loop, row.artifact.disk_bytes
+        rates = loop.regimes[0].candidate if loop and loop.regimes else None
         found.append(
-            SystemResult(
-                name=row.name,
-                role="candidate",
-                colour=_colour(number),
-                agreement=row.agreement,
-                performance=row.performance,
-                disk_bytes=row.artifact.disk_bytes,
-                closed_loop=row.closed_loop,
-                rates=regimes[0].candidate if regimes else None,
-            )
+            SystemResult(row.name, "candidate", next(colours), row.agreement, row.performance, size, loop, rates)
         )
-    for number, peer in enumerate(result.peers, len(result.candidates)):
+    for peer in result.peers:
         if peer.agreement is not None or peer.performance.latency:
-            found.append(
-                SystemResult(
-                    name=peer.name,
-                    role="peer",
-                    colour=_colour(number),
-                    agreement=peer.agreement,
-                    performance=peer.performance,
-                )
-            )
+            found.append(SystemResult(peer.name, "peer", next(colours), peer.agreement, peer.performance))
     return found
-
-
-def _colour(number: int) -> int:
-    return 1 + number % (COLOURS - 1)
 
 
 def compared(result: Result) -> list[tuple[SystemResult, Agreement]]:
