@@ -5,7 +5,9 @@ The measurements go to disk first: a report that cannot be made, or a full disk,
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Final
 
 from edge_vla.bench import result_file
 from edge_vla.bench.reports.card import model_card
@@ -16,16 +18,15 @@ from edge_vla.bench.result import Result
 from edge_vla.bench.result_file import ResultError, read
 from edge_vla.files import write_whole
 
-__all__ = ["MARKDOWN", "PAGE", "ResultError", "compare", "html", "markdown", "model_card", "read", "write"]
+__all__ = ["FILES", "ResultError", "compare", "html", "markdown", "model_card", "read", "write"]
 
-MARKDOWN = "report.md"
-PAGE = "report.html"
+FILES: Final[Mapping[str, Callable[[Result], str]]] = {"report.md": markdown, "report.html": html}
 
 
 def write(result: Result, directory: Path) -> list[Path]:
     """Write `result.json`, `report.md` and `report.html`; returns their paths. Raises ResultError, ResourceError."""
     written = [result_file.write(result, directory)]
-    for name, render in ((MARKDOWN, markdown), (PAGE, html)):
+    for name, render in FILES.items():
         write_whole(directory / name, render(result))
         written.append(directory / name)
     return written
