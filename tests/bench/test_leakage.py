@@ -1,4 +1,4 @@
-"""Frames that an artifact was calibrated on are found among those that it is judged on, by content."""
+"""Frames that an artifact was calibrated on are found among the evaluation frames, by content."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 
 from benchmarks.demo_policy import episodes
 from edge_vla.artifact import EVIDENCE, Artifact
-from edge_vla.bench import gates
-from edge_vla.bench.leakage import LIST, calibration_frames_among
+from edge_vla.bench.leakage import LIST, calibration_leakage
 from edge_vla.data import Frame
 from edge_vla.demo import BASE
 from edge_vla.errors import ArtifactError
@@ -21,7 +20,7 @@ from edge_vla.export import Recipe, export
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, list[Frame], list[Frame]]:
     """An artifact, frames it was calibrated on (of another folder), and frames of other episodes."""
-    root = tmp_path_factory.mktemp("seen")
+    root = tmp_path_factory.mktemp("leakage")
     used = episodes.frames("world1-expert", "calibration", root / "used", episodes=2)
     other = episodes.frames("world1-expert", "evaluation", root / "other", episodes=2)
     recipe = Recipe(bits=4, method="gptq", calibration_frames=8)
@@ -33,14 +32,8 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, list
 def test_they_are_counted_wherever_they_lie(calibrated: tuple[Artifact, list[Frame], list[Frame]]) -> None:
     artifact, used, other = calibrated
     config = artifact.manifest.config
-    assert calibration_frames_among(artifact, [*used, *other], config) == 8
-    assert calibration_frames_among(artifact, other, config) == 0
-
-
-def test_they_turn_a_gate_red(calibrated: tuple[Artifact, list[Frame], list[Frame]]) -> None:
-    row = {"name": "gptq", "artifact": {"calibration_frames_among_these": 8}}
-    (gate,) = gates._calibration(row, None)
-    assert gate.passed is False
+    assert calibration_leakage(artifact, [*used, *other], config) == 8
+    assert calibration_leakage(artifact, other, config) == 0
 
 
 def test_a_list_that_is_missing_or_another_is_refused(
@@ -49,11 +42,11 @@ def test_a_list_that_is_missing_or_another_is_refused(
     artifact, used, _ = calibrated
     copy = Artifact(Path(shutil.copytree(artifact.directory, tmp_path / "copy")))
     path = copy.directory / EVIDENCE / LIST
-    told = json.loads(path.read_text())
-    told["frames"].pop()
-    path.write_text(json.dumps(told))
-    with pytest.raises(ArtifactError, match="not the list"):
-        calibration_frames_among(copy, used, copy.manifest.config)
+    content = json.loads(path.read_text())
+    content["frames"].pop()
+    path.write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match="lists other frames"):
+        calibration_leakage(copy, used, copy.manifest.config)
     path.unlink()
-    with pytest.raises(ArtifactError, match="is needed"):
-        calibration_frames_among(copy, used, copy.manifest.config)
+    with pytest.raises(ArtifactError, match=r"cannot read .*export again"):
+        calibration_leakage(copy, used, copy.manifest.config)
