@@ -1,10 +1,10 @@
-"""What is left is foretold from what is done, stage by stage."""
+"""The remaining time follows from the steps that are done, stage by stage."""
 
 from __future__ import annotations
 
 import pytest
 
-from edge_vla.eta import Forecast
+from edge_vla.eta import Eta
 
 COSTS = {"forward": (4, 1.0), "back": (4, 4.0), "decoder": (4, 10.0)}
 
@@ -16,49 +16,49 @@ class Watch:
         return self.seconds
 
 
-def test_true_where_the_costs_are_true() -> None:
+def test_exact_where_the_costs_are_exact() -> None:
     watch = Watch()
-    forecast = Forecast(COSTS, watch)
-    assert forecast.left() is None
+    eta = Eta(COSTS, watch)
+    assert eta.remaining() is None
     whole = 3 * sum(steps * cost for steps, cost in COSTS.values())
     for name, (steps, cost) in COSTS.items():
-        forecast.stage(name, steps)
+        eta.stage(name, steps)
         for _ in range(steps):
             watch.seconds += 3 * cost
-            forecast.step()
-            assert forecast.left() == pytest.approx(whole - watch.seconds)
+            eta.step()
+            assert eta.remaining() == pytest.approx(whole - watch.seconds)
 
 
 def test_a_stage_that_takes_longer_corrects_itself() -> None:
     watch = Watch()
-    forecast = Forecast(COSTS, watch)
-    forecast.stage("forward", 4)
+    eta = Eta(COSTS, watch)
+    eta.stage("forward", 4)
     for _ in range(4):
         watch.seconds += 1
-        forecast.step()
-    forecast.stage("back", 4)
+        eta.step()
+    eta.stage("back", 4)
     watch.seconds += 8  # twice what was planned
-    forecast.step()
+    eta.step()
     rate = 12 / 8
-    assert forecast.left() == pytest.approx(3 * 8 + rate * 40)
+    assert eta.remaining() == pytest.approx(3 * 8 + rate * 40)
 
 
-def test_what_was_done_before_costs_nothing_now() -> None:
+def test_steps_of_a_resumed_export_cost_nothing() -> None:
     watch = Watch()
-    forecast = Forecast(COSTS, watch)
-    forecast.stage("forward", 0)
-    forecast.stage("back", 0)
-    assert forecast.left() is None
-    forecast.stage("decoder, resumed at layer 3", 1)
+    eta = Eta(COSTS, watch)
+    eta.stage("forward", 0)
+    eta.stage("back", 0)
+    assert eta.remaining() is None
+    eta.stage("decoder", 1)
     watch.seconds += 7
-    forecast.step()
-    assert forecast.left() == 0
+    eta.step()
+    assert eta.remaining() == 0
 
 
-def test_a_stage_that_nobody_planned() -> None:
+def test_a_stage_that_was_not_planned() -> None:
     watch = Watch()
-    forecast = Forecast({}, watch)
-    forecast.stage("decoder", 2)
+    eta = Eta({}, watch)
+    eta.stage("decoder", 2)
     watch.seconds += 5
-    forecast.step()
-    assert forecast.left() is None
+    eta.step()
+    assert eta.remaining() is None

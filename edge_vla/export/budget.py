@@ -69,8 +69,8 @@ def limit(spec: PolicySpec, recipe: Recipe) -> int:
         option, total = f"--budget {recipe.budget / 1e9:g}GB, of which {rest / 1e9:g} GB is fixed,", recipe.budget
     if total - rest < smallest:
         raise UsageError(
-            f"{option} leaves {max(total - rest, 0) / 1e9:g} GB for the decoder's linears, and their floor, the fewest "
-            f"bits everywhere, is {smallest / 1e9:g} GB: give more"
+            f"{option} leaves {max(total - rest, 0) / 1e9:g} GB for the decoder's linears, below their floor of "
+            f"{smallest / 1e9:g} GB, the fewest bits everywhere: give more"
         )
     return total - rest + (vision_bytes(spec, min(VISION_BITS)) if recipe.chooses_vision_bits else 0)
 

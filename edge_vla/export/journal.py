@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from edge_vla import typed_json
+from edge_vla.artifact import Source
 from edge_vla.errors import UsageError
 from edge_vla.export.recipe import Recipe
 from edge_vla.export.units import KINDS, Unit
@@ -32,9 +33,7 @@ U = TypeVar("U", bound=Unit)
 class ExportKey:
     """Everything that decides the bytes of an export."""
 
-    origin: str
-    adapters: int
-    files: tuple[dict[str, str], ...]  # sha256 by name: the checkpoint's, then each adapter's
+    source: Source
     recipe: Recipe
     calibration: str | None  # sha256 of the calibration set
     golden: str  # sha256 of the candidates for the golden frame

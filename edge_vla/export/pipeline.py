@@ -75,13 +75,10 @@ class Job:
     form: str  # `artifact`, or another program's format
 
     @cached_property
-    def origin(self) -> str:
-        """A name only where it is public: the same weights in another directory give the same manifest."""
-        return "a local directory" if self.checkpoint.local else self.checkpoint.origin
-
-    @cached_property
-    def files(self) -> list[dict[str, str]]:
-        return self.checkpoint.identity()
+    def source(self) -> Source:
+        """Names only where they are public: the same weights in another directory give the same manifest."""
+        origin = "a local directory" if self.checkpoint.local else self.checkpoint.origin
+        return Source(origin, len(self.checkpoint.adapters), tuple(self.checkpoint.identity()))
 
     @cached_property
     def rows(self) -> int:
@@ -96,9 +93,7 @@ class Job:
     def key(self) -> ExportKey:
         candidates = [frame.sha256() + (frame.unnorm_key or "") for frame in self.frames[:MAX_CANDIDATES]]
         return ExportKey(
-            origin=self.origin,
-            adapters=len(self.checkpoint.adapters),
-            files=tuple(self.files),
+            source=self.source,
             recipe=self.recipe,
             calibration=self.calibration.sha256 if self.calibration else None,
             golden=hashlib.sha256("\n".join(candidates).encode()).hexdigest(),
@@ -245,28 +240,25 @@ def write_vision(job: Job, writer: ArtifactWriter, bits: int) -> None:
         writer.finish(VisionWritten())
 
 
-def check_vision(job: Job, writer: ArtifactWriter) -> VisionChecked:
+def check_vision(job: Job, writer: ArtifactWriter) -> VisionCheck:
     """The ONNX graph beside torch on one synthetic image; ArtifactError where they differ."""
-    if found := writer.get(VisionChecked):
-        return found
+    if unit := writer.get(VisionChecked):
+        return unit.check
     config = job.checkpoint.config
     pixels = preprocess(synthetic_image(0, config.spec.image_size), config.image)[None]
     weights = dequantise_vision(writer.tensors(VISION), torch.float32)  # as the graph does, unrounded
-    difference, magnitude = check_graph(writer.partial / GRAPH, weights, config.spec, np.ascontiguousarray(pixels))
-    return writer.finish(VisionChecked(max_difference=difference, max_magnitude=magnitude))
+    check = check_graph(writer.partial / GRAPH, weights, config.spec, np.ascontiguousarray(pixels))
+    return writer.finish(VisionChecked(check=check)).check
 
 
-def describe(job: Job, layers: Sequence[Linears], vision_bits: int, check: VisionChecked) -> Manifest:
+def describe(job: Job, layers: Sequence[Linears], vision_bits: int, check: VisionCheck) -> Manifest:
     """The manifest but for the golden frame and the files. The recipe has the bits that a budget chose for vision."""
-    chosen = job.calibration
-    recipe = RecordedRecipe(
-        **dataclasses.asdict(dataclasses.replace(job.recipe, vision_bits=vision_bits).resolved()),
-        calibration=None if chosen is None else Calibration(len(chosen.frames), chosen.sha256),
-    )
+    frames, recipe = job.calibration, dataclasses.replace(job.recipe, vision_bits=vision_bits).resolved()
+    calibration = None if frames is None else Calibration(len(frames.frames), frames.sha256)
     return Manifest(
         config=job.checkpoint.config,
-        source=Source(job.origin, len(job.checkpoint.adapters), tuple(job.files)),
-        recipe=recipe,
+        source=job.source,
+        recipe=RecordedRecipe(**dataclasses.asdict(recipe), calibration=calibration),
         layers=tuple(layers),
-        vision_check=VisionCheck(check.max_difference, check.max_magnitude),
+        vision_check=check,
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from edge_vla.artifact import Linear
+from edge_vla.artifact import Linear, VisionCheck
 
 KlCosts = dict[str, list[list[float]]]  # linear -> [fold][candidate format], nats per action token
 
@@ -77,8 +77,7 @@ class VisionWritten(Unit):
 class VisionChecked(Unit):
     """The ONNX graph was compared with torch."""
 
-    max_difference: float
-    max_magnitude: float
+    check: VisionCheck
 
 
 KINDS: Final[Mapping[str, type[Unit]]] = {kind.__name__: kind for kind in Unit.__subclasses__()}

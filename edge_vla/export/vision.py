@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge_vla.artifact import GRAPH, VISION, VISION_SCALES
+from edge_vla.artifact import GRAPH, VISION, VISION_SCALES, VisionCheck
 from edge_vla.checkpoint import TensorSource
 from edge_vla.checkpoint.keys import vision_keys
 from edge_vla.errors import ArtifactError, BackendError
@@ -94,11 +94,10 @@ def write_graph(spec: PolicySpec, weights: Path, graph: Path) -> None:
 
 def check_graph(
     graph: Path, weights: Mapping[str, Tensor], spec: PolicySpec, pixels: NDArray[np.float32]
-) -> tuple[float, float]:
+) -> VisionCheck:
     """Run the graph in ONNX Runtime and the network in torch, both in float32, on the same pixel values.
 
-    `pixels` is (B, 3 x towers, H, W). Returns the largest difference and the largest magnitude, two digits each: the
-    last bits depend on how many threads summed. ArtifactError for a difference that float32 summation cannot explain.
+    `pixels` is (B, 3 x towers, H, W). ArtifactError for a difference that float32 summation cannot explain.
     """
     expected = _run_wide(spec, weights, torch.from_numpy(pixels))
     got = OnnxVision(graph, torch.device("cpu"), fold=False)(torch.from_numpy(pixels))
@@ -108,7 +107,8 @@ def check_graph(
             f"the ONNX graph differs from torch by {difference:.1e} of {magnitude:.1e}, expected at most "
             f"{TOLERANCE * magnitude:.1e}: install the versions of torch and onnxruntime in constraints.txt"
         )
-    return float(f"{difference:.1e}"), float(f"{magnitude:.1e}")
+    # Two digits: the last bits depend on how many threads summed.
+    return VisionCheck(float(f"{difference:.1e}"), float(f"{magnitude:.1e}"))
 
 
 def _run_wide(spec: PolicySpec, weights: Mapping[str, Tensor], pixels: Tensor) -> Tensor:

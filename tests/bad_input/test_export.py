@@ -22,9 +22,10 @@ from edge_vla.errors import EdgeVLAError, ResourceError, UsageError
 from edge_vla.export import Recipe, Silent, export
 from edge_vla.export.writer import ArtifactWriter
 from tests.bad_input.damage import command, nothing_left, refused
+from tests.export.crash import KEY
 
 TINY = "random:openvla-tiny"
-EARLY = 6  # files written before the graph is traced, which takes seconds
+EARLY = 7  # files written before the graph is traced, which takes seconds
 
 USAGE: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("--group", "48"), ("--group 48", "does not divide", "64 inputs", "q_proj", "divisor")),
@@ -40,9 +41,9 @@ USAGE: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("--recipe", "nowhere.toml"), ("--recipe nowhere.toml", "no such file")),
     (("--recipe", "."), ("--recipe .", "cannot be read")),
     (("--recipe", "broken.toml"), ("--recipe broken.toml", "not valid TOML")),
-    (("--recipe", "unknown.toml"), ("unknown key 'bit'", "known", "'bits'")),
-    (("--recipe", "typed.toml"), ("bits must be int", "'4'")),
-    (("--recipe", "truth.toml"), ("bits must be int", "True")),
+    (("--recipe", "unknown.toml"), ("unknown key 'bit'", "expected", "'bits'")),
+    (("--recipe", "typed.toml"), ("bits: expected int", "'4'")),
+    (("--recipe", "truth.toml"), ("bits: expected int", "True")),
 ]
 
 
@@ -90,7 +91,7 @@ def test_where_nothing_can_be_written(out: str, word: str, place: Path, capsys: 
 
 
 def test_one_export_at_a_time(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    writer = ArtifactWriter(place / "out")
+    writer = ArtifactWriter(place / "out", KEY)
     command(capsys, "export", TINY, "--out", "out").refused_with(2, ["another export", "out", "wait"])
     assert (place / "out.partial").is_dir(), "the first one goes on"
     writer.abandon()
@@ -165,7 +166,7 @@ def test_a_disk_that_fills_leaves_nothing(
 
 def republish(sound: Path, out: Path) -> Artifact:
     """Write a finished artifact again through the writer, as an export ends: every file, draft, manifest, rename."""
-    artifact, writer = Artifact(sound), ArtifactWriter(out)
+    artifact, writer = Artifact(sound), ArtifactWriter(out, KEY)
     try:
         for name in artifact.manifest.files:
             if name.endswith(".safetensors"):
@@ -173,7 +174,9 @@ def republish(sound: Path, out: Path) -> Artifact:
             else:
                 writer.write(name, (sound / name).read_bytes())
         writer.draft(artifact.manifest)
-        return writer.publish(artifact.manifest)
+        writer.draft(artifact.manifest)
+        writer.publish()
+        return Artifact(out)
     except BaseException:
         writer.abandon()
         raise
@@ -192,7 +195,7 @@ def test_whichever_call_fails_there_is_nothing_or_a_whole_artifact(
     kind: str, place: Path, tiny_artifacts: Mapping[int, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The n-th call fails, for every n until none is left to fail."""
-    failures, told = 0, list[str]()
+    failures, messages = 0, list[str]()
     while True:
         out = place / f"out-{failures}"
         with monkeypatch.context() as patch:
@@ -200,7 +203,7 @@ def test_whichever_call_fails_there_is_nothing_or_a_whole_artifact(
             try:
                 republish(tiny_artifacts[4], out)
             except ResourceError as error:
-                told.append(str(error))
+                messages.append(str(error))
         if counter[0] <= failures:
             break
         failures += 1
@@ -210,33 +213,33 @@ def test_whichever_call_fails_there_is_nothing_or_a_whole_artifact(
             assert kind == "fsync"
     Artifact(out).verify()
     assert Artifact(out).identity == Artifact(tiny_artifacts[4]).identity
-    assert len(told) == failures
-    assert [line for line in told if not line.startswith("cannot ") or "\n" in line] == []
+    assert len(messages) == failures
+    assert [line for line in messages if not line.startswith("cannot ") or "\n" in line] == []
     assert failures >= {"write": 10, "fsync": 15, "rename": 1, "replace": 2}[kind]
 
 
 class Interrupts(Silent):
-    """Presses Ctrl-C at the n-th word of an export."""
+    """Presses Ctrl-C at the n-th report of an export."""
 
     def __init__(self, n: int) -> None:
-        self.n, self.words = n, 0
+        self.n, self.reports = n, 0
 
-    def stage(self, name: str, steps: int) -> None:
+    def stage(self, name: str, steps: int, done: int = 0) -> None:
         self.step(name)
 
     def step(self, detail: str) -> None:
-        self.words += 1
-        if self.words == self.n:
+        self.reports += 1
+        if self.reports == self.n:
             raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 9])
 def test_ctrl_c_leaves_nothing(n: int, place: Path) -> None:
-    """In the decoder, between the stages, after the first files of vision, and at the very last word."""
+    """In the decoder, between the stages, after the first files of vision, and at the very last report."""
     progress = Interrupts(n)
     with nothing_left(place / "out"), pytest.raises(KeyboardInterrupt):
         export(TINY, place / "out", Recipe(), progress=progress)
-    assert progress.words == n
+    assert progress.reports == n
 
 
 def test_ctrl_c_on_the_command_line(
@@ -244,7 +247,7 @@ def test_ctrl_c_on_the_command_line(
 ) -> None:
     interrupts = Interrupts(2)
     monkeypatch.setattr(edge_vla.terminal.Bar, "step", lambda bar, detail: interrupts.step(detail))
-    monkeypatch.setattr(edge_vla.terminal.Bar, "stage", lambda bar, name, steps: interrupts.stage(name, steps))
+    monkeypatch.setattr(edge_vla.terminal.Bar, "stage", lambda bar, name, steps, done: interrupts.stage(name, steps))
     with nothing_left(place / "out"):
         ended = command(capsys, "export", TINY, "--out", "out")
     assert ended.code == 130

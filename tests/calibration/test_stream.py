@@ -1,7 +1,8 @@
-"""The streamed decoder is the decoder: rows, gradients and Hessians, a layer at a time."""
+"""The decoder run a layer at a time is the decoder: rows, gradients and Hessians."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -11,10 +12,10 @@ from torch import Tensor
 
 from edge_vla import spec as spec_of
 from edge_vla.calibration import stream
-from edge_vla.calibration.answers import action_logits, back_through, probe_answers
+from edge_vla.calibration.action_gradients import action_logits, backpropagate_, probe_gradients
+from edge_vla.calibration.row_weights import row_weights
 from edge_vla.calibration.sequences import Rows, action_tokens, embed
-from edge_vla.calibration.stream import STAGES, chunks, load_layer, pass_layer, quantise_layer
-from edge_vla.calibration.weights import row_weights
+from edge_vla.calibration.stream import STAGES, attend, causal, chunks, forward_, load_layer, quantise_layer
 from edge_vla.checkpoint import Checkpoint, open_checkpoint
 from edge_vla.data import Frame
 from edge_vla.errors import FrameError
@@ -47,11 +48,11 @@ def nothing(names: Sequence[str], hessian: Tensor) -> Mapping[str, Tensor]:
     return {}
 
 
-def test_streamed_answers_are_the_policys(checkpoint: Checkpoint, frames: list[Frame]) -> None:
+def test_streamed_logits_are_the_policys(checkpoint: Checkpoint, frames: list[Frame]) -> None:
     policy = load(TINY, "cpu", dtype="fp32")
     rows = embed(checkpoint, frames, torch.float32)
     for layer in layers(checkpoint):
-        pass_layer(layer, rows)
+        forward_(layer, rows)
     found = [logits for same in rows for logits in action_logits(checkpoint, same.hidden[:, -same.dims :])]
     lengths = {same.prompt for same in rows}
     assert len(lengths) == 2, "two instructions of different length"
@@ -64,7 +65,7 @@ def test_streamed_answers_are_the_policys(checkpoint: Checkpoint, frames: list[F
 def test_a_layer_that_is_not_changed_moves_rows_as_it_does(checkpoint: Checkpoint, frames: list[Frame]) -> None:
     layer, rows = layers(checkpoint)[0], embed(checkpoint, frames, torch.float32)
     plain, staged = copy(rows), copy(rows)
-    pass_layer(layer, plain)
+    forward_(layer, plain)
     uniform = [[torch.ones(1, same.length) for same in rows] for _ in STAGES]
     quantise_layer(layer, staged, uniform, nothing)
     for one, other in zip(plain, staged, strict=True):
@@ -80,7 +81,7 @@ def test_hessians_are_the_weighted_moments_of_what_each_linear_reads(
     expected: dict[str, Tensor] = {}
     part = [slice(0, 0)]
 
-    def listen(stage: int, name: str) -> None:
+    def watch(stage: int, name: str) -> None:
         def hook(module: object, given: tuple[Tensor, ...]) -> None:
             x, counts = given[0].double(), weights[stage][index].double()
             moment = torch.einsum("ntk,nt,ntl->kl", x, counts, x)
@@ -91,11 +92,11 @@ def test_hessians_are_the_weighted_moments_of_what_each_linear_reads(
     handles: list[torch.utils.hooks.RemovableHandle] = []
     for stage, names in enumerate(STAGES):
         for name in names:
-            listen(stage, name)
+            watch(stage, name)
     for chunk in chunks(layer.self_attn.spec, copy(rows)):
         index, part[0] = chunk.index, chunk.part
         assert len(chunk.hidden) == len(rows[index].hidden), "one chunk each at this size"
-        pass_layer(layer, [Rows(chunk.hidden, 0, 0)])
+        forward_(layer, [Rows(chunk.hidden, 0, 0)])
     for handle in handles:
         handle.remove()
     found: dict[str, Tensor] = {}
@@ -110,7 +111,7 @@ def test_hessians_are_the_weighted_moments_of_what_each_linear_reads(
         assert torch.allclose(hessian.double(), expected[name], rtol=1e-3, atol=1e-4 * float(hessian.max())), name
 
 
-def test_each_stage_reads_what_the_rounded_ones_before_give(checkpoint: Checkpoint, frames: list[Frame]) -> None:
+def test_each_stage_reads_what_the_quantised_ones_before_give(checkpoint: Checkpoint, frames: list[Frame]) -> None:
     """Zero weights in an early stage must be seen by the later ones."""
     rows = embed(checkpoint, frames, torch.float32)
     uniform = [[torch.ones(1, same.length) for same in rows] for _ in STAGES]
@@ -148,20 +149,18 @@ def test_streamed_gradients_are_autograds(checkpoint: Checkpoint, frames: list[F
             )
             for name in names
         ]
-        from edge_vla.calibration.stream import attend, causal
-
         x = x + attend(layer, x, causal(layer.self_attn.spec, x))
         x = x + layer.mlp(layer.post_attention_layernorm(x))
         for handle in handles:
             handle.remove()
-    gradients = probe_answers(checkpoint, [Rows(x.detach(), rows[0].prompt, rows[0].dims)], seed=3, probes=2)
+    gradients = probe_gradients(checkpoint, [Rows(x.detach(), rows[0].prompt, rows[0].dims)], seed=3, probes=2)
     for probe in range(2):
         expected = torch.autograd.grad(x, [whole, *outputs.values()], gradients[probe][0].clone(), retain_graph=True)
         truth = dict(zip(outputs, expected[1:], strict=True))
         moved = [[gradients[probe][0].clone()]]
         for number in reversed(range(len(stack))):
             found: dict[str, Tensor] = {}
-            back_through(stack[number], kept[number], moved, partial(note, found))
+            backpropagate_(stack[number], kept[number], moved, partial(note, found))
             for name, gradient in found.items():
                 assert torch.allclose(gradient, truth[number, name], atol=1e-5), (number, name)
         assert torch.allclose(moved[0][0], expected[0], atol=1e-5)
@@ -176,20 +175,20 @@ def test_probes_have_the_fisher_as_their_covariance(checkpoint: Checkpoint) -> N
     logits, moved = action_logits(checkpoint, hidden[:, -1:]), action_logits(checkpoint, hidden[:, -1:] + change)
     ours, theirs = logits.double().log_softmax(-1), moved.double().log_softmax(-1)
     truth = float((ours.exp() * (ours - theirs)).sum())
-    gradients = probe_answers(checkpoint, [Rows(hidden, 0, 1)], seed=0, probes=4000)
+    gradients = probe_gradients(checkpoint, [Rows(hidden, 0, 1)], seed=0, probes=4000)
     assert all(not gradient[0][:, :2].any() for gradient in gradients)
     estimate = sum(float((gradient[0][:, -1:] * change).sum()) ** 2 for gradient in gradients) / 2 / len(gradients)
     assert estimate == pytest.approx(truth, rel=0.1)
 
 
-def test_rows_that_no_answer_reads_count_nothing(checkpoint: Checkpoint, frames: list[Frame]) -> None:
+def test_rows_that_no_prediction_reads_count_nothing(checkpoint: Checkpoint, frames: list[Frame]) -> None:
     """In the last layer, beyond keys and values, only the acting rows matter; means are one."""
     stack, rows = layers(checkpoint), embed(checkpoint, frames, torch.float32)
     kept = []
     for layer in stack:
         kept.append(copy(rows))
-        pass_layer(layer, rows)
-    gradients = probe_answers(checkpoint, rows, seed=0)
+        forward_(layer, rows)
+    gradients = probe_gradients(checkpoint, rows, seed=0)
     for number in reversed(range(len(stack))):
         weights = row_weights(stack[number], kept[number], gradients)
         for stage, by_rows in enumerate(weights):
@@ -200,8 +199,6 @@ def test_rows_that_no_answer_reads_count_nothing(checkpoint: Checkpoint, frames:
 
 
 def test_a_frame_needs_an_action_that_fits(checkpoint: Checkpoint, frames: list[Frame]) -> None:
-    import dataclasses
-
     for action, words in ((None, "no recorded action"), ((0.0,) * 6, "expected 7"), ((float("nan"),) * 7, "finite")):
         with pytest.raises(FrameError, match=words):
             action_tokens(dataclasses.replace(frames[0], action=action), checkpoint.config)
@@ -234,8 +231,8 @@ def test_all_is_made_where_the_rows_are() -> None:
         seen.append(hessian.device)
         return {name: torch.zeros(spec.linears()[name], dtype=torch.bfloat16) for name in names}  # on the host
 
-    back_through(fresh[0], rows, gradients, look)
-    pass_layer(fresh[0], rows)
+    backpropagate_(fresh[0], rows, gradients, look)
+    forward_(fresh[0], rows)
     quantise_layer(fresh[1], rows, uniform, replace)
     assert {*seen, rows[0].hidden.device, gradients[0][0].device} == {meta}
     assert {weight.device for weight in fresh[1].parameters()} == {meta}

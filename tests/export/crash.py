@@ -1,10 +1,10 @@
-"""Kill exports of `random:openvla-tiny` and let them go on: `python -m tests.export.crash --random 200 --out FILE`.
+"""Kill exports of `random:openvla-tiny` and resume them: `python -m tests.export.crash --random 200 --out FILE`.
 
-Each trial is a process of its own, forked when everything is imported, so that a kill -9 is a real one. Three ways:
+Each export is a process of its own, forked when everything is imported, so that a kill -9 is a real one. Three ways:
 `--named` kills before and after every call that touches the disk (each write, sync, rename, replace, unlink), one
-call a trial; `--failing` lets each of these calls fail once, as on a full disk, which must end in a typed error;
+call an export; `--failing` lets each of these calls fail once, as on a full disk, which must end in a typed error;
 `--random N` kills at N random moments, several in one export. However often it was stopped, what is published in the
-end must have the identity of an export that was left alone, and no name before that.
+end must have the identity of an undisturbed export, and no name before that.
 Only tracing the vision graph is replaced, by a copy of the graph that the first export traced: it takes eight seconds
 and touches no disk.
 """
@@ -29,21 +29,30 @@ from typing import Any, Final
 
 import torch
 
-import edge_vla.export.journal
 import edge_vla.export.vision
 import edge_vla.export.writer
 import edge_vla.files
-from edge_vla.artifact import GRAPH, Artifact
+from edge_vla.artifact import GRAPH, Artifact, Source
 from edge_vla.bench.provenance import provenance
 from edge_vla.data import Frame, read_frames, synthetic_image, write_frames
 from edge_vla.errors import ResourceError
 from edge_vla.export import Progress, Recipe, Silent, export
+from edge_vla.export.journal import ExportKey
 from edge_vla.spec import PolicySpec
 
 LOG: Final = logging.getLogger("tests.export.crash")
 SOURCE: Final = "random:openvla-tiny"
 RECIPE: Final = Recipe(method="gptq", calibration_frames=12)
 FRAMES: Final = 16
+KEY: Final = ExportKey(  # of no export: for tests of journal and writer
+    source=Source("here", 0),
+    recipe=Recipe(),
+    calibration=None,
+    golden="",
+    form="artifact",
+    edge_vla="1",
+    torch="2",
+)
 HANG: Final = 120.0  # seconds
 REFUSED: Final = 5  # exit code
 
@@ -52,10 +61,10 @@ def tiny_frames(folder: Path) -> list[Frame]:
     """Recorded frames for `random:openvla-tiny`, four episodes of four steps."""
     shown = []
     for number in range(FRAMES):
-        luck = random.Random(number)
-        action = (*(luck.uniform(-0.03, 0.03) for _ in range(6)), float(number % 4 > 1))
-        words = ("pick up the red block", "open the drawer")[number // 4 % 2]
-        frame = Frame(Path(f"{number:02d}.png"), words, "random", f"e{number // 4}", number % 4, action)
+        rng = random.Random(number)
+        action = (*(rng.uniform(-0.03, 0.03) for _ in range(6)), float(number % 4 > 1))
+        instruction = ("pick up the red block", "open the drawer")[number // 4 % 2]
+        frame = Frame(Path(f"{number:02d}.png"), instruction, "random", f"e{number // 4}", number % 4, action)
         shown.append((frame, synthetic_image(number, 40)))
     write_frames(folder, shown)
     return read_frames(folder)
@@ -88,7 +97,7 @@ class Death:
 
     def arm(self) -> None:
         """For the rest of this process."""
-        for module in (edge_vla.export.writer, edge_vla.export.journal, edge_vla.files):
+        for module in (edge_vla.export.writer, edge_vla.files):
             for name in ("save_file", "sync"):
                 if name in vars(module):
                     setattr(module, name, self.wrap(name, vars(module)[name]))
@@ -177,12 +186,12 @@ class Stage:
             assert self.run(out, Death(None)) == 0
         self.check(out)
 
-    def killed_randomly(self, kills: int, luck: random.Random, longest: float) -> Iterator[int]:
+    def killed_randomly(self, kills: int, rng: random.Random, longest: float) -> Iterator[int]:
         """Kills spread over as many exports as it takes; yields how many each export survived."""
         left = kills
         while left > 0:
             out, survived = self.folder / "random", 0
-            while self.run_for(out, luck.uniform(0, longest) if left > 0 else HANG) != 0:
+            while self.run_for(out, rng.uniform(0, longest) if left > 0 else HANG) != 0:
                 survived, left = survived + 1, left - 1
                 if out.exists():  # killed after the rename: it must be whole already
                     break

@@ -128,7 +128,7 @@ def test_the_predicted_kl_cost_is_what_one_linear_causes(frames: list[Frame]) ->
     odd = ~torch.cat(folds)
     predicted, direct = [], []
     for name, shape in spec.linears().items():
-        place = candidates(shape[1], None).index((Scheme.INT4, 64))
+        place = candidates(shape[1], None).index(Format(Scheme.INT4, 64))
         changed = load_layer(checkpoint.tensors, spec, spec.layers - 1, torch.float32)
         changed.get_parameter(f"{name}.weight").add_(changes[name][place])
         moved = [Rows(same.hidden.clone(), same.prompt, same.dims) for same in kept[-1]]

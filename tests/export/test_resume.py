@@ -195,11 +195,11 @@ def test_a_disk_that_fills_keeps_the_journal(stage: Stage, tmp_path: Path, monke
 
     count = [0]
 
-    def fails(tensors: dict[str, Tensor], path: Path) -> None:
+    def fails(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None) -> None:
         count[0] += 1
         if count[0] == 9:
             raise OSError(28, "No space left on device")
-        save_file(tensors, path)
+        save_file(tensors, path, metadata)
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:

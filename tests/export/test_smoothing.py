@@ -1,4 +1,4 @@
-"""SmoothQuant and AWQ equal the textbook; what moves leaves the function as it was; what cannot move says so."""
+"""SmoothQuant and AWQ equal the textbook; moving scales keeps the function; a warning names what cannot move."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from edge_vla.calibration.inputs import Inputs, draw, observe
 from edge_vla.calibration.sequences import Rows
 from edge_vla.calibration.stream import STAGES, causal
 from edge_vla.errors import NumericError
+from edge_vla.export.formats import Format
 from edge_vla.export.smoothing import EXPONENTS, LARGEST, Fold, Rule, divided, largest, scales, search, smooth
 from edge_vla.model.decoder import Cache, DecoderLayer, Step
 from edge_vla.quant import Scheme, round_scale
@@ -28,12 +29,12 @@ SPECS = {
 seeds = st.integers(0, 2**31)
 
 
-def problem(seed: int, inner: int = 64) -> tuple[Inputs, list[Tensor]]:
+def problem(seed: int, in_features: int = 64) -> tuple[Inputs, list[Tensor]]:
     """Rows with a few loud channels, and two weights that read them."""
     generator = torch.Generator().manual_seed(seed)
-    loud = (torch.randn(inner, generator=generator) * 1.5).exp()
-    rows = torch.randn(60, inner, generator=generator) * loud
-    weights = [torch.randn(outer, inner, generator=generator) * 0.05 for outer in (12, 20)]
+    loud = (torch.randn(in_features, generator=generator) * 1.5).exp()
+    rows = torch.randn(60, in_features, generator=generator) * loud
+    weights = [torch.randn(out, in_features, generator=generator) * 0.05 for out in (12, 20)]
     return Inputs(rows.abs().mean(dim=0), rows.abs().amax(dim=0), rows), weights
 
 
@@ -78,7 +79,7 @@ def textbook_error(rule: Rule, rows: Tensor, weights: Sequence[Tensor], scale: S
 def test_equal_to_the_textbook(rule: Rule, seed: int) -> None:
     """Scales channel by channel, the error of every candidate, and so the same exponent."""
     inputs, weights = problem(seed)
-    form = (Scheme.W8A8, None) if rule == "smoothquant" else (Scheme.INT4, 32)
+    form = Format(Scheme.W8A8, None) if rule == "smoothquant" else Format(Scheme.INT4, 32)
     ours = [(exponent, scales(rule, inputs, largest(weights), exponent)) for exponent in EXPONENTS]
     theirs = [textbook_scales(rule, inputs.rows, weights, exponent) for exponent in EXPONENTS]
     for (_, mine), other in zip(ours, theirs, strict=True):
@@ -112,10 +113,10 @@ class Layer:
         return {name: self.layer.get_parameter(name).bfloat16() for name in NORMS}
 
     def inputs(self) -> list[Inputs]:
-        return observe(self.layer, self.rows, self.weights, "layer 0", drawn=32)
+        return observe(self.layer, self.rows, self.weights, "layer 0", samples=32)
 
     def fold(self, rule: Rule, exponent: float | None = None) -> Fold:
-        form = (Scheme.W8A8, None) if rule == "smoothquant" else (Scheme.INT4, 32)
+        form = Format(Scheme.W8A8, None) if rule == "smoothquant" else Format(Scheme.INT4, 32)
         formats = dict.fromkeys(self.linears, form)
         return smooth(rule, self.spec, self.inputs(), self.linears, self.norms, formats, "layer 0", exponent)
 
@@ -219,7 +220,7 @@ def test_a_norm_that_16_bits_cannot_hold_is_left_and_named(caplog: pytest.LogCap
 def test_activations_that_are_not_finite_are_refused(value: float) -> None:
     one = Layer(SPECS["plain"])
     one.rows[1].hidden[0, 2, 5] = value
-    with pytest.raises(NumericError, match=r"layer 0, self_attn\.q_proj: the calibration's activations are not finite"):
+    with pytest.raises(NumericError, match=r"layer 0, self_attn\.q_proj: calibration activations are not finite"):
         one.inputs()
 
 

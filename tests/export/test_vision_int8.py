@@ -63,11 +63,11 @@ def test_torch_and_onnx_see_the_same(artifact: Path) -> None:
 
 def test_inspection_tells_8_bits_from_16(artifact: Path) -> None:
     stored = load_file(artifact / VISION)
-    rows = {row["format"]: row for row in describe(str(artifact))["parts"] if row["part"] == "towers, projector"}
+    rows = {row.format: row for row in describe(str(artifact)).parts if row.part == "towers, projector"}
     eight = [name for name, tensor in stored.items() if tensor.dtype == torch.int8]
-    assert rows["int8"]["tensors"] == len(eight)
-    assert rows["int8"]["tensors"] + rows["16 bits"]["tensors"] == len(stored) - len(eight)
-    assert sum(row["bytes"] for row in rows.values()) == sum(tensor.nbytes for tensor in stored.values())
+    assert rows["int8"].tensors == len(eight)
+    assert rows["int8"].tensors + rows["16 bits"].tensors == len(stored) - len(eight)
+    assert sum(row.bytes for row in rows.values()) == sum(tensor.nbytes for tensor in stored.values())
 
 
 def test_smaller_and_near(artifact: Path, tiny_artifacts: Mapping[int, Path]) -> None:
