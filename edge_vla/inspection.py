@@ -1,12 +1,13 @@
-"""What an artifact or a checkpoint consists of, as plain data for a table or JSON. Reads headers, not weights."""
+"""What an artifact or a checkpoint consists of. Reads headers, not weights."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -21,60 +22,77 @@ from edge_vla.quant import stored_bytes
 LINEARS = "decoder linears"
 
 
-def describe(path: str) -> dict[str, Any]:
-    """`parts`: rows of part, format, tensors, parameters, bytes; `facts`: what else a user asks first."""
+@dataclass(frozen=True)
+class Part:
+    """All tensors of one part of the network that share a format."""
+
+    part: str
+    format: str
+    tensors: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """The parts, and by name what else a user asks first."""
+
+    parts: Sequence[Part]
+    facts: Mapping[str, object]
+
+    def to_json(self) -> dict[str, object]:
+        return {"parts": [dataclasses.asdict(part) for part in self.parts], "facts": dict(self.facts)}
+
+
+def describe(path: str) -> Description:
+    """Of an artifact directory, or of any source that `export` takes."""
     if (Path(path) / MANIFEST).exists():
         return _artifact(Artifact(Path(path)))
     checkpoint = open_checkpoint(path)
-    table = key_table(checkpoint.config.spec)
     tensors, sizes = checkpoint.tensors, defaultdict[tuple[str, str], list[tuple[int, int]]](list)
-    for name, key in table.items():
-        parameters = math.prod(key.shape)
+    for name, key in key_table(checkpoint.config.spec).items():
+        parameters, size, form, part = math.prod(key.shape), 2 * math.prod(key.shape), "as 16 bits", _part(name)
         stored = tensors.bytes(name) if isinstance(tensors, DequantisedTensors) else None
-        form = "as 16 bits" if stored is None else str(tensors.layout)  # type: ignore[attr-defined]
-        part = "dead (never run)" if not key.live else _part(name) if stored is None else _quantised_part(name)
-        sizes[part, form].append((parameters, 2 * parameters if stored is None else stored))
-    return {
-        "parts": [
-            _row(part, form, len(members), sum(count for count, _ in members), sum(size for _, size in members))
-            for (part, form), members in sizes.items()
-        ],
-        "facts": {"source": checkpoint.origin, **_facts(checkpoint.config)},
-    }
+        if isinstance(tensors, DequantisedTensors) and stored is not None:
+            size, form, part = stored, str(tensors.layout), LINEARS if name.startswith(DECODER_PREFIX) else part
+        sizes[part if key.live else "dead (never run)", form].append((parameters, size))
+    parts = [
+        Part(part, form, len(members), sum(count for count, _ in members), sum(size for _, size in members))
+        for (part, form), members in sizes.items()
+    ]
+    return Description(parts, {"source": checkpoint.origin, **_facts(checkpoint.config)})
 
 
-def _artifact(artifact: Artifact) -> dict[str, Any]:
-    manifest = artifact.manifest
-    files = manifest.files
+def _artifact(artifact: Artifact) -> Description:
+    manifest, spec = artifact.manifest, artifact.manifest.config.spec
     linears: dict[str, list[Linear]] = defaultdict(list)
     for linear in [linear for layer in manifest.layers for linear in layer.values()]:
         linears[linear.scheme.value].append(linear)
-    spec = manifest.config.spec
-    parts = [
-        *_vision(artifact),
-        *(_linears(scheme, members) for scheme, members in linears.items()),
-        _row("head (action rows)", "16 bits", 2, (spec.action.bins + 1) * spec.decoder.width, files[HEAD]["size"]),
-        _row(
-            "embeddings (host)", "16 bits", 1, spec.decoder.vocab_rows * spec.decoder.width, files[EMBEDDINGS]["size"]
-        ),
-    ]
-    return {
-        "parts": parts,
-        "facts": {
+    decoder = [_linears(scheme, members) for scheme, members in linears.items()]
+    size, parameters = sum(part.bytes for part in decoder), sum(part.parameters for part in decoder)
+    head, table = (spec.action.bins + 1) * spec.decoder.width, spec.decoder.vocab_rows * spec.decoder.width
+    return Description(
+        [
+            *_vision(artifact),
+            *decoder,
+            Part("head (action rows)", "16 bits", 2, head, manifest.files[HEAD].size),
+            Part("embeddings (host)", "16 bits", 1, table, manifest.files[EMBEDDINGS].size),
+        ],
+        {
             "identity": artifact.identity,
-            "made from": manifest.source["origin"],
-            "adapters": manifest.source["adapters"],
-            "recipe": dict(manifest.recipe),
-            "bits per decoder weight": _bits_per_weight([part for part in parts if part["part"] == LINEARS]),
-            "total bytes": sum(entry["size"] for entry in files.values()),
+            "made from": manifest.source.origin,
+            "adapters": manifest.source.adapters,
+            "recipe": manifest.recipe.to_json(),
+            "bits per decoder weight": round(8 * size / parameters, 3),
+            "total bytes": sum(record.size for record in manifest.files.values()),
             "bytes on the device": artifact.device_bytes,
             **_facts(manifest.config),
         },
-    }
+    )
 
 
-def _vision(artifact: Artifact) -> Iterator[dict[str, Any]]:
-    """Towers and projector, matrices in 8 bits apart from the rest in 16."""
+def _vision(artifact: Artifact) -> Iterator[Part]:
+    """Towers and projector: int8 matrices, then the rest in 16 bits."""
     path, spec = artifact.directory / VISION, artifact.manifest.config.spec
     try:
         with safe_open(path, "pt") as file:
@@ -83,27 +101,18 @@ def _vision(artifact: Artifact) -> Iterator[dict[str, Any]]:
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} cannot be read ({error}): export again") from error
     names = vision_keys(spec)
-    eight = [name for name in names if name in kinds and kinds[name][0] == "I8"]
-    rest = [name for name in names if name in kinds and name not in eight]
-    for form, chosen, width in (("int8", eight, 1), ("16 bits", rest, 2)):
+    int8 = [name for name in names if name in kinds and kinds[name][0] == "I8"]
+    rest = [name for name in names if name in kinds and name not in int8]
+    for form, chosen, each in (("int8", int8, 1), ("16 bits", rest, 2)):
         if chosen:
             count = sum(math.prod(kinds[name][1]) for name in chosen)
-            scales = sum(2 * kinds[name][1][0] for name in chosen) if width == 1 else 0
-            yield _row("towers, projector", form, len(chosen), count, width * count + scales)
+            scales = sum(2 * kinds[name][1][0] for name in chosen) if each == 1 else 0
+            yield Part("towers, projector", form, len(chosen), count, each * count + scales)
 
 
-def _linears(scheme: str, members: Sequence[Linear]) -> dict[str, Any]:
+def _linears(scheme: str, members: Sequence[Linear]) -> Part:
     size = sum(stored_bytes(linear.scheme, linear.shape, linear.group) for linear in members)
-    return _row(LINEARS, scheme, len(members), sum(math.prod(linear.shape) for linear in members), size)
-
-
-def _bits_per_weight(parts: Sequence[Mapping[str, Any]]) -> float:
-    size, parameters = (sum(int(part[name]) for part in parts) for name in ("bytes", "parameters"))
-    return round(8 * size / parameters, 3)
-
-
-def _row(part: str, form: str, tensors: int, parameters: int, size: int) -> dict[str, Any]:
-    return {"part": part, "format": form, "tensors": tensors, "parameters": parameters, "bytes": size}
+    return Part(LINEARS, scheme, len(members), sum(math.prod(linear.shape) for linear in members), size)
 
 
 def _part(name: str) -> str:
@@ -112,11 +121,7 @@ def _part(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _quantised_part(name: str) -> str:
-    return LINEARS if name.startswith(DECODER_PREFIX) else _part(name)
-
-
-def _facts(config: PolicyConfig) -> dict[str, Any]:
+def _facts(config: PolicyConfig) -> dict[str, object]:
     spec = config.spec
     return {
         "towers": [tower.name for tower in spec.towers],

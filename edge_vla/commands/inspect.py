@@ -48,12 +48,11 @@ def inspect(
 
     description = describe(path)
     if as_json:
-        print(json.dumps(description))
+        print(json.dumps(description.to_json()))
         return
     table = Table("part", "format", "tensors", "parameters", "bytes")
-    for part in description["parts"]:
-        cells = [part["part"], part["format"], str(part["tensors"]), f"{part['parameters']:,}", f"{part['bytes']:,}"]
-        table.add_row(*cells)
+    for part in description.parts:
+        table.add_row(part.part, part.format, str(part.tensors), f"{part.parameters:,}", f"{part.bytes:,}")
     out.print(table)
-    for name, value in description["facts"].items():
+    for name, value in description.facts.items():
         out.print(f"{name}: {value}")

@@ -203,7 +203,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         main(["export", TINY, "--out", str(out), "--format", "gptq", "--group", "32"])
     assert not ended.value.code
     assert "gptq, whole policy" in capsys.readouterr().err
-    parts = {part["part"]: part["format"] for part in describe(str(out))["parts"]}
+    parts = {part.part: part.format for part in describe(str(out)).parts}
     assert parts["decoder linears"] == "gptq, 4 bits, groups of 32"
 
 
