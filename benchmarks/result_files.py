@@ -69,6 +69,8 @@ def read_result(path: Path) -> ResultFile:
 def _parse(raw: Mapping[str, Any]) -> tuple[Provenance, Body | None]:
     kind, version = raw.get("kind"), raw.get("version", 0)
     known = BODIES.get(kind) if isinstance(kind, str) else None
+    if known is None and "provenance" in raw:
+        return typed_json.from_json(Provenance, raw["provenance"]), None
     if known is None or version < known.VERSION:
         return results_v1.provenance(raw), results_v1.body(raw)
     if version > known.VERSION:

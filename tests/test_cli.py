@@ -11,10 +11,8 @@ from pathlib import Path
 import pytest
 
 import edge_vla
-from benchmarks.commands import measure, split
 from edge_vla.cli import main
 from edge_vla.data import synthetic_image
-from edge_vla.errors import BackendError
 from tests.conftest import TINY
 
 PACKAGE = Path(edge_vla.__file__).parent
@@ -88,25 +86,6 @@ def test_a_hub_id_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert call("inspect", "openvla/openvla-7b@0123abc") == 4
     assert "could not be fetched" in capsys.readouterr().err
-
-
-def test_time_foretold_is_set_over_the_time_taken(tmp_path: Path) -> None:
-    measured = measure(["export", TINY, "--bits", "8", "--out", str(tmp_path / "artifact")])
-    foretold = measured["foretold"]
-    assert len(foretold) >= 4, "a line a layer, and the stages after them"
-    assert all(0 < one["at_s"] <= measured["seconds"] for one in foretold)
-    last = foretold[-1]
-    assert last["over_actual"] == pytest.approx(last["at_s"] / measured["seconds"], abs=0.1)
-
-
-def test_measured_commands() -> None:
-    assert list(split(["a", "b", "--then", "c"])) == [["a", "b"], ["c"]]
-    measured = measure(["--version"], repeat=2)
-    assert measured["runs"] == 2
-    assert measured["last_line"]
-    assert measured["seconds"] > 0
-    with pytest.raises(BackendError, match="nowhere"):
-        measure(["verify", "nowhere"])
 
 
 def flags(command: str, capsys: pytest.CaptureFixture[str]) -> set[str]:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -71,8 +71,8 @@ def command(module: str, *arguments: object) -> None:
         raise ResourceError(f"{' '.join(words[1:])} ended with exit code {code}: see above; the same command continues")
 
 
-def train_all(runs: Path, threads: int) -> dict[str, float]:
-    """Every stage of the recipe; seconds of each, summed over all starts of this command."""
+def train_all(runs: Path, threads: int, run: Callable[..., None] = command) -> dict[str, float]:
+    """Every stage of the recipe; seconds of each, summed over all starts. `run` runs a module of this package."""
     clock = runs / "seconds.json"
     seconds: dict[str, float] = json.loads(clock.read_text(encoding="utf-8")) if clock.exists() else {}
     for part in RECIPE:
@@ -81,23 +81,23 @@ def train_all(runs: Path, threads: int) -> dict[str, float]:
         arguments += [] if part.until is None else ["--until", part.until]
         began = time.perf_counter()
         try:
-            command("train", *arguments)
+            run("train", *arguments)
         finally:
             seconds[part.stage] = round(seconds.get(part.stage, 0.0) + time.perf_counter() - began, 1)
             write_whole(clock, json.dumps(seconds) + "\n")
     return seconds
 
 
-def evaluate_all(runs: Path, threads: int) -> list[Path]:
+def evaluate_all(runs: Path, threads: int, run: Callable[..., None] = command) -> list[Path]:
     """Package the weights as they would ship, and evaluate them in both worlds; returns the result files."""
     base, adapter = runs / "policy" / "base", runs / "policy" / "adapter"
-    command("ship", "--run", runs / "finish", "--out", base)
-    command("ship", "--run", runs / "adapt", "--base", base, "--adapter", "--out", adapter)
+    run("ship", "--run", runs / "finish", "--out", base)
+    run("ship", "--run", runs / "adapt", "--base", base, "--adapter", "--out", adapter)
     results = [runs / f"demo-reproduction-world{number}.json" for number in (1, 2)]
     for number, out in enumerate(results, start=1):
         if not out.exists():
             weights = ["--base", base, "--adapter", adapter]
-            command("evaluate", *weights, "--world", number, "--threads", threads, "--out", out)
+            run("evaluate", *weights, "--world", number, "--threads", threads, "--out", out)
     return results
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.demo_policy import episodes as recorded
 from edge_vla.data import episodes, read_frames
 from edge_vla.demo import expert, record, statistics_key
 from edge_vla.demo.render import render, world
@@ -22,10 +21,3 @@ def test_a_recording_is_what_the_expert_saw_and_did(tmp_path: Path) -> None:
     assert first.action == tuple(expert.act(state, task))
     assert first.unnorm_key == statistics_key(1)
     np.testing.assert_array_equal(np.asarray(first.open()), np.asarray(render(state, world(1))))
-
-
-def test_splits_go_by_episode_and_keep_their_shares() -> None:
-    names = [f"world1-expert-{seed}" for seed in range(2000)]
-    found = [recorded.split(name) for name in names]
-    for which, share in recorded.SHARES:
-        assert abs(found.count(which) / len(names) - share / 100) < 0.03

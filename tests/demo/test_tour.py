@@ -24,12 +24,14 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_it_leaves(out: Path) -> None:
     result = reports.read(out / "bench")
-    assert result["kind"] == "bench"
-    assert result["frames"]["source"] == "given"
-    (candidate,) = result["candidates"]
-    regime = candidate["closed_loop"]["regimes"]["lock-step"]
-    assert regime["candidate"]["all"]["episodes"] == regime["reference"]["all"]["episodes"] == 2
-    assert candidate["agreement"]["invalid"]["candidate"] == 0
+    assert result.frames.source == "given"
+    (candidate,) = result.candidates
+    assert candidate.closed_loop is not None
+    assert candidate.closed_loop.environment == "demo world 2"
+    (regime,) = candidate.closed_loop.regimes
+    assert regime.candidate["all"].episodes == regime.reference["all"].episodes == 2
+    assert candidate.agreement is not None
+    assert candidate.agreement.invalid.candidate == 0
     assert (out / "bench" / "report.html").stat().st_size > 10_000
     report = (out / "report.md").read_text()
     assert reports.markdown(result) in report

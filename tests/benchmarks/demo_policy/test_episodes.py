@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 
 import edge_vla
+from benchmarks import study
 from benchmarks.demo_policy import episodes
 from benchmarks.demo_policy.episodes import SETS, RecordedSet
 from edge_vla.data import episodes as episodes_of
 from edge_vla.data import read_frames
-from edge_vla.demo import ADAPTER, BASE, expert
+from edge_vla.demo import ADAPTER, BASE, expert, statistics_key
 from edge_vla.demo.instructions import phrase
-from edge_vla.demo.record import kind
-from edge_vla.demo.statistics import name as statistics_name
+from edge_vla.demo.record import task_kind
 from edge_vla.demo.world import EVALUATION_SEEDS, FRAME_SEEDS, TRAINING_SEEDS, start
 from edge_vla.errors import EdgeVLAError, FrameError, ResourceError, UsageError
 from edge_vla.files import sha256_of
 
-MANIFESTS = Path(__file__).parents[2] / "calibration"
+MANIFESTS = study.ROOT / "calibration"
 NAMES = list(SETS)
 
 
@@ -41,7 +41,7 @@ def test_a_set_is_large_enough_and_its_manifest_says_so(name: str) -> None:
     for which in ("calibration", "evaluation"):
         assert counts[which]["episodes"] >= 100
         assert counts[which]["frames"] >= 1000
-    if chosen.who == "policy":
+    if chosen.driver == "policy":
         for weights, folder in {"base": BASE, "adapter": ADAPTER}.items():
             for file, digest in manifest["weights"].get(weights, {}).items():
                 assert digest == sha256_of(folder / file), "recorded with other weights than those that ship"
@@ -72,18 +72,18 @@ def test_frames_are_drawn_as_they_were_recorded(name: str, tmp_path: Path) -> No
     assert frames == read_frames(tmp_path / "frames")
     assert [frame.action for frame in frames] == [action for row in recorded for action in row.actions]
     assert [episodes.fingerprint(frame.open()) for frame in frames] == [p for row in recorded for p in row.pictures]
-    assert {frame.unnorm_key for frame in frames} == {statistics_name(SETS[name].world)}
+    assert {frame.unnorm_key for frame in frames} == {statistics_key(SETS[name].world)}
     assert list(dict.fromkeys(episodes_of(frames))) == [SETS[name].episode(row.seed) for row in recorded]
     assert [entry.name for entry in tmp_path.iterdir()] == ["frames"]
     for row in recorded:
-        _, task = start(row.seed, kind(row.seed))
+        _, task = start(row.seed, task_kind(row.seed))
         assert row.instruction == phrase(task, row.seed)
 
 
 @pytest.mark.parametrize("name", ["world1-expert", "world2-expert"])
 def test_the_experts_episodes_are_the_experts(name: str) -> None:
     for row in episodes.read(name)[:20]:
-        state, task = start(row.seed, kind(row.seed))
+        state, task = start(row.seed, task_kind(row.seed))
         np.testing.assert_allclose(row.actions[0], expert.act(state, task), rtol=1e-12)
         assert row.outcome == "success"
 
@@ -92,7 +92,7 @@ def test_the_experts_episodes_are_the_experts(name: str) -> None:
 def test_the_policys_episodes_are_the_policys(name: str, adapters: list[Path]) -> None:
     policy, chosen = edge_vla.load(BASE, dtype="bf16", adapters=adapters), SETS[name]
     row = episodes.splits(name)["evaluation"][0]
-    key = statistics_name(chosen.world)
+    key = statistics_key(chosen.world)
     statistics = policy.config.statistics[key]
     same = []
     for (frame, image), _ in zip(episodes.replay(chosen, row), range(6), strict=False):
@@ -127,7 +127,7 @@ def test_another_drawing_is_refused_by_episode_and_nothing_is_left(one: Recorded
 def test_other_actions_are_refused(one: RecordedSet) -> None:
     row = episodes.read(one.name)[1]  # a pick: it ends as it lifts
     still = ((0.0,) * 6 + (1.0,),)
-    with pytest.raises(FrameError, match="ends as 'running', recorded was 'success'"):
+    with pytest.raises(FrameError, match="ends as 'running', expected 'success'"):
         list(episodes.replay(one, replace(row, actions=row.actions[:-1] + still)))
     with pytest.raises(FrameError, match="step 1"):
         list(episodes.replay(one, replace(row, actions=still + row.actions[1:])))
@@ -148,7 +148,7 @@ DAMAGED: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("how", DAMAGED)
 def test_a_damaged_index_is_refused(one: RecordedSet, how: str) -> None:
     one.path.write_bytes(DAMAGED[how](one.path.read_bytes()))
-    with pytest.raises(FrameError, match="install") as caught:
+    with pytest.raises(FrameError, match="git checkout") as caught:
         episodes.read(one.name)
     assert str(one.path) in str(caught.value)
 
@@ -172,3 +172,10 @@ def test_what_cannot_be_written_is_refused(one: RecordedSet, tmp_path: Path) -> 
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ResourceError, match="cannot write"):
         episodes.frames(one.name, "evaluation", tmp_path / "file" / "frames")
+
+
+def test_splits_go_by_episode_and_keep_their_shares() -> None:
+    names = [f"world1-expert-{seed}" for seed in range(2000)]
+    found = [episodes.split(name) for name in names]
+    for which, share in episodes.SHARES:
+        assert abs(found.count(which) / len(names) - share / 100) < 0.03

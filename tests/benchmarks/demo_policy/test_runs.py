@@ -1,4 +1,4 @@
-"""What can go wrong with a run on disk: each is a typed error, and the last good state stands and continues."""
+"""What can go wrong with a run on disk: each is a typed error, and the last good state is kept and continues."""
 
 import json
 import os
@@ -12,31 +12,30 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import study
 from benchmarks.demo_policy import runs, train
+from benchmarks.demo_policy.stages import STAGES, Stage
 from edge_vla.errors import CheckpointError, ResourceError, UsageError
 
-SMALL = replace(train.STAGES["act"], name="small", steps=3, batch=2, prompts=1, warmup=2)
+SMALL = replace(STAGES["act"], name="small", steps=3, batch=2, prompts=1, warmup=2)
 
-# Training as its command runs it; `{hook}` comes first. The first bytes of a save are announced and then held up.
+# Training as its command runs it; `{hook}` comes first.
 COMMAND = """
-import sys
 import torch
-from edge_vla.demo import train
-from edge_vla.errors import EdgeVLAError
+from benchmarks import study
+from benchmarks.demo_policy import train
 {hook}
-try:
-    train.main()
-except EdgeVLAError as error:
-    sys.exit(f"{{type(error).__name__}}: {{error}}")
+study.run(train.main)
 """
+# Announces the first bytes of a save and holds them back for a second.
 HELD_UP = """
 import time
 class Slow:
     def __init__(self, file):
-        self.file, self.told = file, False
+        self.file, self.announced = file, False
     def write(self, data):
-        if not self.told:
-            self.told = True
+        if not self.announced:
+            self.announced = True
             print("saving", flush=True)
             time.sleep(1.0)
         return self.file.write(data)
@@ -51,7 +50,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, 10_000_000))
 """
 
 
-def short(run: Path, stage: train.Stage) -> None:
+def short(run: Path, stage: Stage) -> None:
     learner = train.begin(stage, None)
     train.train(learner, stage, run, compiled=False, workers=0, save_every=1, evaluate_every=0)
 
@@ -63,10 +62,12 @@ def command(run: Path, until: int, hook: str = "") -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=study.child_environment(),
         start_new_session=True,  # so that an interrupt reaches the whole group, as a terminal's does
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle_of_a_save_loses_nothing(tmp_path: Path) -> None:
     process = command(tmp_path, 1, HELD_UP)
     assert process.stdout is not None
@@ -85,6 +86,7 @@ def test_ctrl_c_in_the_middle_of_a_save_loses_nothing(tmp_path: Path) -> None:
     assert runs.load(tmp_path / "state.pt")["step"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="file size limits are POSIX")
 def test_a_disk_that_fills_up_during_a_save(tmp_path: Path) -> None:
     """The system refuses the bytes after the first ten million; a state has more."""
@@ -94,8 +96,8 @@ def test_a_disk_that_fills_up_during_a_save(tmp_path: Path) -> None:
     assert len(before) > 10_000_000
     _, said = (process := command(tmp_path, 2, SMALL_DISK)).communicate(timeout=120)
     assert process.returncode == 1
-    assert said.splitlines()[-1].startswith("ResourceError:")
-    assert "the last good state stands" in said
+    assert said.splitlines()[-1].startswith("error: ")
+    assert "the last good state is kept" in said
     assert (tmp_path / "state.pt").read_bytes() == before
     assert not (tmp_path / "state.writing").exists()
 
@@ -117,7 +119,7 @@ def test_a_save_that_fails_leaves_the_last_good_state(tmp_path: Path, monkeypatc
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ResourceError, match="could not save"):
+    with pytest.raises(ResourceError, match="cannot save"):
         runs.save(tmp_path / "file" / "state.pt", {"step": 1})
     with pytest.raises(ResourceError, match="cannot write"):
         runs.log(tmp_path / "file" / "log.jsonl", {"step": 1})
@@ -126,7 +128,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 def test_another_configuration_is_refused_and_the_state_stands(tmp_path: Path) -> None:
     short(tmp_path, replace(SMALL, steps=1))
     before = (tmp_path / "state.pt").read_bytes()
-    with pytest.raises(UsageError, match=r"started with \{'steps': 1\}, not \{'steps': 3\}: continue with the same"):
+    with pytest.raises(UsageError, match=r"started with \{'steps': 1\}, got \{'steps': 3\}: continue with the same"):
         short(tmp_path, SMALL)
     assert (tmp_path / "state.pt").read_bytes() == before
 

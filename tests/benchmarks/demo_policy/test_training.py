@@ -1,6 +1,8 @@
 """Training is what it was: exact resume, the same frames for every stage; and it trains the network that runs."""
 
 import hashlib
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,9 @@ from PIL import Image
 from benchmarks.demo_policy import measure, muon, package, runs, samples, tokenizer, train
 from benchmarks.demo_policy.actor import Actor
 from benchmarks.demo_policy.learner import Learner, demo_spec, initialise
-from edge_vla.demo.instructions import TEMPLATES, phrase
+from benchmarks.demo_policy.stages import STAGES, Frames, Stage
+from benchmarks.demo_policy.wordings import WORDINGS
+from edge_vla.demo.instructions import phrase
 from edge_vla.demo.render import world
 from edge_vla.demo.world import Task
 from edge_vla.model import Cache, OpenVLA
@@ -20,12 +24,12 @@ from edge_vla.openvla.config import PolicyConfig
 from edge_vla.openvla.image import preprocess
 from edge_vla.openvla.prompt import Prompter
 
-SMALL = replace(train.STAGES["act"], name="small", steps=3, batch=2, prompts=1, warmup=2)
+SMALL = replace(STAGES["act"], name="small", steps=3, batch=2, prompts=1, warmup=2)
 
 
-def short(run: Path, stage: train.Stage) -> Learner:
+def short(run: Path, stage: Stage, interrupted: Callable[[], bool] = lambda: False) -> Learner:
     learner = train.begin(stage, None)
-    train.train(learner, stage, run, compiled=False, workers=0, save_every=1, evaluate_every=0)
+    train.train(learner, stage, run, compiled=False, workers=0, save_every=1, evaluate_every=0, interrupted=interrupted)
     return learner
 
 
@@ -73,10 +77,9 @@ def test_the_training_forward_is_the_models_own(noisy: OpenVLA) -> None:
 def test_a_resumed_run_is_the_run(tmp_path: Path) -> None:
     whole = short(tmp_path / "whole", SMALL)
     path = tmp_path / "parts" / "state.pt"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "_stop", True)
-        with pytest.raises(SystemExit):
-            short(tmp_path / "parts", SMALL)
+    with pytest.raises(SystemExit) as end:
+        short(tmp_path / "parts", SMALL, interrupted=lambda: True)
+    assert end.value.code == 130
     assert runs.load(path)["step"] == 1
     parts = short(tmp_path / "parts", SMALL)
     for (name, a), (_, b) in zip(whole.named_parameters(), parts.named_parameters(), strict=True):
@@ -95,20 +98,22 @@ FRAMES = {
 }
 
 
-@pytest.mark.parametrize("name", train.STAGES)
+@pytest.mark.parametrize("name", STAGES)
 def test_a_stages_frames_never_change(name: str) -> None:
-    arrays = train.Frames(replace(train.STAGES[name], batch=3))[0]
+    arrays = Frames(replace(STAGES[name], batch=3))[0]
     assert hashlib.sha256(b"".join(array.tobytes() for array in arrays.values())).hexdigest()[:16] == FRAMES[name]
 
 
 def test_a_value_on_an_edge_is_answered_with_an_id_that_is_trained() -> None:
     edges = np.array([[-1.0] * 7, [1.0] * 7])
     coding = samples.TOKENS
-    said = samples.spoken(edges)
+    said = samples.label_tokens(edges)
     np.testing.assert_array_equal(
         coding.centres[coding.bins(said.ravel().tolist())], np.repeat(coding.centres[[0, -1]], 7)
     )
-    np.testing.assert_array_equal(samples.spoken(coding.centres[coding.bins(said.ravel().tolist())]), said.ravel())
+    np.testing.assert_array_equal(
+        samples.label_tokens(coding.centres[coding.bins(said.ravel().tolist())]), said.ravel()
+    )
 
 
 def test_muon_makes_updates_orthogonal() -> None:
@@ -122,15 +127,15 @@ def test_prompts_are_read_alike_in_training_and_at_run_time(tmp_path: Path) -> N
     tokenizer.write(tmp_path / "tokenizer.json")
     text = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
     spec = demo_spec()
-    package._write_json(tmp_path / "config.json", package.config(spec))
-    package._write_json(tmp_path / "preprocessor_config.json", package.preprocessor(spec))
+    (tmp_path / "config.json").write_text(json.dumps(package.config(spec)))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(package.preprocessor(spec)))
     config = PolicyConfig.read(tmp_path)
     assert config.spec == spec
     prompter = Prompter(text, config.prompt, spec.decoder)
-    for wording in TEMPLATES:
+    for templates in WORDINGS.values():
         for task in (Task("red"), Task("orange", "cyan")):
             for choice in range(8):
-                said = phrase(task, choice, wording)
+                said = phrase(task, choice, templates)
                 assert list(prompter(said)) == tokenizer.encode(said)
     strange = prompter("Öffne die 抽屉 now\x00!")
     assert all(0 <= token < spec.action.first for token in strange)
@@ -154,5 +159,7 @@ def test_a_packaged_policy_comes_back(noisy: OpenVLA, tmp_path: Path) -> None:
 
 def test_measurement_is_free_running_and_complete(noisy: OpenVLA) -> None:
     found = measure.frames(Actor(noisy), world(1), 4)
-    assert {f"exact {name}" for name in measure.NAMES} <= set(found)
-    assert {"dx sign", "named target", "grip decided"} <= set(found)
+    assert tuple(found.dimensions) == measure.NAMES
+    assert {"dx sign", "named target", "grip decided", *(f"exact {name}" for name in measure.NAMES)} <= set(
+        found.log_row()
+    )

@@ -1,8 +1,7 @@
-"""Measured proposals: what each guesses, what a pretended tree may claim, what is counted."""
+"""Draft strategies: what each guesses, and what a simulated tree may claim."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,15 +9,13 @@ import pytest
 import torch
 
 import edge_vla
-from benchmarks.cpu import drafts
-from benchmarks.cpu.draft_strategies import PROPOSALS, Heads, Known, Transitions, Tree
+from benchmarks.cpu.draft_strategies import STRATEGIES, Heads, Known, Transitions, Tree
 from edge_vla.data import synthetic_image
 from edge_vla.runtime import Policy
 from edge_vla.runtime.session import repeat
 from edge_vla.runtime.types import Bins, Draft
 
 DIMS = 7
-BASE = Path(edge_vla.__file__).parent / "demo" / "policy" / "base"
 
 
 def known(past: Sequence[Bins], plain: Bins = (0, 0, 0)) -> Known:
@@ -39,20 +36,20 @@ def known(past: Sequence[Bins], plain: Bins = (0, 0, 0)) -> Known:
     ],
 )
 def test_the_first_guess(name: str, expected: list[int]) -> None:
-    draft = PROPOSALS[name](known([(10, 20, 63), (8, 25, 60)]))
+    draft = STRATEGIES[name](known([(10, 20, 63), (8, 25, 60)]))
     assert draft is not None
     assert draft((), ()) == expected
 
 
 def test_after_a_miss() -> None:
-    jacobi, kept = (PROPOSALS[name](known([(10, 20, 63)])) for name in ("previous", "previous, kept"))
-    assert jacobi is not None
+    guessed, kept = (STRATEGIES[name](known([(10, 20, 63)])) for name in ("previous", "previous, kept"))
+    assert guessed is not None
     assert kept is not None
-    assert jacobi([9], [9, 8]) == [9, 8, 63]
+    assert guessed([9], [9, 8]) == [9, 8, 63]
     assert kept([9], [9, 8]) == [10, 20, 63]
 
 
-def test_a_table_counts_what_followed() -> None:
+def test_transitions_count_what_followed() -> None:
     episodes = [[(1, 5), (1, 6), (2, 6), (1, 5)], [(1, 5), (1, 9)], []]
     table = Transitions.count(episodes)
     assert table.after((1, 5)) == (1, 6), "6 and 9 followed 5 once each: the nearer one"
@@ -61,8 +58,8 @@ def test_a_table_counts_what_followed() -> None:
 
 
 @pytest.mark.parametrize("past", [False, True])
-def test_heads_learn_what_a_line_can_tell(past: bool) -> None:
-    """The first dimension is the sign of a hidden unit; the second repeats itself, which only the past says."""
+def test_heads_learn_what_a_linear_map_can_express(past: bool) -> None:
+    """The first dimension is the sign of a hidden unit; the second repeats itself, which only the past shows."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(600, 8, generator=generator)
     second = torch.randint(0, 8, (600,), generator=generator).tolist()
@@ -88,7 +85,7 @@ def truth(policy: Policy) -> Bins:
 def passes(policy: Policy, draft: Draft | None) -> int:
     action = policy.act(synthetic_image(0, 28), "go", draft=draft, bitwise_exact=True)
     assert action.tokens == policy.act(synthetic_image(0, 28), "go", bitwise_exact=True).tokens
-    return action.passes - (draft.spared if isinstance(draft, Tree) else 0)
+    return action.passes - (draft.saved_passes if isinstance(draft, Tree) else 0)
 
 
 def off(plain: Bins, dim: int, by: int) -> Bins:
@@ -100,7 +97,7 @@ def test_a_neighbour_before_the_last_dimension_ends_the_action(policy: Policy) -
     near = off(plain, DIMS - 2, 1)
     assert passes(policy, repeat(near, DIMS)) == 2
     assert passes(policy, Tree(near, plain, 16, True)) == 1
-    assert passes(policy, Tree(near, plain, 8, True)) == 2, "eight rows have neighbours of the first dimension only"
+    assert passes(policy, Tree(near, plain, 8, True)) == 2, "eight rows hold neighbours of the first dimension only"
 
 
 @pytest.mark.parametrize("dim", range(DIMS))
@@ -111,48 +108,4 @@ def test_neighbours_never_cost_a_pass_and_help_by_one_bin_only(policy: Policy, d
         assert passes(policy, Tree(wrong, plain, 16, True)) <= passes(policy, repeat(wrong, DIMS))
     far = tuple((bin + 7) % 64 for bin in plain)
     unaided = passes(policy, repeat(far, DIMS))
-    assert passes(policy, Tree(far, plain, 2, True)) == unaided, "there is no room beside a drafted row"
-
-
-def answer(drafted: Bins, passes: int, different: int = 0) -> drafts.Record:
-    return {"drafted": drafted, "passes": passes, "different": different, "ms": 1.0}
-
-
-def test_what_is_counted() -> None:
-    episodes = [
-        [
-            {"phase": "reach", "plain": (5, 6), "strict": {"previous": answer((), 6)}, "fast": {}},
-            {"phase": "reach", "plain": (5, 6), "strict": {"previous": answer((5, 7), 2)}, "fast": {}},
-        ],
-        [{"phase": "carry", "plain": (5, 6), "strict": {"previous": answer((5, 6), 1, 2)}, "fast": {}}],
-    ]
-    row = drafts.summary(episodes, "strict", "previous")
-    assert row is not None
-    assert (row["actions"], row["actions that differ"], row["tokens that differ"], row["drafted"]) == (3, 1, 2, 2)
-    assert row["passes"] == {"1": 1, "2": 1, "6": 1}
-    assert row["passes per action"]["mean"] == 3
-    assert {name: one["mean"] for name, one in row["acceptance"].items()} == {
-        "all": 0.75, "reach": 0.5, "carry": 1.0, "dimension 0": 1.0, "dimension 1": 0.5, "the whole action": 0.5,
-    }  # fmt: skip
-    assert row["at most one bin off"]["all"] == 1
-    assert drafts.summary(episodes, "fast", "previous") is None
-
-
-def test_a_line_that_was_cut_off_is_measured_again(tmp_path: Path) -> None:
-    records = tmp_path / "records.jsonl"
-    assert drafts.kept([records]) == []
-    records.write_text('[{"phase": "reach"}]\n[{"phase": "car', encoding="utf-8")
-    assert drafts.kept([records, records]) == [[{"phase": "reach"}]] * 2
-
-
-def test_an_episode_of_the_demo_policy() -> None:
-    proposers = drafts.Proposers(edge_vla.load(BASE, "cpu"), 2, 1, None)
-    records = json.loads(json.dumps(proposers.episode(0, list(PROPOSALS))))
-    assert {record["phase"] for record in records} <= set(drafts.PHASES)
-    for name in PROPOSALS:
-        row = drafts.summary([records], "strict", name)
-        assert row is not None
-        assert row["tokens that differ"] == 0
-        assert (drafts.summary([records], "fast", name) is None) == name.startswith("head")
-    assert records[1]["strict"]["previous"]["drafted"] == records[0]["plain"]
-    assert drafts.times([records], ["none", "previous"])["strict"]["none"]["decoder, times faster than plain"] == 1
+    assert passes(policy, Tree(far, plain, 2, True)) == unaided, "two rows hold no neighbour"
