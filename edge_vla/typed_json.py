@@ -15,12 +15,12 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 T = TypeVar("T")
 
 
-def from_json(kind: type[T], raw: object, where: str = "") -> T:
+def from_json(kind: type[T], raw: object, where: str = "", *, ignore_unknown: bool = False) -> T:
     """`raw`, as `json.loads` returns it, as a `kind`; `where` is what messages call it.
 
     ValueError names the place of an unknown key, a missing key or a value of another type.
     """
-    value: T = _convert(kind, raw, where or kind.__name__)
+    value: T = _convert(kind, raw, where or kind.__name__, ignore_unknown)
     return value
 
 
@@ -44,24 +44,26 @@ def _refuse(name: str) -> object:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _convert(kind: Any, raw: Any, where: str) -> Any:
+def _convert(kind: Any, raw: Any, where: str, ignore_unknown: bool) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind):
-        return _dataclass(kind, raw, where)
+        return _dataclass(kind, raw, where, ignore_unknown)
     if origin in (Union, types.UnionType):
         if raw is None and type(None) in arguments:
             return None
-        (some,) = (option for option in arguments if option is not type(None))
-        return _convert(some, raw, where)
+        options = [option for option in arguments if option is not type(None)]
+        kind = next((option for option in options if type(raw) is option), options[0])
+        return _convert(kind, raw, where, ignore_unknown)
     if origin in (tuple, list) and isinstance(raw, list):
         kinds = arguments[:1] * len(raw) if origin is list or arguments[-1] is Ellipsis else arguments
         if len(kinds) != len(raw):
             raise ValueError(f"{where}: expected {len(kinds)} values, got {len(raw)}")
         return origin(
-            _convert(one, part, f"{where}[{i}]") for i, (one, part) in enumerate(zip(kinds, raw, strict=True))
+            _convert(one, part, f"{where}[{i}]", ignore_unknown)
+            for i, (one, part) in enumerate(zip(kinds, raw, strict=True))
         )
     if origin in (dict, Mapping) and isinstance(raw, dict):
-        return {key: _convert(arguments[1], part, f"{where}.{key}") for key, part in raw.items()}
+        return {key: _convert(arguments[1], part, f"{where}.{key}", ignore_unknown) for key, part in raw.items()}
     if origin is Literal:
         if raw not in arguments:
             raise ValueError(f"{where}: expected one of {list(arguments)}, got {raw!r:.80}")
@@ -70,18 +72,22 @@ def _convert(kind: Any, raw: Any, where: str) -> Any:
         return kind(raw)
     if kind is float and type(raw) is int:
         return float(raw)
-    if kind is Any or type(raw) is kind:
+    if kind in (Any, object) or type(raw) is kind:
         return raw
     raise ValueError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {raw!r:.80}")
 
 
-def _dataclass(kind: Any, raw: Any, where: str) -> Any:
+def _dataclass(kind: Any, raw: Any, where: str, ignore_unknown: bool) -> Any:
     if not isinstance(raw, dict):
         raise ValueError(f"{where}: expected an object, got {raw!r:.80}")
     kinds = get_type_hints(kind)
-    if unknown := sorted(set(raw) - set(kinds)):
+    unknown = sorted(set(raw) - set(kinds))
+    if unknown and not ignore_unknown:
         raise ValueError(f"{where}: unknown key {unknown[0]!r}, expected {sorted(kinds)}")
+    known = {name: value for name, value in raw.items() if name in kinds}
     try:
-        return kind(**{name: _convert(kinds[name], value, f"{where}.{name}") for name, value in raw.items()})
+        return kind(
+            **{name: _convert(kinds[name], value, f"{where}.{name}", ignore_unknown) for name, value in known.items()}
+        )
     except TypeError as error:
         raise ValueError(f"{where}: {error}") from error

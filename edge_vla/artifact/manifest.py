@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final
 
 from edge_vla import typed_json
 from edge_vla.errors import ArtifactError, CheckpointError
@@ -27,7 +27,6 @@ GRAPH: Final = "vision.onnx"
 EMBEDDINGS: Final = "embeddings.safetensors"
 HEAD: Final = "head.safetensors"
 TOKENIZER: Final = "tokenizer.json"
-T = TypeVar("T")
 
 
 def layer_file(index: int) -> str:
@@ -176,10 +175,12 @@ class Manifest:
             )
             return Manifest(
                 config=config,
-                source=_known(Source, raw["source"], "source"),
-                recipe=_known(RecordedRecipe, raw["recipe"], "recipe"),
+                source=typed_json.from_json(Source, raw["source"], "source", ignore_unknown=True),
+                recipe=typed_json.from_json(RecordedRecipe, raw["recipe"], "recipe", ignore_unknown=True),
                 layers=typed_json.from_json(tuple[dict[str, Linear], ...], raw["layers"], "layers"),
-                vision_check=_known(VisionCheck, raw["vision_check"], "vision_check"),
+                vision_check=typed_json.from_json(
+                    VisionCheck, raw["vision_check"], "vision_check", ignore_unknown=True
+                ),
                 golden=typed_json.from_json(tuple[GoldenFrame, ...], raw["golden"], "golden"),
                 files=typed_json.from_json(dict[str, FileRecord], raw["files"], "files"),
             )._check()
@@ -207,10 +208,3 @@ class Manifest:
             if key not in self.config.statistics or lengths != {self.config.statistics[key].dims}:
                 raise ArtifactError(f"{MANIFEST}: golden frame {frame.image} does not fit the statistics: export again")
         return self
-
-
-def _known(kind: type[T], raw: object, where: str) -> T:
-    """As `typed_json.from_json`, without the keys that only later versions know."""
-    if isinstance(raw, dict):
-        raw = {name: raw[name] for name in raw if name in kind.__annotations__}
-    return typed_json.from_json(kind, raw, where)
