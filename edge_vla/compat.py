@@ -74,8 +74,7 @@ class Model:
         return self.policy.decide(prompt, pixel_values[0].float().cpu().numpy(), key).values
 
     def get_action_dim(self, unnorm_key: str | None = None) -> int:
-        statistics = self.policy.config.statistics
-        return statistics[statistics.resolve(unnorm_key)].dims
+        return self.policy.dims(unnorm_key)
 
 
 def load(path: str | Path, device: str = "auto", dtype: str = "bf16") -> tuple[Model, Processor]:

@@ -2,9 +2,8 @@
 
 from edge_vla.runtime.loading import load, replay
 from edge_vla.runtime.noise import rounding_noise
-from edge_vla.runtime.policy import Policy
+from edge_vla.runtime.policy import Policy, Stopwatch
 from edge_vla.runtime.session import Session
-from edge_vla.runtime.stopwatch import Stopwatch
 from edge_vla.runtime.types import Action
 
 __all__ = ["Action", "Policy", "Session", "Stopwatch", "load", "replay", "rounding_noise"]

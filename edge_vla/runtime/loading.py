@@ -6,9 +6,9 @@ An artifact's hashes and golden frames are checked before its first action.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal, Protocol, get_args
+from typing import Final, Literal, get_args
 
 import torch
 
@@ -27,28 +27,24 @@ HeadChoice = Literal["actions", "full"]
 DTYPES: Final[Mapping[str, torch.dtype]] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-class Backend(Protocol):
-    """Builds an engine from an artifact, with `--vision` and `--kernel` as the user gave them."""
-
-    def __call__(
-        self, artifact: Artifact, dtype: torch.dtype, device: torch.device, vision: str, kernel: str
-    ) -> Engine: ...
+Backend = Callable[[Artifact, torch.dtype, torch.device, str, str], Engine]
+"""Builds an engine from an artifact, with `--vision` and `--kernel` as the user gave them."""
 
 
-def _cpu(artifact: Artifact, dtype: torch.dtype, device: torch.device, vision: str, kernel: str) -> Engine:
+def _cpu() -> Backend:
     from edge_vla.runtime.cpu.load import load_artifact
 
-    return load_artifact(artifact, dtype, device, vision, kernel)
+    return load_artifact
 
 
-def _gpu(artifact: Artifact, dtype: torch.dtype, device: torch.device, vision: str, kernel: str) -> Engine:
+def _gpu() -> Backend:
     from edge_vla.runtime.gpu.load import load_artifact
 
-    return load_artifact(artifact, dtype, device, vision, kernel)
+    return load_artifact
 
 
-# Imported when chosen, so that a start on one does not wait for the other. `cpu` also runs torch's operators on CUDA.
-BACKENDS: Final[Mapping[str, Backend]] = {"cpu": _cpu, "gpu": _gpu}
+# Imported when chosen: Triton takes a second. `cpu` also runs torch's operators on CUDA.
+BACKENDS: Final[Mapping[str, Callable[[], Backend]]] = {"cpu": _cpu, "gpu": _gpu}
 
 
 def load(
@@ -92,7 +88,7 @@ def _open_artifact(
     if check:
         artifact.verify()
     backend = "gpu" if kernel in gpu.NAMES or (kernel == AUTO and device.type == "cuda") else "cpu"
-    engine = BACKENDS[backend](artifact, dtype, device, vision, kernel)
+    engine = BACKENDS[backend]()(artifact, dtype, device, vision, kernel)
     policy = Policy(engine, artifact.manifest.config, artifact.text(TOKENIZER))
     for note in replay(policy, directory, artifact.manifest.golden) if check else ():
         warnings.warn(f"golden frame {note}", EdgeVLAWarning, 3)

@@ -5,7 +5,7 @@ Knows tensors and shapes. Knows nothing of files, prompts, drafts or robots, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -54,11 +54,8 @@ class HeadKernel(Protocol):
     def choose(self, hidden: Tensor, /) -> Best: ...
 
 
-class DecodeSteps(Protocol):
-    """Embeddings, decoder and head as one call."""
-
-    def __call__(self, given: Sequence[int], start: int, cache: Any, further: int = 0) -> Best:
-        """The best bin behind each given one, the first at position `start`, then `further` ones step by step."""
+DecodeSteps = Callable[[Sequence[int], int, Any, int], Best]
+"""Given bins, the first one's position, the cache -> the best bin after each, then as many further ones as asked."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +122,14 @@ class Network:
     embeddings: Embeddings
     decoder: RowDecoder
     head: Head
-    kernels: Mapping[str, str]  # what runs, by weight format and part
+    chosen: Mapping[str, str]  # kernels by weight format and part
     weight_bytes: Mapping[str, int]  # by part
     decode_steps: DecodeSteps | None = None
+
+    @property
+    def kernels(self) -> dict[str, str]:
+        """What runs, by weight format and part, in which arithmetic and where."""
+        return {**self.chosen, "arithmetic": str(self.dtype).removeprefix("torch."), "device": self.device.type}
 
     @property
     def action(self) -> ActionSpec:

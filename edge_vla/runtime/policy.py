@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -21,10 +22,32 @@ from edge_vla.errors import NumericError, UsageError
 from edge_vla.openvla import ActionTokens, PolicyConfig, Prompter, Statistics, as_rgb, preprocess
 from edge_vla.runtime.network import Network
 from edge_vla.runtime.session import Session
-from edge_vla.runtime.stopwatch import Stopwatch
 from edge_vla.runtime.types import Action, Draft, Engine
 
 PROMPTS = 32  # instructions whose ids are kept
+
+
+class Stopwatch:
+    """Milliseconds between marks, read after the device has finished."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.laps: dict[str, float] = {}
+        self._start = self._last = self._now()
+
+    def mark(self, stage: str) -> None:
+        now = self._now()
+        self.laps[stage] = (now - self._last) * 1e3
+        self._last = now
+
+    def stop(self) -> dict[str, float]:
+        """All laps, and their total."""
+        return {**self.laps, "total": (self._last - self._start) * 1e3}
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
 
 class Policy:
@@ -46,7 +69,7 @@ class Policy:
         """A robot's own memory of its last action: see `Session`."""
         if self.engine.full_vocabulary:
             raise UsageError("a session decodes over the action ids: load the policy with --head actions")
-        return Session(self, bitwise_exact=bitwise_exact)
+        return Session(self.act, self.dims, self.config.spec.action.first, bitwise_exact=bitwise_exact)
 
     def act(
         self,
@@ -107,13 +130,16 @@ class Policy:
             drafted=decision.drafted,
         )
 
+    def dims(self, unnorm_key: str | None = None) -> int:
+        """How many numbers an action has."""
+        return self.config.statistics[self.config.statistics.resolve(unnorm_key)].dims
+
     def warm(self, instructions: Iterable[str], unnorm_key: str | None = None) -> None:
         """Prepare what the first action of a new prompt length would wait for: the GPU engine's graphs."""
-        dims = self.config.statistics[self.config.statistics.resolve(unnorm_key)].dims
         lengths = {len(self.prompter(instruction)) for instruction in instructions}
         if lengths:
             with self._turn:
-                self.engine.warm(lengths, dims)
+                self.engine.warm(lengths, self.dims(unnorm_key))
 
     def forced(self, image: Image.Image | NDArray[Any], instruction: str, tokens: Sequence[int]) -> torch.Tensor:
         """Teacher forcing: hidden states (dims, width) before each of `tokens`, the earlier ones given."""

@@ -32,12 +32,7 @@ def load_reference(
         embeddings=Embeddings.of(table, spec.action, dtype, device),
         decoder=decoder.eval().requires_grad_(False),
         head=Head(head[spec.action.first : spec.action.end], head),
-        kernels={
-            "decoder": TORCH,
-            "vision": TORCH,
-            "arithmetic": str(dtype).removeprefix("torch."),
-            "device": device.type,
-        },
+        chosen={"decoder": TORCH, "vision": TORCH},
         weight_bytes={
             "vision": vision.bytes,
             "decoder": sum(weight.nbytes for weight in decoder.state_dict().values()),

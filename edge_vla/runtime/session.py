@@ -6,30 +6,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from numpy.typing import NDArray
 from PIL import Image
 
-from edge_vla.openvla import PolicyConfig
 from edge_vla.runtime.types import Action, Bins, Draft
-
-
-class Drafting(Protocol):
-    """What a session needs of a policy."""
-
-    config: PolicyConfig
-
-    def act(
-        self,
-        image: Image.Image | NDArray[Any],
-        instruction: str,
-        unnorm_key: str | None = None,
-        *,
-        draft: Draft | None = None,
-        bitwise_exact: bool = False,
-    ) -> Action: ...
 
 
 class Session:
@@ -40,8 +23,10 @@ class Session:
     shapes.
     """
 
-    def __init__(self, policy: Drafting, *, bitwise_exact: bool = True) -> None:
-        self.policy, self.bitwise_exact = policy, bitwise_exact
+    def __init__(
+        self, act: Callable[..., Action], dims: Callable[[str | None], int], first_id: int, *, bitwise_exact: bool
+    ) -> None:
+        self._act, self._dims, self._first_id, self.bitwise_exact = act, dims, first_id, bitwise_exact
         self._previous: Bins | None = None
         self._lock = threading.Lock()
         self._resets = 0  # an action begun before a reset leaves nothing behind
@@ -50,12 +35,11 @@ class Session:
         """One action. Raises as `Policy.act`; an error leaves the memory as it was."""
         with self._lock:
             previous, resets = self._previous, self._resets
-        config = self.policy.config
-        draft = repeat(previous, config.statistics[config.statistics.resolve(unnorm_key)].dims)
-        action = self.policy.act(image, instruction, unnorm_key, draft=draft, bitwise_exact=self.bitwise_exact)
+        draft = repeat(previous, self._dims(unnorm_key))
+        action = self._act(image, instruction, unnorm_key, draft=draft, bitwise_exact=self.bitwise_exact)
         with self._lock:
             if resets == self._resets:
-                self._previous = tuple(token - config.spec.action.first for token in action.tokens)
+                self._previous = tuple(token - self._first_id for token in action.tokens)
         return action
 
     def reset(self) -> None:

@@ -22,7 +22,7 @@ from edge_vla.checkpoint.keys import vision_keys
 from edge_vla.errors import NumericError
 from edge_vla.openvla import ActionTokens, Prompter, as_rgb, preprocess
 from edge_vla.runtime import Action
-from edge_vla.runtime.stopwatch import Stopwatch
+from edge_vla.runtime import Stopwatch
 from edge_vla.runtime.vision.towers import torch_vision
 
 Picture = Image.Image | NDArray[Any]

@@ -47,12 +47,7 @@ def load_artifact(
         embeddings=embeddings,
         decoder=decoder,
         head=Head(actions, kernel=head),
-        kernels={
-            **assembly.kernels(),
-            "vision": vision_name,
-            "arithmetic": str(dtype).removeprefix("torch."),
-            "device": device.type,
-        },
+        chosen={**assembly.kernels(), "vision": vision_name},
         weight_bytes={
             "vision": towers.bytes,
             "decoder": decoder_bytes,

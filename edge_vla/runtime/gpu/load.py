@@ -80,12 +80,10 @@ def from_artifact(
         embeddings=embeddings,
         decoder=decoder,
         head=Head(actions),
-        kernels={
+        chosen={
             **_by_scheme(chosen),
             "vision": f"{vision.activation_bits}-bit activations",
             "engine": f"{backend}, {'no graph' if isinstance(record, Direct) else 'one CUDA graph an action'}",
-            "arithmetic": str(dtype).removeprefix("torch."),
-            "device": device.type,
         },
         weight_bytes={
             "vision": vision.bytes,

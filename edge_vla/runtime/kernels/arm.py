@@ -13,7 +13,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from edge_vla.quant import PackedWeight, Scheme, dequantise, quantise
+from edge_vla.quant import PackedWeight, Scheme
+from edge_vla.runtime.kernels.cpu import agrees
 
 GROUPS = (32, 64, 128, 256)
 ARM = platform.machine() in ("aarch64", "arm64")
@@ -46,16 +47,6 @@ class DynamicInt4(nn.Module):
 
 @cache
 def _works() -> bool:
-    """The operator is there, and agrees with the codes to what rounding activations to int8 costs."""
+    """The operator is there, and costs no more than rounding activations to int8."""
     names = ("_dyn_quant_pack_4bit_weight", "_dyn_quant_matmul_4bit")
-    if not all(hasattr(torch.ops.aten, name) for name in names):
-        return False
-    generator = torch.Generator().manual_seed(0)
-    packed = quantise(torch.randn(64, 128, generator=generator), Scheme.INT4, 32)
-    x = torch.randn(3, 128, generator=generator).bfloat16()
-    expected = x.float() @ dequantise(packed).T
-    try:
-        got = DynamicInt4(packed, torch.bfloat16, torch.device("cpu"))(x).float()
-    except (RuntimeError, NotImplementedError):
-        return False
-    return bool((got - expected).abs().max() <= 0.03 * expected.abs().max())
+    return all(hasattr(torch.ops.aten, name) for name in names) and agrees(DynamicInt4, Scheme.INT4, 32, 0.03)

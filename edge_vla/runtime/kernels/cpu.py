@@ -5,6 +5,7 @@ They are private operators, fast in bf16 only: each is checked once against the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -65,16 +66,16 @@ class CpuInt8(nn.Module):
 
 @cache
 def _int4_works() -> bool:
-    return hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu") and _agrees(CpuInt4, Scheme.INT4, 32)
+    return hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu") and agrees(CpuInt4, Scheme.INT4, 32)
 
 
 @cache
 def _int8_works() -> bool:
-    return hasattr(torch.ops.aten, "_weight_int8pack_mm") and _agrees(CpuInt8, Scheme.INT8, None)
+    return hasattr(torch.ops.aten, "_weight_int8pack_mm") and agrees(CpuInt8, Scheme.INT8, None)
 
 
-def _agrees(kernel: type[CpuInt4] | type[CpuInt8], scheme: Scheme, group: int | None) -> bool:
-    """One small product equals the dequantised one to bf16 rounding."""
+def agrees(kernel: Callable[..., nn.Module], scheme: Scheme, group: int | None, error: float = 2**-6) -> bool:
+    """Whether one small product is the dequantised one, up to `error` of its largest output."""
     generator = torch.Generator().manual_seed(0)
     packed = quantise(torch.randn(64, 128, generator=generator), scheme, group)
     x = torch.randn(3, 128, generator=generator).to(torch.bfloat16)
@@ -83,4 +84,4 @@ def _agrees(kernel: type[CpuInt4] | type[CpuInt8], scheme: Scheme, group: int | 
         got = kernel(packed, torch.bfloat16, torch.device("cpu"))(x).float()
     except (RuntimeError, NotImplementedError):
         return False
-    return bool((got - expected).abs().max() <= 2**-6 * expected.abs().max())
+    return bool((got - expected).abs().max() <= error * expected.abs().max())

@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from edge_vla.quant import PackedWeight, Scheme, dequantise, quantise
 from edge_vla.runtime.cpu.native.int4 import BLOCK, dequantise_int4
@@ -22,7 +22,21 @@ GEMV_ROWS = 16  # most rows of the packed product: a decode step, a draft being 
 SLICE = 512  # outputs dequantised at a time: they stay in a shared cache and still keep the product busy
 
 
-class GemmInt4(CpuInt4):
+class ByRows(nn.Module):
+    """`gemv` for a decode step, `gemm` for a prefill."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gemv(x) if x.numel() // x.shape[-1] <= GEMV_ROWS else self.gemm(x)
+
+    def gemv(self, x: Tensor) -> Tensor:
+        out: Tensor = super().forward(x)
+        return out
+
+    def gemm(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class GemmInt4(ByRows, CpuInt4):
     """The gemm: codes to bfloat16, then torch's bfloat16 product."""
 
     name = "torch-int4pack/bf16"
@@ -30,13 +44,6 @@ class GemmInt4(CpuInt4):
     @classmethod
     def runs(cls, packed: PackedWeight, dtype: torch.dtype, device: torch.device) -> bool:
         return packed.shape[0] % BLOCK == 0 and CpuInt4.runs(packed, dtype, device) and _layout_is_known()
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.numel() // x.shape[-1]
-        return self.gemv(x) if rows <= GEMV_ROWS else self.gemm(x)
-
-    def gemv(self, x: Tensor) -> Tensor:
-        return super().forward(x)
 
     def gemm(self, x: Tensor) -> Tensor:
         k = x.shape[-1]
@@ -55,17 +62,10 @@ class GemmInt4(CpuInt4):
         return out.view(*x.shape[:-1], self.n)
 
 
-class GemmInt8(CpuInt8):
+class GemmInt8(ByRows, CpuInt8):
     """The gemm: codes to bfloat16, which holds them exactly, torch's product, then the scales."""
 
     name = "torch-int8pack/bf16"
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.numel() // x.shape[-1]
-        return self.gemv(x) if rows <= GEMV_ROWS else self.gemm(x)
-
-    def gemv(self, x: Tensor) -> Tensor:
-        return super().forward(x)
 
     def gemm(self, x: Tensor) -> Tensor:
         k, n = x.shape[-1], self.codes.shape[0]
