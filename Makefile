@@ -37,8 +37,8 @@ docs: .venv-docs/ready
 test-laws: .venv/ready
 	$(BIN)/python -m pytest --hypothesis-profile=new $$(grep -rl '^@given' tests)
 
-# The GPU kernels in Triton's interpreter, and compiled for every chip in the table (minutes). Triton has no part in
-# anything else here and takes 700 MB, so it lies in an environment of its own on top of .venv.
+# The GPU kernels in Triton's interpreter, and compiled for every chip in the table (minutes). Nothing else uses Triton,
+# which takes 700 MB, so it has its own environment on top of .venv.
 test-kernels: .venv-triton/ready
 	.venv-triton/bin/python -m pytest tests/runtime/gpu tests/benchmarks/gpu -m 'not gpu and not weights'
 
@@ -53,8 +53,8 @@ test-kernels: .venv-triton/ready
 bench-demo: .venv/ready
 	$(BIN)/python -m benchmarks.demo_policy.compare_formats --limit 400 --episodes 0 --profile quick --peer hf-bf16 --out bench-out
 
-# The GPU engine beside its peers on this machine's card, in about eight minutes; `make bench-gpu DRY=1` needs none. It
-# installs: where that cannot be, and for peers that need a call of their own, see docs/gpu.md.
+# The GPU engine against its peers on this machine's GPU, in about eight minutes; `make bench-gpu DRY=1` needs none. It
+# installs packages: where it must not, and for peers that need a call of their own, see docs/gpu.md.
 bench-gpu: .venv/ready
 	$(BIN)/python -m benchmarks.gpu $(if $(DRY),--dry-run)
 

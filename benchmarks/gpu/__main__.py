@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import re
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -78,9 +78,9 @@ def bench(out: Path, dry: bool, budget_s: float = BUDGET_S, only: Sequence[str] 
     path = unused(out / file_name(result.provenance, dry))
     with tempfile.TemporaryDirectory(prefix="edge-vla-gpu-") as scratch:
         checkpoint = weights.seeded(scale.model, device)
-        run = Run(path, scale, device, backend, checkpoint, Path(scratch), budget_s, result)
+        run = Run(path, scale, device, backend, checkpoint, Path(scratch), math.inf if dry else budget_s, result)
         for planned in chosen(plan(run), only):
-            run.fill(replace(planned, expected_s=0.0) if dry else planned)
+            run.fill(planned)
             result.targets = targets.evaluate(result)
             run.save()
     for line in targets.lines(result.targets):
