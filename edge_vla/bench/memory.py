@@ -1,70 +1,100 @@
-"""How much memory a process and its children hold, watched from a process of its own (`memory_watcher.py`).
+"""How much memory a process and its children hold, sampled by a thread of the process that started it.
 
-Bytes throughout. Knows nothing of what the watched process does.
+RSS is fast and counts a page once for each process that maps it; PSS is slow and counts it once in all; available
+memory is the whole machine's, which runs out first where CPU and GPU share it. A child that lives shorter than
+`CHILDREN_S` can be missed. Bytes throughout. Knows nothing of what the watched process does.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import subprocess
-import sys
+import threading
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, TypeVar
+from typing import Final
 
-from edge_vla import typed_json
-from edge_vla.bench.memory_watcher import PERIOD_S, Mark, Started, Watched
+import psutil
+
 from edge_vla.bench.result import CudaMemory, Memory, SystemMemory, WatcherCost
-from edge_vla.bench.systems import child_environment
-from edge_vla.device.memory import available_bytes
-from edge_vla.device.sensors import GpuMemoryPeaks
+from edge_vla.device.memory import available_bytes, peak_resident_bytes, resident_bytes, total_bytes
+from edge_vla.device.sensors import GpuMemory, nvml
 from edge_vla.errors import BackendError
 
-Reply = TypeVar("Reply")
+PERIOD_S: Final = 0.01
+SLOW_S: Final = 0.1  # the machine, and the kernel's own peak
+GPU_S: Final = 0.02
+CHILDREN_S: Final = 0.5
+PSS_S: Final = 0.5
+PSS_DUTY: Final = 0.02  # reading PSS walks page tables under the process's own lock: rest fifty times as long
+POINTS: Final = 600
 
-LOADED: Final = "loaded"
-RUNNING: Final = "running"
+
+@dataclass(frozen=True)
+class Mark:
+    """Bytes at the end of a phase, and the peak since the mark before."""
+
+    bytes: int
+    pss_bytes: int | None
+    peak_bytes: int
+
+
+class Series:
+    """Peaks over time in at most `POINTS` points: when full, neighbours merge into their larger, so none is lost."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[float, int]] = []
+        self.each, self._count = 1, 0  # samples a point stands for
+
+    def add(self, seconds: float, value: int) -> None:
+        if self._count % self.each == 0:
+            self.points.append((round(seconds, 3), value))
+        else:
+            at, largest = self.points[-1]
+            self.points[-1] = (at, max(largest, value))
+        self._count += 1
+        if len(self.points) == POINTS and self._count % self.each == 0:
+            pairs = zip(self.points[::2], self.points[1::2], strict=True)
+            self.points = [(one[0], max(one[1], two[1])) for one, two in pairs]
+            self.each *= 2
 
 
 class Watcher:
-    """Watches `pid` from when the block is entered until `stop`, or the block's end, whichever is first."""
+    """Watches `pid` from when it is made until the block ends. `period_s` between samples."""
 
     def __init__(self, pid: int, period_s: float = PERIOD_S) -> None:
         """Raises BackendError if there is no such process, or no /proc to read."""
-        if available_bytes() is None:
+        available = available_bytes()
+        if available is None:
             raise BackendError("memory is read from /proc, which this system lacks: measure on Linux")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "edge_vla.bench.memory_watcher", str(pid), "--period", str(period_s)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=child_environment(),
-        )
-        self._watched: Watched | None = None
-        self._reply(Started)  # it has taken its first sample
+        try:
+            self.root = psutil.Process(pid)
+        except psutil.NoSuchProcess as error:
+            raise BackendError(f"there is no process {pid} to watch: it has ended") from error
+        self.period_s, self.processes, self.gpu = period_s, [self.root], _gpu_memory()
+        self.start, self.samples, self.cpu_s = time.monotonic(), 0, 0.0
+        self.peak = self.peak_since_mark = self.pss_peak = self.kernel_peak = 0
+        self.series = Series()
+        self.due = dict.fromkeys(("children", "slow", "pss", "gpu"), 0.0)
+        self.available = self.available_low = available
+        self._stopped, self._lock = threading.Event(), threading.Lock()
+        self._sample()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
 
-    def mark(self, name: str) -> Mark:
+    def mark(self) -> Mark:
         """Bytes now, and the peak since the mark before (or the start): call it at the end of a phase."""
-        return self._call(f"mark {name}", Mark)
-
-    def stop(self) -> Watched:
-        """Everything seen so far; the same when called again."""
-        if self._watched is None:
-            self._watched = self._call("stop", Watched)
-            self.close()
-        return self._watched
+        with self._lock:
+            self.due.update(children=0.0, slow=0.0)
+            self._sample()
+            found = Mark(bytes=self._resident(), pss_bytes=self._pss() or None, peak_bytes=self.peak_since_mark)
+            self.peak_since_mark = 0
+        return found
 
     def close(self) -> None:
-        for stream in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(OSError):
-                if stream:
-                    stream.close()
-        try:
-            self._process.wait(timeout=5)  # it ends when its input does
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._stopped.set()
+        self._thread.join()
 
     def __enter__(self) -> Watcher:
         return self
@@ -72,55 +102,92 @@ class Watcher:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _call(self, line: str, expected: type[Reply]) -> Reply:
-        assert self._process.stdin
-        with contextlib.suppress(OSError, ValueError):
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-        return self._reply(expected)
+    def summary(
+        self, weights: Mapping[str, int], loaded: Mark, running: Mark, allocator: CudaMemory | None = None
+    ) -> Memory:
+        """Everything seen so far. `allocator`: the watched process's own peaks of torch's CUDA allocator."""
+        with self._lock:
+            return Memory(
+                weights=dict(weights),
+                load_peak_bytes=loaded.peak_bytes,
+                loaded_bytes=running.bytes,
+                peak_bytes=max(self.peak, self.kernel_peak),
+                pss_peak_bytes=self.pss_peak or None,
+                cuda=self._cuda(allocator),
+                system=SystemMemory(
+                    total_bytes=total_bytes() or 0,
+                    available_at_start_bytes=self.available,
+                    available_drop_bytes=self.available - self.available_low,
+                ),
+                samples=self.samples,
+                period_ms=round(self.period_s * 1e3, 3),
+                series=list(self.series.points),
+                watcher=WatcherCost(
+                    cpu_share=round(self.cpu_s / (time.monotonic() - self.start), 4), bytes=resident_bytes()
+                ),
+            )
 
-    def _reply(self, expected: type[Reply]) -> Reply:
-        assert self._process.stdout
-        try:
-            line = self._process.stdout.readline()
-        except (OSError, ValueError):
-            line = ""
-        if not line:
-            self.close()
-            raise BackendError(f"the memory watcher stopped (exit {self._process.returncode}): is its process gone?")
-        return typed_json.from_json(expected, json.loads(line))
+    def _watch(self) -> None:
+        while not self._stopped.wait(self.period_s):
+            with self._lock:
+                self._sample()
+            self.cpu_s = time.thread_time()
+
+    def _sample(self) -> None:
+        now = time.monotonic()
+        if self._is_due("children", now, CHILDREN_S):
+            with contextlib.suppress(psutil.Error):
+                self.processes = [self.root, *self.root.children(recursive=True)]
+        held = self._resident()
+        self.samples += 1
+        self.peak, self.peak_since_mark = max(self.peak, held), max(self.peak_since_mark, held)
+        self.series.add(now - self.start, held)
+        if self._is_due("slow", now, SLOW_S):
+            self.kernel_peak = max(self.kernel_peak, peak_resident_bytes(self.root.pid))
+            self.available_low = min(self.available_low, available_bytes() or 0)
+        if self.gpu and self._is_due("gpu", now, GPU_S):
+            self.gpu.sample({process.pid for process in self.processes})
+        if self._is_due("pss", now, PSS_S):
+            self._pss()
+            self.due["pss"] = max(self.due["pss"], now + (time.monotonic() - now) / PSS_DUTY)
+
+    def _is_due(self, what: str, now: float, period_s: float) -> bool:
+        if now < self.due[what]:
+            return False
+        self.due[what] = now + period_s
+        return True
+
+    def _resident(self) -> int:
+        """Over the family; a process that has ended holds nothing."""
+        held = 0
+        for process in self.processes:
+            with contextlib.suppress(psutil.Error):
+                held += process.memory_info().rss
+        return held
+
+    def _pss(self) -> int:
+        held = 0
+        for process in self.processes:
+            with contextlib.suppress(psutil.Error):
+                held += process.memory_full_info().pss
+        self.pss_peak = max(self.pss_peak, held)
+        return held
+
+    def _cuda(self, allocator: CudaMemory | None) -> CudaMemory | None:
+        if self.gpu is None:
+            return allocator
+        own, peaks = allocator or CudaMemory(), self.gpu.peaks()
+        return CudaMemory(
+            allocated_peak_bytes=own.allocated_peak_bytes,
+            reserved_peak_bytes=own.reserved_peak_bytes,
+            process_peak_bytes=peaks.process_peak_bytes,
+            device_peak_bytes=peaks.device_peak_bytes,
+            device_start_bytes=peaks.device_start_bytes,
+        )
 
 
-def summary(watched: Watched, weights: Mapping[str, int], allocator: CudaMemory | None = None) -> Memory:
-    """What was watched as a Memory. `allocator`: the watched process's own peaks of torch's CUDA allocator."""
-    loaded, running = watched.marks.get(LOADED), watched.marks.get(RUNNING)
-    return Memory(
-        weights=dict(weights),
-        load_peak_bytes=None if loaded is None else loaded.peak_bytes,
-        loaded_bytes=None if running is None else running.bytes,
-        peak_bytes=max(watched.peak_bytes, watched.kernel_peak_bytes),
-        pss_peak_bytes=watched.pss_peak_bytes,
-        cuda=_cuda(allocator, watched.gpu),
-        system=SystemMemory(
-            total_bytes=watched.total_bytes,
-            available_at_start_bytes=watched.available_at_start_bytes,
-            available_drop_bytes=watched.available_drop_bytes,
-        ),
-        samples=watched.samples,
-        period_ms=watched.period_ms,
-        series=watched.series,
-        watcher=WatcherCost(cpu_share=watched.watcher_cpu_share, bytes=watched.watcher_bytes),
-    )
-
-
-def _cuda(allocator: CudaMemory | None, gpu: GpuMemoryPeaks | None) -> CudaMemory | None:
-    if gpu is None:
-        return allocator
-    own = allocator or CudaMemory()
-    return CudaMemory(
-        allocated_peak_bytes=own.allocated_peak_bytes,
-        reserved_peak_bytes=own.reserved_peak_bytes,
-        process_peak_bytes=gpu.process_peak_bytes,
-        device_peak_bytes=gpu.device_peak_bytes,
-        device_start_bytes=gpu.device_start_bytes,
-    )
+def _gpu_memory() -> GpuMemory | None:
+    try:
+        return GpuMemory(nvml())
+    except BackendError:
+        return None

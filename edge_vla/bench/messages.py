@@ -88,6 +88,7 @@ class Timed:
     records: list[Record]
     tokens: list[tuple[int, tuple[int, ...]]]  # frame, tokens
     wall_s: float
+    cuda: CudaMemory | None  # peaks of torch's allocator so far, if it uses a GPU
 
 
 @dataclass(frozen=True)
@@ -95,18 +96,6 @@ class ProfileStages:
     """Profile the stages of one action; replied with a StageProfile."""
 
     actions: int
-
-
-@dataclass(frozen=True)
-class ReadCudaPeaks:
-    """Replied with CudaPeaks."""
-
-
-@dataclass(frozen=True)
-class CudaPeaks:
-    """Peaks of torch's allocator; None without a GPU."""
-
-    memory: CudaMemory | None
 
 
 @dataclass(frozen=True)
@@ -138,15 +127,15 @@ class Failure:
     message: str
 
 
-Request = Load | Predict | WarmUpFor | Time | ProfileStages | ReadCudaPeaks | RunEpisodes
-Reply = Loaded | Warmed | Timed | StageProfile | CudaPeaks | Episodes | Done | Failure
+Request = Load | Predict | WarmUpFor | Time | ProfileStages | RunEpisodes
+Reply = Loaded | Warmed | Timed | StageProfile | Episodes | Done | Failure
 Message = Request | Reply
 
 TYPES: Final[Mapping[str, type[Any]]] = {
     kind.__name__: kind
     for kind in (
-        *(Load, Predict, WarmUpFor, Time, ProfileStages, ReadCudaPeaks, RunEpisodes),
-        *(Loaded, Warmed, Timed, StageProfile, CudaPeaks, Episodes, Done, Failure),
+        *(Load, Predict, WarmUpFor, Time, ProfileStages, RunEpisodes),
+        *(Loaded, Warmed, Timed, StageProfile, Episodes, Done, Failure),
     )
 }
 

@@ -20,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_vla.artifact import MANIFEST, Artifact
-from edge_vla.bench import latency, memory, schedule
-from edge_vla.bench.memory import Watcher
+from edge_vla.bench import latency, schedule
+from edge_vla.bench.memory import Mark, Watcher
 from edge_vla.bench.messages import Loaded, System
 from edge_vla.bench.result import (
     BACK_TO_BACK,
     ColdStart,
+    CudaMemory,
     Latency,
     Memory,
     Performance,
@@ -62,6 +63,7 @@ class Measured:
     varied: list[Record] = field(default_factory=list)  # in turns with the repeated ones
     tokens: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
     harness_s: float = 0.0  # between queries
+    cuda: CudaMemory | None = None  # peaks so far
     memory: Memory | None = None
 
     def times(self) -> list[list[float]]:
@@ -83,6 +85,7 @@ class Measured:
         if period_s is None:
             self.harness_s += timed.wall_s - sum(record.latency_ms for record in timed.records) / 1e3
         self.tokens += timed.tokens
+        self.cuda = timed.cuda
         return timed.records
 
 
@@ -92,6 +95,7 @@ class Running:
 
     process: WorkerProcess
     watcher: Watcher
+    loaded: Mark
     measured: Measured
 
 
@@ -160,14 +164,12 @@ def measure(
                     _block(running[name], latency.PROFILES[profile])
         for name, one in running.items():
             on_progress(f"{name}: timing repeated frames and paced queries")
-            peaks = None
             try:
                 _alone(one, paces_hz)
-                peaks = one.process.cuda_peaks()
             except EdgeVLAError as error:  # what it measured so far is kept
                 on_progress(f"{name}: {error}")
-            one.watcher.mark(memory.RUNNING)
-            one.measured.memory = memory.summary(one.watcher.stop(), one.measured.loaded.weights, peaks)
+            measured, now = one.measured, one.watcher.mark()
+            measured.memory = one.watcher.summary(measured.loaded.weights, one.loaded, now, measured.cuda)
             found[name] = one.measured
     return found
 
@@ -179,9 +181,8 @@ def _start(stack: ExitStack, system: System, frames: Path, limit: int | None) ->
     except BackendError:
         process.load(frames, limit)  # a worker that has died says why
         raise
-    loaded = process.load(frames, limit)
-    watcher.mark(memory.LOADED)
-    return Running(process, watcher, Measured(loaded))
+    measured = Measured(process.load(frames, limit))
+    return Running(process, watcher, watcher.mark(), measured)
 
 
 def _block(running: Running, profile: latency.Profile) -> None:

@@ -20,7 +20,7 @@ from typing import IO, TypeVar
 from edge_vla import errors
 from edge_vla.bench import messages
 from edge_vla.bench.messages import Failure, Loaded, Request, System, Timed
-from edge_vla.bench.result import CudaMemory, EpisodeRow, StageProfile
+from edge_vla.bench.result import EpisodeRow, StageProfile
 from edge_vla.bench.schedule import Warmed
 from edge_vla.errors import BackendError, EdgeVLAError, ResourceError, UsageError
 from edge_vla.files import PACKAGE
@@ -74,10 +74,6 @@ class WorkerProcess:
 
     def stage_profile(self, actions: int) -> StageProfile:
         return self._call(messages.ProfileStages(actions), StageProfile)
-
-    def cuda_peaks(self) -> CudaMemory | None:
-        """Peaks of its torch allocator, if it uses a GPU."""
-        return self._call(messages.ReadCudaPeaks(), messages.CudaPeaks).memory
 
     def episodes(
         self, environment: str, kind: str, first: int, count: int, delays_ms: Sequence[float] | None = None

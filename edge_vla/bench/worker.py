@@ -175,7 +175,7 @@ class Worker:
             records = schedule.back_to_back(self.query, indices)
         else:
             records = schedule.paced(self.query, indices, period_s)
-        return messages.Timed(records, self.tokens, time.perf_counter() - started)
+        return messages.Timed(records, self.tokens, time.perf_counter() - started, _cuda_peaks())
 
     def respond(self, request: messages.Message) -> messages.Reply:
         match request:
@@ -192,8 +192,6 @@ class Worker:
                 frame, policy = self.frames[0], self._own_policy("a stage profile")
                 key = self.system.unnorm_key or frame.unnorm_key
                 return stage_profile(policy, self.images[0], frame.instruction, key, actions)
-            case messages.ReadCudaPeaks():
-                return _cuda_peaks()
             case messages.RunEpisodes(environment, kind, first, count, delays_ms):
                 from edge_vla.bench.environments import resolve
 
@@ -203,14 +201,12 @@ class Worker:
                 raise AssertionError(f"no such request: {request}")
 
 
-def _cuda_peaks() -> messages.CudaPeaks:
+def _cuda_peaks() -> CudaMemory | None:
     if not torch.cuda.is_available():
-        return messages.CudaPeaks(None)
-    return messages.CudaPeaks(
-        CudaMemory(
-            allocated_peak_bytes=torch.cuda.max_memory_allocated(),
-            reserved_peak_bytes=torch.cuda.max_memory_reserved(),
-        )
+        return None
+    return CudaMemory(
+        allocated_peak_bytes=torch.cuda.max_memory_allocated(),
+        reserved_peak_bytes=torch.cuda.max_memory_reserved(),
     )
 
 

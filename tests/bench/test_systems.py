@@ -14,6 +14,7 @@ import pytest
 
 from edge_vla.bench import messages
 from edge_vla.bench.messages import System
+from edge_vla.bench.result import CudaMemory
 from edge_vla.bench.schedule import Record
 from edge_vla.bench.systems import WorkerProcess
 from edge_vla.data import Frame, synthetic_image, write_frames
@@ -94,9 +95,8 @@ def test_messages_come_back_as_they_were() -> None:
     for message in (
         messages.Load(system, "frames", None),
         messages.Time([1, 2], 0.5),
-        messages.Timed([Record(0, 1, 2, 3, {"vision": 0.5})], [(0, (5, 6))], 1.0),
+        messages.Timed([Record(0, 1, 2, 3, {"vision": 0.5})], [(0, (5, 6))], 1.0, CudaMemory(allocated_peak_bytes=7)),
         messages.Failure("UsageError", "no"),
-        messages.CudaPeaks(None),
     ):
         assert messages.decode(messages.encode(message)) == message
 
