@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edge_vla import typed_json
 from edge_vla.checkpoint.tensors import TensorSource, finite, open_safetensors
 from edge_vla.errors import CheckpointError, UsageError
 from edge_vla.openvla.config import read_json
@@ -54,6 +55,20 @@ REFUSED = (
 
 
 @dataclass(frozen=True)
+class AdapterConfig:
+    """What is read of adapter_config.json, besides the options that are refused."""
+
+    peft_type: str | None = None
+    lora_alpha: float | None = None
+    alpha_pattern: dict[str, float] | None = None
+    rank_pattern: dict[str, object] | None = None
+    fan_in_fan_out: bool | None = None
+    use_dora: bool | None = None
+    use_rslora: bool | None = None
+    init_lora_weights: object = None
+
+
+@dataclass(frozen=True)
 class Update:
     """The adapter tensors of one module, by file key."""
 
@@ -72,12 +87,11 @@ class Adapter:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.config = read_json(directory / "adapter_config.json")
+        self.config = self._read_config(directory / "adapter_config.json")
         self.path = directory / WEIGHTS
         if not self.path.is_file():
             raise CheckpointError(f"{self.path} is missing: expected a peft adapter saved as safetensors")
-        self._refuse()
-        self.transposed = bool(self.config.get("fan_in_fan_out"))
+        self.transposed = bool(self.config.fan_in_fan_out)
         with open_safetensors(self.path) as file:
             self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         modules: dict[str, dict[str, str]] = {}
@@ -136,25 +150,25 @@ class Adapter:
         merged = merge(weight, factors, update.scale[arithmetic], self.transposed or update.embedding)
         return finite(merged, f"{name} merged with {self}")
 
-    def _refuse(self) -> None:
-        if self.config.get("peft_type") != "LORA":
-            raise CheckpointError(f"{self}: peft_type {self.config.get('peft_type')!r}; only LORA adapters are merged")
-        carried = [option for option in REFUSED if self.config.get(option)]
-        start = self.config.get("init_lora_weights")
+    def _read_config(self, path: Path) -> AdapterConfig:
+        """CheckpointError for an option that would change the merged weights in a way not implemented here."""
+        raw = read_json(path)
+        try:
+            config = typed_json.from_json(AdapterConfig, raw, path.name, ignore_unknown=True)
+            _check_patterns("rank_pattern", config.rank_pattern)
+            _check_patterns("alpha_pattern", config.alpha_pattern)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}: save the adapter again") from error
+        if config.peft_type != "LORA":
+            raise CheckpointError(f"{self}: peft_type {config.peft_type!r}; only LORA adapters are merged")
+        carried, start = [option for option in REFUSED if raw.get(option)], config.init_lora_weights
         if isinstance(start, str) and start.lower().startswith(REFUSED_INITIALISATIONS):
             carried.append(f"init_lora_weights {start!r}")
         if carried:
             raise CheckpointError(
                 f"{self} uses {', '.join(carried)}, which is not implemented: merge it with peft first"
             )
-
-        for name in ("rank_pattern", "alpha_pattern"):
-            try:
-                {re.compile(pattern) for pattern in dict(self.config.get(name) or {})}
-            except (TypeError, ValueError, re.error) as error:
-                raise CheckpointError(
-                    f"{self}: {name} must be numbers by module pattern ({error}): save the adapter again"
-                ) from error
+        return config
 
     def _sort(self, key: str, modules: dict[str, dict[str, str]]) -> None:
         if not key.startswith(PREFIX):
@@ -176,35 +190,26 @@ class Adapter:
     def _update(self, module: str, keys: Mapping[str, str]) -> Update:
         if not {"a", "b"} <= set(keys):
             raise CheckpointError(f"{self.path}: {module} has {sorted(keys)}, expected both lora_A and lora_B")
-        if bool(self.config.get("use_dora")) != ("magnitude" in keys):
-            raise CheckpointError(
-                f"{self.path}: {module}: use_dora is {self.config.get('use_dora')}, tensors {sorted(keys)}"
-            )
+        if bool(self.config.use_dora) != ("magnitude" in keys):
+            raise CheckpointError(f"{self.path}: {module}: use_dora is {self.config.use_dora}, tensors {sorted(keys)}")
         a, b = self.shapes[keys["a"]], self.shapes[keys["b"]]
         rank = a[0] if a else 0
         if len(a) < 2 or b[1:] != (rank, *[1] * (len(a) - 2)) or not rank:
             raise CheckpointError(f"{self.path}: {module} has lora_A {a} and lora_B {b}: expected (r, in) and (out, r)")
-        divisor = math.sqrt(rank) if self.config.get("use_rslora") else rank
+        divisor = math.sqrt(rank) if self.config.use_rslora else rank
+        alphas, ranks = self.config.alpha_pattern or {}, self.config.rank_pattern or {}
         scale: dict[Arithmetic, float] = {
-            "fp32": self._alpha(_search(self._alphas, module)) / divisor,
-            "upstream": self._alpha(_search([*self._ranks, *self._alphas], module)) / divisor,
+            "fp32": self._alpha(_search(alphas, module)) / divisor,
+            "upstream": self._alpha(_search([*ranks, *alphas], module)) / divisor,
         }
         return Update(module, scale, keys, embedding="lora_embedding" in keys["a"])
 
-    @property
-    def _alphas(self) -> Mapping[str, float]:
-        return self.config.get("alpha_pattern") or {}
-
-    @property
-    def _ranks(self) -> Mapping[str, int]:
-        return self.config.get("rank_pattern") or {}
-
     def _alpha(self, pattern: str) -> float:
         """The alpha of a module whose name matched `pattern`."""
-        alpha = self._alphas.get(pattern, self.config.get("lora_alpha"))
-        if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-            raise CheckpointError(f"{self}: lora_alpha is {alpha!r}, expected a number")
-        return float(alpha)
+        alpha = (self.config.alpha_pattern or {}).get(pattern, self.config.lora_alpha)
+        if alpha is None or not math.isfinite(alpha):
+            raise CheckpointError(f"{self}: lora_alpha is {alpha}, expected a finite number: save the adapter again")
+        return alpha
 
     def _span(self, update: Update) -> tuple[int, int]:
         return self.shapes[update.keys["b"]][0], self.shapes[update.keys["a"]][1]
@@ -237,6 +242,14 @@ def merge_adapters(base: TensorSource, adapters: Iterable[Adapter], arithmetic: 
     for adapter in adapters:
         base = MergedTensors(base, adapter, arithmetic)
     return base
+
+
+def _check_patterns(name: str, patterns: Mapping[str, object] | None) -> None:
+    for pattern in patterns or ():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{name}: {pattern!r} is not a regular expression ({error})") from error
 
 
 def _search(patterns: Iterable[str], module: str) -> str:

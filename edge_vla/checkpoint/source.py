@@ -59,8 +59,8 @@ def open_checkpoint(source: str | Path, adapters: Sequence[Path] = (), arithmeti
     loaded = [Adapter(_directory(path)) for path in adapters]
     config = base.config
     for adapter in loaded:
-        if (adapter.directory / "dataset_statistics.json").exists():
-            config = replace(config, statistics=read_statistics(adapter.directory, {}))
+        if statistics := read_statistics(adapter.directory):
+            config = replace(config, statistics=statistics)
     return replace(
         base,
         tensors=merge_adapters(base.tensors, loaded, arithmetic),

@@ -6,10 +6,10 @@ in exactly one shard, and that its numbers are finite.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Iterator, KeysView
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,12 +17,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from edge_vla import typed_json
 from edge_vla.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1}  # with what quantised checkpoints hold
+
+
+@dataclass(frozen=True)
+class Index:
+    """What is read of model.safetensors.index.json: the shard of each tensor."""
+
+    weight_map: dict[str, str]
 
 
 class TensorSource(Protocol):
@@ -119,18 +127,10 @@ def _read_index(directory: Path) -> dict[str, Path]:
     if not path.exists():
         return {}
     try:
-        pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)["weight_map"]
-        files = {str(name): directory / Path(str(file)).name for name, file in pairs.items()}
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not a safetensors index ({error!r}): download it again") from error
+        index = typed_json.from_json(Index, typed_json.parse(path.read_bytes()), "index", ignore_unknown=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a safetensors index ({error}): download it again") from error
+    files = {name: directory / Path(file).name for name, file in index.weight_map.items()}
     if not files:
         raise CheckpointError(f"{path} lists no tensors: download it again")
     return files
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if twice:
-        raise CheckpointError(f"{INDEX} lists {twice[0]!r} more than once: download it again")
-    return dict(pairs)

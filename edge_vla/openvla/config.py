@@ -1,23 +1,25 @@
 """config.json, preprocessor_config.json and statistics -> the dimensions and contracts of one policy.
 
-Reads what the checkpoint says and falls back only on what upstream's own config class would fall back on;
-a backbone or resize strategy that we do not implement is refused by name.
+A key that is absent or null takes the default of upstream's own config class. A backbone or resize strategy that is
+not implemented is refused by name.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from edge_vla import typed_json
 from edge_vla.errors import CheckpointError
 from edge_vla.openvla.image import ImageContract
 from edge_vla.openvla.prompt import PromptStyle
 from edge_vla.openvla.statistics import Statistics
 from edge_vla.spec import TOWERS, ActionSpec, DecoderSpec, PolicySpec, TowerSpec
 
+LLAMA: Final = DecoderSpec()
 BACKBONES: Final[Mapping[str, tuple[str, ...]]] = {
     "dinosiglip-vit-so-224px": ("vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"),
     "dinosiglip-vit-so-384px": ("vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_384"),
@@ -36,7 +38,60 @@ CONSTANTS: Final[Mapping[bool, tuple[tuple[float, ...], tuple[float, ...]]]] = {
 
 
 @dataclass(frozen=True)
+class RopeParameters:
+    """Where newer transformers keep what was `rope_theta` and `rope_scaling`."""
+
+    rope_type: str = "default"
+    rope_theta: int | float | None = None
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """What is read of `text_config`, transformers' `LlamaConfig`."""
+
+    model_type: str | None = None
+    hidden_act: str = "silu"
+    vocab_size: int = LLAMA.vocab_rows
+    hidden_size: int = LLAMA.width
+    intermediate_size: int = LLAMA.mlp_width
+    num_hidden_layers: int = LLAMA.layers
+    num_attention_heads: int = LLAMA.heads
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    max_position_embeddings: int = LLAMA.max_positions
+    rms_norm_eps: float = LLAMA.norm_eps
+    rope_theta: int | float = LLAMA.rope_theta  # an integer stays one: it is hashed
+    rope_scaling: object = None
+    rope_parameters: RopeParameters | None = None
+    bos_token_id: int = LLAMA.bos
+    eos_token_id: int = LLAMA.eos
+    tie_word_embeddings: bool | None = None
+    attention_bias: bool | None = None
+    mlp_bias: bool | None = None
+
+
+@dataclass(frozen=True)
+class OpenVLAConfig:
+    """What is read of config.json."""
+
+    text_config: TextConfig
+    n_action_bins: int
+    pad_to_multiple_of: int
+    vision_backbone_id: str = "siglip-vit-so400m"
+    llm_backbone_id: str = "vicuna-v15-7b"
+    image_resize_strategy: str = "letterbox"
+    use_fused_vision_backbone: bool | None = None
+    timm_model_ids: list[str] | None = None
+    image_sizes: list[int] | None = None
+    timm_model_kwargs: list[dict[str, float]] | None = None
+    timm_override_act_layers: list[str | None] | None = None
+    norm_stats: object = None
+
+
+@dataclass(frozen=True)
 class PolicyConfig:
+    """Everything about a policy but its weights and its tokenizer."""
+
     spec: PolicySpec
     prompt: PromptStyle
     image: ImageContract
@@ -45,29 +100,34 @@ class PolicyConfig:
     @staticmethod
     def read(directory: Path) -> PolicyConfig:
         """From a Hugging Face directory. `dataset_statistics.json` replaces config.json's statistics."""
-        config = read_json(directory / "config.json")
+        path, preprocessor = directory / "config.json", directory / "preprocessor_config.json"
+        raw = read_json(path)
+        if raw.get("model_type") != "openvla":
+            raise CheckpointError(f"config.json: model_type is {raw.get('model_type')!r}, expected 'openvla'")
         try:
+            config = typed_json.from_json(OpenVLAConfig, raw, "config", ignore_unknown=True)
             spec = _spec(config)
-        except (TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{directory / 'config.json'} is malformed ({error}): download it again") from error
-        preprocessor = directory / "preprocessor_config.json"
+        except ValueError as error:
+            raise CheckpointError(f"{path} is malformed ({error}): download it again") from error
         if preprocessor.exists():
-            image = ImageContract.from_preprocessor(
-                read_json(preprocessor), size=spec.image_size, towers=len(spec.towers)
-            )
+            towers = len(spec.towers)
+            image = ImageContract.from_preprocessor(read_json(preprocessor), size=spec.image_size, towers=towers)
         else:
             image = _default_image(spec, config)
-        return PolicyConfig(spec, _prompt(config), image, read_statistics(directory, config))
+        statistics = read_statistics(directory) or Statistics(
+            config.norm_stats or {}, f"{directory} (no dataset_statistics.json, and config.json)"
+        )
+        return PolicyConfig(spec, _prompt(config), image, statistics)
 
 
-def read_statistics(directory: Path, config: Mapping[str, Any]) -> Statistics:
+def read_statistics(directory: Path) -> Statistics | None:
+    """`dataset_statistics.json` of a directory; None if it has none."""
     path = directory / "dataset_statistics.json"
-    if path.exists():
-        return Statistics(read_json(path), path.name)
-    return Statistics(config.get("norm_stats") or {}, f"{directory} (no dataset_statistics.json, and config.json)")
+    return Statistics(read_json(path), path.name) if path.exists() else None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, object]:
+    """A file that holds a JSON object, else CheckpointError."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -81,38 +141,30 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _spec(config: Mapping[str, Any]) -> PolicySpec:
-    if config.get("model_type") != "openvla":
-        raise CheckpointError(f"config.json: model_type is {config.get('model_type')!r}, expected 'openvla'")
-    backbone = config.get("vision_backbone_id", "siglip-vit-so400m")
+def _spec(config: OpenVLAConfig) -> PolicySpec:
+    backbone = config.vision_backbone_id
     if backbone not in BACKBONES:
         raise CheckpointError(f"config.json: vision_backbone_id {backbone!r}; supported: {sorted(BACKBONES)}")
-    names: Sequence[str] = config.get("timm_model_ids") or BACKBONES[backbone]
-    native = max(TOWERS[name].image_size for name in BACKBONES[backbone])
-    sizes: Sequence[int] = config.get("image_sizes") or [native] * len(names)
-    changes: Sequence[Mapping[str, Any]] = config.get("timm_model_kwargs") or [{}] * len(names)
-    activations = config.get("timm_override_act_layers") or [None] * len(names)
-    fused = config.get("use_fused_vision_backbone")
+    names = config.timm_model_ids or BACKBONES[backbone]
+    largest = max(TOWERS[name].image_size for name in BACKBONES[backbone])
+    sizes = config.image_sizes or [largest] * len(names)
+    changes = config.timm_model_kwargs or [{}] * len(names)
+    fused = config.use_fused_vision_backbone
     fused = backbone.startswith("dinosiglip") if fused is None else fused
     if not len(names) == len(sizes) == len(changes) == (2 if fused else 1):
         raise CheckpointError(
             f"config.json: {len(names)} towers, {len(sizes)} image sizes, {len(changes)} timm_model_kwargs for "
-            f"use_fused_vision_backbone={fused}: one of each per tower"
+            f"use_fused_vision_backbone={fused}: expected one of each per tower"
         )
-    if len(set(sizes)) != 1 or any(activations):
+    activations = config.timm_override_act_layers
+    if len(set(sizes)) != 1 or any(activations or ()):
         raise CheckpointError(f"config.json: image_sizes {sizes} must be equal, activations {activations} all null")
     towers = tuple(_tower(*tower) for tower in zip(names, sizes, changes, strict=True))
-    try:
-        decoder = _decoder(config["text_config"])
-        action = ActionSpec(
-            bins=int(config["n_action_bins"]), end=decoder.vocab_rows - int(config["pad_to_multiple_of"])
-        )
-    except KeyError as error:
-        raise CheckpointError(f"config.json lacks {error}") from error
-    return PolicySpec(towers, decoder, action)
+    decoder = _decoder(config.text_config)
+    return PolicySpec(towers, decoder, ActionSpec(config.n_action_bins, decoder.vocab_rows - config.pad_to_multiple_of))
 
 
-def _tower(name: str, size: int, changes: Mapping[str, Any]) -> TowerSpec:
+def _tower(name: str, size: int, changes: Mapping[str, float]) -> TowerSpec:
     if name not in TOWERS:
         raise CheckpointError(f"config.json: tower {name!r}; supported: {sorted(TOWERS)}")
     known = {"embed_dim", "depth", "num_heads", "mlp_ratio"}
@@ -120,58 +172,53 @@ def _tower(name: str, size: int, changes: Mapping[str, Any]) -> TowerSpec:
         raise CheckpointError(f"config.json: timm_model_kwargs {sorted(set(changes) - known)}; known: {sorted(known)}")
     tower = TOWERS[name]
     width = int(changes.get("embed_dim", tower.width))
-    ratio = float(changes.get("mlp_ratio", tower.mlp_width / tower.width))
     return replace(
         tower,
-        image_size=int(size),
+        image_size=size,
         width=width,
         depth=int(changes.get("depth", tower.depth)),
         heads=int(changes.get("num_heads", tower.heads)),
-        mlp_width=int(width * ratio),
+        mlp_width=int(width * changes.get("mlp_ratio", tower.mlp_width / tower.width)),
     )
 
 
-def _decoder(text: Mapping[str, Any]) -> DecoderSpec:
-    rope = text.get("rope_parameters") or {}  # where newer transformers keep what was rope_theta and rope_scaling
-    scaled = text.get("rope_scaling") or rope.get("rope_type", "default") != "default"
-    if text.get("model_type") != "llama" or scaled or text.get("hidden_act", "silu") != "silu":
+def _decoder(text: TextConfig) -> DecoderSpec:
+    rope = text.rope_parameters or RopeParameters()
+    scaled = text.rope_scaling or rope.rope_type != "default"
+    if text.model_type != "llama" or scaled or text.hidden_act != "silu":
         raise CheckpointError(f"config.json: text_config must be a plain Llama (silu, no rope scaling), got {text}")
-    if text.get("tie_word_embeddings") or text.get("attention_bias") or text.get("mlp_bias"):
+    if text.tie_word_embeddings or text.attention_bias or text.mlp_bias:
         raise CheckpointError(f"config.json: text_config must have its own head and no biases, got {text}")
-    text = {**text, **{key: value for key, value in rope.items() if key == "rope_theta"}}
-    names = {
-        "vocab_rows": "vocab_size",
-        "width": "hidden_size",
-        "mlp_width": "intermediate_size",
-        "layers": "num_hidden_layers",
-        "heads": "num_attention_heads",
-        "max_positions": "max_position_embeddings",
-        "norm_eps": "rms_norm_eps",
-        "rope_theta": "rope_theta",
-        "bos": "bos_token_id",
-        "eos": "eos_token_id",
-    }
-    given = {ours: text[theirs] for ours, theirs in names.items() if theirs in text}
-    heads = given.get("heads", DecoderSpec().heads)
-    spec = DecoderSpec(**given, kv_heads=text.get("num_key_value_heads", heads))
-    if text.get("head_dim", spec.head_width) != spec.head_width:
-        raise CheckpointError(f"config.json: head_dim {text['head_dim']}, but width over heads is {spec.head_width}")
+    heads = text.num_attention_heads
+    spec = DecoderSpec(
+        vocab_rows=text.vocab_size,
+        width=text.hidden_size,
+        mlp_width=text.intermediate_size,
+        layers=text.num_hidden_layers,
+        heads=heads,
+        kv_heads=heads if text.num_key_value_heads is None else text.num_key_value_heads,
+        max_positions=text.max_position_embeddings,
+        norm_eps=text.rms_norm_eps,
+        rope_theta=text.rope_theta if rope.rope_theta is None else rope.rope_theta,
+        bos=text.bos_token_id,
+        eos=text.eos_token_id,
+    )
+    if text.head_dim not in (None, spec.head_width):
+        raise CheckpointError(f"config.json: head_dim {text.head_dim}, but width over heads is {spec.head_width}")
     return spec
 
 
-def _prompt(config: Mapping[str, Any]) -> PromptStyle:
-    """Chosen by the language backbone; upstream goes by 'v01' in the path, which a rename breaks."""
-    backbone = config.get("llm_backbone_id", "vicuna-v15-7b")
-    if backbone not in PROMPTS:
-        raise CheckpointError(f"config.json: llm_backbone_id {backbone!r}; supported: {sorted(PROMPTS)}")
-    return PROMPTS[backbone]
+def _prompt(config: OpenVLAConfig) -> PromptStyle:
+    """Chosen by the language backbone; upstream looks for 'v01' in the path, which a rename breaks."""
+    if config.llm_backbone_id not in PROMPTS:
+        raise CheckpointError(f"config.json: llm_backbone_id {config.llm_backbone_id!r}; supported: {sorted(PROMPTS)}")
+    return PROMPTS[config.llm_backbone_id]
 
 
-def _default_image(spec: PolicySpec, config: Mapping[str, Any]) -> ImageContract:
+def _default_image(spec: PolicySpec, config: OpenVLAConfig) -> ImageContract:
     constants = [CONSTANTS[tower.layer_scale] for tower in spec.towers]
     means, deviations = tuple(mean for mean, _ in constants), tuple(deviation for _, deviation in constants)
-    if config.get("image_resize_strategy", "letterbox") == "letterbox":
-        return ImageContract(
-            spec.image_size, "letterbox", means, deviations, tuple(int(value * 255) for value in means[0])
-        )
+    if config.image_resize_strategy == "letterbox":
+        fill = tuple(int(value * 255) for value in means[0])
+        return ImageContract(spec.image_size, "letterbox", means, deviations, fill)
     return ImageContract(spec.image_size, "resize-naive", means, deviations)

@@ -6,7 +6,6 @@ ImageNet numbers would be wrong by up to 0.008.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, get_args
@@ -15,10 +14,32 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edge_vla import typed_json
 from edge_vla.errors import CheckpointError, FrameError
 
 Resize = Literal["resize-naive", "letterbox"]
 BICUBIC = 3  # Pillow's number, as preprocessor_config.json stores it
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Resizing:
+    interpolation: int
+
+
+@dataclass(frozen=True)
+class PreprocessorConfig:
+    """What is read of preprocessor_config.json: one of each transform per tower."""
+
+    tvf_normalize_params: list[Normalisation]
+    tvf_resize_params: list[Resizing]
+    means: list[tuple[float, ...]] | None = None
+    image_resize_strategy: str | None = None
 
 
 @dataclass(frozen=True)
@@ -43,17 +64,16 @@ class ImageContract:
             raise CheckpointError(f"preprocessing: deviations must be positive, got {self.deviations}")
 
     @staticmethod
-    def from_preprocessor(raw: Mapping[str, Any], *, size: int, towers: int) -> ImageContract:
+    def from_preprocessor(raw: object, *, size: int, towers: int) -> ImageContract:
         """From preprocessor_config.json; anything but bicubic resizing to the towers' size is refused."""
         try:
-            normalise, sizes = raw["tvf_normalize_params"], raw["tvf_resize_params"]
-            means = tuple(tuple(map(float, params["mean"])) for params in normalise)
-            deviations = tuple(tuple(map(float, params["std"])) for params in normalise)
-            interpolations = {int(params["interpolation"]) for params in sizes}
-            fill = tuple(int(float(value) * 255) for value in raw.get("means", means)[0])
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-            raise CheckpointError(f"preprocessor_config.json: {error!r} is missing or malformed") from error
-        strategy = raw.get("image_resize_strategy")
+            given = typed_json.from_json(PreprocessorConfig, raw, "preprocessor_config.json", ignore_unknown=True)
+            means = tuple(one.mean for one in given.tvf_normalize_params)
+            deviations = tuple(one.std for one in given.tvf_normalize_params)
+            fill = tuple(int(value * 255) for value in (given.means or means)[0])
+        except (ValueError, IndexError, OverflowError) as error:
+            raise CheckpointError(f"preprocessor_config.json is malformed ({error}): download it again") from error
+        strategy, interpolations = given.image_resize_strategy, {one.interpolation for one in given.tvf_resize_params}
         if strategy not in get_args(Resize):
             raise CheckpointError(f"preprocessor_config.json: resize strategy {strategy!r}; known: {get_args(Resize)}")
         if interpolations != {BICUBIC} or len(means) != towers:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +43,7 @@ class ActionStatistics:
 class Statistics(Mapping[str, ActionStatistics]):
     """All data sets that a checkpoint was trained on, by `unnorm_key`."""
 
-    def __init__(self, raw: Mapping[str, Any], origin: str) -> None:
+    def __init__(self, raw: object, origin: str) -> None:
         if not isinstance(raw, Mapping):
             raise CheckpointError(f"{origin}: action statistics must be an object by data set, got {raw!r:.60}")
         if not raw:
@@ -52,7 +51,7 @@ class Statistics(Mapping[str, ActionStatistics]):
                 f"{origin} has no action statistics: expected at least one data set; "
                 "put the fine-tuning run's dataset_statistics.json beside the weights"
             )
-        self.raw = {key: {"action": dict(_action(raw, key, origin))} for key in raw}
+        self.raw = {key: {"action": _action(entry, f"{origin}, data set {key!r}")} for key, entry in raw.items()}
         self._sets = {key: _parse(self.raw[key]["action"], f"{origin}, data set {key!r}") for key in raw}
 
     def __getitem__(self, key: str) -> ActionStatistics:
@@ -75,17 +74,14 @@ class Statistics(Mapping[str, ActionStatistics]):
         return key
 
 
-def _action(raw: Mapping[str, Any], key: str, origin: str) -> Mapping[str, Any]:
-    entry = raw[key]
+def _action(entry: object, where: str) -> dict[str, object]:
     action = entry.get("action") if isinstance(entry, Mapping) else None
     if not isinstance(action, Mapping):
-        raise CheckpointError(
-            f"{origin}, data set {key!r}: expected an object with 'action', got {type(entry).__name__}"
-        )
-    return action
+        raise CheckpointError(f"{where}: expected an object with 'action', got {type(entry).__name__}")
+    return dict(action)
 
 
-def _parse(action: Mapping[str, Any], where: str) -> ActionStatistics:
+def _parse(action: Mapping[str, object], where: str) -> ActionStatistics:
     try:
         q01 = np.asarray(action["q01"], dtype=np.float64)
         q99 = np.asarray(action["q99"], dtype=np.float64)

@@ -98,7 +98,7 @@ FAULTS = [
     Fault("a a number", set_to(A, torch.ones(())), CheckpointError, (QUERY, "()", "expected")),
     Fault("NaN", number(A, float("nan")), CheckpointError, (A, "1 non-finite", "damaged")),
     Fault("Inf", number(B, float("inf")), CheckpointError, (B, "1 non-finite", "damaged")),
-    Fault("alpha a text", option("lora_alpha", "16"), CheckpointError, ("lora_alpha", "'16'", "number")),
+    Fault("alpha a text", option("lora_alpha", "16"), CheckpointError, ("lora_alpha", "'16'", "expected float")),
     Fault("alpha NaN", option("lora_alpha", float("nan")), CheckpointError, ("lora_alpha", "nan", "number")),
     Fault("alpha huge", option("lora_alpha", 1e39), CheckpointError, (QUERY, "merged", "non-finite")),
     Fault("pattern a list", option("alpha_pattern", [1]), CheckpointError, ("alpha_pattern",)),
