@@ -15,10 +15,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_vla.bench.quantiles import Refusal, percentile, ratio_of_medians
+from edge_vla.bench.quantiles import percentile, queries_needed
 from edge_vla.bench.result import ColdStart, Latency, SpeedRatio, Stage, WarmUp
 from edge_vla.bench.schedule import Record, Warmed
-from edge_vla.bench.statistics import median_interval
+from edge_vla.bench.statistics import cluster_interval, median_interval
 from edge_vla.errors import UsageError
 
 UNATTRIBUTED: Final = 0.05
@@ -53,15 +53,20 @@ PROFILES: Final[Mapping[str, Profile]] = {
 def ratio(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> SpeedRatio:
     """p50 of `theirs` over p50 of `ours`, block by block in the order run: above 1, ours is faster.
 
-    Blocks vary more than the queries within one do, so the interval is over blocks; from one pair there is none.
+    What drifts between blocks measured in turns (ABBA) cancels in their ratio. Geometric mean over blocks, which vary
+    more than the queries within one do, so the interval is over blocks too; from one pair there is none.
     """
     if len(ours) != len(theirs) or not ours:
         raise UsageError(f"{len(ours)} blocks against {len(theirs)}: a ratio needs as many of both")
-    if len(ours) == 1:
-        alone = statistics.median(theirs[0]) / statistics.median(ours[0])
-        return SpeedRatio(ratio=alone, low=None, high=None, blocks=1)
-    found = ratio_of_medians(list(zip(theirs, ours, strict=True)))
-    return SpeedRatio(ratio=found.mean, low=found.low, high=found.high, blocks=found.n)
+    medians = [
+        (statistics.median(first), statistics.median(second)) for first, second in zip(ours, theirs, strict=True)
+    ]
+    logs = np.array([math.log(second / first) for first, second in medians])
+    if len(logs) == 1:
+        return SpeedRatio(ratio=math.exp(logs[0]), low=None, high=None, blocks=1)
+    found = cluster_interval(logs, [str(block) for block in range(len(logs))])
+    low, high = math.exp(found.low), math.exp(found.high)
+    return SpeedRatio(ratio=math.exp(found.mean), low=low, high=high, blocks=found.n)
 
 
 def repeat_ratio(repeated: Sequence[Record], varied: Sequence[Record]) -> float:
@@ -90,7 +95,6 @@ def summary(
     wall_s = sum(run[-1].finished_ns - run[0].scheduled_ns for run in runs if run) / 1e9
     deadline = None if period_s is None else period_s * 1e3
     tail = {name: percentile(times, share) for name, share in SHARES.items()}
-    p90, p95, p99, p999 = (None if isinstance(value, Refusal) else value for value in tail.values())
     stages, rest = _stages(records, paced=period_s is not None)
     return Latency(
         mode=mode,
@@ -99,11 +103,15 @@ def summary(
         if warmed is None
         else WarmUp(queries=warmed.queries, seconds=warmed.seconds, stable=warmed.stable),
         p50_ms=p50,
-        p90_ms=p90,
-        p95_ms=p95,
-        p99_ms=p99,
-        p999_ms=p999,
-        refused={name: str(value) for name, value in tail.items() if isinstance(value, Refusal)},
+        p90_ms=tail["p90"],
+        p95_ms=tail["p95"],
+        p99_ms=tail["p99"],
+        p999_ms=tail["p999"],
+        refused={
+            name: f"n/a (n={len(times)} < {queries_needed(SHARES[name])})"
+            for name, value in tail.items()
+            if value is None
+        },
         max_ms=max(times),
         mean_ms=mean,
         stdev_ms=spread,

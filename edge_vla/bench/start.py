@@ -1,9 +1,9 @@
-"""A bench before anything is measured: what was asked is checked, and the result holds a row for each system."""
+"""A bench before anything is measured: its inputs are checked, and the result holds a row for each system."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,9 +41,9 @@ class Run:
     directory: Path  # of the frames
     frames: Sequence[Frame]
     facts: FrameFacts
-    result: Result
     scratch: Path
     on_progress: Callable[[str], None]
+    result: Result = field(init=False)
     predictions: dict[str, Predictions] = field(default_factory=dict)
     measured: dict[str, Measured] = field(default_factory=dict)
 
@@ -96,8 +96,9 @@ def start(
     statistics = checkpoint.config.statistics
     keys = [statistics.resolve(reference.unnorm_key or frame.unnorm_key) for frame in frames]
     facts = FrameFacts.of(frames, [statistics[key] for key in keys])
-    result = _empty(opened, reference, plan, checkpoint, directory, frames, facts)
-    return Run(opened, plan, reference, checkpoint, directory, frames, facts, result, scratch, on_progress)
+    run = Run(opened, plan, reference, checkpoint, directory, frames, facts, scratch, on_progress)
+    run.result = _empty(run)
+    return run
 
 
 def _named(artifacts: Sequence[Path], plan: Plan) -> dict[str, Path]:
@@ -127,65 +128,48 @@ def _check_comparable(artifact: Artifact, checkpoint: Checkpoint, source: str) -
         )
 
 
-def _empty(
-    artifacts: Mapping[str, Artifact],
-    reference: ReferencePlan,
-    plan: Plan,
-    checkpoint: Checkpoint,
-    directory: Path,
-    frames: Sequence[Frame],
-    facts: FrameFacts,
-) -> Result:
-    files = checkpoint.identity()  # hashes up to 15 GB: once
-    source = Path(reference.source).name
-    model, given = plan.model or source, reference.frames is not None
+def _empty(run: Run) -> Result:
+    files, plan = run.checkpoint.identity(), run.plan  # hashes up to 15 GB: once
+    source, given = Path(run.reference.source).name, run.reference.frames is not None
+    model = plan.model or source
     return Result(
-        name=plan.title or f"{', '.join(artifacts)} against {model}",
+        name=plan.title or f"{', '.join(run.artifacts)} against {model}",
         model=Model(name=model, scope=f"These figures are about {model} and no other model."),
         provenance=provenance(device_state()),
         frames=FrameSet(
             source="given" if given else "synthetic",
-            name=directory.name if given else "synthetic",
-            count=len(frames),
-            episodes=len(set(facts.episodes)),
-            sha256=predictions.frames_hash(frames),
-            by_phase=dict(Counter(facts.phase)),
+            name=run.directory.name if given else "synthetic",
+            count=len(run.frames),
+            episodes=len(set(run.facts.episodes)),
+            sha256=predictions.frames_hash(run.frames),
+            by_phase=dict(Counter(run.facts.phase)),
         ),
         reference=Reference(
             name=source,
-            adapters=[Path(adapter).name for adapter in reference.adapters],
-            identity=predictions.identity(files, checkpoint),
+            adapters=[Path(adapter).name for adapter in run.reference.adapters],
+            identity=predictions.identity(files, run.checkpoint),
             dtype="bf16",
         ),
         gates_declared=gates.declared(plan.closed_loop),
         candidates=[
-            Candidate(name=name, artifact=_facts_of(artifact, frames, checkpoint.config))
-            for name, artifact in artifacts.items()
+            Candidate(name=name, artifact=_facts_of(artifact, run)) for name, artifact in run.artifacts.items()
         ],
         peers=[Peer(name=peer, description=PEERS[peer].described(plan.peer_frames)) for peer, _ in plan.peers],
-        notes=[*_notes(artifacts, reference, frames, files)],
+        notes=[*_notes(run, files)],
     )
 
 
-def _notes(
-    artifacts: Mapping[str, Artifact],
-    reference: ReferencePlan,
-    frames: Sequence[Frame],
-    files: Sequence[Mapping[str, str]],
-) -> list[str]:
+def _notes(run: Run, files: Sequence[Mapping[str, str]]) -> Iterator[str]:
     """What a reader must know before the first figure."""
-    notes = list[str]()
-    if reference.limit and reference.limit > len(frames):
-        notes.append(f"{reference.limit} frames were asked for, the folder has {len(frames)}")
-    for name, artifact in artifacts.items():
+    limit, count = run.reference.limit, len(run.frames)
+    if limit and limit > count:
+        yield f"{limit} frames were requested, the folder has {count}"
+    for name, artifact in run.artifacts.items():
         if artifact.manifest.source.files != tuple(map(dict, files)):
-            notes.append(
-                f"{name} was made from other files than this reference: another policy, or a merged copy of it"
-            )
-    return notes
+            yield f"{name} was made from other files than this reference: another policy, or a merged copy of it"
 
 
-def _facts_of(artifact: Artifact, frames: Sequence[Frame], config: PolicyConfig) -> ArtifactFacts:
+def _facts_of(artifact: Artifact, run: Run) -> ArtifactFacts:
     manifest = artifact.manifest
     linears = [linear for layer in manifest.layers for linear in layer.values()]
     weights = sum(linear.shape[0] * linear.shape[1] for linear in linears)
@@ -196,7 +180,7 @@ def _facts_of(artifact: Artifact, frames: Sequence[Frame], config: PolicyConfig)
         recipe=manifest.recipe.to_json(),
         disk_bytes=sum(record.size for record in manifest.files.values()),
         bits_per_weight=round(8 * stored / weights, 3),
-        calibration_leakage=calibration_leakage(artifact, frames, config),
+        calibration_leakage=calibration_leakage(artifact, run.frames, run.config),
         layer_errors={
             str(index): {name: linear.error for name, linear in layer.items()}
             for index, layer in enumerate(manifest.layers)

@@ -164,7 +164,7 @@ def test_fewer_frames_than_asked_and_other_weights_are_said(tiny_artifacts: Mapp
     (other / MANIFEST).write_text(json.dumps(manifest))
     plan = Plan(profile="none")
     result = bench([other], ReferencePlan(TINY, frames=frames, limit=50), tmp_path / "out", plan)
-    assert result.notes[0] == "50 frames were asked for, the folder has 1"
+    assert result.notes[0] == "50 frames were requested, the folder has 1"
     assert "other was made from other files than this reference" in result.notes[1]
 
 
