@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from edge_vla.errors import ArtifactError
+from edge_vla.typed_json import from_json
 
 BUFFER_BYTES: Final = 16 << 20  # of one pinned buffer; there are two
 MAX_HEADER: Final = 100 << 20  # bytes, as in safetensors itself
@@ -96,6 +97,15 @@ class StagedFile(Mapping[str, Tensor]):
         return len(self.entries)
 
 
+@dataclass(frozen=True)
+class HeaderEntry:
+    """One tensor in the file's JSON header."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]  # behind the header, bytes
+
+
 def read_header(path: Path) -> dict[str, Entry]:
     """Where each tensor lies in the file. ArtifactError for a header that does not fit it."""
     try:
@@ -103,19 +113,19 @@ def read_header(path: Path) -> dict[str, Entry]:
             length = int.from_bytes(file.read(8), "little")
             if length > MAX_HEADER:
                 raise ValueError(f"a header of {length} bytes")
-            header: dict[str, Any] = json.loads(file.read(length))
+            header = json.loads(file.read(length))
         size = path.stat().st_size
         header.pop("__metadata__", None)
-        return {name: _entry(raw, 8 + length, size) for name, raw in header.items()}
+        return {name: _entry(from_json(HeaderEntry, raw, name), 8 + length, size) for name, raw in header.items()}
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ArtifactError(
             f"{path} is not a valid safetensors file ({error!r}): copy or export the artifact again"
         ) from error
 
 
-def _entry(raw: Mapping[str, Any], start: int, size: int) -> Entry:
-    dtype, shape = TYPES[raw["dtype"]], tuple(map(int, raw["shape"]))
-    begin, end = (start + int(offset) for offset in raw["data_offsets"])
+def _entry(raw: HeaderEntry, start: int, size: int) -> Entry:
+    dtype, shape = TYPES[raw.dtype], tuple(raw.shape)
+    begin, end = (start + offset for offset in raw.data_offsets)
     if min(shape, default=0) < 0 or not start <= begin <= end <= size:
         raise ValueError(f"{raw} in a file of {size} bytes")
     if end - begin != math.prod(shape) * dtype.itemsize:
