@@ -27,6 +27,7 @@ from benchmarks.cpu.results import (
 )
 from benchmarks.demo_policy.results import (
     ClosedLoopRates,
+    ConditionComparison,
     DimensionAccuracy,
     FrameAccuracy,
     LadderResult,
@@ -35,7 +36,6 @@ from benchmarks.demo_policy.results import (
     ReproductionResult,
     Rung,
     StageCost,
-    TrialComparison,
 )
 from benchmarks.formats.results import (
     FLOOR,
@@ -341,7 +341,7 @@ def _interop(raw: Json) -> InteropResult:
 
 def _evaluation(raw: Json) -> PolicyEvaluation:
     rates = {
-        _trial(name): ClosedLoopRates(
+        _condition(name): ClosedLoopRates(
             episodes=row["episodes"],
             success=row["success"],
             success_interval=_pair(row["success 95%"]),
@@ -351,11 +351,11 @@ def _evaluation(raw: Json) -> PolicyEvaluation:
         )
         for name, row in raw["closed loop"].items()
     }
-    frames = {_trial(name): _accuracy(row) for name, row in raw["free running"].items()}
+    frames = {_condition(name): _accuracy(row) for name, row in raw["free running"].items()}
     return PolicyEvaluation(rates, frames)
 
 
-def _trial(name: str) -> str:
+def _condition(name: str) -> str:
     """`pick, wording kept aside` -> `pick, held-out wording`."""
     return name.replace("wording kept aside", "held-out wording").replace("wording trained", "trained wording")
 
@@ -401,8 +401,8 @@ def _learned(row: Json) -> dict[str, Any]:
 
 
 def _reproduction(raw: Json) -> ReproductionResult:
-    trials = {
-        _trial(name): TrialComparison(
+    conditions = {
+        _condition(name): ConditionComparison(
             shipped=row["shipped"],
             shipped_interval=_pair(row["shipped 95%"]),
             reproduced=row["reproduced"],
@@ -413,7 +413,7 @@ def _reproduction(raw: Json) -> ReproductionResult:
         for name, row in raw["trials"].items()
     }
     stages = {name: StageCost(cost["pictures"], cost["seconds"]) for name, cost in raw["stages"].items()}
-    return ReproductionResult(stages, trials)
+    return ReproductionResult(stages, conditions)
 
 
 CONVERTERS: Final[Mapping[str, Callable[[Json], Body]]] = {

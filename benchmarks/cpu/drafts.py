@@ -50,7 +50,7 @@ Decide = Callable[[Image.Image, str, State], Action]
 
 
 @dataclass(frozen=True)
-class Trial:
+class Attempt:
     """One strategy on one frame, in one mode."""
 
     drafted: tuple[int, ...]  # bins; empty where nothing was drafted
@@ -61,12 +61,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Record:
-    """One action: what plain decoding gave, and every strategy's trial by mode and name."""
+    """One action: what plain decoding gave, and every strategy's attempt by mode and name."""
 
     phase: Phase
     plain: tuple[int, ...]  # bins
     before_decoder_ms: float  # preprocessing and vision
-    trials: dict[str, dict[str, Trial]]
+    attempts: dict[str, dict[str, Attempt]]
 
 
 class Strategies:
@@ -128,19 +128,19 @@ class Strategies:
         first = plain["bitwise exact"]
         truth = self._bins(first.tokens)
         hidden = self._hidden(image, text) if set(names) & set(AFTER_PREFILL) else torch.empty(0)
-        trials: dict[str, dict[str, Trial]] = {mode: {} for mode in MODES}
+        attempts: dict[str, dict[str, Attempt]] = {mode: {} for mode in MODES}
         for mode, exact in MODES.items():
             for name in names:
                 if exact or name not in AFTER_PREFILL:
                     known = Known(past, self.bins, hidden, self.transitions, self.heads, truth, exact)
-                    trials[mode][name] = self._trial(image, text, STRATEGIES[name](known), exact, plain[mode])
+                    attempts[mode][name] = self._attempt(image, text, STRATEGIES[name](known), exact, plain[mode])
         phase: Phase = "carry" if state.held is not None else "reach"
         before_ms = round(first.timing_ms["preprocess"] + first.timing_ms["vision"], 3)
-        return first, Record(phase, truth, before_ms, trials)
+        return first, Record(phase, truth, before_ms, attempts)
 
-    def _trial(self, image: Image.Image, text: str, draft: Draft | None, exact: bool, plain: Action) -> Trial:
+    def _attempt(self, image: Image.Image, text: str, draft: Draft | None, exact: bool, plain: Action) -> Attempt:
         action = self._act(image, text, draft, exact)
-        return Trial(
+        return Attempt(
             drafted=self._bins(action.drafted),
             passes=action.passes - (draft.saved_passes if isinstance(draft, Tree) else 0),
             different=sum(one != other for one, other in zip(action.tokens, plain.tokens, strict=True)),
@@ -161,20 +161,20 @@ class Strategies:
 def summary(episodes: Sequence[Sequence[Record]], mode: str, name: str) -> StrategyResult | None:
     """One strategy in one mode; None where it was never measured. Intervals resample episodes."""
     found = [
-        (str(number), record, record.trials[mode][name])
+        (str(number), record, record.attempts[mode][name])
         for number, records in enumerate(episodes)
         for record in records
-        if name in record.trials[mode]
+        if name in record.attempts[mode]
     ]
     if not found:
         return None
-    passes = [trial.passes for _, _, trial in found]
+    passes = [attempt.passes for _, _, attempt in found]
     return StrategyResult(
         strategy=name,
         bitwise_exact=MODES[mode],
         actions=len(found),
-        different_actions=sum(trial.different > 0 for _, _, trial in found),
-        different_tokens=sum(trial.different for _, _, trial in found),
+        different_actions=sum(attempt.different > 0 for _, _, attempt in found),
+        different_tokens=sum(attempt.different for _, _, attempt in found),
         passes_per_action=cluster_interval(np.array(passes, float), [episode for episode, _, _ in found]),
         actions_by_passes={str(count): actions for count, actions in sorted(Counter(passes).items())},
         acceptance=acceptance([one for one in found if one[2].drafted]),
@@ -182,11 +182,11 @@ def summary(episodes: Sequence[Sequence[Record]], mode: str, name: str) -> Strat
     )
 
 
-def acceptance(drafted: Sequence[tuple[str, Record, Trial]]) -> Acceptance | None:
-    """How often first drafts were right, from (episode, record, trial) rows; None without any."""
+def acceptance(drafted: Sequence[tuple[str, Record, Attempt]]) -> Acceptance | None:
+    """How often first drafts were right, from (episode, record, attempt) rows; None without any."""
     if not drafted:
         return None
-    off = np.abs([np.subtract(trial.drafted, record.plain) for _, record, trial in drafted])  # (actions, dims)
+    off = np.abs([np.subtract(attempt.drafted, record.plain) for _, record, attempt in drafted])  # (actions, dims)
     episodes = [episode for episode, _, _ in drafted]
     phases = np.array([record.phase for _, record, _ in drafted])
     right, dims = off == 0, off.shape[1]
@@ -213,11 +213,11 @@ def _rounded(values: NDArray[np.float64]) -> list[float]:
 
 def cost(episodes: Sequence[Sequence[Record]], mode: str, name: str) -> DraftCost | None:
     """Mean times beside plain decoding in the same mode; None for a simulated strategy and one not measured."""
-    records = [record for episode in episodes for record in episode if name in record.trials[mode]]
+    records = [record for episode in episodes for record in episode if name in record.attempts[mode]]
     if not records or name.startswith("neighbours"):
         return None
     before = float(np.median([record.before_decoder_ms for record in records]))
-    mean, plain = (float(np.mean([r.trials[mode][one].decoder_ms for r in records])) for one in (name, "none"))
+    mean, plain = (float(np.mean([r.attempts[mode][one].decoder_ms for r in records])) for one in (name, "none"))
     return DraftCost(round(mean, 3), round(plain / mean, 3), round((before + plain) / (before + mean), 3))
 
 

@@ -30,7 +30,7 @@ LOG: Final = logging.getLogger("benchmarks.demo_policy.evaluate")
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class Condition:
     """One row of the table: which weights, which world, what is asked and shown."""
 
     name: str
@@ -42,16 +42,16 @@ class Trial:
     at_most: int = 400  # episodes
 
 
-TRIALS: Final = (
-    Trial("pick", "pick"),
-    Trial("put", "put"),
-    Trial("pick, held-out wording", "pick", wording="held out"),
-    Trial("put, held-out wording", "put", wording="held out"),
-    Trial("pick, swapped instruction", "pick", control="swapped instruction"),
-    Trial("pick, black image", "pick", control="black image", at_most=100),
-    Trial("world 2 pick, base", "pick", world=2, at_most=100),
-    Trial("world 2 pick, adapter", "pick", world=2, adapter=True),
-    Trial("world 2 put, adapter", "put", world=2, adapter=True),
+CONDITIONS: Final = (
+    Condition("pick", "pick"),
+    Condition("put", "put"),
+    Condition("pick, held-out wording", "pick", wording="held out"),
+    Condition("put, held-out wording", "put", wording="held out"),
+    Condition("pick, swapped instruction", "pick", control="swapped instruction"),
+    Condition("pick, black image", "pick", control="black image", at_most=100),
+    Condition("world 2 pick, base", "pick", world=2, at_most=100),
+    Condition("world 2 pick, adapter", "pick", world=2, adapter=True),
+    Condition("world 2 put, adapter", "put", world=2, adapter=True),
 )
 
 
@@ -64,30 +64,32 @@ def load(base: Path, adapters: Sequence[Path] = ()) -> Actor:
 
 
 def evaluate(base: Actor, adapted: Actor | None, only_world: int | None, episodes: int, count: int) -> PolicyEvaluation:
-    """Every trial of these worlds, `count` frames a kind of wording. Without an adapter, its trials are left out."""
+    """Every condition of these worlds, `count` frames a wording; without an adapter, not the adapter's."""
     frames = {}
     for wording in get_args(Wording) if only_world != 2 else ():
         frames[f"world 1, {wording} wording"] = measure.frames(base, world(1), count, wording=wording)
     if only_world != 1 and adapted is not None:
         frames["world 2, adapter"] = measure.frames(adapted, world(2), count)
     closed_loop = {}
-    for trial in TRIALS:
-        actor = adapted if trial.adapter else base
-        if actor is None or only_world not in (None, trial.world):
+    for condition in CONDITIONS:
+        actor = adapted if condition.adapter else base
+        if actor is None or only_world not in (None, condition.world):
             continue
-        limit = min(episodes, trial.at_most)
-        rows = measure.closed_loop(actor, world(trial.world), limit, trial.kind, trial.wording, trial.control)
-        closed_loop[trial.name] = measure.rates(rows)
-        LOG.info("%s: %s", trial.name, closed_loop[trial.name])
+        limit = min(episodes, condition.at_most)
+        rows = measure.closed_loop(
+            actor, world(condition.world), limit, condition.kind, condition.wording, condition.control
+        )
+        closed_loop[condition.name] = measure.rates(rows)
+        LOG.info("%s: %s", condition.name, closed_loop[condition.name])
     return PolicyEvaluation(closed_loop, frames)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo_policy.evaluate", description=__doc__)
     parser.add_argument("--base", type=Path, default=BASE, help="checkpoint directory")
-    parser.add_argument("--adapter", type=Path, default=ADAPTER, help="adapter directory; its trials need one")
-    parser.add_argument("--world", type=int, choices=(1, 2), help="only the trials in this world")
-    parser.add_argument("--episodes", type=int, default=400, help="of each trial")
+    parser.add_argument("--adapter", type=Path, default=ADAPTER, help="adapter directory; its conditions need one")
+    parser.add_argument("--world", type=int, choices=(1, 2), help="only the conditions in this world")
+    parser.add_argument("--episodes", type=int, default=400, help="of each condition")
     parser.add_argument("--frames", type=int, default=1000, help="single frames")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True, help="result file")

@@ -45,8 +45,8 @@ def memorised(actor: Actor, stage: Stage) -> Memorised:
         raise UsageError(f"stage {stage.name} repeats no frames: there is nothing to memorise")
     drawn = stage.draw(stage.first_seed, stage.frames)
     images, prompts = [], []
-    for frame, answers in enumerate(drawn.answers):
-        for prompt, last in enumerate(answers):
+    for frame, starts in enumerate(drawn.answer_starts):
+        for prompt, last in enumerate(starts):
             images.append(Image.fromarray(drawn.images[frame]))
             prompts.append([FIRST, *drawn.tokens[frame, prompt, : last + 1].tolist()])
     wanted = drawn.actions.reshape(len(prompts), -1).astype(np.float64)

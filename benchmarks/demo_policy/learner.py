@@ -191,9 +191,9 @@ class Learner(nn.Module):
             if index == POINTER_LAYER:
                 pointer = self._pointer_loss(probabilities, (base + batch["pointer_rows"]).flatten(1), batch)
         dims = torch.arange(ACTION_DIMS, device=x.device)
-        rows = (base + batch["answers"][:, :, None] + dims).flatten(1)  # (B, prompts x 7)
-        answers = x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
-        logits = self.policy.language_model.lm_head(model.norm(answers)).float()
+        rows = (base + batch["answer_starts"][:, :, None] + dims).flatten(1)  # (B, prompts x 7)
+        hidden = x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
+        logits = self.policy.language_model.lm_head(model.norm(hidden)).float()
         wanted = batch["actions"].flatten(1)[..., None]  # (B, prompts x 7, 1)
         soft = (-0.5 * ((self.get_buffer("centres") - wanted) / softness).square()).softmax(dim=-1)
         logs = logits.log_softmax(dim=-1)
@@ -203,11 +203,11 @@ class Learner(nn.Module):
         return {"action": loss.mean(), "dx": loss[0], "pointer": pointer}
 
     def _pointer_loss(self, probabilities: Tensor, rows: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        seen = probabilities[:, :POINTER_HEADS, :, 1 : 1 + PATCHES]  # (B, heads, N, 64)
-        seen = seen.gather(2, rows[:, None, :, None].expand(-1, POINTER_HEADS, -1, PATCHES))
+        weights = probabilities[:, :POINTER_HEADS, :, 1 : 1 + PATCHES]  # (B, heads, N, 64)
+        weights = weights.gather(2, rows[:, None, :, None].expand(-1, POINTER_HEADS, -1, PATCHES))
         named = batch["pointer_patches"].flatten(1, 2)[:, None]  # (B, 1, prompts x 2, 64)
         some = (named.sum(-1) > 0).float()
-        missed = -((seen * named).sum(-1) + 1e-5).log() * some
+        missed = -((weights * named).sum(-1) + 1e-5).log() * some
         return missed.sum() / (some.sum() * POINTER_HEADS).clamp_min(1.0)
 
 
@@ -240,8 +240,10 @@ def initialise(policy: OpenVLA, seed: int) -> None:
 
 
 def _waves(patches: int, width: int) -> Tensor:
-    side = math.isqrt(patches)
+    width_in_patches = math.isqrt(patches)
     frequency = torch.exp(torch.linspace(0.0, -math.log(10.0), width // 4)) * math.pi / 2
-    row, column = torch.meshgrid(torch.arange(side).float(), torch.arange(side).float(), indexing="ij")
+    row, column = torch.meshgrid(
+        torch.arange(width_in_patches).float(), torch.arange(width_in_patches).float(), indexing="ij"
+    )
     parts = [wave(axis.reshape(-1, 1) * frequency) for axis in (row, column) for wave in (torch.sin, torch.cos)]
     return 0.5 * torch.cat(parts, dim=1)

@@ -20,10 +20,10 @@ from typing import Final
 from benchmarks import study
 from benchmarks.demo_policy.results import (
     ClosedLoopRates,
+    ConditionComparison,
     PolicyEvaluation,
     ReproductionResult,
     StageCost,
-    TrialComparison,
 )
 from benchmarks.demo_policy.stages import STAGES
 from benchmarks.result_files import read_result
@@ -101,13 +101,13 @@ def evaluate_all(runs: Path, threads: int, run: Callable[..., None] = command) -
     return results
 
 
-def compare(shipped: Sequence[Path], reproduced: Sequence[Path]) -> dict[str, TrialComparison]:
-    """Each trial of the shipped policy's results beside the same trial of the reproduced one's."""
-    before, after = _trials(shipped), _trials(reproduced)
+def compare(shipped: Sequence[Path], reproduced: Sequence[Path]) -> dict[str, ConditionComparison]:
+    """Each condition of the shipped policy's results beside the same condition of the reproduced one's."""
+    before, after = _conditions(shipped), _conditions(reproduced)
     if before.keys() != after.keys():
-        raise FrameError(f"the results hold different trials: {sorted(before)} and {sorted(after)}")
+        raise FrameError(f"the results hold different conditions: {sorted(before)} and {sorted(after)}")
     return {
-        name: TrialComparison(
+        name: ConditionComparison(
             shipped=was.success,
             shipped_interval=was.success_interval,
             reproduced=after[name].success,
@@ -119,14 +119,14 @@ def compare(shipped: Sequence[Path], reproduced: Sequence[Path]) -> dict[str, Tr
     }
 
 
-def _trials(results: Sequence[Path]) -> Mapping[str, ClosedLoopRates]:
-    trials: dict[str, ClosedLoopRates] = {}
+def _conditions(results: Sequence[Path]) -> Mapping[str, ClosedLoopRates]:
+    conditions: dict[str, ClosedLoopRates] = {}
     for path in results:
         body = read_result(path).body
         if not isinstance(body, PolicyEvaluation):
             raise FrameError(f"{path} is no result of benchmarks.demo_policy.evaluate: make one with that command")
-        trials |= body.closed_loop
-    return trials
+        conditions |= body.closed_loop
+    return conditions
 
 
 def _leave_it_to_the_stage(_signal: int, _frame: FrameType | None) -> None:
@@ -142,14 +142,14 @@ def main() -> None:
     )
     given = parser.parse_args()
     shipped = [given.shipped / f"demo-policy-world{number}.json" for number in (1, 2)]
-    _trials(shipped)  # fails now rather than after an hour
+    _conditions(shipped)  # fails now rather than after an hour
     given.runs.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGINT, _leave_it_to_the_stage)
     seconds = train_all(given.runs, given.threads)
-    trials = compare(shipped, evaluate_all(given.runs, given.threads))
+    conditions = compare(shipped, evaluate_all(given.runs, given.threads))
     stages = {p.stage: StageCost(p.steps * STAGES[p.stage].batch, seconds[p.stage]) for p in RECIPE}
-    study.write_result(given.runs / "demo-reproduction.json", ReproductionResult(stages, trials))
-    for name, row in trials.items():
+    study.write_result(given.runs / "demo-reproduction.json", ReproductionResult(stages, conditions))
+    for name, row in conditions.items():
         LOG.info("%-28s shipped %.3f, reproduced %.3f, %+.3f", name, row.shipped, row.reproduced, row.difference)
 
 

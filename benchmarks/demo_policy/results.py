@@ -48,7 +48,7 @@ class ClosedLoopRates:
 
 @dataclass(frozen=True)
 class PolicyEvaluation:
-    """A demo policy in plain torch, bf16, greedy: closed loop by trial, and accuracy on single frames."""
+    """A demo policy in plain torch, bf16, greedy: closed loop by condition, and accuracy on single frames."""
 
     KIND: ClassVar = "policy evaluation"
     VERSION: ClassVar = 1
@@ -100,8 +100,8 @@ class StageCost:
 
 
 @dataclass(frozen=True)
-class TrialComparison:
-    """Success in one trial: the shipped policy's, and that of one trained again. Wilson's 95 % intervals."""
+class ConditionComparison:
+    """Success in one condition: the shipped policy's, and that of one trained again. Wilson's 95 % intervals."""
 
     shipped: float
     shipped_interval: tuple[float, float]
@@ -127,4 +127,4 @@ class ReproductionResult:
     VERSION: ClassVar = 1
 
     stages: dict[str, StageCost]
-    trials: dict[str, TrialComparison]
+    conditions: dict[str, ConditionComparison]

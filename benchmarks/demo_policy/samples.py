@@ -58,7 +58,7 @@ class Batch:
     scene: NDArray[np.float32]  # (n, 15): the gripper's pose and opening, then where its parts are in the picture
     held: NDArray[np.int64]  # (n,): class of what is carried
     tokens: NDArray[np.int64]  # (n, k, BRANCH): prompt after its first token, then given action tokens
-    answers: NDArray[np.int64]  # (n, k): index in the branch of the token that precedes the first action token
+    answer_starts: NDArray[np.int64]  # (n, k): index in the branch of the token that precedes the first action token
     actions: NDArray[np.float32]  # (n, k, 7): normalised, continuous
     pointer_rows: NDArray[np.int64]  # (n, k, 2): index in the branch of the block's and the plate's colour word
     pointer_patches: NDArray[np.float32]  # (n, k, 2, 64): patches of the named thing; all zero if nothing is named
@@ -166,25 +166,25 @@ def patch_owner(state: State, look: World) -> tuple[NDArray[np.int64], NDArray[n
         for i in range(len(state.bodies))
     ]
     points = [(b.x, b.y, h if b.kind == "block" else 0.0) for b, h in zip(state.bodies, heights, strict=True)]
-    seen = project(look, np.array(points))
-    away = np.linalg.norm(_PATCH_CENTRES[:, None] - seen[None], axis=2)  # (64, bodies)
+    pixels = project(look, np.array(points))
+    away = np.linalg.norm(_PATCH_CENTRES[:, None] - pixels[None], axis=2)  # (64, bodies)
     cover = np.array([_COVER[body.kind] for body in state.bodies])
     ratio = np.where(away <= cover, away / cover, np.inf)
     ratio[:, [body.kind == "plate" for body in state.bodies]] += 0.6
     owner = np.where(np.isfinite(ratio.min(axis=1)), ratio.argmin(axis=1), -1)
     for i in np.argsort([body.kind == "block" for body in state.bodies], kind="stable"):
-        column, row = (int(np.clip(v // PATCH, 0, GRID - 1)) for v in seen[i])
+        column, row = (int(np.clip(v // PATCH, 0, GRID - 1)) for v in pixels[i])
         if state.bodies[i].kind == "block" or owner[row * GRID + column] < 0:
             owner[row * GRID + column] = i
-    return owner, seen
+    return owner, pixels
 
 
 def _gripper_in_picture(gripper: Gripper, look: World) -> list[float]:
     """Palm ends, mast top and the palm's shadow: (u, v) each, in picture widths from the centre."""
     points = gripper_points(gripper)
     foot = points[6] * (1, 1, 0)
-    seen = project(look, np.stack([points[4], points[5], points[7], foot]))
-    return [float(v) for v in (seen / IMAGE_SIDE - 0.5).ravel()]
+    pixels = project(look, np.stack([points[4], points[5], points[7], foot]))
+    return [float(v) for v in (pixels / IMAGE_SIDE - 0.5).ravel()]
 
 
 @cache
@@ -240,17 +240,17 @@ def _frame(
 ) -> Batch:
     rng = np.random.default_rng(seed)
     state, first = moment(rng, look, blocks)
-    owner, seen = patch_owner(state, look)
+    owner, pixels = patch_owner(state, look)
     gripper = state.gripper
     names = np.array([CLASSES.index(f"{b.colour} {b.kind}") for b in state.bodies] + [0])
     goals = np.array(
         [(b.x - gripper.x, b.y - gripper.y, b.yaw - gripper.yaw) for b in state.bodies] + [(0.0, 0.0, 0.0)]
     )
-    centres = np.concatenate([seen, np.zeros((1, 2))])[owner]
+    centres = np.concatenate([pixels, np.zeros((1, 2))])[owner]
     yaws = np.array([body.yaw for body in state.bodies] + [0.0])[owner]
     local = np.concatenate([(centres - _PATCH_CENTRES) / PATCH, yaws[:, None]], axis=1)
     tokens = np.zeros((prompts, BRANCH), dtype=np.int64)
-    answers = np.zeros(prompts, dtype=np.int64)
+    answer_starts = np.zeros(prompts, dtype=np.int64)
     pointer_rows = np.zeros((prompts, 2), dtype=np.int64)
     pointer_patches = np.zeros((prompts, 2, PATCHES), dtype=np.float32)
     chosen = tasks(rng, state, first, prompts, puts)
@@ -261,7 +261,7 @@ def _frame(
         ids = encode(phrase(task, int(rng.integers(wordings))))[1:]
         tokens[row, : len(ids)] = ids
         tokens[row, len(ids) : len(ids) + ACTION_INPUTS] = given[row]
-        answers[row] = len(ids) - 1
+        answer_starts[row] = len(ids) - 1
         for slot, kind, colour in ((0, "block", task.block), (1, "plate", task.plate)):
             if colour is not None:
                 pointer_rows[row, slot] = ids.index(words[colour])
@@ -275,7 +275,7 @@ def _frame(
         scene=np.array([*astuple(gripper), *_gripper_in_picture(gripper, look)], np.float32),
         held=np.asarray(0 if state.held is None else names[state.held]),
         tokens=tokens,
-        answers=answers,
+        answer_starts=answer_starts,
         actions=actions.astype(np.float32),
         pointer_rows=pointer_rows,
         pointer_patches=pointer_patches,

@@ -12,7 +12,7 @@ ACCURACY = ["exact tokens, by dimension", "dx sign", "named target", "gripper de
 
 
 def evaluation(result: PolicyEvaluation) -> Iterator[str]:
-    """Closed loop by trial, then accuracy on single frames."""
+    """Closed loop by condition, then accuracy on single frames."""
     rows = [
         (
             name,
@@ -23,7 +23,7 @@ def evaluation(result: PolicyEvaluation) -> Iterator[str]:
         )
         for name, rates in result.closed_loop.items()
     ]
-    yield from table(["trial", "success", "wrong object", "steps of successes", "episodes"], rows)
+    yield from table(["condition", "success", "wrong object", "steps of successes", "episodes"], rows)
     if result.frames:
         yield ""
         yield from table(["frames", *ACCURACY], [(name, *_accuracy(one)) for name, one in result.frames.items()])
@@ -84,9 +84,9 @@ def reproduction(result: ReproductionResult) -> Iterator[str]:
             f"{100 * row.difference:+.1f} pp",
             "yes" if row.within_tolerance else "no",
         )
-        for name, row in result.trials.items()
+        for name, row in result.conditions.items()
     ]
-    tolerance = max((row.tolerance for row in result.trials.values()), default=0.0)
+    tolerance = max((row.tolerance for row in result.conditions.values()), default=0.0)
     yield from table(["success", "shipped", "trained again", "difference", f"within {100 * tolerance:g} pp"], rows)
     yield ""
     costs = [(name, str(cost.pictures), f"{cost.seconds:.0f} s") for name, cost in result.stages.items()]

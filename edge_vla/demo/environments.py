@@ -1,4 +1,4 @@
-"""The demo worlds as closed-loop environments: `--env edge_vla.demo.environments:world1`, or `:world2`.
+"""The demo worlds as closed-loop environments: `--env demo:1` and `--env demo:2`.
 
 Without delays the world waits for each action, which isolates numerical differences. With delays it runs on at the
 control rate while the policy computes and the arm holds still, so that a slow policy runs out of time.

@@ -131,8 +131,8 @@ def toward_camera(world: World) -> Points:
 def project(look: World, points: Points) -> Points:
     """World metres (n, 3) -> picture pixels (n, 2), x right and y down, at IMAGE_SIDE."""
     rotation, eye = _camera(look.number)
-    seen = (points - eye) @ rotation.T
-    return IMAGE_SIDE * (0.5 + look.zoom * seen[:, :2] / seen[:, 2:])
+    rotated = (points - eye) @ rotation.T
+    return IMAGE_SIDE * (0.5 + look.zoom * rotated[:, :2] / rotated[:, 2:])
 
 
 def _block_points(body: Body, height: float) -> Points:
@@ -183,9 +183,9 @@ class _Canvas:
     """A Pillow drawing in picture coordinates times OVERSAMPLE."""
 
     def __init__(self, look: World) -> None:
-        side = IMAGE_SIDE * OVERSAMPLE
+        width = IMAGE_SIDE * OVERSAMPLE
         self.look = look
-        self.image = Image.new("RGB", (side, side), look.floor)
+        self.image = Image.new("RGB", (width, width), look.floor)
         self.draw = ImageDraw.Draw(self.image)
 
     def points(self, points: Points) -> Line:
@@ -213,18 +213,18 @@ def _shade(colour: Rgb, light: float) -> Rgb:
 def _draw_block(canvas: _Canvas, body: Body, height: float) -> None:
     look = canvas.look
     corners = _block_points(body, height)
-    seen = canvas.points(corners)
+    pixels = canvas.points(corners)
     eye = _camera(look.number)[1]
     colour = look.colours[body.colour]
     top, along_x, along_y = look.light
     for i in range(4):
         j = (i + 1) % 4
-        side = (corners[i, :2] + corners[j, :2]) / 2 - (body.x, body.y)
-        if float(side @ (eye[:2] - (body.x, body.y) - side)) > 0:
-            weight = float(side[0] ** 2 / (side @ side))
+        face = (corners[i, :2] + corners[j, :2]) / 2 - (body.x, body.y)
+        if float(face @ (eye[:2] - (body.x, body.y) - face)) > 0:
+            weight = float(face[0] ** 2 / (face @ face))
             light = along_x * weight + along_y * (1 - weight)
-            canvas.polygon([seen[i], seen[j], seen[j + 4], seen[i + 4]], _shade(colour, light))
-    canvas.polygon(seen[4:], _shade(colour, top), outline=_shade(colour, 0.45))
+            canvas.polygon([pixels[i], pixels[j], pixels[j + 4], pixels[i + 4]], _shade(colour, light))
+    canvas.polygon(pixels[4:], _shade(colour, top), outline=_shade(colour, 0.45))
     near = corners[6] - corners[5]  # along the top, from the edge that the stripe lies on
     edge = [corners[4], corners[5], corners[5] + 0.32 * near, corners[4] + 0.32 * near]
     canvas.polygon(canvas.points(np.stack(edge)), look.stripe)
@@ -233,19 +233,19 @@ def _draw_block(canvas: _Canvas, body: Body, height: float) -> None:
 def _draw_shadow(canvas: _Canvas, gripper: Gripper) -> None:
     flat = gripper_points(gripper)
     flat[:, 2] = 0.001
-    seen = canvas.points(flat)
-    canvas.line([seen[4], seen[5]], canvas.look.shadow, 8)
-    canvas.line([seen[6], seen[7]], canvas.look.shadow, 4)
+    pixels = canvas.points(flat)
+    canvas.line([pixels[4], pixels[5]], canvas.look.shadow, 8)
+    canvas.line([pixels[6], pixels[7]], canvas.look.shadow, 4)
 
 
 def _draw_gripper(canvas: _Canvas, gripper: Gripper) -> None:
     look = canvas.look
-    seen = canvas.points(gripper_points(gripper))
-    canvas.line([seen[6], seen[7]], look.mast, 6)
-    canvas.dot(seen[7], 8, look.knob)
-    for side, colour in enumerate(look.fingers):
-        canvas.line([seen[4 + side], seen[6]], colour, 8)
-        canvas.line([seen[side], seen[2 + side]], colour, 6)
+    pixels = canvas.points(gripper_points(gripper))
+    canvas.line([pixels[6], pixels[7]], look.mast, 6)
+    canvas.dot(pixels[7], 8, look.knob)
+    for index, colour in enumerate(look.fingers):
+        canvas.line([pixels[4 + index], pixels[6]], colour, 8)
+        canvas.line([pixels[index], pixels[2 + index]], colour, 6)
 
 
 def render(state: State, look: World) -> Image.Image:
@@ -257,10 +257,10 @@ def render(state: State, look: World) -> Image.Image:
     )
     for body in state.bodies:
         if body.kind == "plate":
-            seen = canvas.points(_plate_points(body))
+            pixels = canvas.points(_plate_points(body))
             colour = look.colours[body.colour]
-            canvas.polygon(seen[:24], colour, outline=_shade(colour, 0.5))
-            canvas.polygon(seen[24:], _shade(colour, 0.84))
+            canvas.polygon(pixels[:24], colour, outline=_shade(colour, 0.5))
+            canvas.polygon(pixels[24:], _shade(colour, 0.84))
     _draw_shadow(canvas, state.gripper)
     forward = _camera(look.number)[0][2]
     blocks = [(i, body) for i, body in enumerate(state.bodies) if body.kind == "block"]

@@ -113,8 +113,8 @@ def strip(
     for _, episode.state in drive(state, task, choose):
         pictures.append(render(episode.state, world))
     episode.steps, episode.outcome = len(pictures) - 1, verdict(episode.state, task)
-    side = IMAGE_SIDE * enlarge
-    row = Image.new("RGB", (side * frames + 2 * (frames - 1), side), "white")
+    width = IMAGE_SIDE * enlarge
+    row = Image.new("RGB", (width * frames + 2 * (frames - 1), width), "white")
     for place, index in enumerate(np.linspace(0, len(pictures) - 1, frames)):
-        row.paste(pictures[round(index)].resize((side, side), Image.Resampling.NEAREST), (place * (side + 2), 0))
+        row.paste(pictures[round(index)].resize((width, width), Image.Resampling.NEAREST), (place * (width + 2), 0))
     return row, episode

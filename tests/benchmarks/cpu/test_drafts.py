@@ -7,21 +7,21 @@ from pathlib import Path
 import edge_vla
 from benchmarks.cpu import drafts
 from benchmarks.cpu.draft_strategies import STRATEGIES
-from benchmarks.cpu.drafts import Record, Trial
+from benchmarks.cpu.drafts import Attempt, Record
 from edge_vla.demo import BASE
 
 
-def trial(drafted: tuple[int, ...], passes: int, different: int = 0) -> Trial:
-    return Trial(drafted, passes, different, 1.0)
+def attempt(drafted: tuple[int, ...], passes: int, different: int = 0) -> Attempt:
+    return Attempt(drafted, passes, different, 1.0)
 
 
-def record(phase: drafts.Phase, one: Trial) -> Record:
+def record(phase: drafts.Phase, one: Attempt) -> Record:
     return Record(phase, (5, 6), 2.0, {"bitwise exact": {"previous": one}, "draft in prefill": {}})
 
 
 EPISODES = [
-    [record("reach", trial((), 6)), record("reach", trial((5, 7), 2))],
-    [record("carry", trial((5, 6), 1, 2))],
+    [record("reach", attempt((), 6)), record("reach", attempt((5, 7), 2))],
+    [record("carry", attempt((5, 6), 1, 2))],
 ]
 
 
@@ -44,9 +44,9 @@ def test_what_is_counted() -> None:
 
 
 def test_what_passes_cost() -> None:
-    plain, faster = Trial((), 6, 0, 4.0), Trial((5, 6), 1, 0, 2.0)
-    trials = {"bitwise exact": {"none": plain, "previous": faster, "neighbours, 8 rows": faster}}
-    episodes = [[Record("reach", (5, 6), 2.0, trials)]]
+    plain, faster = Attempt((), 6, 0, 4.0), Attempt((5, 6), 1, 0, 2.0)
+    attempts = {"bitwise exact": {"none": plain, "previous": faster, "neighbours, 8 rows": faster}}
+    episodes = [[Record("reach", (5, 6), 2.0, attempts)]]
     found = drafts.cost(episodes, "bitwise exact", "previous")
     assert found is not None
     assert (found.decoder_ms, found.decoder_speedup, found.action_speedup) == (2.0, 2.0, 1.5)
@@ -72,4 +72,4 @@ def test_an_episode_of_the_demo_policy() -> None:
         assert row.different_tokens == 0
         in_prefill = drafts.summary([records], "draft in prefill", name)
         assert (in_prefill is None) == name.startswith("head"), "heads need the prefill's output"
-    assert records[1].trials["bitwise exact"]["previous"].drafted == records[0].plain
+    assert records[1].attempts["bitwise exact"]["previous"].drafted == records[0].plain

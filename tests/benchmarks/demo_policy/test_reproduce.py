@@ -75,7 +75,7 @@ def test_a_difference_has_its_sign_and_its_verdict(tmp_path: Path) -> None:
 
 
 def test_other_trials_and_other_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FrameError, match="different trials"):
+    with pytest.raises(FrameError, match="different conditions"):
         reproduce.compare(SHIPPED, SHIPPED[:1])
     (tmp_path / "other.json").write_text("[]")
     for path in (tmp_path / "other.json", tmp_path / "none.json"):

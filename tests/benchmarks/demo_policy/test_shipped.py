@@ -65,10 +65,10 @@ def test_it_succeeds_more_often_than_not(actor: Actor) -> None:
 
 
 @pytest.mark.slow
-def test_controls_and_trials(actor: Actor) -> None:
-    """Every trial of world 1: another block's name makes it take that block, a black picture leaves it lost."""
+def test_conditions_and_controls(actor: Actor) -> None:
+    """Every condition of world 1: another block's name makes it take that block, a black picture leaves it lost."""
     found = evaluate.evaluate(actor, None, 1, episodes=6, count=8)
-    assert list(found.closed_loop) == [trial.name for trial in evaluate.TRIALS if trial.world == 1]
+    assert list(found.closed_loop) == [one.name for one in evaluate.CONDITIONS if one.world == 1]
     swapped, black = (found.closed_loop[f"pick, {name}"] for name in ("swapped instruction", "black image"))
     assert swapped.wrong_object > 0.5
     assert (black.success, black.mean_steps) == (0, None)

@@ -61,7 +61,7 @@ def test_the_training_forward_is_the_models_own(noisy: OpenVLA) -> None:
         model = noisy.language_model.model
         for frame in range(2):
             for prompt in range(3):
-                last = int(drawn.answers[frame, prompt])
+                last = int(drawn.answer_starts[frame, prompt])
                 ids = torch.cat([torch.tensor([1]), batch["tokens"][frame, prompt, : last + 7]])
                 x = noisy.splice(model.embed_tokens(ids)[None], slow[frame : frame + 1])
                 cache = Cache.allocate(noisy.spec.decoder, 1, x.shape[1], x.dtype, x.device)
