@@ -1,7 +1,7 @@
 """The rounding-noise floor: the reference beside itself with rounding-sized noise after every block and layer.
 
 A harmless change of kernel, batch or device rounds differently everywhere. This does the same on purpose, so that a
-difference between two policies can be told from rounding.
+difference between two policies can be distinguished from rounding.
 """
 
 from __future__ import annotations

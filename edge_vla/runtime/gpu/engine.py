@@ -104,10 +104,10 @@ class GpuEngine:
         self.graphs.run((piece, shape), partial(self._do, piece, shape))
 
     def _do(self, piece: Piece, shape: Shape) -> None:
-        """What a graph of this piece records: reads and writes the buffers and nothing else."""
+        """What a graph of this piece records: it reads and writes only the buffers."""
         buffers = self._buffers
         assert buffers is not None, "the buffers are allocated before any piece runs"
-        if piece == "vision":  # alone it serves nobody but a clock
+        if piece == "vision":  # timed alone by benchmarks, never part of an action by itself
             buffers.splice(self.vision(buffers.pixels)[0], shape.prompt)
             return
         if piece == "verify":
@@ -121,7 +121,7 @@ class GpuEngine:
         buffers.publish()
 
     def _prefill(self, buffers: GpuBuffers, shape: Shape, guesses: int) -> None:
-        """Image, prompt and so many guesses -> bins 0 .. `guesses`; the first replaces the first guess."""
+        """Image, prompt and that many guesses -> bins 0 .. `guesses`; bin 0 replaces the first guess on the device."""
         start = self._start(shape)
         end = start + guesses
         rows = buffers.splice(self.vision(buffers.pixels)[0], shape.prompt)
@@ -133,7 +133,7 @@ class GpuEngine:
         buffers.given[:1] = buffers.bins[:1]
 
     def _pass(self, buffers: GpuBuffers, shape: Shape) -> None:
-        """The bins given for dimensions 0 .. -> bins 1 .. of the answer."""
+        """The bins given for dimensions 0 .. -> bins 1 .. predicted from them."""
         rows = self.network.embeddings.actions[buffers.given[: rows_of(shape.dims)]]
         hidden = self.decoder.run(rows, self._start(shape), buffers.cache, range(rows.shape[0]))
         self._choose(buffers, hidden[: shape.dims - 1], 1)
@@ -148,7 +148,7 @@ class GpuEngine:
         return shape.prompt + self.spec.patches
 
     def _fit(self, shape: Shape) -> GpuBuffers:
-        """The buffers, large enough. A larger one leaves no graph: they know the old one's addresses."""
+        """Buffers that are large enough. New ones drop all graphs, which hold the old ones' addresses."""
         buffers = self._buffers
         if buffers is None or not buffers.holds(shape.prompt, shape.dims):
             self.graphs.clear()
@@ -193,7 +193,7 @@ class GpuPredictor:
         bins, margins = self._run("prefill", "verify")
         return Predictions(0, bins, margins, [bins[0], *guesses[1:]], passes=1)
 
-    def verify(self, given: list[int], known: int) -> Predictions:  # noqa: ARG002  all dimensions are computed anew
+    def verify(self, given: list[int], known: int) -> Predictions:  # noqa: ARG002  all dimensions are computed again
         self.buffers.give(given)
         return Predictions(0, *self._run("verify"), given, passes=1)
 

@@ -1,4 +1,4 @@
-"""An artifact onto a device: one tensor at a time from the file, repacked there, never the model on the host.
+"""An artifact as a GPU engine: one tensor at a time from the file, repacked on the device, never the model on the host.
 
 Beside the weights the device holds at most one product's tensors twice. Knows files and formats; knows nothing of
 tokens or graphs.
@@ -130,12 +130,12 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 
 def _int4(packed: PackedWeight) -> PackedWeight:
-    """Narrow weights as int4. They are unpacked on the host, one linear at a time."""
+    """int3 and int2 weights as int4, unpacked on the host one linear at a time."""
     if packed.scheme not in NARROW or packed.scales is None:
         return packed
     device = packed.codes.device
-    wide = as_int4(PackedWeight(packed.scheme, packed.shape, packed.group, packed.codes.cpu(), packed.scales.cpu()))
-    return PackedWeight(Scheme.INT4, wide.shape, wide.group, wide.codes.to(device), packed.scales)
+    int4 = as_int4(PackedWeight(packed.scheme, packed.shape, packed.group, packed.codes.cpu(), packed.scales.cpu()))
+    return PackedWeight(Scheme.INT4, int4.shape, int4.group, int4.codes.to(device), packed.scales)
 
 
 def _vision(artifact: Artifact, staging: Staging, config: GpuConfig) -> KernelVision:

@@ -1,7 +1,8 @@
-"""Matrix products over packed weights: the slow reference, and faster ones beside it with the same face.
+"""Matrix products over packed weights: the slow reference, and faster ones beside it with the same signature.
 
 A kernel is a module `y = x W^T` made from a `PackedWeight`. `auto` takes the first that runs here; a kernel asked
-for by name runs or raises. The choice is named in every result. A name `a/b` multiplies a few rows as `a`, many as `b`.
+for by name runs or raises. The choice is named in every result. In a name `a/b`, `a` is the gemv and `b`
+the gemm.
 """
 
 from __future__ import annotations

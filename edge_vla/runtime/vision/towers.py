@@ -40,7 +40,7 @@ def torch_vision(
 
 
 class FlatPatches(nn.Module):
-    """A tower's patch embedding as one matrix product: strides of a patch make a convolution just that."""
+    """A tower's patch embedding as one matrix product: its convolution's patches do not overlap."""
 
     def __init__(self, proj: nn.Conv2d) -> None:
         super().__init__()
@@ -49,11 +49,11 @@ class FlatPatches(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, patches, width)."""
         batch, channels, height, width = pixels.shape
-        side = self.proj.kernel_size[0]
-        rows, columns = height // side, width // side
-        cut = pixels[:, :, : rows * side, : columns * side].reshape(batch, channels, rows, side, columns, side)
-        patches = cut.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+        patch = self.proj.kernel_size[0]
+        rows, columns = height // patch, width // patch
+        cut = pixels[:, :, : rows * patch, : columns * patch].reshape(batch, channels, rows, patch, columns, patch)
+        flat = cut.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
+        return F.linear(flat, self.proj.weight.flatten(1), self.proj.bias)
 
 
 def with_flat_patches(network: TorchVision) -> TorchVision:

@@ -1,4 +1,4 @@
-"""Towers and projector in C, with the interface of `edge_vla.runtime.vision.TorchVision`: one call an image.
+"""Towers and projector in C, with the interface of `edge_vla.runtime.vision.towers.TorchVision`: one call an image.
 
 Weights that are stored in 8 bits stay so in memory. Knows shapes, structures and who owns their memory.
 """
