@@ -1,6 +1,6 @@
-"""Triton, if it is there. A kernel file imports from here, so that its reference works where Triton does not.
+"""Triton, if it is installed. Kernel files import it from here, so that their references work without it.
 
-Whether kernels are interpreted on the CPU is Triton's to say: it reads TRITON_INTERPRET=1 when it is imported.
+Triton itself decides whether to interpret kernels on the CPU: it reads TRITON_INTERPRET=1 when it is imported.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from edge_vla.errors import BackendError
 
-REMEDY: Final = "pip install 'edge-vla[triton]' (Linux), or name the reference kernels"
+REMEDY: Final = "pip install 'edge-vla[triton]' (Linux), or run with --kernel reference (slow)"
 
 
 class _Missing:
-    """Stands where a kernel would: launching it says what to install."""
+    """In place of a kernel: launching it raises an error that says what to install."""
 
     def __init__(self, cause: ImportError) -> None:
         self._cause = cause
@@ -35,12 +35,12 @@ except ImportError as cause:
 
 
 def jit(function: Callable[..., Any]) -> Any:
-    """`triton.jit`; without Triton, what raises when it is launched."""
+    """`triton.jit`; without Triton, an object that raises when it is launched."""
     return triton.jit(function) if _missing is None else _missing
 
 
 def check_rows(*tensors: Tensor) -> None:
-    """Kernels count on rows that lie one after another: with other strides they would read something else."""
+    """Kernels assume contiguous rows: with other strides they would read the wrong values."""
     for tensor in tensors:
         assert tensor.is_contiguous(), f"{tuple(tensor.shape)} with strides {tensor.stride()}"
 
