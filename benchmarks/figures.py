@@ -21,11 +21,12 @@ from benchmarks.cpu import tables as cpu
 from benchmarks.cpu.results import EAGER, PACKED, DraftsResult, EngineResult, SoakResult
 from benchmarks.demo_policy import tables as demo_policy
 from benchmarks.demo_policy.results import LadderResult, PolicyEvaluation, ReproductionResult
+from benchmarks.demo_policy.results_v1 import AdapterFormats
 from benchmarks.formats import tables as formats
 from benchmarks.formats.results import FormatsResult, InteropResult
 from benchmarks.markdown import percent, share, table
 from benchmarks.result_files import ResultFile, read_result
-from benchmarks.results_v1 import AdapterFormats
+from benchmarks.watcher_cost import WatcherCostResult
 from edge_vla.bench.reports import markdown
 from edge_vla.bench.reports.markdown import escaped
 from edge_vla.bench.result import ROUNDING_NOISE, Agreement, Performance, Rate, Result
@@ -122,6 +123,8 @@ def _chapter(one: ResultFile) -> Iterator[str]:
             yield from demo_policy.ladder(one.body)
         case AdapterFormats():
             yield from demo_policy.adapter_formats(one.body)
+        case WatcherCostResult():
+            yield from _watcher_cost(one.body)
         case ReproductionResult():
             yield from demo_policy.reproduction(one.body)
         case _:
@@ -205,6 +208,17 @@ def _commands(result: CommandsResult) -> Iterator[str]:
             rows.append(("weights on the device", "", f"{size / 1e9:.2f} GB"))
     rows += [(f"size of {name}", "", f"{size / 1e9:.2f} GB on disk") for name, size in result.disk_bytes.items()]
     yield from table(["command", "time", "peak memory"], rows)
+
+
+def _watcher_cost(result: WatcherCostResult) -> Iterator[str]:
+    """Watching every `period_ms` milliseconds."""
+    rows = [
+        (name, f"{cost.alone_p50_ms:.2f} ms", f"{cost.watched_p50_ms:.2f} ms", f"{cost.slowdown.ratio:.2f}")
+        for name, cost in result.costs.items()
+    ]
+    yield from table([f"memory watched every {result.period_ms:g} ms", "alone", "watched", "slowdown"], rows)
+    yield ""
+    yield f"The watcher takes {percent(result.watcher_cpu_share)} of a core."
 
 
 def _device_bytes(line: str) -> int | None:

@@ -17,6 +17,7 @@ from benchmarks.cpu.results import DraftsResult, EngineResult, SoakResult
 from benchmarks.demo_policy.results import LadderResult, PolicyEvaluation, ReproductionResult
 from benchmarks.formats.results import FormatsResult, InteropResult
 from benchmarks.study import Body
+from benchmarks.watcher_cost import WatcherCostResult
 from edge_vla import typed_json
 from edge_vla.bench import result_file
 from edge_vla.bench.provenance import Provenance
@@ -36,6 +37,7 @@ BODIES: Final[Mapping[str, type[Body]]] = {
         PolicyEvaluation,
         ReproductionResult,
         SoakResult,
+        WatcherCostResult,
     )
 }
 

@@ -64,13 +64,13 @@ def measure(rounds: int = 8, queries: int = QUERIES, ballast: int = BALLAST_BYTE
     ) as child:
         assert child.stdin
         assert child.stdout
-        for side in blocks([ALONE, WATCHED], rounds):
-            with Watcher(child.pid) if side == WATCHED else nullcontext() as watcher:
+        for mode in blocks([ALONE, WATCHED], rounds):
+            with Watcher(child.pid) if mode == WATCHED else nullcontext() as watcher:
                 time.sleep(0.2)
                 for name in WORK:
                     child.stdin.write(f"{name} {queries}\n")
                     child.stdin.flush()
-                    times[name][side].append(json.loads(child.stdout.readline()))
+                    times[name][mode].append(json.loads(child.stdout.readline()))
                 if watcher is not None:
                     mark = watcher.mark()
                     shares.append(watcher.summary({}, mark, mark).watcher.cpu_share)
@@ -83,11 +83,11 @@ def measure(rounds: int = 8, queries: int = QUERIES, ballast: int = BALLAST_BYTE
         watcher_cpu_share=median(shares),
         costs={
             name: WorkCost(
-                slowdown=ratio(sides[ALONE], sides[WATCHED]),
-                alone_p50_ms=median(chain.from_iterable(sides[ALONE])),
-                watched_p50_ms=median(chain.from_iterable(sides[WATCHED])),
+                slowdown=ratio(modes[ALONE], modes[WATCHED]),
+                alone_p50_ms=median(chain.from_iterable(modes[ALONE])),
+                watched_p50_ms=median(chain.from_iterable(modes[WATCHED])),
             )
-            for name, sides in times.items()
+            for name, modes in times.items()
         },
     )
 

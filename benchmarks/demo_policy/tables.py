@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.demo_policy.results import FrameAccuracy, LadderResult, PolicyEvaluation, ReproductionResult
+from benchmarks.demo_policy.results_v1 import AdapterFormats
 from benchmarks.markdown import percent, share, table
-from benchmarks.results_v1 import AdapterFormats
 
 ACCURACY = ["exact tokens, by dimension", "dx sign", "named target", "gripper decision"]
 

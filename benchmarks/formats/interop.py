@@ -70,7 +70,9 @@ def ours(directory: Path, dtype: str, rows: Tensor | None = None) -> tuple[Tenso
     peer = peers.load("hf-sdpa", directory, device="cpu", dtype=dtype)
     if rows is None:
         size, prompt = peer.config.spec.image_size, peer.prompter(INSTRUCTION)
-        rows = torch.cat([peer.sequence(prompt, peer.embed_image(synthetic_image(seed, size))) for seed in range(IMAGES)])
+        rows = torch.cat(
+            [peer.sequence(prompt, peer.embed_image(synthetic_image(seed, size))) for seed in range(IMAGES)]
+        )
         rows = rows.bfloat16().float()  # exact in both precisions
     llama: Any = peer.llama
     with torch.inference_mode():
