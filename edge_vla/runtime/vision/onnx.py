@@ -12,7 +12,7 @@ from edge_vla.errors import ArtifactError, BackendError
 
 
 class OnnxVision:
-    """With `fold`, weights are cast to float32 once at load: faster, twice the memory. `parameters`: how many there are."""
+    """With `fold`, weights are cast to float32 once at load: faster, twice the memory. `parameters`: their number."""
 
     def __init__(self, graph: Path, device: torch.device, *, fold: bool = True, parameters: int = 0) -> None:
         try:
