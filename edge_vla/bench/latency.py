@@ -139,7 +139,7 @@ def warnings(latency: Latency) -> Iterator[str]:
     if latency.warm_up is not None and not latency.warm_up.stable:
         yield "the warm-up ended before the times were stable"
     if latency.repeat_ratio is not None and latency.repeat_ratio < CACHED:
-        yield "one frame repeated is faster than varied frames: something is cached between queries"
+        yield "one frame repeated is faster than varied frames: something may be cached between queries"
 
 
 def samples(runs: Sequence[Sequence[Record]]) -> dict[str, NDArray[Any]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
@@ -40,24 +40,11 @@ class Mark:
     peak_bytes: int
 
 
-class Series:
-    """Peaks over time in at most `POINTS` points: when full, neighbours merge into their larger, so none is lost."""
-
-    def __init__(self) -> None:
-        self.points: list[tuple[float, int]] = []
-        self.each, self._count = 1, 0  # samples a point stands for
-
-    def add(self, seconds: float, value: int) -> None:
-        if self._count % self.each == 0:
-            self.points.append((round(seconds, 3), value))
-        else:
-            at, largest = self.points[-1]
-            self.points[-1] = (at, max(largest, value))
-        self._count += 1
-        if len(self.points) == POINTS and self._count % self.each == 0:
-            pairs = zip(self.points[::2], self.points[1::2], strict=True)
-            self.points = [(one[0], max(one[1], two[1])) for one, two in pairs]
-            self.each *= 2
+def thinned(series: Sequence[tuple[float, int]], points: int = POINTS) -> list[tuple[float, int]]:
+    """At most `points` of a series of (seconds, bytes): each stands for a run of samples, and is their peak."""
+    run = -(-len(series) // points)
+    parts = (series[at : at + run] for at in range(0, len(series), max(1, run)))
+    return [(round(part[0][0], 3), max(held for _, held in part)) for part in parts]
 
 
 class Watcher:
@@ -75,7 +62,7 @@ class Watcher:
         self.period_s, self.processes, self.gpu = period_s, [self.root], _gpu_memory()
         self.start, self.samples, self.cpu_s = time.monotonic(), 0, 0.0
         self.peak = self.peak_since_mark = self.pss_peak = self.kernel_peak = 0
-        self.series = Series()
+        self.series: list[tuple[float, int]] = []
         self.due = dict.fromkeys(("children", "slow", "pss", "gpu"), 0.0)
         self.available = self.available_low = available
         self._stopped, self._lock = threading.Event(), threading.Lock()
@@ -121,7 +108,7 @@ class Watcher:
                 ),
                 samples=self.samples,
                 period_ms=round(self.period_s * 1e3, 3),
-                series=list(self.series.points),
+                series=thinned(self.series),
                 watcher=WatcherCost(
                     cpu_share=round(self.cpu_s / (time.monotonic() - self.start), 4), bytes=resident_bytes()
                 ),
@@ -141,7 +128,7 @@ class Watcher:
         held = self._resident()
         self.samples += 1
         self.peak, self.peak_since_mark = max(self.peak, held), max(self.peak_since_mark, held)
-        self.series.add(now - self.start, held)
+        self.series.append((now - self.start, held))
         if self._is_due("slow", now, SLOW_S):
             self.kernel_peak = max(self.kernel_peak, peak_resident_bytes(self.root.pid))
             self.available_low = min(self.available_low, available_bytes() or 0)

@@ -40,27 +40,15 @@ class ReferencePlan:
     def checkpoint(self) -> Checkpoint:
         return open_checkpoint(self.source, [Path(adapter) for adapter in self.adapters], self.merge_arithmetic)
 
-    def system(
-        self,
-        name: str = "reference",
-        *,
-        dtype: str = "bf16",
-        peer: str | None = None,
-        python: str | None = None,
-        calibration: str | None = None,
-    ) -> System:
-        """The reference as a system to measure, run by this package or by a peer."""
+    def system(self, name: str = "reference") -> System:
+        """The reference as a system to measure."""
         return System(
             name,
             self.source,
             self.adapters,
             self.merge_arithmetic,
-            dtype=dtype,
             device=self.device,
             unnorm_key=self.unnorm_key,
-            peer=peer,
-            python=python,
-            calibration=calibration,
         )
 
 

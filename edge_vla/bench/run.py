@@ -117,7 +117,9 @@ def _floor_jobs(run: Run) -> dict[str, Job]:
     """A job for each floor; its file exists already where the cache holds the predictions."""
     jobs = {}
     for index, name in enumerate(run.plan.floors):
-        system = run.reference.system(name, dtype="fp32" if name == FLOAT32 else "bf16")
+        system = run.reference.system(name)
+        if name == FLOAT32:
+            system = dataclasses.replace(system, dtype="fp32")
         job = Job(system, run.scratch / f"floor-{index}.npz", name)
         if name != REPEAT and (path := predictions.cached(_cache_key(run, job))) is not None:
             run.on_progress(f"{name}: predictions are cached")

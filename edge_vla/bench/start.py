@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edge_vla.artifact import Artifact
@@ -21,10 +21,10 @@ from edge_vla.bench.result import ArtifactFacts, Candidate, FrameSet, Model, Pee
 from edge_vla.bench.speed import Measured
 from edge_vla.checkpoint import Checkpoint
 from edge_vla.data import Frame, read_frames
+from edge_vla.device import limits
 from edge_vla.device.sensors import device_state
 from edge_vla.errors import UsageError
 from edge_vla.openvla import PolicyConfig
-from edge_vla.quant import stored_bytes
 from edge_vla.sensitivity import SensitivityReport
 
 REFERENCE = "reference"
@@ -66,7 +66,7 @@ class Run:
         }
         frames = None if self.plan.peer_frames is None else str(self.plan.peer_frames.resolve())
         peers = {
-            peer: self.reference.system(peer, peer=peer, python=python, calibration=frames)
+            peer: replace(self.reference.system(peer), peer=peer, python=python, calibration=frames)
             for peer, python in self.plan.peers
         }
         return candidates | peers
@@ -173,13 +173,12 @@ def _facts_of(artifact: Artifact, run: Run) -> ArtifactFacts:
     manifest = artifact.manifest
     linears = [linear for layer in manifest.layers for linear in layer.values()]
     weights = sum(linear.shape[0] * linear.shape[1] for linear in linears)
-    stored = sum(stored_bytes(linear.scheme, linear.shape, linear.group) for linear in linears)
     return ArtifactFacts(
         name=artifact.directory.resolve().name,
         identity=artifact.identity,
         recipe=manifest.recipe.to_json(),
         disk_bytes=sum(record.size for record in manifest.files.values()),
-        bits_per_weight=round(8 * stored / weights, 3),
+        bits_per_weight=round(8 * limits.stored(manifest.layers) / weights, 3),
         calibration_leakage=calibration_leakage(artifact, run.frames, run.config),
         layer_errors={
             str(index): {name: linear.error for name, linear in layer.items()}

@@ -31,7 +31,7 @@ from edge_vla.runtime import Action, Policy, load
 
 
 class MeasuredPolicy(Protocol):
-    """What is asked of a policy, ours or a peer's. `forced` gives hidden states (dims, width)."""
+    """What is measured of a policy, ours or a peer's. `forced` gives hidden states (dims, width)."""
 
     def act(self, image: Image.Image, instruction: str, unnorm_key: str | None = None) -> Action: ...
     def forced(self, image: Image.Image, instruction: str, tokens: list[int]) -> torch.Tensor: ...

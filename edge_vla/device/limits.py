@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final, Protocol
+from typing import Final
 
 import torch
 
+from edge_vla.artifact import Linear
 from edge_vla.errors import BackendError, UsageError
-from edge_vla.quant.formats import Scheme, plan, stored_bytes
+from edge_vla.quant.formats import plan, stored_bytes
 from edge_vla.runtime.padding import padded
 from edge_vla.spec import PolicySpec, TowerSpec
 
@@ -31,17 +32,6 @@ CHANNELS: Final = 3
 
 VISION, PREFILL, DECODE = "vision", "prefill", "decode"  # as a policy names its stages
 WHOLE: Final = "whole action"
-
-
-class Stored(Protocol):
-    """How a linear layer is stored: `artifact.Linear`, or anything with these."""
-
-    @property
-    def scheme(self) -> Scheme: ...
-    @property
-    def shape(self) -> tuple[int, int]: ...
-    @property
-    def group(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -110,7 +100,7 @@ def uniform(spec: PolicySpec, bits: int, group: int | None = None) -> int:
     return spec.decoder.layers * sum(each)
 
 
-def stored(layers: Sequence[Mapping[str, Stored]]) -> int:
+def stored(layers: Sequence[Mapping[str, Linear]]) -> int:
     """Bytes of an artifact's decoder linears, from `manifest.layers`."""
     linears = (linear for layer in layers for linear in layer.values())
     return sum(stored_bytes(linear.scheme, linear.shape, linear.group) for linear in linears)

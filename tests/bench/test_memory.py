@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from edge_vla.bench.memory import POINTS, Series, Watcher
+from edge_vla.bench.memory import POINTS, Watcher, thinned
 from edge_vla.bench.result import CudaMemory
 from edge_vla.errors import BackendError
 
@@ -101,12 +101,16 @@ def test_a_process_that_is_gone_is_an_error() -> None:
         Watcher(gone.pid)
 
 
-def test_a_long_series_keeps_its_peaks_in_few_points() -> None:
-    series = Series()
-    for at in range(20_000):
-        series.add(at / 100, 10_000 if at == 7_777 else at % 7)
-    assert POINTS // 2 <= len(series.points) < POINTS
-    assert [value for _, value in series.points if value > 6] == [10_000]
-    assert series.points[0] == (0.0, 6)
-    near = next(at for at, value in series.points if value == 10_000)
-    assert near <= 77.77 < near + series.each / 100
+@pytest.mark.parametrize("samples", [1, 599, 600, 601, 20_000])
+def test_a_long_series_keeps_its_peaks_in_few_points(samples: int) -> None:
+    peak = samples * 2 // 3
+    series = [(at / 100, 10_000 if at == peak else at % 7) for at in range(samples)]
+    found = thinned(series)
+    assert min(samples, POINTS // 2) <= len(found) <= POINTS
+    assert found[0][0] == 0
+    (near,) = (at for at, held in found if held == 10_000)
+    assert near <= peak / 100 < near + -(-samples // POINTS) / 100
+
+
+def test_nothing_watched_is_no_series() -> None:
+    assert thinned([]) == []

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -21,8 +20,7 @@ from edge_vla.checkpoint import Checkpoint
 from edge_vla.checkpoint.keys import vision_keys
 from edge_vla.errors import NumericError
 from edge_vla.openvla import ActionTokens, Prompter, as_rgb, preprocess
-from edge_vla.runtime import Action
-from edge_vla.runtime import Stopwatch
+from edge_vla.runtime import Action, Stopwatch
 from edge_vla.runtime.vision.towers import torch_vision
 
 Picture = Image.Image | NDArray[Any]
@@ -96,11 +94,6 @@ class PeerPolicy:
         action = self.config.spec.action
         with torch.inference_mode():
             return F.linear(hidden, self._head()[action.first : action.end]).float()
-
-    def forced_logits(self, image: Picture, instruction: str, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Action logits (dims, bins) along `tokens`, lowest id first."""
-        logits: NDArray[np.float32] = self.action_logits(self.forced(image, instruction, tokens)).cpu().numpy()
-        return logits
 
     @property
     def weight_bytes(self) -> Mapping[str, int]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from edge_vla.bench.result.performance import Samples
 from edge_vla.bench.result.interval import Interval
+from edge_vla.bench.result.performance import Samples
 
 Count = int
 Share = float
