@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edge_vla import typed_json
 from edge_vla.errors import FrameError
 from edge_vla.files import write_whole
 from edge_vla.openvla.image import as_rgb
@@ -47,6 +48,18 @@ class Frame:
         digest = hashlib.sha256(f"{image.width} {image.height} {self.instruction}\0".encode())
         digest.update(image.tobytes())
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the index."""
+
+    image: str
+    instruction: str
+    unnorm_key: str | None = None
+    episode: str | int | None = None
+    step: int | None = None
+    action: tuple[float, ...] | None = None
 
 
 def open_image(path: Path, content: BinaryIO | None = None) -> Image.Image:
@@ -130,19 +143,13 @@ def _require_once(path: Path, frames: Mapping[int, Frame]) -> None:
 
 
 def _frame(directory: Path, number: int, line: str) -> Frame:
-    where = f"{directory / INDEX}, line {number}"
     try:
-        entry: dict[str, Any] = json.loads(line)
-        image, instruction = entry["image"], entry["instruction"]
-        action = tuple(float(value) for value in entry["action"]) if "action" in entry else None
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise FrameError(f"{where}: expected an object with 'image' and 'instruction', got {error!r}") from error
-    if not isinstance(image, str) or not isinstance(instruction, str) or Path(image).name != image:
-        raise FrameError(f"{where}: image must be a file name in the folder and instruction a text")
-    if not isinstance(entry.get("unnorm_key"), str | None):
-        raise FrameError(f"{where}: unnorm_key must be a text, got {entry['unnorm_key']!r}")
-    episode, step = entry.get("episode"), entry.get("step")
-    if not isinstance(episode, str | int | None) or not isinstance(step, int | None) or isinstance(step, bool):
-        raise FrameError(f"{where}: episode must be a text or a number and step a number, got {episode!r} and {step!r}")
-    named = None if episode is None else str(episode)
-    return Frame(directory / image, instruction, entry.get("unnorm_key"), named, step, action)
+        entry = typed_json.from_json(Entry, json.loads(line), "frame", ignore_unknown=True)
+        if Path(entry.image).name != entry.image:
+            raise ValueError(f"image must be a file name in the folder, got {entry.image!r:.80}")
+    except (ValueError, RecursionError) as error:
+        raise FrameError(
+            f"{directory / INDEX}, line {number}: {error}: expected an object with 'image' and 'instruction'"
+        ) from error
+    episode = None if entry.episode is None else str(entry.episode)
+    return Frame(directory / entry.image, entry.instruction, entry.unnorm_key, episode, entry.step, entry.action)

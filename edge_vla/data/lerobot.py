@@ -17,12 +17,34 @@ from typing import Any, Final
 
 from PIL import Image
 
+from edge_vla import typed_json
 from edge_vla.data.frames import Frame, open_image
 from edge_vla.errors import BackendError, FrameError, UsageError
 
 INFO: Final = Path("meta/info.json")
 VERSIONS: Final = ("v2.", "v3.")
 PLACE: Final = ("episode_index", "frame_index", "task_index")
+
+
+@dataclass(frozen=True)
+class Feature:
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Info:
+    """What is read of meta/info.json: the format's version, and the type of each column."""
+
+    codebase_version: str
+    features: dict[str, Feature]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A line of meta/tasks.jsonl."""
+
+    task_index: int
+    task: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +74,7 @@ def read_lerobot(directory: Path, camera: str | None = None) -> list[Frame]:
 
     BackendError without pyarrow, UsageError for a camera that must be named, FrameError for what cannot be read.
     """
-    info = _info(directory)
-    column = _camera(directory, info["features"], camera)
+    column = _camera(directory, _info(directory), camera)
     tasks = _tasks(directory)
     tables = sorted((directory / "data").rglob("*.parquet"))
     frames = [frame for table in tables for frame in _frames(directory, table, column, tasks)]
@@ -62,30 +83,27 @@ def read_lerobot(directory: Path, camera: str | None = None) -> list[Frame]:
     return sorted(frames, key=lambda frame: (frame.episode or "", frame.step or 0))
 
 
-def _info(directory: Path) -> dict[str, Any]:
+def _info(directory: Path) -> Info:
     path = directory / INFO
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-        version, features = info["codebase_version"], info["features"]
-        if not (isinstance(version, str) and all(isinstance(features[name]["dtype"], str) for name in features)):
-            raise TypeError(version)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise FrameError(f"{path} does not describe a LeRobot dataset: {error!r}") from error
-    if not version.startswith(VERSIONS):
+        info = typed_json.from_json(Info, typed_json.parse(path.read_bytes()), "info", ignore_unknown=True)
+    except (OSError, ValueError) as error:
+        raise FrameError(f"{path} does not describe a LeRobot dataset: {error}") from error
+    if not info.codebase_version.startswith(VERSIONS):
         raise FrameError(
-            f"{path}: codebase_version {version!r} is not read, only v2.0 to v3.0: convert it with lerobot"
+            f"{path}: got codebase_version {info.codebase_version!r}, expected v2.0 to v3.0: convert it with lerobot"
         )
-    return dict(info)
+    return info
 
 
-def _camera(directory: Path, features: Mapping[str, Mapping[str, Any]], wanted: str | None) -> str:
-    cameras = [name for name, feature in features.items() if feature["dtype"] in ("image", "video")]
+def _camera(directory: Path, info: Info, wanted: str | None) -> str:
+    cameras = [name for name, feature in info.features.items() if feature.dtype in ("image", "video")]
     fitting = [name for name in cameras if wanted is None or wanted in (name, name.rpartition(".")[2])]
     if not cameras:
         raise FrameError(f"{directory / INFO} lists no camera")
     if len(fitting) != 1:
         raise UsageError(f"{directory} has the cameras {cameras}: name one, as {directory / cameras[0]}")
-    if features[fitting[0]]["dtype"] == "video":
+    if info.features[fitting[0]].dtype == "video":
         raise FrameError(
             f"{directory} keeps {fitting[0]} as video, which needs a decoder: record with use_videos=False, or save "
             "its frames as images with a frames.jsonl"
@@ -94,21 +112,19 @@ def _camera(directory: Path, features: Mapping[str, Mapping[str, Any]], wanted: 
 
 
 def _tasks(directory: Path) -> dict[int, str]:
-    """What was asked, by number: lines of JSON in v2, a table with the text as its index in v3."""
+    """Instructions by number: lines of JSON in v2, a table with the text as its index in v3."""
     lines, table = directory / "meta/tasks.jsonl", directory / "meta/tasks.parquet"
     try:
         if table.is_file():
             columns = _read(table)
             texts = next(values for name, values in columns.items() if name != "task_index")
-            entries = list(zip(columns["task_index"], texts, strict=True))
+            rows = [{"task_index": row, "task": text} for row, text in zip(columns["task_index"], texts, strict=True)]
         else:
-            rows = map(json.loads, lines.read_text(encoding="utf-8").splitlines())
-            entries = [(row["task_index"], row["task"]) for row in rows]
-        if not all(isinstance(number, int) and isinstance(text, str) for number, text in entries):
-            raise TypeError(entries)
-    except (OSError, ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
-        raise FrameError(f"{table if table.is_file() else lines} does not say what was asked: {error!r}") from error
-    return dict(entries)
+            rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+        tasks = typed_json.from_json(list[Task], rows, "tasks", ignore_unknown=True)
+    except (OSError, ValueError, KeyError, StopIteration, RecursionError) as error:
+        raise FrameError(f"{table if table.is_file() else lines} lists no instructions: {error!r}") from error
+    return {task.task_index: task.task for task in tasks}
 
 
 def _frames(directory: Path, table: Path, column: str, tasks: Mapping[int, str]) -> Iterator[Frame]:

@@ -6,7 +6,7 @@ GPTQ and compressed-tensors are read and written, bitsandbytes' 4 bits are read.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Final
 
 from edge_vla.errors import CheckpointError
 from edge_vla.interop.bitsandbytes import BitsAndBytes
@@ -27,7 +27,7 @@ __all__ = [
     "read_layout",
 ]
 
-FORMATS: Final[Mapping[str, Callable[[Mapping[str, Any]], Layout]]] = {
+FORMATS: Final[Mapping[str, Callable[[object], Layout]]] = {
     Gptq.name: Gptq.read,
     CompressedTensors.name: CompressedTensors.read,
     BitsAndBytes.name: BitsAndBytes.read,
@@ -39,8 +39,8 @@ WRITTEN: Final[Mapping[str, Callable[[int, int | None], Written]]] = {
 }
 
 
-def read_layout(raw: Any) -> Layout:
-    """The format that a `quantization_config` describes; CheckpointError for one that we don't read."""
+def read_layout(raw: object) -> Layout:
+    """The format that a `quantization_config` describes; CheckpointError for one that is not read."""
     if not isinstance(raw, Mapping):
         raise CheckpointError(f"quantization_config must be a JSON object, got {raw!r}: download it again")
     method = raw.get("quant_method", BitsAndBytes.name if raw.get("load_in_4bit") else None)
@@ -48,5 +48,5 @@ def read_layout(raw: Any) -> Layout:
         refuse(f"quantization_config: quant_method {method!r} is not among {sorted(FORMATS)}")
     try:
         return FORMATS[method](raw)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"quantization_config is malformed ({error!r}): download it again") from error
+    except ValueError as error:
+        raise CheckpointError(f"malformed {error}: download it again") from error

@@ -7,17 +7,17 @@ scaled by `weight.nested_absmax` and moved by an offset. A JSON blob holds the s
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from edge_vla import typed_json
 from edge_vla.errors import CheckpointError
-from edge_vla.interop.layout import Parts, Shape, one_of, refuse
+from edge_vla.interop.layout import Parts, Shape, refuse, require
 from edge_vla.quant import PackedWeight
 
 TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -40,6 +40,15 @@ class Plain:
 
 
 @dataclass(frozen=True)
+class Settings:
+    """What is read of `quantization_config`."""
+
+    load_in_4bit: bool = False
+    _load_in_4bit: bool = False
+    bnb_4bit_quant_storage: str | None = None
+
+
+@dataclass(frozen=True)
 class BitsAndBytes:
     name: ClassVar[str] = "bitsandbytes"
     parts: ClassVar[Mapping[str, bool]] = {
@@ -53,11 +62,12 @@ class BitsAndBytes:
     group: ClassVar[int | None] = None
 
     @staticmethod
-    def read(raw: Mapping[str, Any]) -> BitsAndBytes:
+    def read(raw: object) -> BitsAndBytes:
         """From `quantization_config`; CheckpointError for LLM.int8, which keeps no 16-bit weights to go back to."""
-        if not (raw.get("load_in_4bit") or raw.get("_load_in_4bit")):
+        given = typed_json.from_json(Settings, raw, "quantization_config", ignore_unknown=True)
+        if not (given.load_in_4bit or given._load_in_4bit):
             refuse("quantization_config: of bitsandbytes only load_in_4bit is read")
-        one_of(raw, "bnb_4bit_quant_storage", ("uint8",), "uint8")
+        require("bnb_4bit_quant_storage", given.bnb_4bit_quant_storage, ("uint8", None))
         return BitsAndBytes()
 
     def __str__(self) -> str:
@@ -70,30 +80,30 @@ class BitsAndBytes:
         state = State.read(parts)
         count = math.prod(state.shape)
         octets = parts.load("weight", (-(-count // 2), 1))
-        blocks = -(-count // state.block)
+        blocks = -(-count // state.blocksize)
         absmax = parts.load("weight.absmax", (blocks,))
         if octets.dtype != torch.uint8 or count % 2:
             raise CheckpointError(f"{parts.what}.weight must be bytes of two codes: download it again")
-        if state.nested_block is not None:
-            absmax = _nested(parts, absmax, state.nested_block, state.offset)
+        if state.nested_blocksize is not None:
+            absmax = _nested(parts, absmax, state.nested_blocksize, state.nested_offset or 0.0)
         elif absmax.dtype != torch.float32:
             raise CheckpointError(f"{parts.what}.weight.absmax is {absmax.dtype}, but its state knows no nesting")
         levels = parts.load("weight.quant_map", (LEVELS,)).float()
         pairs = torch.cartesian_prod(levels, levels)  # (256, 2): what each byte's two codes stand for
         values = pairs[octets.flatten().int()].flatten()
-        scales = absmax.repeat_interleave(state.block)[:count]
-        return Plain(values.mul_(scales).to(state.dtype).view(state.shape))
+        scales = absmax.repeat_interleave(state.blocksize)[:count]
+        return Plain(values.mul_(scales).to(TYPES[state.dtype]).view(state.shape))
 
 
 @dataclass(frozen=True)
 class State:
-    """The JSON blob."""
+    """What is read of `quant_state`, a JSON object in a tensor of bytes."""
 
     shape: tuple[int, ...]
-    block: int
-    dtype: torch.dtype
-    nested_block: int | None
-    offset: float
+    blocksize: int
+    dtype: Literal["bfloat16", "float16", "float32"]
+    nested_blocksize: int | None = None
+    nested_offset: float | None = None
 
     @staticmethod
     def read(parts: Parts) -> State:
@@ -101,21 +111,12 @@ class State:
         if name is None:
             raise CheckpointError(f"{parts.what} lacks its quant_state: download it again")
         try:
-            raw = json.loads(bytes(parts.load(name).tolist()))
-            nested = raw.get("nested_blocksize")
-            state = State(
-                tuple(int(size) for size in raw["shape"]),
-                int(raw["blocksize"]),
-                TYPES[raw["dtype"]],
-                None if nested is None else int(nested),
-                float(raw.get("nested_offset") or 0.0),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(
-                f"{parts.what}: its quant_state is malformed ({error!r}): download it again"
-            ) from error
-        if min(*state.shape, state.block, state.nested_block or 1) < 1 or not math.isfinite(state.offset):
-            raise CheckpointError(f"{parts.what}: malformed quant_state ({raw}): download it again")
+            raw = typed_json.parse(bytes(parts.load(name).tolist()))
+            state = typed_json.from_json(State, raw, "quant_state", ignore_unknown=True)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{parts.what}: malformed ({error}): download it again") from error
+        if min(*state.shape, state.blocksize, state.nested_blocksize or 1) < 1:
+            raise CheckpointError(f"{parts.what}: malformed {state}: download it again")
         return state
 
 

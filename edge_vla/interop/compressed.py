@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from edge_vla import typed_json
 from edge_vla.interop.integers import (
     BITS,
     WORD,
@@ -27,8 +28,34 @@ from edge_vla.interop.integers import (
     unsigned,
     whole,
 )
-from edge_vla.interop.layout import Parts, one_of, refuse
+from edge_vla.interop.layout import Parts, refuse, require
 from edge_vla.quant import PackedWeight
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How the weights of a group of linears are quantised."""
+
+    num_bits: int
+    type: str
+    strategy: str
+    group_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    weights: Weights
+    format: str | None = None
+    input_activations: object = None
+    output_activations: object = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is read of `quantization_config`."""
+
+    format: str
+    config_groups: dict[str, Group] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,27 +75,29 @@ class CompressedTensors:
     }
 
     @staticmethod
-    def read(raw: Mapping[str, Any]) -> CompressedTensors:
+    def read(raw: object) -> CompressedTensors:
         """From `quantization_config`; CheckpointError for what would be read wrongly."""
-        groups = list((raw.get("config_groups") or {}).values())
+        given = typed_json.from_json(Settings, raw, "quantization_config", ignore_unknown=True)
+        groups = list((given.config_groups or {}).values())
         if len(groups) != 1:
             refuse(f"quantization_config: {len(groups)} config_groups, expected one")
-        weights = groups[0]["weights"]
-        one_of(raw, "format", ("pack-quantized",))
-        one_of(groups[0], "format", ("pack-quantized",), "pack-quantized")
-        one_of(weights, "type", ("int",))
-        if groups[0].get("input_activations") or groups[0].get("output_activations"):
+        weights = groups[0].weights
+        require("format", given.format, ("pack-quantized",))
+        require("format", groups[0].format, ("pack-quantized", None))
+        require("type", weights.type, ("int",))
+        require("num_bits", weights.num_bits, BITS)
+        require("strategy", weights.strategy, ("group", "channel"))
+        if groups[0].input_activations or groups[0].output_activations:
             refuse("quantization_config: activations are quantised too")
-        strategy, group = one_of(weights, "strategy", ("group", "channel")), weights.get("group_size")
-        if strategy == "group" and (type(group) is not int or group < 1):
-            refuse(f"quantization_config: group_size {group!r} is not a positive number")
-        return CompressedTensors(one_of(weights, "num_bits", BITS), group if strategy == "group" else None)
+        if weights.strategy == "group" and (weights.group_size is None or weights.group_size < 1):
+            refuse(f"quantization_config: group_size {weights.group_size} is not a positive number")
+        return CompressedTensors(weights.num_bits, weights.group_size if weights.strategy == "group" else None)
 
     def __str__(self) -> str:
         return f"{self.name}, {self.bits} bits, {f'groups of {self.group}' if self.group else 'one scale an output'}"
 
-    def to_json(self, layers: str) -> dict[str, Any]:
-        """`quantization_config`; `layers` is where the decoder's stand in the model, and nothing else is quantised."""
+    def to_json(self, layers: str) -> dict[str, object]:
+        """`quantization_config`; `layers` is the path of the decoder's layers, and nothing else is quantised."""
         weights = {
             "num_bits": self.bits,
             "type": "int",

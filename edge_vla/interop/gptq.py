@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from edge_vla import typed_json
 from edge_vla.interop.integers import (
     BITS,
     WORD,
@@ -28,12 +29,24 @@ from edge_vla.interop.integers import (
     unsigned,
     whole,
 )
-from edge_vla.interop.layout import Parts, one_of, refuse
+from edge_vla.interop.layout import Parts, refuse, require
 from edge_vla.quant import PackedWeight
 from edge_vla.version import __version__
 
 ONES = {4: 0x11111111, 8: 0x01010101}  # one in every code of a word
 VERSIONS = ("gptq", "gptq_v2")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is read of `quantization_config`; `format` is an older name of `checkpoint_format`."""
+
+    bits: int
+    group_size: int
+    checkpoint_format: str | None = None
+    format: str = "gptq"
+    pack_dtype: str = "int32"
+    dynamic: dict[str, object] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,23 +61,25 @@ class Gptq:
     parts: ClassVar[Mapping[str, bool]] = {"qweight": True, "qzeros": True, "scales": True, "g_idx": False}
 
     @staticmethod
-    def read(raw: Mapping[str, Any]) -> Gptq:
+    def read(raw: object) -> Gptq:
         """From `quantization_config`; CheckpointError for what would be read wrongly."""
-        version = one_of({"format": "gptq", **raw, **_renamed(raw)}, "format", VERSIONS)
-        one_of(raw, "pack_dtype", ("int32",), "int32")
-        changed = [rule for rule in raw.get("dynamic") or {} if not rule.startswith("-:")]  # the others only skip
+        given = typed_json.from_json(Settings, raw, "quantization_config", ignore_unknown=True)
+        version = given.checkpoint_format or given.format
+        require("format", version, VERSIONS)
+        require("pack_dtype", given.pack_dtype, ("int32",))
+        require("bits", given.bits, BITS)
+        changed = [rule for rule in given.dynamic or {} if not rule.startswith("-:")]  # the others only skip
         if changed:
             refuse(f"quantization_config: dynamic gives {changed[0]!r} another format")
-        group = raw.get("group_size")
-        if type(group) is not int or not (group > 0 or group == -1):
-            refuse(f"quantization_config: group_size {group!r} is neither a positive number nor -1")
-        return Gptq(one_of(raw, "bits", BITS), None if group == -1 else group, version == VERSIONS[0])
+        if given.group_size < 1 and given.group_size != -1:
+            refuse(f"quantization_config: group_size {given.group_size} is neither a positive number nor -1")
+        return Gptq(given.bits, None if given.group_size == -1 else given.group_size, version == VERSIONS[0])
 
     def __str__(self) -> str:
         return f"{self.name}, {self.bits} bits, {f'groups of {self.group}' if self.group else 'one scale an output'}"
 
-    def to_json(self, layers: str) -> dict[str, Any]:
-        """`quantization_config`, and quantize_config.json; `layers` is where the decoder's stand in the model."""
+    def to_json(self, layers: str) -> dict[str, object]:
+        """`quantization_config`, and quantize_config.json; `layers` is the path of the decoder's layers."""
         return {
             "quant_method": "gptq",
             "bits": self.bits,
@@ -111,7 +126,3 @@ class Gptq:
             "scales": scales.T.contiguous(),
             "g_idx": in_order(inner, group).int(),
         }
-
-
-def _renamed(raw: Mapping[str, Any]) -> dict[str, Any]:
-    return {"format": raw["checkpoint_format"]} if "checkpoint_format" in raw else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 from torch import Tensor
 
@@ -88,9 +88,7 @@ def refuse(reason: str) -> NoReturn:
     raise CheckpointError(f"{reason}: give the 16-bit checkpoint that it was made from")
 
 
-def one_of(raw: Mapping[str, Any], key: str, allowed: tuple[Any, ...], default: Any = None) -> Any:
-    """A setting of `quantization_config` that we know what to do with."""
-    value = default if raw.get(key) is None else raw[key]
-    if not any(value == known and type(value) is type(known) for known in allowed):
+def require(key: str, value: object, allowed: tuple[object, ...]) -> None:
+    """CheckpointError for a setting of `quantization_config` with another value than those that are implemented."""
+    if value not in allowed:
         refuse(f"quantization_config: {key} {value!r} is not among {list(allowed)}")
-    return value

@@ -110,7 +110,7 @@ GPTQ = [
     Fault("NaN scale", spoiled(float("nan")), CheckpointError, (QUERY, "1 non-finite")),
     Fault("Inf scale", spoiled(float("inf")), CheckpointError, (QUERY, "1 non-finite")),
     Fault("3 bits", setting("bits", 3), CheckpointError, ("bits 3", "[4, 8]", "16-bit checkpoint")),
-    Fault("bits a text", setting("bits", "4"), CheckpointError, ("bits '4'", "[4, 8]")),
+    Fault("bits a text", setting("bits", "4"), CheckpointError, ("bits", "expected int", "'4'")),
     Fault("8 bits said", setting("bits", 8), CheckpointError, ("model.layers", CONFIG)),
     Fault("group 48", setting("group_size", 48), CheckpointError, ("model.layers", "48", "does not divide its")),
     Fault("group 0", setting("group_size", 0), CheckpointError, ("group_size 0", "positive")),
