@@ -65,7 +65,7 @@ def _launch(
     out: Tensor,
     tile: Tile,
     splits: int = 1,
-    blocks_each: int | None = None,
+    blocks_each: int = 0,
 ) -> Tensor:
     (m, k), n = x.shape, weight.shape[0]
     check_rows(x)
@@ -81,7 +81,8 @@ def _launch(
         n,
         k,
         blocks,
-        blocks if blocks_each is None else blocks_each,
+        blocks_each,
+        SPLIT_K=blocks_each > 0,  # known when compiling: a GEMM would need more registers to find out
         EVEN_K=k % tile.block_k == 0,
         BLOCK_K=tile.block_k,
         **tile.launch(),
@@ -101,6 +102,7 @@ def _int8_gemm(
     k: tl.tensor,
     blocks: tl.tensor,
     blocks_each: tl.tensor,
+    SPLIT_K: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -111,11 +113,12 @@ def _int8_gemm(
     SUM: tl.constexpr = tl.int32 if INT8_ROWS else tl.float32
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     output = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    first = tl.program_id(2) * blocks_each
+    first = tl.program_id(2) * blocks_each if SPLIT_K else 0
+    last = tl.minimum(first + blocks_each, blocks) if SPLIT_K else blocks
     n_mask = (output < n)[:, None]
     m_mask = (row < m)[None, :]
     acc = tl.zeros([BLOCK_N, BLOCK_M], SUM)
-    for block in range(first, tl.minimum(first + blocks_each, blocks)):
+    for block in range(first, last):
         place = block * BLOCK_K + tl.arange(0, BLOCK_K)
         weight_mask = n_mask if EVEN_K else n_mask & (place < k)[None, :]
         row_mask = m_mask if EVEN_K else m_mask & (place < k)[:, None]
@@ -126,5 +129,6 @@ def _int8_gemm(
     if INT8_ROWS:
         total *= tl.load(row_scales + row, mask=row < m, other=0.0)[None, :]
     total *= tl.load(scales + output, mask=output < n, other=0.0).to(tl.float32)[:, None]
-    place = (tl.program_id(2) * m + row[None, :]) * n + output[:, None]
+    part = tl.program_id(2) * m if SPLIT_K else 0
+    place = (part + row[None, :]) * n + output[:, None]
     tl.store(out + place, total.to(out.dtype.element_ty), mask=n_mask & m_mask)
