@@ -20,7 +20,7 @@ import torch
 
 from edge_vla.artifact import Linear
 from edge_vla.errors import BackendError, UsageError
-from edge_vla.quant.formats import plan, stored_bytes
+from edge_vla.quant import plan, stored_bytes
 from edge_vla.runtime.padding import padded
 from edge_vla.spec import PolicySpec, TowerSpec
 

@@ -22,17 +22,17 @@ from edge_vla.quant import (
     plan,
     quantise,
     relative_error,
+    round_scale,
     stored_bytes,
     unpack_codes,
     unpack_nibbles,
 )
-from edge_vla.quant.formats import round_scale
 
 seeds, scales = st.integers(0, 2**31), st.floats(1e-6, 1e3)
 
 
-def weight(seed: int, scale: float, outer: int = 8, inner: int = 128) -> Tensor:
-    return torch.randn(outer, inner, generator=torch.Generator().manual_seed(seed)) * scale
+def weight(seed: int, scale: float, n: int = 8, k: int = 128) -> Tensor:
+    return torch.randn(n, k, generator=torch.Generator().manual_seed(seed)) * scale
 
 
 @given(seeds)
@@ -98,11 +98,11 @@ def test_zeros_stay_zeros() -> None:
 
 
 @pytest.mark.parametrize(
-    ("inner", "expected"),
+    ("k", "expected"),
     [(4096, (Scheme.INT4, 128)), (192, (Scheme.INT4, 64)), (352, (Scheme.INT4, 32)), (90, (Scheme.INT8, None))],
 )
-def test_the_largest_group_that_divides(inner: int, expected: tuple[Scheme, int | None]) -> None:
-    assert plan(4, inner, None, "w") == expected
+def test_the_largest_group_that_divides(k: int, expected: tuple[Scheme, int | None]) -> None:
+    assert plan(4, k, None, "w") == expected
 
 
 def test_an_explicit_group_must_divide() -> None:

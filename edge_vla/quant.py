@@ -1,10 +1,10 @@
-"""The formats on disk, and the arithmetic between them and real weights.
+"""Number formats of weights on disk: grids, rounding, packing, dequantisation.
 
-int4, int3, int2: codes for whole levels times a scale, packed low bits first, one scale per `group` inputs; the
-levels of the narrow two are among int4's, so that `as_int4` changes no weight. uint4: int4 with a zero point in each
-group. int8: codes -127..127 times a scale, one scale per output. w8a8: int8, and the product rounds each row of
-activations to int8 too. Scales are float16 rounded *up* to eight significant bits: bf16 and fp16 both hold them
-exactly, and rounding to nearest leaves no weight further than half a step from its code.
+int4, int3, int2: integer levels times a scale, packed low bits first, one scale per `group` inputs. The levels of int3
+and int2 are among int4's, so `as_int4` changes no weight. uint4: int4 with a zero point in each group. int8: codes
+-127..127 times a scale, one scale per output. w8a8: int8, and the gemm quantises each row of activations to int8 too.
+Scales are float16 rounded *up* to eight significant bits: bf16 and fp16 both hold them exactly, and rounding to nearest
+leaves no weight further than half a step from its code.
 Knows nothing of layers, files or how good a code is for the policy.
 """
 
@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from edge_vla.errors import CheckpointError, UsageError
-from edge_vla.quant.packing import BYTE, pack_bits, pack_nibbles, unpack_bits, unpack_nibbles
 
 GROUPS: Final = (128, 64, 32)
 INT8_MAX: Final = 127
+BYTE: Final = 8  # bits; narrow codes are packed in eights, so that they fill whole bytes
 SMALLEST_SCALE: Final = 2.0**-24  # fp16's smallest positive number
 
 
@@ -48,7 +48,7 @@ BITS: Final[Mapping[int, Scheme]] = {
 
 @dataclass(frozen=True)
 class Grid:
-    """Code `c` stands for level `lowest + step * c`, and that for as many scales."""
+    """Code `c` is level `lowest + step * c`; level times scale is the weight."""
 
     bits: int
     lowest: int
@@ -77,15 +77,15 @@ GROUPED: Final = (*FOUR, *NARROW)
 
 @dataclass(frozen=True)
 class Steps:
-    """Where the codes of each group stand: level times scale, plus what a zero point moves them by."""
+    """What turns the levels of each group into weights: scales and, for uint4, zero points."""
 
     scales: Tensor  # (N, K/group) float32 of eight significant bits; int8: (N, 1)
-    zeros: Tensor | None = None  # (N, K/group) uint8, the code that stands for 0; uint4 only
+    zeros: Tensor | None = None  # (N, K/group) uint8, the code of 0; uint4 only
 
     def offsets(self) -> Tensor:
-        """(N, K/group) float32, what level 0 stands for.
+        """(N, K/group) float32, the weight at level 0.
 
-        Rounded to eight significant bits, because products take it as bf16: by a 32nd of a step at most.
+        Rounded to eight significant bits, because gemms take it as bf16: by at most a 32nd of a step.
         """
         if self.zeros is None:
             return torch.zeros_like(self.scales)
@@ -104,7 +104,7 @@ class PackedWeight:
     group: int | None
     codes: Tensor  # 4, 3, 2 bits: (N, bits K/8) uint8; int8: (N, K) int8; bf16: (N, K) in a 16-bit float type
     scales: Tensor | None  # grouped: (N, K/group) float16; int8: (N,) float16
-    zeros: Tensor | None = None  # uint4: (N, K/group) uint8, the code that stands for 0
+    zeros: Tensor | None = None  # uint4: (N, K/group) uint8, the code of 0
 
     @property
     def bytes(self) -> int:
@@ -116,24 +116,24 @@ class PackedWeight:
         return Steps(self.scales.float(), self.zeros)
 
     def check(self, name: str) -> PackedWeight:
-        """Itself, or CheckpointError if shapes and types do not fit the scheme."""
-        outer, inner = self.shape
-        if self.scheme in GROUPED and (self.group is None or self.group % 2 or inner % self.group):
-            raise CheckpointError(f"{name}: group {self.group} must be even and divide {inner} inputs")
-        if self.scheme in NARROW and inner % BYTE:
-            raise CheckpointError(f"{name}: {self.scheme.value} needs inputs in eights, got {inner}")
+        """Itself, or CheckpointError if shapes, types or values do not fit the scheme."""
+        n, k = self.shape
+        if self.scheme in GROUPED and (self.group is None or self.group % 2 or k % self.group):
+            raise CheckpointError(f"{name}: group {self.group} must be even and divide the {k} inputs")
+        if self.scheme in NARROW and k % BYTE:
+            raise CheckpointError(f"{name}: {self.scheme.value} needs inputs in eights, got {k}")
         sixteens = {torch.bfloat16, torch.float16}
         types = sixteens if self.scheme is Scheme.BF16 else {torch.int8 if self.scheme in EIGHT else torch.uint8}
         if self.codes.dtype not in types or (self.scales is not None and self.scales.dtype != torch.half):
-            raise CheckpointError(f"{name}: {self.codes.dtype} is no type of {self.scheme.value} codes and its scales")
-        codes, scales = _layout(self.scheme, outer, inner, self.group)
+            raise CheckpointError(f"{name}: got {self.codes.dtype} codes, not a type of {self.scheme.value}, or scales not fp16")
+        codes, scales = _layout(self.scheme, n, k, self.group)
         got = (tuple(self.codes.shape), None if self.scales is None else tuple(self.scales.shape))
         if got != (codes, scales):
             raise CheckpointError(f"{name}: {self.scheme.value} needs codes {codes} and scales {scales}, got {got}")
         if self.scales is not None and not (torch.isfinite(self.scales).all() and (self.scales > 0).all()):
             raise CheckpointError(f"{name}: scales must be finite and positive")
         if (self.scheme is Scheme.UINT4) != (self.zeros is not None):
-            raise CheckpointError(f"{name}: uint4, and it alone, has zero points")
+            raise CheckpointError(f"{name}: expected zero points for uint4 and for it alone")
         if self.zeros is not None and (
             self.zeros.dtype != torch.uint8
             or tuple(self.zeros.shape) != scales
@@ -143,33 +143,37 @@ class PackedWeight:
         return self
 
 
-def plan(bits: int, inner: int, group: int | None, name: str) -> tuple[Scheme, int | None]:
-    """Scheme and group for a weight with `inner` inputs.
+def plan(bits: int, in_features: int, group: int | None, name: str) -> tuple[Scheme, int | None]:
+    """Scheme and group of a weight.
 
-    Without an explicit group, 4 bits and fewer take the largest of 128, 64 and 32 that divides, else the tensor
-    becomes int8. An explicit group that does not divide raises UsageError.
+    Without an explicit group, 4 bits and fewer take the largest of 128, 64 and 32 that divides `in_features`, else the
+    weight becomes int8. UsageError for a group that does not fit; `name` is what it calls the weight.
     """
     if bits not in BITS:
         raise UsageError(f"--bits {bits}: choose one of {sorted(BITS)}")
     scheme = BITS[bits]
     if scheme not in GROUPED:
         if group is not None:
-            raise UsageError(f"--group {group} is for --bits 4 and fewer; --bits {bits} has none")
+            raise UsageError(f"--group {group} is for --bits 4 and fewer; --bits {bits} has none: leave it out")
         return scheme, None
     if group is not None:
-        if group < 2 or group % 2 or inner % group:
-            raise UsageError(f"--group {group} does not divide the {inner} inputs of {name}: choose an even divisor")
-        if scheme in NARROW and inner % BYTE:
-            raise UsageError(f"--bits {bits} packs inputs in eights, {name} has {inner}: leave out --group, or 4 bits")
+        if group < 2 or group % 2 or in_features % group:
+            raise UsageError(
+                f"--group {group} does not divide the {in_features} inputs of {name}: choose an even divisor"
+            )
+        if scheme in NARROW and in_features % BYTE:
+            raise UsageError(
+                f"--bits {bits} packs inputs in eights, {name} has {in_features}: leave out --group, or use --bits 4"
+            )
         return scheme, group
-    fitting = next((size for size in GROUPS if inner % size == 0), None)
+    fitting = next((size for size in GROUPS if in_features % size == 0), None)
     return (scheme, fitting) if fitting else (Scheme.INT8, None)
 
 
 def quantise(weight: Tensor, scheme: Scheme, group: int | None) -> PackedWeight:
-    """Round a (N, K) weight to the nearest code; the grid spans each group's largest magnitude."""
-    outer, inner = weight.shape
-    shape = (outer, inner)
+    """(N, K) weight -> the nearest codes, on a grid that spans each group's largest magnitude."""
+    n, k = weight.shape
+    shape = (n, k)
     if scheme is Scheme.BF16:
         return PackedWeight(scheme, shape, None, sixteen(weight).contiguous(), None)
     real = weight.float()
@@ -178,15 +182,15 @@ def quantise(weight: Tensor, scheme: Scheme, group: int | None) -> PackedWeight:
         codes = (real / scales[:, None]).round_().clamp_(-INT8_MAX, INT8_MAX).to(torch.int8)
         return PackedWeight(scheme, shape, None, codes, scales.half())
     if group is None:
-        raise AssertionError(f"{scheme.value} needs a group: ask `plan` for one")
-    grouped = real.view(outer, inner // group, group)
+        raise AssertionError(f"{scheme.value} needs a group: `plan` chooses one")
+    grouped = real.view(n, k // group, group)
     return pack(grouped, spanning(*extent(grouped, scheme), scheme), scheme, group)
 
 
 def extent(grouped: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
-    """Least and greatest weight that each group's grid must reach: (N, K/group, group) -> twice (N, K/group).
+    """(N, K/group, group) -> the least and the greatest weight that each group's grid must reach, both (N, K/group).
 
-    With zero points those of the group and 0, else the largest magnitude on either side.
+    With zero points, of the group and 0; else the largest magnitude, on both sides.
     """
     if scheme is Scheme.UINT4:
         return grouped.amin(dim=2).clamp_(max=0), grouped.amax(dim=2).clamp_(min=0)
@@ -195,7 +199,7 @@ def extent(grouped: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
 
 
 def spanning(low: Tensor, high: Tensor, scheme: Scheme, part: float = 1.0) -> Steps:
-    """The steps whose levels reach over this part of an extent."""
+    """The steps whose levels span this part of an extent."""
     grid = GRIDS[scheme]
     scales = round_scale((high - low) / ((grid.count - 1) * grid.step) * part)
     if scheme is not Scheme.UINT4:
@@ -204,28 +208,28 @@ def spanning(low: Tensor, high: Tensor, scheme: Scheme, part: float = 1.0) -> St
 
 
 def pack(grouped: Tensor, steps: Steps, scheme: Scheme, group: int | None) -> PackedWeight:
-    """Weights (N, K/group, group) at their nearest codes on these steps."""
-    outer, inner = grouped.shape[0], grouped.shape[1] * grouped.shape[2]
-    codes = nearest((grouped - steps.offsets()[..., None]) / steps.scales[..., None], scheme).view(outer, inner)
+    """Weights (N, K/group, group) -> their nearest codes on these steps."""
+    n, k = grouped.shape[0], grouped.shape[1] * grouped.shape[2]
+    codes = nearest((grouped - steps.offsets()[..., None]) / steps.scales[..., None], scheme).view(n, k)
     return packed(codes, steps, scheme, group)
 
 
 def packed(codes: Tensor, steps: Steps, scheme: Scheme, group: int | None) -> PackedWeight:
-    """(N, K) uint8 codes as they are stored."""
-    outer, inner = codes.shape
+    """(N, K) uint8 codes -> the weight as it is stored."""
+    n, k = codes.shape
     scales = (steps.scales if group else steps.scales[:, 0]).half()
-    return PackedWeight(scheme, (outer, inner), group, pack_codes(codes, scheme), scales, steps.zeros)
+    return PackedWeight(scheme, (n, k), group, pack_codes(codes, scheme), scales, steps.zeros)
 
 
 def nearest(values: Tensor, scheme: Scheme) -> Tensor:
     """Weights in units of their scale -> uint8 codes of the nearest levels."""
     grid = GRIDS[scheme]
-    whole, half = divmod(-grid.lowest / grid.step, 1)
-    return (values / grid.step + half).round_().add_(whole).clamp_(0, grid.count - 1).to(torch.uint8)
+    zero, half = divmod(-grid.lowest / grid.step, 1)
+    return (values / grid.step + half).round_().add_(zero).clamp_(0, grid.count - 1).to(torch.uint8)
 
 
 def dequantise(packed: PackedWeight, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The (N, K) weight that the codes stand for, rounded once to `dtype`."""
+    """The (N, K) weight, each number rounded once to `dtype`."""
     if packed.scales is None:
         return packed.codes.to(dtype)
     scales = packed.scales.float()
@@ -239,7 +243,7 @@ def dequantise(packed: PackedWeight, dtype: torch.dtype = torch.float32) -> Tens
 
 
 def as_int4(packed: PackedWeight) -> PackedWeight:
-    """A narrow weight on int4's grid with the same scales, for kernels that know none narrower; others as they are."""
+    """int3 and int2 on int4's grid with the same scales, for kernels that have no narrower one; others as they are."""
     if packed.scheme not in NARROW:
         return packed
     levels = GRIDS[packed.scheme].levels(unpack_codes(packed.codes, packed.scheme))
@@ -263,7 +267,7 @@ def sixteen(tensor: Tensor) -> Tensor:
 
 
 def pack_codes(codes: Tensor, scheme: Scheme) -> Tensor:
-    """(N, K) uint8 codes as they are stored: int8 as signed levels, the rest in 4, 3 or 2 bits each."""
+    """(N, K) uint8 codes as stored: int8 as signed levels, the others in 4, 3 or 2 bits each."""
     if scheme in EIGHT:
         return GRIDS[scheme].levels(codes).to(torch.int8)
     return pack_nibbles(codes) if scheme in FOUR else pack_bits(codes, GRIDS[scheme].bits)
@@ -276,10 +280,36 @@ def unpack_codes(packed: Tensor, scheme: Scheme) -> Tensor:
     return unpack_nibbles(packed) if scheme in FOUR else unpack_bits(packed, GRIDS[scheme].bits)
 
 
-def round_scale(scale: Tensor) -> Tensor:
-    """float32 -> the next float32 that has eight significant bits and that fp16 holds; zeros become one.
+def pack_nibbles(codes: Tensor) -> Tensor:
+    """(N, K) uint8 in 0..15 -> (N, K/2) uint8, the even column in the low nibble."""
+    return codes[:, 0::2] | (codes[:, 1::2] << 4)
 
-    Raises CheckpointError where fp16 would overflow.
+
+def unpack_nibbles(packed: Tensor) -> Tensor:
+    """Inverse of `pack_nibbles`."""
+    return torch.stack([packed & 0xF, packed >> 4], dim=-1).flatten(1)
+
+
+def pack_bits(codes: Tensor, bits: int) -> Tensor:
+    """(N, K) uint8 below 2**bits -> (N, bits K/8) uint8: eight codes to `bits` bytes, the lowest bits first."""
+    n, k = codes.shape
+    eights = codes.view(n, k // BYTE, BYTE).to(torch.int32)
+    word = (eights << (bits * torch.arange(BYTE))).sum(dim=2)
+    return ((word[..., None] >> (BYTE * torch.arange(bits))) & 0xFF).to(torch.uint8).view(n, -1)
+
+
+def unpack_bits(packed: Tensor, bits: int) -> Tensor:
+    """Inverse of `pack_bits`."""
+    n, size = packed.shape
+    word = (packed.view(n, size // bits, bits).to(torch.int32) << (BYTE * torch.arange(bits))).sum(dim=2)
+    codes: Tensor = ((word[..., None] >> (bits * torch.arange(BYTE))) & (2**bits - 1)).to(torch.uint8)
+    return codes.view(n, -1)
+
+
+def round_scale(scale: Tensor) -> Tensor:
+    """float32 -> the next float32 up that has eight significant bits and that fp16 holds; zeros become one.
+
+    CheckpointError where fp16 would overflow.
     """
     mantissa, exponent = torch.frexp(scale)
     stepped = torch.ldexp(torch.ceil(mantissa * 256) / 256, exponent)
@@ -304,8 +334,8 @@ def relative_error(weight: Tensor, packed: PackedWeight) -> float:
 
 
 def _layout(
-    scheme: Scheme, outer: int, inner: int, group: int | None
+    scheme: Scheme, n: int, k: int, group: int | None
 ) -> tuple[tuple[int, int], tuple[int, ...] | None]:
     if scheme in GROUPED:
-        return (outer, inner * GRIDS[scheme].bits // BYTE), (outer, inner // (group or inner))
-    return (outer, inner), (outer,) if scheme in EIGHT else None
+        return (n, k * GRIDS[scheme].bits // BYTE), (n, k // (group or k))
+    return (n, k), (n,) if scheme in EIGHT else None
