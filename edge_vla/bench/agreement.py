@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_vla.bench.distributions import divergence, divergences, flips_by_margin, margins, soft_action_l1
+from edge_vla.bench.distributions import divergence, divergences, flips_by_margin, margins
 from edge_vla.bench.motion import FrameFacts, actions, against_recorded, bins, drift, gripper, robot_units
 from edge_vla.bench.result import (
     AgainstPeer,
@@ -21,11 +21,10 @@ from edge_vla.bench.result import (
     Distances,
     InvalidTokens,
     LowestDimension,
-    McNemar,
     OutsideMass,
     PhaseAgreement,
 )
-from edge_vla.bench.statistics import Clustered, cluster_interval, mcnemar, paired_cluster_difference
+from edge_vla.bench.statistics import Clustered, cluster_interval, paired_cluster_difference
 from edge_vla.openvla import ActionTokens
 
 Ints = NDArray[np.int64]
@@ -68,7 +67,6 @@ def compare(
         dims=list(facts.dims),
         teacher_forced=forced.interval(),
         teacher_forced_by_dimension=forced.intervals()[1:],
-        teacher_forced_holm_low=holm,
         teacher_forced_lowest_holm=LowestDimension(dimension=facts.dims[int(np.argmin(holm))], low=min(holm)),
         free_running=free.interval(),
         free_running_by_dimension=free.intervals()[1:],
@@ -84,7 +82,6 @@ def compare(
             candidate_mean=float(candidate.outside.mean()),
             candidate_max=float(candidate.outside.max()),
         ),
-        soft_action_l1=soft_action_l1(reference.logits, candidate.logits, tokens),
         margins=flips_by_margin(margins(reference.logits, reference.logits.argmax(axis=-1)), ~same_forced, floor),
         invalid=InvalidTokens(candidate=_invalid(candidate, tokens), reference=_invalid(reference, tokens)),
         against_recorded=against_recorded(reference.free, candidate.free, facts, tokens),
@@ -96,26 +93,15 @@ def compare(
 def compare_candidates(
     reference: Predictions, first: Predictions, second: Predictions, facts: FrameFacts, tokens: ActionTokens
 ) -> AgainstPeer:
-    """Which of two candidates is nearer to the reference on the same frames. Differences are second minus first.
-
-    McNemar's p takes frames as independent, which flatters it where episodes are long; the intervals do not.
-    """
+    """Which of two candidates is nearer to the reference on the same frames. Differences are second minus first."""
     wanted = bins(reference.free, tokens)
     ours, theirs = ((bins(one.free, tokens) == wanted).all(axis=1) for one in (first, second))
     forced = (first.forced == reference.forced, second.forced == reference.forced)
     nats = (divergences(reference.logits, first.logits), divergences(reference.logits, second.logits))
-    only_first, only_second = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
     return AgainstPeer(
         teacher_forced_difference=paired_cluster_difference(*forced, facts.episodes),
         exact_action_difference=paired_cluster_difference(ours, theirs, facts.episodes),
         kl_difference=paired_cluster_difference(*nats, facts.episodes),
-        mcnemar_exact_action=McNemar(
-            both=int((ours & theirs).sum()),
-            only_first=only_first,
-            only_second=only_second,
-            neither=int((~ours & ~theirs).sum()),
-            p=mcnemar(only_first, only_second),
-        ),
     )
 
 

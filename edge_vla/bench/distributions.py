@@ -1,4 +1,4 @@
-"""Distributions over the action ids: KL divergence, expected actions, and margins.
+"""Distributions over the action ids: KL divergence and margins.
 
 Works on logits at the teacher-forced positions, (frames, dims, bins) float32, lowest id first; computes in float64.
 """
@@ -11,9 +11,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_vla.bench.result import Divergence, Flips, Margins, SoftActionL1
+from edge_vla.bench.result import Divergence, Flips, Margins
 from edge_vla.bench.statistics import Clustered
-from edge_vla.openvla import ActionTokens
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -38,16 +37,6 @@ def divergence(reference: Logits, candidate: Logits, episodes: Sequence[str]) ->
         p99=float(np.percentile(values, 99)),
         max=float(values.max()),
     )
-
-
-def soft_action_l1(reference: Logits, candidate: Logits, tokens: ActionTokens) -> SoftActionL1:
-    """Distance in bins between the actions expected under each distribution."""
-    index = tokens.bins(range(tokens.spec.first, tokens.spec.end)).astype(np.float64)
-    by_dimension = [
-        float(np.abs((np.exp(_log_softmax(ours)) - np.exp(_log_softmax(theirs))) @ index).mean())
-        for ours, theirs in zip(reference.swapaxes(0, 1), candidate.swapaxes(0, 1), strict=True)
-    ]
-    return SoftActionL1(mean=float(np.mean(by_dimension)), by_dimension=by_dimension)
 
 
 def margins(logits: Logits, best: Ints) -> Floats:

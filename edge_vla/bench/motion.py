@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_vla.bench.result import AgainstRecorded, Drift, Gripper, RecordedMatch, RobotUnits, UnitError
+from edge_vla.bench.result import AgainstRecorded, Drift, Gripper, RobotUnits, UnitError
 from edge_vla.bench.statistics import Clustered, cluster_interval, paired_cluster_difference
 from edge_vla.data import Frame, episodes
 from edge_vla.openvla import ActionTokens
@@ -135,26 +135,13 @@ def against_recorded(
         return None
     recorded, wanted = facts.recorded, bins(tokens.encode(_stacked(facts.statistics).normalise(facts.recorded)), tokens)
 
-    def match(ids: Ints) -> tuple[Bools, Floats, RecordedMatch]:
-        apart, errors = np.abs(bins(ids, tokens) - wanted), np.abs(actions(ids, facts, tokens) - recorded)
-        equal = apart == 0
-        return (
-            equal,
-            errors,
-            RecordedMatch(
-                equal=cluster_interval(equal.mean(axis=1), facts.episodes, trials=ids.shape[1]),
-                within_2_by_dimension=(apart <= 2).mean(axis=0).tolist(),
-                l1_by_dimension=errors.mean(axis=0).tolist(),
-            ),
-        )
-
-    equal, errors, of_reference = match(reference)
-    also_equal, other_errors, of_candidate = match(candidate)
+    ours, theirs = (bins(ids, tokens) == wanted for ids in (reference, candidate))
+    errors = [np.abs(actions(ids, facts, tokens) - recorded) for ids in (reference, candidate)]
     return AgainstRecorded(
-        candidate=of_candidate,
-        reference=of_reference,
-        equal_difference=paired_cluster_difference(equal, also_equal, facts.episodes),
-        l1_difference_by_dimension=Clustered(other_errors - errors, facts.episodes).intervals(),
+        candidate=cluster_interval(theirs.mean(axis=1), facts.episodes, trials=theirs.shape[1]),
+        reference=cluster_interval(ours.mean(axis=1), facts.episodes, trials=ours.shape[1]),
+        equal_difference=paired_cluster_difference(ours, theirs, facts.episodes),
+        l1_difference_by_dimension=Clustered(errors[1] - errors[0], facts.episodes).intervals(),
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from edge_vla.bench.result.interval import Interval
+from edge_vla.bench.result import Interval
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

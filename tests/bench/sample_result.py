@@ -157,7 +157,6 @@ def _candidate(name: str, bits: int, level: float, p50_ms: float) -> r.Candidate
         teacher_forced_difference=parts.interval(-0.03),
         exact_action_difference=parts.interval(0.01),
         kl_difference=parts.interval(0.002, 0.001),
-        mcnemar_exact_action=r.McNemar(both=120, only_first=40, only_second=31, neither=147, p=0.34),
     )
     return r.Candidate(
         name=name,

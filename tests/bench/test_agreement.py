@@ -71,7 +71,7 @@ def test_a_policy_agrees_with_itself(seed: int, frames: int) -> None:
     assert result.teacher_forced.low == pytest.approx(wilson(frames * DIMS, frames * DIMS)[0])
     assert result.first_divergence == [0] * DIMS + [frames]
     assert result.bins_apart.histogram == [(0, frames * DIMS)]
-    assert result.kl.overall.mean == result.kl.max == result.soft_action_l1.mean == 0
+    assert result.kl.overall.mean == result.kl.max == 0
     assert result.robot_units.nrmse == result.gripper.flips.mean == 0
     assert result.gripper.shift_max_steps in (0, None)
     assert result.margins.high_margin is not None
@@ -148,8 +148,9 @@ def test_known_divergences() -> None:
     assert (result.frames, result.episodes, result.dims) == (4, 2, ["dx", "dy", "gripper"])
     assert result.margins.high_margin == Flips(positions=12, flips=4)
     assert result.by_phase["unknown"].frames == 4
-    lowest, lows = result.teacher_forced_lowest_holm, result.teacher_forced_holm_low
-    assert lowest.low == min(lows) == lows[result.dims.index(lowest.dimension)]
+    lowest = result.teacher_forced_lowest_holm
+    assert lowest.low <= min(share.low for share in result.teacher_forced_by_dimension)
+    assert lowest.dimension in result.dims
 
 
 def test_teacher_forced_and_free_running_are_separate() -> None:
@@ -203,11 +204,6 @@ def test_divergence_equals_scipy() -> None:
     assert result.kl.overall.mean == pytest.approx(expected.mean())
     assert [one.mean for one in result.kl.by_dimension] == pytest.approx(expected.mean(axis=0))
     assert result.kl.max == pytest.approx(expected.max())
-    # Expected actions lie apart by the same number of bins, counted in ids; the two lowest ids share a centre.
-    centre = np.minimum(BINS - 1 - np.arange(BINS), BINS - 2)
-    soft = np.abs((ours - theirs) @ centre)
-    assert result.soft_action_l1.mean == pytest.approx(soft.mean())
-    assert result.soft_action_l1.by_dimension == pytest.approx(soft.mean(axis=0))
 
 
 def test_logits_of_any_size_are_taken() -> None:
@@ -264,9 +260,7 @@ def test_against_recorded() -> None:
     worse[0, 1] += 3
     found = compare(predictions(ids), predictions(worse), facts(["a", "b"], recorded=recorded), TOKENS).against_recorded
     assert found is not None
-    assert (found.reference.equal.mean, found.candidate.equal.mean) == pytest.approx((1, 5 / 6))
-    assert found.candidate.within_2_by_dimension == [1, 0.5, 1]
-    assert max(found.reference.l1_by_dimension) <= WIDTH / 2 * 2
+    assert (found.reference.mean, found.candidate.mean) == pytest.approx((1, 5 / 6))
     assert found.equal_difference.mean == pytest.approx(-1 / 6)
     worse_by = found.l1_difference_by_dimension
     assert (worse_by[0].mean, worse_by[2].mean) == (0, 0)
@@ -338,16 +332,12 @@ def test_two_candidates() -> None:
     better[10:14, 1] += 1
     frames = facts(names(40))
     found = compare_candidates(reference, predictions(worse), predictions(better), frames, TOKENS)
-    table = found.mcnemar_exact_action
-    assert (table.both, table.only_first, table.only_second, table.neither) == (26, 2, 10, 2)
-    assert found.mcnemar_exact_action.p == pytest.approx(stats.binomtest(2, 12).pvalue)
     assert found.exact_action_difference.mean == pytest.approx(8 / 40)
     assert found.teacher_forced_difference.mean == pytest.approx(8 / 40 / DIMS)
     nats = [compare(reference, predictions(tokens), frames, TOKENS).kl.overall.mean for tokens in (worse, better)]
     assert found.kl_difference.mean == pytest.approx(nats[1] - nats[0])
     assert found.kl_difference.mean < 0, "the better one is nearer to the reference"
     same = compare_candidates(reference, predictions(worse), predictions(worse), frames, TOKENS)
-    assert same.mcnemar_exact_action.p == 1
     assert same.exact_action_difference.low < 0 < same.exact_action_difference.high
 
 

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import errno
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,6 +14,7 @@ import pytest
 
 from edge_vla.bench import reports
 from edge_vla.bench.reports import agreement_tables, figures, performance_tables, tables
+from edge_vla.bench.reports.charts import Scale
 from edge_vla.bench.reports.markdown import escaped
 from edge_vla.bench.result import BACK_TO_BACK, Model, Result, Stage
 from edge_vla.errors import ResourceError, UsageError
@@ -127,7 +129,10 @@ def test_every_figure_says_how_to_read_it() -> None:
         assert caption is not None
         assert caption.text is not None
         assert caption.text.strip().endswith(".")
-        assert figure.find("details//table") is not None, "what is drawn is also a table"
+        assert figure.find(".//svg") is None or figure.find("details//table") is not None, (
+            "what is drawn is also a table"
+        )
+        assert figure.find(".//table") is not None
 
 
 def test_what_the_summary_says() -> None:
@@ -139,10 +144,9 @@ def test_what_the_summary_says() -> None:
     assert rows["int4"]["high-margin flips"] == "4 of 606"
     assert rows["int4"]["rate"] == "20.8 Hz"
     assert rows["reference"]["same token"] == "–"
-    part = found.part({"rate"}, without={"int4", "int8"})
-    assert part.columns == ["system", "rate"]
-    assert [row[0] for row in part.rows][-2:] == ["16 bits", "hf-bf16"]
-    assert len(part.marks) == len(part.rows)
+    turned = found.transposed()
+    assert turned.columns[1:] == tuple(rows)
+    assert turned.rows[0] == ("same token", *(row["same token"] for row in rows.values()))
 
 
 def test_a_column_that_nobody_measured_is_left_out() -> None:
@@ -162,11 +166,16 @@ def test_a_refused_percentile_says_why() -> None:
 
 
 def test_flips_above_the_rounding_noise_are_bold() -> None:
-    figure = figures.by_margin(sample_result())
-    assert figure is not None
-    bold = ElementTree.fromstring(str(figure.picture)).findall(".//*[@class='cell strong']")
-    assert len(bold) > 0
+    _, figure = figures.agreement(sample_result())
+    shades = figure.table.shades
+    bold = {figure.table.rows[row][column] for (row, column), shade in shades.items() if shade.strong}
+    assert "3 of 237" in bold
+    assert not any(cell.startswith("0 of") for cell in bold)
+    assert not any(shade.strong for (row, _), shade in shades.items() if row < 4), "these margins are below the noise"
+    assert max(shade.depth for shade in shades.values()) == 1
     assert "rounding noise, 1.3" in figure.reading
+    page = reports.html(sample_result())
+    assert page.count('class="heat strong"') >= sum(shade.strong for shade in shades.values()) > 0
 
 
 @EVERY
@@ -177,7 +186,8 @@ def test_the_page_is_well_formed(make: Callable[[], Result]) -> None:
     root = ElementTree.fromstring(body)
     names = [element.get("id") for element in root.iter() if element.get("id")]
     assert len(names) == len(set(names))
-    for drawing in root.iter("svg"):
+    for drawing in root.findall(".//figure/svg"):
+        assert drawing.get("role") == "img"
         children = list(drawing)
         assert [child.tag for child in children[:2]] == ["title", "desc"]
         assert drawing.get("aria-labelledby") == f"{children[0].get('id')} {children[1].get('id')}"
@@ -267,3 +277,30 @@ def test_a_system_that_failed_is_named() -> None:
 
 def test_escaping() -> None:
     assert escaped("a|b\n<c> *d*") == "a\\|b &lt;c&gt; \\*d\\*"
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_a_scale_runs_from_0_to_100_percent_with_round_ticks(log: bool) -> None:
+    scale = Scale(0.3, 170, log)
+    assert (scale(0.3), scale(170)) == pytest.approx((0, 100))
+    assert scale(1e9) == 100
+    ticks = scale.ticks()
+    assert ticks == sorted(ticks)
+    assert 3 <= len(ticks) <= 8
+    assert all(0 <= scale(tick) <= 100 for tick in ticks)
+    assert {f"{tick:e}"[0] for tick in ticks if tick} <= set("123456789")
+
+
+def test_segments_of_a_bar_follow_one_another() -> None:
+    page = reports.html(sample_result())
+    root = ElementTree.fromstring(page[page.index("<body>") : page.index("</html>")].replace("tabindex", "data-t"))
+    bars: dict[tuple[int, str], list[tuple[float, float]]] = {}
+    for number, drawing in enumerate(root.findall(".//figure/svg")):
+        for part in drawing.iter("rect"):
+            at, width = (float(part.get(name, "").removesuffix("%")) for name in ("x", "width"))
+            bars.setdefault((number, part.get("y", "")), []).append((at, at + width))
+    assert len(bars) == 5 + 2 + 5  # stages by system, measured and limit, memory by system
+    for bar in bars.values():
+        assert bar[0][0] == 0
+        assert all(end == pytest.approx(start) for (_, end), (start, _) in pairwise(bar))
+        assert bar[-1][1] <= 100 + 1e-6

@@ -52,8 +52,9 @@ def test_a_format_that_one_linear_cannot_have_is_no_uniform_choice() -> None:
 def test_the_choice_is_bold_and_there_is_one_a_row() -> None:
     report = parts.sensitivity()
     (figure, *_) = sensitivity.figures(with_report(report))
-    assert str(figure.picture).count('class="cell strong"') == len(report.linears)
-    assert figure.table is not None
+    bold = [place for place, shade in figure.table.shades.items() if shade.strong]
+    assert len({row for row, _ in bold}) == len(bold) == len(report.linears)
+    assert all(figure.table.columns[column] == figure.table.rows[row][1] for row, column in bold)
     assert figure.table.columns == ["linear", "format", "bytes", "int2 g128", "int4 g128", "int8"]
     assert {row[0] for row in figure.table.rows} == {f"{one.layer} {one.name}" for one in report.linears}
 
@@ -62,9 +63,10 @@ def test_many_layers_are_summed() -> None:
     """More linears than fit: a row a layer, and each is the sum of its linears."""
     report = parts.sensitivity(layers=12)
     assert len(report.linears) > sensitivity.MOST_ROWS
-    picture = str(next(sensitivity.figures(with_report(report))).picture)
+    table = next(sensitivity.figures(with_report(report))).table
     total = math.fsum(sensitivity.costs(one)["int8"] for one in report.linears if one.layer == 11)
-    assert f"layer 11, int8: {words.number(total, 2)}" in picture
+    assert table.rows[11] == ["11", *(table.rows[11][1:3]), words.number(total, 2)]
+    assert "Bits by linear: int4" in html(with_report(report))
 
 
 @pytest.mark.parametrize(("cost", "expected"), [(0.0, "0.0%"), (0.02, "10.0%"), (2.0, "100.0%")])

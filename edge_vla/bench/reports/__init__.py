@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from edge_vla.bench import result_file
-from edge_vla.bench.reports.card import model_card
 from edge_vla.bench.reports.compare import compare
-from edge_vla.bench.reports.html import html
-from edge_vla.bench.reports.markdown import markdown
+from edge_vla.bench.reports.documents import html, markdown, model_card
 from edge_vla.bench.result import Result
 from edge_vla.bench.result_file import ResultError, read
 from edge_vla.files import write_whole

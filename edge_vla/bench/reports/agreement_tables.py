@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
 from edge_vla.bench.reports import text
 from edge_vla.bench.reports.systems import compared
-from edge_vla.bench.reports.table import Row, Table, table
+from edge_vla.bench.reports.table import Columns, Row, Shade, Table, table
 from edge_vla.bench.result import Agreement, Flips, Result
-
-Measure = Callable[[Agreement], str]
 
 
 def agreement(result: Result) -> Table | None:
     """One row a measure, one column a system, floors first."""
     found = compared(result)
-    columns: dict[str, Callable[[Measure], str]] = {
-        system.label: partial(_measured, figures) for system, figures in found
-    }
     phases = dict.fromkeys(name for _, figures in found for name in figures.by_phase)
-    measures: dict[str, Measure] = {**MEASURES, **{f"same action, {name}": partial(_in_phase, name) for name in phases}}
-    rows = [
-        Row(name, measure)
-        for name, measure in measures.items()
-        if any(measure(figures) != text.ABSENT for _, figures in found)
-    ]
-    return table("Agreement with the reference", "measure", rows, columns)
-
-
-def _measured(figures: Agreement, measure: Measure) -> str:
-    return measure(figures)
+    columns: Columns[Agreement] = {**MEASURES, **{f"same action, {name}": partial(_in_phase, name) for name in phases}}
+    rows = [Row(system.label, figures) for system, figures in found]
+    by_system = table("Agreement with the reference", "measure", rows, columns)
+    return by_system and by_system.transposed()
 
 
 def _in_phase(name: str, figures: Agreement) -> str:
@@ -42,16 +29,14 @@ def flips_of(flips: Flips | None) -> str:
     return text.ABSENT if flips is None else text.of(flips.flips, flips.positions)
 
 
-def _gripper_shift(figures: Agreement) -> str:
-    gripper = figures.gripper
-    if gripper.shift_mean_steps is None:
-        return text.ABSENT
-    return f"{text.number(gripper.shift_mean_steps, 2)}, {text.number(gripper.shift_max_steps)}"
-
-
 def _bins_apart(figures: Agreement) -> str:
     overall = figures.bins_apart.overall
     return ", ".join(map(text.number, (overall.mean, overall.p99, overall.max)))
+
+
+def _gripper_shift(figures: Agreement) -> str:
+    mean, most = figures.gripper.shift_mean_steps, figures.gripper.shift_max_steps
+    return text.ABSENT if mean is None else f"{text.number(mean, 2)}, {text.number(most)}"
 
 
 def _lowest_dimension(figures: Agreement) -> str:
@@ -63,7 +48,7 @@ def _drift(window: int, figures: Agreement) -> str:
     return text.number(next((drift.mean for drift in figures.drift if drift.window == window), None))
 
 
-MEASURES: Final[Mapping[str, Measure]] = {
+MEASURES: Final[Columns[Agreement]] = {
     "same token, given the reference's previous tokens": lambda a: text.interval(a.teacher_forced),
     "lowest dimension, Holm-corrected lower bound": _lowest_dimension,
     "same token, given its own previous tokens": lambda a: text.interval(a.free_running),
@@ -80,14 +65,13 @@ MEASURES: Final[Mapping[str, Measure]] = {
     "gripper changes compared": lambda a: text.number(a.gripper.transitions),
     "NRMSE of the action": lambda a: text.number(a.robot_units.nrmse),
     "KL divergence from the reference, nats": lambda a: text.plain_interval(a.kl.overall),
-    "distance between expected actions, bins": lambda a: text.number(a.soft_action_l1.mean),
     "probability outside the action ids": lambda a: text.number(a.outside_mass.candidate_mean),
     "best id is no action token": lambda a: text.share(a.invalid.candidate),
     "same token as the recorded action": lambda a: text.interval(
-        a.against_recorded.candidate.equal if a.against_recorded else None
+        a.against_recorded.candidate if a.against_recorded else None
     ),
-    "… minus the reference's": lambda a: (
-        text.points(a.against_recorded.equal_difference) if a.against_recorded else text.ABSENT
+    "… minus the reference's": lambda a: text.points(
+        a.against_recorded.equal_difference if a.against_recorded else None
     ),
     "drift over 10 steps, share of the range": partial(_drift, 10),
     "drift over 50 steps, share of the range": partial(_drift, 50),
@@ -105,17 +89,18 @@ def by_dimension(result: Result) -> Table | None:
 
 
 def by_margin(result: Result) -> Table | None:
-    """Flips by tenth of the reference's margins, one column a system."""
-    found = compared(result)
-    spans = found[0][1].margins.deciles if found else []
-    rows = [
-        Row(f"{i + 1}: {text.number(span.low, 2)} to {text.number(span.high, 2)}", i) for i, span in enumerate(spans)
-    ]
-    columns: dict[str, Callable[[int], str]] = {
-        system.label: partial(_decile, figures.margins.deciles) for system, figures in found
-    }
-    return table("Flips by the reference's margin", "decile: margins, logits", rows, columns)
-
-
-def _decile(deciles: list[Flips], i: int) -> str:
-    return flips_of(deciles[i]) if i < len(deciles) else text.ABSENT
+    """A map of flips by tenth of the reference's margins, one column a system. Bold: all margins are above noise."""
+    found = [(system.label, figures.margins) for system, figures in compared(result)]
+    if not found or not found[0][1].deciles:
+        return None
+    largest = max(flips.share or 0.0 for _, margins in found for flips in margins.deciles) or 1.0
+    rows, shades = list[list[str]](), dict[tuple[int, int], Shade]()
+    for i, span in enumerate(found[0][1].deciles):
+        rows.append([f"{i + 1}: {text.number(span.low, 2)} to {text.number(span.high, 2)}"])
+        for column, (_, margins) in enumerate(found, 1):
+            flips, floor = margins.deciles[i], margins.floor
+            above = floor is not None and flips.low is not None and flips.low > floor
+            rows[i].append(flips_of(flips))
+            shades[i, column] = Shade((flips.share or 0.0) / largest, above and flips.flips > 0)
+    names = ["decile: margins, logits", *(name for name, _ in found)]
+    return Table("Flips by the reference's margin", names, rows, shades=shades)

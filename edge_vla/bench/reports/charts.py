@@ -1,11 +1,18 @@
-"""Three kinds of charts. Each takes plain numbers and names and returns a drawing."""
+"""Two kinds of charts as numbers and names. The page's template draws them; positions are percentages of the width.
+
+Colours are numbers of the page's palette, so that one drawing serves light, dark and print. Nothing here is markup.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final
 
-from edge_vla.bench.reports.svg import COLOURS, WIDTH, Canvas, Colour, Scale, clipped, paint, text_width
+COLOURS: Final = 12  # of the page's style sheet
+Colour = int | None  # 0 is the reference's; None a floor's grey
 
 
 @dataclass(frozen=True)
@@ -21,108 +28,77 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Line:
-    """An upright line at a value of the axis, dashed; without a label it marks the origin."""
-
-    x: float
-    label: str = ""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """`depth` in 0..1 is the colour's strength; None leaves the cell empty."""
-
-    text: str
-    depth: float | None
-    tip: str = ""
-    strong: bool = False
-
-
-@dataclass(frozen=True)
 class Segment:
     name: str
     length: float
     tip: str
 
 
-def _left(names: Sequence[str], most: float = 130) -> float:
-    """Width that the names of rows need."""
-    return min(most, max(map(text_width, names), default=0)) + 14
+@dataclass(frozen=True)
+class Scale:
+    """Data to percent, linear or logarithmic."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high, at = self.low, self.high, value
+        if self.log:
+            low, high, at = math.log(low), math.log(high), math.log(max(value, 1e-12))
+        share = (at - low) / (high - low) if high > low else 0.5
+        return 100 * min(1.0, max(0.0, share))
+
+    def ticks(self, most: int = 6) -> list[float]:
+        """Round values within the scale: 1, 2 and 5 times a power of ten."""
+        if not self.high > self.low:
+            return [self.low]
+        if not self.log:
+            power = 10.0 ** math.floor(math.log10((self.high - self.low) / most))
+            step = next(power * k for k in (1, 2, 5, 10, 20) if (self.high - self.low) / (power * k) <= most)
+            first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+            return [round(step * i, 12) for i in range(first, last + 1)]
+        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        values = [step * 10.0**power for power in powers for step in (1, 2, 5)]
+        found = [value for value in values if self.low <= value <= self.high]
+        return found[:: 1 + len(found) // (most + 2)] or [self.low, self.high]
 
 
-def intervals(
-    groups: Mapping[str, Sequence[Range]],
-    x_label: str,
-    *,
-    lines: Sequence[Line] = (),
-    log: bool = False,
-) -> Canvas:
-    """A dot and its interval a row, in named groups; the legend gives each name its colour."""
-    rows = [row for group in groups.values() for row in group]
-    tall, gap, left = 10.0, 12.0, _left(list(groups))
-    height = tall * len(rows) + gap * len(groups)
-    labels = 14.0 if any(line.label for line in lines) else 0.0
-    canvas = Canvas(height + labels + 36)
-    top = labels + canvas.legend(list(dict.fromkeys((row.name, row.colour) for row in rows)))
-    values = [value for row in rows for value in (row.low, row.value, row.high)] + [line.x for line in lines]
-    low, high = min(values), max(values)
-    pad = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
-    low, high = (low / 1.1, high * 1.1) if log else (low - pad, high + pad)
-    scale = Scale(low, high, left, WIDTH - 12, log)
-    canvas.x_axis(scale, top, top + height, x_label)
-    for line in lines:
-        canvas.line(scale(line.x), top, scale(line.x), top + height, "mark" if line.label else "axis")
-        right = scale(line.x) > WIDTH / 2
-        canvas.text(scale(line.x), top - 3, line.label, "end" if right else "start", "tick")
-    y = top + gap / 2
-    for name, group in groups.items():
-        canvas.text(left - 6, y + tall * len(group) / 2 + 4, clipped(name, left - 8), "end")
-        for row in group:
-            y += tall
-            kind = paint(row.colour)
-            canvas.line(scale(row.low), y - tall / 2, scale(row.high), y - tall / 2, f"{kind} thick")
-            canvas.circle(scale(row.value), y - tall / 2, 3, f"{kind} fill", f"{row.name}, {name}: {row.tip}")
-        y += gap
-    return canvas
+@dataclass(frozen=True)
+class Intervals:
+    """A dot and its interval a row, in named groups. `lines` stand upright at a value, dashed if they have a name."""
+
+    x_label: str
+    rows: Mapping[str, Sequence[Range]]
+    lines: Mapping[float, str] = field(default_factory=dict)
+    log: bool = False
+    kind: str = "intervals"
+
+    @cached_property
+    def scale(self) -> Scale:
+        ends = [end for group in self.rows.values() for row in group for end in (row.low, row.value, row.high)]
+        low, high = min([*ends, *self.lines]), max([*ends, *self.lines])
+        pad = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
+        return Scale(low / 1.1, high * 1.1, log=True) if self.log else Scale(low - pad, high + pad)
+
+    @property
+    def legend(self) -> dict[str, Colour]:
+        return {row.name: row.colour for group in self.rows.values() for row in group}
 
 
-def stacked(rows: Mapping[str, Sequence[Segment]], x_label: str) -> Canvas:
-    """A bar a row, made of segments; the legend gives each segment's name its colour."""
-    names = list(dict.fromkeys(segment.name for row in rows.values() for segment in row))
-    colours = {name: 1 + i % (COLOURS - 1) for i, name in enumerate(names)}
-    tall, left = 22.0, _left(list(rows))
-    canvas = Canvas(tall * len(rows) + 36)
-    top = canvas.legend(list(colours.items()))
-    longest = max(sum(segment.length for segment in row) for row in rows.values())
-    scale = Scale(0, longest or 1, left, WIDTH - 12)
-    canvas.x_axis(scale, top, top + tall * len(rows), x_label)
-    for i, (name, row) in enumerate(rows.items()):
-        y, at = top + tall * i, 0.0
-        canvas.text(left - 6, y + 15, clipped(name, left - 8), "end")
-        for segment in row:
-            width = scale(at + segment.length) - scale(at)
-            kind = f"{paint(colours[segment.name])} fill"
-            canvas.rect(scale(at), y + 4, width, 14, kind, f"{name}, {segment.name}: {segment.tip}")
-            at += segment.length
-    return canvas
+@dataclass(frozen=True)
+class Stacked:
+    """A bar a row, made of segments."""
 
+    x_label: str
+    rows: Mapping[str, Sequence[Segment]]
+    kind: str = "stacked"
 
-def heat(columns: Sequence[str], rows: Mapping[str, Sequence[Cell]]) -> Canvas:
-    """A map of cells with their values written in."""
-    tall, left, top = 20.0, _left(list(rows), 140), 30.0
-    canvas = Canvas(top + tall * len(rows) + 4)
-    width = (WIDTH - left - 2) / max(1, len(columns))
-    for i, column in enumerate(columns):
-        parts = column.split(" ", 1)  # one above the other
-        for line, part in enumerate(reversed(parts)):
-            canvas.text(left + width * (i + 0.5), top - 6 - 11 * line, clipped(part, width), "middle", "tick")
-    for j, (name, cells) in enumerate(rows.items()):
-        y = top + tall * j
-        canvas.text(left - 6, y + 14, clipped(name, left - 8), "end")
-        for i, cell in enumerate(cells):
-            x = left + width * i
-            kind, opacity = ("none", 1.0) if cell.depth is None else ("heat", 0.04 + 0.5 * cell.depth)
-            canvas.rect(x + 0.5, y + 0.5, width - 1, tall - 1, kind, cell.tip, opacity)
-            if text_width(cell.text, 10) <= width:
-                canvas.text(x + width / 2, y + 13.6, cell.text, "middle", "cell strong" if cell.strong else "cell")
-    return canvas
+    @cached_property
+    def scale(self) -> Scale:
+        return Scale(0, max(sum(segment.length for segment in row) for row in self.rows.values()) or 1)
+
+    @property
+    def legend(self) -> dict[str, Colour]:
+        names = dict.fromkeys(segment.name for row in self.rows.values() for segment in row)
+        return {name: 1 + i % (COLOURS - 1) for i, name in enumerate(names)}

@@ -6,22 +6,17 @@ Times of two devices are, with a warning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from edge_vla.bench.reports import text
-from edge_vla.bench.reports.markdown import escaped, markdown_table, unpublishable_reasons
+from edge_vla.bench.reports import tables, text
+from edge_vla.bench.reports.markdown import escaped, markdown_table
 from edge_vla.bench.reports.systems import SystemResult, systems
-from edge_vla.bench.reports.table import Mark, Row, Table, table
-from edge_vla.bench.result import Agreement, Interval, Latency, Result
+from edge_vla.bench.reports.table import Columns, Row, Table, table
+from edge_vla.bench.result import Result
 from edge_vla.errors import UsageError
 
-AGREEMENTS: Final[Mapping[str, Callable[[Agreement], Interval]]] = {
-    "same token": lambda one: one.teacher_forced,
-    "same token, given its own previous tokens": lambda one: one.free_running,
-    "same action": lambda one: one.exact_action,
-}
 WARNINGS: Final = {
     "device": "times and memory are of two machines",
     "threads": "times are of two settings",
@@ -30,18 +25,30 @@ WARNINGS: Final = {
 
 
 @dataclass(frozen=True)
-class Change:
-    """`significant`: whether the intervals are apart; None where there are none."""
+class Measured:
+    """A figure of one system, as text too. `ends` are its interval's. More is better of a share, less of all others."""
 
-    before: str
-    after: str
-    change: str
-    significant: bool | None = None
-    better: bool = False
+    value: float
+    shown: str
+    ends: tuple[float, float] | None = None
+    share: bool = False
+
+
+@dataclass(frozen=True)
+class Change:
+    a: Measured
+    b: Measured
 
     @property
-    def mark(self) -> Mark:
-        return ("pass" if self.better else "fail") if self.significant else ""
+    def significant(self) -> bool | None:
+        """Whether the intervals are apart; None where there are none."""
+        if self.a.ends is None or self.b.ends is None:
+            return None
+        return self.a.ends[1] < self.b.ends[0] or self.b.ends[1] < self.a.ends[0]
+
+    @property
+    def better(self) -> bool:
+        return (self.b.value > self.a.value) == self.a.share
 
 
 @dataclass(frozen=True)
@@ -64,22 +71,29 @@ def compare(a: Result, b: Result) -> Comparison:
     if a.model.name != b.model.name:
         raise UsageError(f"results about {a.model.name} and {b.model.name}: compare two of the same model")
     same_task = a.frames.sha256 == b.frames.sha256 and a.reference.identity == b.reference.identity
-    before, after = ({one.name: one for one in systems(result)} for result in (a, b))
-    rows = [
-        Row(f"{name}: {measure}", change, change.mark)
+    before, after = ({one.name: dict(_measured(one, same_task)) for one in systems(result)} for result in (a, b))
+    changes = {
+        f"{name}: {measure}": Change(measured, after[name][measure])
         for name in before
-        if name in after
-        for measure, change in _changes(before[name], after[name], same_task)
-    ]
-    columns: dict[str, Callable[[Change], str]] = {
-        "A": lambda one: one.before,
-        "B": lambda one: one.after,
-        "change": lambda one: one.change,
-        "significant": lambda one: {None: text.ABSENT, False: "no: intervals overlap", True: "yes"}[one.significant],
+        for measure, measured in before[name].items()
+        if measure in after.get(name, ())
     }
-    found = table("What changed", "system: measure", rows, columns, prose=["significant"])
+    rows = [
+        Row(name, change, ("pass" if change.better else "fail") if change.significant else "")
+        for name, change in changes.items()
+    ]
     warnings = [*_warnings(a, b), *_missing(before, after, "A"), *_missing(after, before, "B")]
-    return Comparison(a.model.name, warnings, found)
+    return Comparison(a.model.name, warnings, table("What changed", "system: measure", rows, COLUMNS, ["significant"]))
+
+
+COLUMNS: Final[Columns[Change]] = {
+    "A": lambda one: one.a.shown,
+    "B": lambda one: one.b.shown,
+    "change": lambda one: (
+        f"{text.signed(one.b.value - one.a.value)} pp" if one.a.share else f"×{one.b.value / one.a.value:.3f}"
+    ),
+    "significant": lambda one: {None: text.ABSENT, False: "no: intervals overlap", True: "yes"}[one.significant],
+}
 
 
 def _warnings(a: Result, b: Result) -> Iterator[str]:
@@ -92,7 +106,7 @@ def _warnings(a: Result, b: Result) -> Iterator[str]:
         if ours != theirs:
             yield f"{field}: {ours} and {theirs}: {consequence}."
     for name, result in (("A", a), ("B", b)):
-        if reasons := unpublishable_reasons(result):
+        if reasons := tables.unpublishable(result):
             yield f"{name} is not for publication: {'; '.join(reasons)}."
 
 
@@ -101,41 +115,18 @@ def _missing(here: Collection[str], there: Collection[str], name: str) -> Iterat
         yield f"Only in {name}: {', '.join(alone)}."
 
 
-def _changes(a: SystemResult, b: SystemResult, same_task: bool) -> Iterator[tuple[str, Change]]:
-    if same_task and a.agreement and b.agreement:
-        for measure, interval in AGREEMENTS.items():
-            yield measure, _agreement(interval(a.agreement), interval(b.agreement))
-    for mode, before in a.performance.latency.items():
-        if (after := b.performance.latency.get(mode)) is not None:
-            yield from _times(mode, before, after)
-    yield from _ratio("peak memory", a.peak_bytes, b.peak_bytes, write=text.size)
-    yield from _ratio("on disk", a.disk_bytes, b.disk_bytes, write=text.size)
-
-
-def _agreement(a: Interval, b: Interval) -> Change:
-    change = f"{text.signed(b.mean - a.mean)} pp"
-    apart = _apart((a.low, a.high), (b.low, b.high))
-    return Change(text.interval(a), text.interval(b), change, apart, b.mean > a.mean)
-
-
-def _times(mode: str, a: Latency, b: Latency) -> Iterator[tuple[str, Change]]:
-    apart = _apart(a.p50_interval_ms, b.p50_interval_ms)
-    yield from _ratio(f"{mode}, p50", a.p50_ms, b.p50_ms, write=text.milliseconds, significant=apart)
-    yield from _ratio(f"{mode}, p99", a.p99_ms, b.p99_ms, write=text.milliseconds)
-
-
-def _ratio(
-    measure: str,
-    before: float | None,
-    after: float | None,
-    *,
-    write: Callable[[float], str],
-    significant: bool | None = None,
-) -> Iterator[tuple[str, Change]]:
-    if before and after:
-        ratio = f"×{after / before:.3f}"
-        yield measure, Change(write(before), write(after), ratio, significant, after < before)
-
-
-def _apart(a: tuple[float, float], b: tuple[float, float]) -> bool:
-    return a[1] < b[0] or b[1] < a[0]
+def _measured(one: SystemResult, same_task: bool) -> Iterator[tuple[str, Measured]]:
+    if same_task and (found := one.agreement):
+        for name, share in (
+            ("same token", found.teacher_forced),
+            ("same token, given its own previous tokens", found.free_running),
+            ("same action", found.exact_action),
+        ):
+            yield name, Measured(share.mean, text.interval(share), (share.low, share.high), share=True)
+    for mode, times in one.performance.latency.items():
+        yield f"{mode}, p50", Measured(times.p50_ms, text.milliseconds(times.p50_ms), times.p50_interval_ms)
+        if times.p99_ms:
+            yield f"{mode}, p99", Measured(times.p99_ms, text.milliseconds(times.p99_ms))
+    for name, size in (("peak memory", one.peak_bytes), ("on disk", one.disk_bytes)):
+        if size:
+            yield name, Measured(size, text.size(size))

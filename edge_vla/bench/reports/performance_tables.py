@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
 from edge_vla.bench.reports import text
 from edge_vla.bench.reports.systems import systems, timed
-from edge_vla.bench.reports.table import Row, Table, table
+from edge_vla.bench.reports.table import Columns, Row, Table, table
 from edge_vla.bench.result import Latency, Memory, Result, Stage, StageProfile
 from edge_vla.device.limits import WHOLE, Limits, StageLimit
 
@@ -22,7 +22,7 @@ def latency(result: Result) -> Table | None:
         for system, _ in timed(result)
         for mode, one in system.performance.latency.items()
     ]
-    columns: dict[str, Callable[[Latency], str]] = {
+    columns: Columns[Latency] = {
         "queries": lambda one: f"{one.queries:,}",
         "p50": _median,
         "p90": lambda one: _percentile(one, "p90", one.p90_ms),
@@ -56,7 +56,7 @@ def stages(result: Result) -> Table | None:
     for system, one in timed(result):
         rest = Stage(name="outside all stages", p50_ms=one.unattributed_ms, share=one.unattributed_ms / one.p50_ms)
         rows += [Row(f"{system.name}, {stage.name}", stage) for stage in (*one.stages, rest)] if one.stages else []
-    columns: dict[str, Callable[[Stage], str]] = {
+    columns: Columns[Stage] = {
         "p50": lambda stage: text.milliseconds(stage.p50_ms),
         "share": lambda stage: text.share(stage.share),
     }
@@ -66,7 +66,7 @@ def stages(result: Result) -> Table | None:
 def memory(result: Result) -> Table | None:
     rows = [Row(one.name, one.performance.memory) for one in systems(result) if one.performance.memory is not None]
     parts = dict.fromkeys(part for row in rows for part in row.figures.weights)
-    columns: dict[str, Callable[[Memory], str]] = {
+    columns: Columns[Memory] = {
         **{f"weights: {part}": partial(_weights, part) for part in parts},
         "peak while loading": lambda one: text.size(one.load_peak_bytes),
         "loaded": lambda one: text.size(one.loaded_bytes),
@@ -84,19 +84,21 @@ def _weights(part: str, one: Memory) -> str:
 
 def limits(limits: Limits | None) -> Table | None:
     """What the machine's measured ceilings allow, stage by stage."""
-    columns: dict[str, Callable[[StageLimit], str]] = {
-        "bytes": lambda stage: text.size(stage.bytes),
-        "operations": lambda stage: text.operations(stage.operations),
-        "bytes alone": lambda stage: text.milliseconds(stage.bytes_ms),
-        "arithmetic alone": lambda stage: text.milliseconds(stage.operations_ms),
-        "limit": lambda stage: text.milliseconds(stage.limit_ms),
-        "measured": lambda stage: text.milliseconds(stage.measured_ms),
-        "limit ÷ measured": lambda stage: text.share(stage.share),
-    }
     if limits is None:
         return None
+    columns = {**LIMIT, "measured": lambda stage: text.milliseconds(stage.measured_ms)}
     rows = [Row(stage.name, stage) for stage in limits.stages]
     return table(f"Limits of this machine: {limits.model}", "stage", rows, columns)
+
+
+LIMIT: Final[Columns[StageLimit]] = {
+    "bytes": lambda stage: text.size(stage.bytes),
+    "operations": lambda stage: text.operations(stage.operations),
+    "bytes alone": lambda stage: text.milliseconds(stage.bytes_ms),
+    "arithmetic alone": lambda stage: text.milliseconds(stage.operations_ms),
+    "limit": lambda stage: text.milliseconds(stage.limit_ms),
+    "limit ÷ measured": lambda stage: text.share(stage.share),
+}
 
 
 def ceilings(limits: Limits | None) -> str:
@@ -109,27 +111,17 @@ def ceilings(limits: Limits | None) -> str:
     return f"Measured ceilings: {', '.join(rates)} ({found.how})."
 
 
-def stage_profiles(result: Result) -> Iterator[Table | None]:
-    """Of each candidate that was profiled: its stages in order, each beside its limit."""
-    for row in result.candidates:
-        if row.stage_profile is not None:
-            yield stage_profile(row.name, row.stage_profile)
-
-
 def stage_profile(name: str, profile: StageProfile) -> Table | None:
+    """The stages of a candidate that was profiled, in order, each beside its limit."""
     limits = {TOTAL if stage.name == WHOLE else stage.name: stage for stage in profile.limits.stages}
     measured = profile.measured_ms
-
-    def limit(write: Callable[[StageLimit], str]) -> Callable[[str], str]:
-        return lambda stage: write(limits[stage]) if stage in limits else text.ABSENT
-
-    columns: dict[str, Callable[[str], str]] = {
+    columns: Columns[str] = {
         "median": lambda stage: text.milliseconds(measured[stage]),
         "of the action": lambda stage: text.share(measured[stage] / measured[TOTAL]),
-        "bytes": limit(lambda stage: text.size(stage.bytes)),
-        "operations": limit(lambda stage: text.operations(stage.operations)),
-        "limit": limit(lambda stage: text.milliseconds(stage.limit_ms)),
-        "limit ÷ measured": limit(lambda stage: text.share(stage.share)),
+        **{title: partial(_limit, limits, write) for title, write in LIMIT.items()},
     }
-    rows = [Row(stage, stage) for stage in measured]
-    return table(f"One action of {name}, stage by stage", "stage", rows, columns)
+    return table(f"One action of {name}, stage by stage", "stage", [Row(stage, stage) for stage in measured], columns)
+
+
+def _limit(limits: Mapping[str, StageLimit], write: Callable[[StageLimit], str], stage: str) -> str:
+    return write(limits[stage]) if stage in limits else text.ABSENT

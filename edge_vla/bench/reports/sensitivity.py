@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
-from edge_vla.bench.reports import charts, text
-from edge_vla.bench.reports.charts import Cell
+from edge_vla.bench.reports import text
+from edge_vla.bench.reports.charts import Scale
 from edge_vla.bench.reports.figures import Figure
-from edge_vla.bench.reports.svg import Scale
-from edge_vla.bench.reports.table import Row, Table, table
+from edge_vla.bench.reports.table import Columns, Row, Shade, Table, table
 from edge_vla.bench.result import Result
 from edge_vla.sensitivity import LinearChoices, SensitivityReport
 
@@ -33,12 +31,6 @@ def reports(result: Result) -> Iterator[tuple[str, SensitivityReport]]:
     for row in result.candidates:
         if row.artifact.sensitivity is not None:
             yield row.name, row.artifact.sensitivity
-
-
-def tables(result: Result) -> Iterator[Table | None]:
-    for name, report in reports(result):
-        yield allocations(name, report)
-        yield by_linear(name, report)
 
 
 def costs(linear: LinearChoices) -> dict[str, float]:
@@ -68,7 +60,7 @@ def allocations(name: str, report: SensitivityReport) -> Table | None:
     chosen = math.fsum(linear.chosen.kl_cost for linear in report.linears)
     rows = [Row(f"all {format_}", one) for format_, one in uniform(report).items()]
     rows.append(Row("as chosen", Allocation(report.linears_bytes, report.bits_per_weight, chosen), "pass"))
-    columns: dict[str, Callable[[Allocation], str]] = {
+    columns: Columns[Allocation] = {
         "bytes": lambda one: text.size(one.bytes),
         "bits per weight": lambda one: f"{one.bits_per_weight:.3f}",
         "KL per token, nats": lambda one: text.number(one.kl_cost, 2),
@@ -78,65 +70,66 @@ def allocations(name: str, report: SensitivityReport) -> Table | None:
     return table(f"Predicted cost of the decoder's bits: {name}", "linears", rows, columns)
 
 
-def by_linear(name: str, report: SensitivityReport) -> Table | None:
-    """The choice for each linear, the costliest first."""
-    columns: dict[str, Callable[[LinearChoices], str]] = {
-        "format": lambda one: one.format,
-        "bytes": lambda one: text.size(one.chosen.bytes),
-        **{format_: partial(_cost, format_) for format_ in formats(report)},
-    }
+def by_linear(name: str, report: SensitivityReport) -> Table:
+    """The choice for each linear, the costliest first, as a map of its formats: the chosen one is bold."""
     ranked = sorted(report.linears, key=lambda one: -one.chosen.kl_cost)
-    rows = [Row(f"{one.layer} {one.name}", one) for one in ranked]
-    return table(f"Bits by linear: {name}", "linear", rows, columns)
+    head = [[f"{one.layer} {one.name}", one.format, text.size(one.chosen.bytes)] for one in ranked]
+    found = _map(f"Bits by linear: {name}", ["linear", "format", "bytes"], head, [*map(costs, ranked)], report)
+    shades = {
+        (i, j): Shade(shade.depth, found.columns[j] == ranked[i].format) for (i, j), shade in found.shades.items()
+    }
+    return replace(found, shades=shades)
 
 
-def _cost(format_: str, linear: LinearChoices) -> str:
-    return text.number(costs(linear).get(format_), 2)
+def by_layer(name: str, report: SensitivityReport) -> Table:
+    """The same map, with the linears of each layer added up."""
+    layers: dict[int, dict[str, float]] = {}
+    for linear in report.linears:
+        layer = layers.setdefault(linear.layer, {})
+        for form, cost in costs(linear).items():
+            layer[form] = layer.get(form, 0.0) + cost
+    return _map(f"Bits by layer: {name}", ["layer"], [[f"{layer}"] for layer in layers], [*layers.values()], report)
+
+
+def _map(
+    title: str,
+    columns: Sequence[str],
+    head: Sequence[Sequence[str]],
+    found: Sequence[Mapping[str, float]],
+    report: SensitivityReport,
+) -> Table:
+    """`head`: the first cells of each row. `found`: each row's costs by format, shaded on a logarithmic scale."""
+    names = formats(report)
+    known = [cost for row in found for form, cost in row.items() if form != FREE and cost > 0] or [1.0]
+    depth = Scale(min(known), max(known), log=True)
+    rows, shades = list[list[str]](), dict[tuple[int, int], Shade]()
+    for i, row in enumerate(found):
+        rows.append([*head[i], *(text.number(row.get(form), 2) for form in names)])
+        for j, form in enumerate(names, len(columns)):
+            if form in row:
+                shades[i, j] = Shade(depth(row[form]) / 100)
+    return Table(title, [*columns, *names], rows, shades=shades)
+
+
+def tables(result: Result) -> Iterator[Table | None]:
+    """What all one format would cost; and the linears, where the figure has a row a layer."""
+    for name, report in reports(result):
+        yield allocations(name, report)
+        if len(report.linears) > MOST_ROWS:
+            yield by_linear(name, report)
 
 
 def figures(result: Result) -> Iterator[Figure]:
     """One map a mixed export: linears (or layers) down, formats across."""
     for name, report in reports(result):
-        names = formats(report)
-        rows = _by_linear(report.linears) if len(report.linears) <= MOST_ROWS else _by_layer(report.linears)
-        known = [cost for row in rows for form, cost in row.costs.items() if form != FREE and cost > 0] or [1.0]
-        depth = Scale(min(known), max(known), 0, 1, log=True)
-        title = f"Predicted cost of bits: {name}"
+        draw = by_linear if len(report.linears) <= MOST_ROWS else by_layer
         yield Figure(
-            title,
-            "KL divergence per token, in millionths of a nat, if this linear alone were stored in this format; darker "
-            f"is more, on a logarithmic scale; the chosen format is bold.{_saving(report)}",
-            charts.heat(names, {row.name: [_cell(row, form, depth) for form in names] for row in rows}),
-            by_linear(name, report),
+            f"Predicted cost of bits: {name}",
+            "KL divergence per token, in nats, if this linear (or layer) alone were stored in this format; darker is "
+            f"more, on a logarithmic scale; the chosen format is bold.{_saving(report)}",
+            None,
+            draw(name, report),
         )
-
-
-@dataclass(frozen=True)
-class _MapRow:
-    name: str
-    costs: dict[str, float]
-    chosen: str | None = None
-
-
-def _by_linear(linears: Sequence[LinearChoices]) -> list[_MapRow]:
-    return [_MapRow(f"{one.layer} {one.name.rpartition('.')[2]}", costs(one), one.format) for one in linears]
-
-
-def _by_layer(linears: Sequence[LinearChoices]) -> list[_MapRow]:
-    layers: dict[int, dict[str, float]] = {}
-    for linear in linears:
-        layer = layers.setdefault(linear.layer, {})
-        for form, cost in costs(linear).items():
-            layer[form] = layer.get(form, 0.0) + cost
-    return [_MapRow(f"layer {number}", found) for number, found in layers.items()]
-
-
-def _cell(row: _MapRow, form: str, depth: Scale) -> Cell:
-    cost = row.costs.get(form)
-    if cost is None:
-        return Cell("", None)
-    shown = f"{cost * 1e6:.0f}" if cost * 1e6 >= 1 else f"{cost * 1e6:.1f}".removeprefix("0")
-    return Cell(shown, depth(cost), f"{row.name}, {form}: {text.number(cost, 2)}", form == row.chosen)
 
 
 def _saving(report: SensitivityReport) -> str:

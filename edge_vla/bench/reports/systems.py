@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Final, Literal
 
-from edge_vla.bench.reports.svg import COLOURS, Colour
+from edge_vla.bench.reports.charts import COLOURS, Colour
 from edge_vla.bench.result import Agreement, ClosedLoop, Latency, Performance, Rate, Result
 
 Role = Literal["reference", "floor", "candidate", "peer"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
 from edge_vla.bench.reports import text
 
 T = TypeVar("T")
 Mark = Literal["", "reference", "floor", "candidate", "peer", "pass", "open", "fail"]
+Columns = Mapping[str, Callable[[T], str]]  # by title, how a cell is written from a row's figures
 
 
 @dataclass(frozen=True)
@@ -22,34 +23,32 @@ class Row(Generic[T]):
 
 
 @dataclass(frozen=True)
+class Shade:
+    """A cell's colour: `depth` in 0..1 is its strength; `strong` cells are bold."""
+
+    depth: float
+    strong: bool = False
+
+
+@dataclass(frozen=True)
 class Table:
-    """The first column names each row; `prose` are columns of sentences."""
+    """The first column names each row; `prose` are columns of sentences. `shades` by row and column make it a map."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    marks: Sequence[Mark]
+    marks: Sequence[Mark] = ()
     prose: Collection[str] = ()
+    shades: Mapping[tuple[int, int], Shade] = field(default_factory=dict)
 
-    def part(self, columns: Collection[str], without: Collection[str] = ()) -> Table:
-        """Only some columns, and not the rows named in `without`."""
-        kept = [i for i, column in enumerate(self.columns) if i == 0 or column in columns]
-        rows = [(row, mark) for row, mark in zip(self.rows, self.marks, strict=True) if row[0] not in without]
-        return Table(
-            self.title,
-            [self.columns[i] for i in kept],
-            [[row[i] for i in kept] for row, _ in rows],
-            [mark for _, mark in rows],
-            self.prose,
-        )
+    def transposed(self) -> Table:
+        """A column a row, without marks and shades."""
+        columns, *rows = zip(self.columns, *self.rows, strict=True)
+        return Table(self.title, columns, rows)
 
 
 def table(
-    title: str,
-    first: str,
-    rows: Iterable[Row[T]],
-    columns: Mapping[str, Callable[[T], str]],
-    prose: Collection[str] = (),
+    title: str, first: str, rows: Iterable[Row[T]], columns: Columns[T], prose: Collection[str] = ()
 ) -> Table | None:
     """Rows under the names of `first` and `columns`. Columns without any value are left out; None without rows."""
     found = list(rows)
@@ -57,10 +56,5 @@ def table(
         return None
     cells = {name: [write(row.figures) for row in found] for name, write in columns.items()}
     cells = {name: column for name, column in cells.items() if not set(column) <= {"", text.ABSENT}}
-    return Table(
-        title,
-        [first, *cells],
-        [[row.name, *(column[i] for column in cells.values())] for i, row in enumerate(found)],
-        [row.mark for row in found],
-        prose,
-    )
+    lines = [[row.name, *(column[i] for column in cells.values())] for i, row in enumerate(found)]
+    return Table(title, [first, *cells], lines, [row.mark for row in found], prose)

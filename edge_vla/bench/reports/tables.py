@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from edge_vla.bench.provenance import Provenance
 from edge_vla.bench.reports import text
 from edge_vla.bench.reports.agreement_tables import flips_of
 from edge_vla.bench.reports.systems import REFERENCE, SystemResult, systems
-from edge_vla.bench.reports.table import Mark, Row, Table, table
+from edge_vla.bench.reports.table import Columns, Mark, Row, Table, table
 from edge_vla.bench.result import (
     AgainstPeer,
     DeclaredGates,
@@ -27,6 +27,14 @@ from edge_vla.device.sensors import DeviceState
 VERDICTS: Final = {False: "failed", None: "undecided", True: "passed"}
 MARKS: Final[dict[bool | None, Mark]] = {False: "fail", None: "open", True: "pass"}
 NON_INFERIOR: Final = {True: "non-inferior", False: "not shown"}
+
+
+def unpublishable(result: Result) -> list[str]:
+    """Why these figures must not be quoted; nothing if they may be."""
+    state = result.provenance.device_state
+    if state is None or state.publishable:
+        return []
+    return state.unpublishable_because or ["no reason was recorded"]
 
 
 def gates_by(result: Result, *verdicts: bool | None) -> list[Gate]:
@@ -52,7 +60,7 @@ def verdict(result: Result) -> str:
 
 def gates(result: Result, *verdicts: bool | None) -> Table | None:
     """The gates with these verdicts; without any, all gates: failed first, then undecided."""
-    columns: dict[str, Callable[[Gate], str]] = {
+    columns: Columns[Gate] = {
         "verdict": lambda gate: VERDICTS[gate.passed],
         "value": lambda gate: text.number(gate.value),
         "bound": lambda gate: text.number(gate.bound),
@@ -64,7 +72,7 @@ def gates(result: Result, *verdicts: bool | None) -> Table | None:
 
 def summary(result: Result) -> Table | None:
     """One row a system: agreement, speed, size, success."""
-    columns: dict[str, Callable[[SystemResult], str]] = {
+    columns: Columns[SystemResult] = {
         "same token": lambda one: text.interval(one.agreement.teacher_forced if one.agreement else None),
         "same action": lambda one: text.interval(one.agreement.exact_action if one.agreement else None),
         "high-margin flips": lambda one: flips_of(one.agreement.margins.high_margin if one.agreement else None),
@@ -82,17 +90,19 @@ def success(rate: Rate) -> str:
     return f"{text.of(rate.success, rate.episodes)} [{low.removesuffix('%')}, {high}]"
 
 
-def regimes(result: Result) -> list[tuple[SystemResult, Regime]]:
-    return [(one, regime) for one in systems(result) if one.closed_loop for regime in one.closed_loop.regimes]
+def regimes(result: Result) -> list[tuple[SystemResult, float, Regime]]:
+    """Each candidate's regimes, with the margin that was declared for them."""
+    loops = [(one, one.closed_loop) for one in systems(result) if one.closed_loop]
+    return [(one, loop.margin, regime) for one, loop in loops for regime in loop.regimes]
 
 
 def closed_loop(result: Result) -> Table | None:
     """One row a regime and kind of task, for the reference and for each candidate."""
     rates = {}
-    for system, regime in regimes(result):
+    for system, _, regime in regimes(result):
         for name, by_kind in ((REFERENCE, regime.reference), (system.name, regime.candidate)):
             rates.update({f"{name}, {regime.name}, {kind}": rate for kind, rate in by_kind.items()})
-    columns: dict[str, Callable[[Rate], str]] = {
+    columns: Columns[Rate] = {
         "success": lambda rate: text.of(rate.success, rate.episodes),
         "Wilson 95 %": lambda rate: f"{text.share(rate.low)} to {text.share(rate.high)}",
         "wrong object": lambda rate: text.number(rate.wrong_object),
@@ -102,12 +112,13 @@ def closed_loop(result: Result) -> Table | None:
 
 
 def non_inferiority(result: Result) -> Table | None:
+    found = regimes(result)
     rows = [
         Row(f"{system.name}, {regime.name}", regime.overall, MARKS[regime.overall.non_inferior])
-        for system, regime in regimes(result)
+        for system, _, regime in found
     ]
-    margin = next((one.closed_loop.margin for one in systems(result) if one.closed_loop), 0.0)
-    columns: dict[str, Callable[[PairedOutcome], str]] = {
+    margin = found[0][1] if found else 0.0
+    columns: Columns[PairedOutcome] = {
         "difference": lambda one: text.points(one.difference),
         "verdict": lambda one: NON_INFERIOR[one.non_inferior],
         "both succeed": lambda one: f"{one.pairs.both}",
@@ -128,7 +139,7 @@ def peers(result: Result) -> Table | None:
     if result.reference.performance.ratio_to:
         own = Peer(name=REFERENCE, description="edge-vla's own bf16", performance=result.reference.performance)
         rows.insert(0, Row(own.name, own))
-    columns: dict[str, Callable[[Peer], str]] = {
+    columns: Columns[Peer] = {
         "description": lambda peer: peer.description,
         "its p50 ÷ ours, interleaved": lambda peer: ratios(peer.performance.ratio_to),
         "failed": lambda peer: f"“{peer.failed}”" if peer.failed else "",
@@ -150,7 +161,7 @@ def ratios(ratio_to: dict[str, SpeedRatio]) -> str:
 def against_peers(result: Result) -> Table | None:
     """Each candidate minus each peer on the same frames."""
     rows = [Row(f"{row.name} − {peer}", one) for row in result.candidates for peer, one in row.against_peers.items()]
-    columns: dict[str, Callable[[AgainstPeer], str]] = {
+    columns: Columns[AgainstPeer] = {
         "same token": lambda one: text.points(one.teacher_forced_difference),
         "same action": lambda one: text.points(one.exact_action_difference),
         "KL from the reference, nats": lambda one: text.plain_interval(one.kl_difference),
@@ -184,7 +195,7 @@ def conditions(result: Result) -> Table:
         facts |= _fields(provenance.device_state, "", without=["publishable", "unpublishable_because"])
     facts |= _fields(result.gates_declared, "declared: ")
     rows = [list(fact) for fact in facts.items()]
-    return Table("How it was measured", ["what", "value"], rows, [""] * len(rows), prose=["value"])
+    return Table("How it was measured", ["what", "value"], rows, prose=["value"])
 
 
 def _fields(one: Provenance | DeviceState | DeclaredGates, prefix: str, without: Sequence[str] = ()) -> dict[str, str]:

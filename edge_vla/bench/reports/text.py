@@ -23,16 +23,18 @@ def share(value: float | None, digits: int = 1) -> str:
     return text
 
 
-def interval(value: Interval | None, digits: int = 1) -> str:
+def interval(value: Interval | None) -> str:
     """`86.1% [84.9, 87.3]`."""
     if value is None:
         return ABSENT
-    low, high = (share(bound, digits).removesuffix("%") for bound in (value.low, value.high))
-    return f"{share(value.mean, digits)} [{low}, {high}]"
+    low, high = (share(bound).removesuffix("%") for bound in (value.low, value.high))
+    return f"{share(value.mean)} [{low}, {high}]"
 
 
-def points(value: Interval) -> str:
+def points(value: Interval | None) -> str:
     """A difference of shares in percentage points, signed: `+1.2 pp [−0.3, +2.7]`."""
+    if value is None:
+        return ABSENT
     return f"{signed(value.mean)} pp [{signed(value.low)}, {signed(value.high)}]"
 
 

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge_vla.bench.result.interval import Interval
-
 Count = int
 Share = float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its two-sided interval. `deff`: variance over that of as many independent frames; `n`: frames."""
+
+    mean: float
+    low: float
+    high: float
+    deff: float = 1.0
+    n: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +110,6 @@ class OutsideMass:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftActionL1:
-    """Distance in bins between the actions expected under each distribution."""
-
-    mean: float
-    by_dimension: list[float]
-
-
-@dataclass(frozen=True, kw_only=True)
 class InvalidTokens:
     """Share of positions whose best id of the whole vocabulary is no action token."""
 
@@ -117,20 +118,13 @@ class InvalidTokens:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordedMatch:
-    equal: Interval
-    within_2_by_dimension: list[Share]
-    l1_by_dimension: list[float]  # robot units
-
-
-@dataclass(frozen=True, kw_only=True)
 class AgainstRecorded:
-    """Both policies' free-running tokens against the recorded actions; differences are candidate minus reference."""
+    """Shares of free-running tokens equal to the recorded action's; differences are candidate minus reference."""
 
-    candidate: RecordedMatch
-    reference: RecordedMatch
+    candidate: Interval
+    reference: Interval
     equal_difference: Interval
-    l1_difference_by_dimension: list[Interval]
+    l1_difference_by_dimension: list[Interval]  # of distances from the recorded action, robot units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +161,6 @@ class Agreement:
     dims: list[str]
     teacher_forced: Interval
     teacher_forced_by_dimension: list[Interval]
-    teacher_forced_holm_low: list[float]
     teacher_forced_lowest_holm: LowestDimension
     free_running: Interval
     free_running_by_dimension: list[Interval]
@@ -179,21 +172,11 @@ class Agreement:
     gripper: Gripper
     kl: Divergence
     outside_mass: OutsideMass
-    soft_action_l1: SoftActionL1
     margins: Margins
     invalid: InvalidTokens
     against_recorded: AgainstRecorded | None
     drift: list[Drift]  # windows that no episode is long enough for are left out
     by_phase: dict[str, PhaseAgreement]
-
-
-@dataclass(frozen=True, kw_only=True)
-class McNemar:
-    both: Count
-    only_first: Count
-    only_second: Count
-    neither: Count
-    p: Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +186,6 @@ class AgainstPeer:
     teacher_forced_difference: Interval
     exact_action_difference: Interval
     kl_difference: Interval
-    mcnemar_exact_action: McNemar
 
 
 @dataclass(frozen=True, kw_only=True)

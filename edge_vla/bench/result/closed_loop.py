@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from edge_vla.bench.result.interval import Interval
+from edge_vla.bench.result.agreement import Count, Interval, Share
 from edge_vla.bench.result.performance import Samples
-
-Count = int
-Share = float
 
 
 @dataclass(frozen=True, kw_only=True)

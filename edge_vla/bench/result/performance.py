@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+from edge_vla.bench.result.agreement import Count
 from edge_vla.device.limits import Limits
 
-Count = int
-Share = float
 BACK_TO_BACK: Final = "back to back"  # the latency mode without pauses
 
 

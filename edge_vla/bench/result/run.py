@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from edge_vla.bench.provenance import Provenance
-from edge_vla.bench.result.agreement import AgainstPeer, Agreement, WorstFrame
+from edge_vla.bench.result.agreement import AgainstPeer, Agreement, Count, Share, WorstFrame
 from edge_vla.bench.result.closed_loop import ClosedLoop, Rate
 from edge_vla.bench.result.performance import Performance, StageProfile
 from edge_vla.device.limits import Limits
@@ -15,9 +15,6 @@ from edge_vla.sensitivity import SensitivityReport
 VERSION: Final = 3
 KIND: Final = "bench"
 ROUNDING_NOISE: Final = "rounding noise"  # the floor that gates are declared against
-
-Count = int
-Share = float
 
 
 @dataclass(frozen=True, kw_only=True)
