@@ -32,9 +32,9 @@ def key_table(spec: PolicySpec) -> dict[str, Key]:
     for prefix, tower in zip(TOWER_PREFIXES[: len(spec.towers)], spec.towers, strict=True):
         table |= {prefix + name: key for name, key in _tower(tower)}
     widths = spec.projector_widths
-    for i, (inner, outer) in enumerate(pairwise(widths), start=1):
-        table[f"projector.fc{i}.weight"] = Key((outer, inner))
-        table[f"projector.fc{i}.bias"] = Key((outer,))
+    for i, (k, n) in enumerate(pairwise(widths), start=1):
+        table[f"projector.fc{i}.weight"] = Key((n, k))
+        table[f"projector.fc{i}.bias"] = Key((n,))
     table |= {DECODER_PREFIX + name: key for name, key in _decoder(spec.decoder)}
     table[HEAD] = Key((spec.decoder.vocab_rows, spec.decoder.width))
     return table
@@ -83,8 +83,8 @@ def _tower(spec: TowerSpec) -> Iterator[tuple[str, Key]]:
             yield f"attn_pool.{name}", Key(shape, live=False)
 
 
-def _linear(name: str, outer: int, inner: int) -> Mapping[str, tuple[int, ...]]:
-    return {f"{name}.weight": (outer, inner), f"{name}.bias": (outer,)}
+def _linear(name: str, n: int, k: int) -> Mapping[str, tuple[int, ...]]:
+    return {f"{name}.weight": (n, k), f"{name}.bias": (n,)}
 
 
 def _norm(name: str, width: int) -> Mapping[str, tuple[int, ...]]:

@@ -118,15 +118,13 @@ class Adapter:
                     f"{self} adapts {target}, which {base} does not have: an adapter for another base"
                 )
         for target, update in self.updates.items():
-            shape, (outer, inner) = base.shape(target), self._span(update)
+            shape, (n, k) = base.shape(target), self._span(update)
             kernel = self.shapes[update.keys["a"]][2:]
-            if shape != (*((inner, outer) if self.transposed or update.embedding else (outer, inner)), *kernel):
-                raise CheckpointError(
-                    f"{self}: {update.module} is {outer} x {inner}, the base's is {shape}: another base"
-                )
-            magnitude = self.shapes[update.keys["magnitude"]] if "magnitude" in update.keys else (outer,)
-            if math.prod(magnitude) != outer:
-                raise CheckpointError(f"{self}: {update.module} has {outer} outputs, its magnitude {magnitude}")
+            if shape != (*((k, n) if self.transposed or update.embedding else (n, k)), *kernel):
+                raise CheckpointError(f"{self}: {update.module} is {n} x {k}, the base's is {shape}: another base")
+            magnitude = self.shapes[update.keys["magnitude"]] if "magnitude" in update.keys else (n,)
+            if math.prod(magnitude) != n:
+                raise CheckpointError(f"{self}: {update.module} has {n} outputs, its magnitude {magnitude}")
         for target, key in self.replacements.items():
             if self.shapes[key] != base.shape(target):
                 raise CheckpointError(
@@ -146,8 +144,8 @@ class Adapter:
         if update is None:
             return weight
         factors = {part: self.load(key) for part, key in update.keys.items()}
-        merge = _merge_fp32 if arithmetic == "fp32" else _merge_upstream
-        merged = merge(weight, factors, update.scale[arithmetic], self.transposed or update.embedding)
+        transposed = self.transposed or update.embedding
+        merged = _merge(weight, factors, update.scale[arithmetic], transposed, arithmetic)
         return finite(merged, f"{name} merged with {self}")
 
     def _read_config(self, path: Path) -> AdapterConfig:
@@ -280,17 +278,12 @@ def _with_magnitude(summed: Tensor, magnitude: Tensor, transposed: bool) -> Tens
     return scaled
 
 
-def _merge_fp32(weight: Tensor, factors: Mapping[str, Tensor], scale: float, transposed: bool) -> Tensor:
-    summed = weight.float() + _delta(factors["a"].float(), factors["b"].float(), scale, transposed)
-    if "magnitude" in factors:
-        summed = _with_magnitude(summed, factors["magnitude"].float(), transposed)
-    return summed.to(weight.dtype)
-
-
-def _merge_upstream(weight: Tensor, factors: Mapping[str, Tensor], scale: float, transposed: bool) -> Tensor:
+def _merge(
+    weight: Tensor, factors: Mapping[str, Tensor], scale: float, transposed: bool, arithmetic: Arithmetic
+) -> Tensor:
     # peft 0.11.1 gives the adapter the base's type when it loads it, then works in that type throughout.
-    a, b = factors["a"].to(weight.dtype), factors["b"].to(weight.dtype)
-    summed = weight + _delta(a, b, scale, transposed).to(weight.dtype)
+    dtype = torch.float32 if arithmetic == "fp32" else weight.dtype
+    summed = weight.to(dtype) + _delta(factors["a"].to(dtype), factors["b"].to(dtype), scale, transposed).to(dtype)
     if "magnitude" in factors:
-        summed = _with_magnitude(summed, factors["magnitude"].to(weight.dtype), transposed)
-    return summed
+        summed = _with_magnitude(summed, factors["magnitude"].to(dtype), transposed)
+    return summed.to(weight.dtype)

@@ -1,6 +1,9 @@
-"""Other programs' quantised checkpoints: how their matrices are stored. Shared by both islands.
+"""Other programs' quantised checkpoints. GPTQ and compressed-tensors are read and written, bitsandbytes' 4 bits read.
 
-GPTQ and compressed-tensors are read and written, bitsandbytes' 4 bits are read.
+A layout says how a format stores a matrix: `parts` are the names in place of `weight` and whether each must be there,
+`shape` reads no codes, `decode` raises CheckpointError for parts that do not fit each other. What it decodes has
+`weight`, bit for bit what the format's own library makes of it, and `packed`, the same codes in a format of ours, or
+None.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from edge_vla.errors import CheckpointError
 from edge_vla.interop.bitsandbytes import BitsAndBytes
 from edge_vla.interop.compressed import CompressedTensors
 from edge_vla.interop.gptq import Gptq
-from edge_vla.interop.layout import Layout, Parts, Shape, refuse
+from edge_vla.interop.layout import Parts, Shape, refuse
 
 __all__ = [
     "FORMATS",
@@ -27,12 +30,13 @@ __all__ = [
     "read_layout",
 ]
 
+Layout = Gptq | CompressedTensors | BitsAndBytes
+Written = Gptq | CompressedTensors
 FORMATS: Final[Mapping[str, Callable[[object], Layout]]] = {
     Gptq.name: Gptq.read,
     CompressedTensors.name: CompressedTensors.read,
     BitsAndBytes.name: BitsAndBytes.read,
 }
-Written = Gptq | CompressedTensors
 WRITTEN: Final[Mapping[str, Callable[[int, int | None], Written]]] = {
     Gptq.name: Gptq,
     CompressedTensors.name: CompressedTensors,
@@ -40,7 +44,7 @@ WRITTEN: Final[Mapping[str, Callable[[int, int | None], Written]]] = {
 
 
 def read_layout(raw: object) -> Layout:
-    """The format that a `quantization_config` describes; CheckpointError for one that is not read."""
+    """The layout that a `quantization_config` describes; CheckpointError for one that is not implemented."""
     if not isinstance(raw, Mapping):
         raise CheckpointError(f"quantization_config must be a JSON object, got {raw!r}: download it again")
     method = raw.get("quant_method", BitsAndBytes.name if raw.get("load_in_4bit") else None)

@@ -28,7 +28,7 @@ NESTED_LEVELS = 256
 
 @dataclass(frozen=True)
 class Plain:
-    """A matrix on a grid that we only read."""
+    """A matrix on a grid that none of our formats has."""
 
     values: Tensor
 

@@ -20,13 +20,13 @@ from edge_vla.interop.integers import (
     WORD,
     Integers,
     check_group,
+    int32_part,
     middle,
     order,
     pack_words,
     symmetric_scales,
     unpack_words,
     unsigned,
-    whole,
 )
 from edge_vla.interop.layout import Parts, refuse, require
 from edge_vla.quant import PackedWeight
@@ -125,21 +125,21 @@ class CompressedTensors:
         }
 
     def shape(self, parts: Parts) -> tuple[int, int]:
-        outer, inner = parts.load("weight_shape", (2,)).tolist()
-        return check_group(parts, (outer, inner), self.group)
+        n, k = parts.load("weight_shape", (2,)).tolist()
+        return check_group(parts, (n, k), self.group)
 
     def decode(self, parts: Parts) -> Integers:
-        outer, inner = self.shape(parts)
-        group = self.group or inner
-        count = inner // group
-        words = whole(parts, "weight_packed", (outer, -(-inner * self.bits // WORD)))
-        zeros = torch.full((outer, count), middle(self.bits), dtype=torch.uint8)
+        n, k = self.shape(parts)
+        group = self.group or k
+        count = k // group
+        words = int32_part(parts, "weight_packed", (n, -(-k * self.bits // WORD)))
+        zeros = torch.full((n, count), middle(self.bits), dtype=torch.uint8)
         if "weight_zero_point" in parts:
-            stored = whole(parts, "weight_zero_point", (-(-outer * self.bits // WORD), count))
-            zeros = unpack_words(stored.T, self.bits)[:, :outer].T
-        scales = parts.load("weight_scale", (outer, count))
-        groups = order(parts, "weight_g_idx", inner, count)
-        return Integers(self.bits, unpack_words(words, self.bits)[:, :inner], zeros, scales, groups)
+            stored = int32_part(parts, "weight_zero_point", (-(-n * self.bits // WORD), count))
+            zeros = unpack_words(stored.T, self.bits)[:, :n].T
+        scales = parts.load("weight_scale", (n, count))
+        groups = order(parts, "weight_g_idx", k, count)
+        return Integers(self.bits, unpack_words(words, self.bits)[:, :k], zeros, scales, groups)
 
     def fits(self, shape: tuple[int, int]) -> bool:
         """Whether a matrix of this shape (outputs, inputs) fills whole words and whole groups."""

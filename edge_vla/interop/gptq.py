@@ -21,13 +21,13 @@ from edge_vla.interop.integers import (
     Integers,
     check_group,
     in_order,
+    int32_part,
     middle,
     order,
     pack_words,
     symmetric_scales,
     unpack_words,
     unsigned,
-    whole,
 )
 from edge_vla.interop.layout import Parts, refuse, require
 from edge_vla.quant import PackedWeight
@@ -95,34 +95,34 @@ class Gptq:
         }
 
     def shape(self, parts: Parts) -> tuple[int, int]:
-        words, outer = (*parts.shape("qweight"), 0, 0)[:2]
-        return check_group(parts, (outer, words * WORD // self.bits), self.group)
+        words, n = (*parts.shape("qweight"), 0, 0)[:2]
+        return check_group(parts, (n, words * WORD // self.bits), self.group)
 
     def decode(self, parts: Parts) -> Integers:
-        outer, inner = self.shape(parts)
-        group = self.group or inner
-        count = inner // group
-        qweight = whole(parts, "qweight", (inner * self.bits // WORD, outer))
-        qzeros = whole(parts, "qzeros", (count, outer * self.bits // WORD))
+        n, k = self.shape(parts)
+        group = self.group or k
+        count = k // group
+        qweight = int32_part(parts, "qweight", (k * self.bits // WORD, n))
+        qzeros = int32_part(parts, "qzeros", (count, n * self.bits // WORD))
         # Word by word, as gptqmodel adds it: a stored zero of 15 carries into its neighbour there too.
         zeros = unpack_words(qzeros + ONES[self.bits] if self.minus_one else qzeros, self.bits)
-        scales = parts.load("scales", (count, outer))
-        groups = order(parts, "g_idx", inner, count)
+        scales = parts.load("scales", (count, n))
+        groups = order(parts, "g_idx", k, count)
         return Integers(self.bits, unpack_words(qweight.T, self.bits), zeros.T, scales.T, groups)
 
     def fits(self, shape: tuple[int, int]) -> bool:
         """Whether a matrix of this shape (outputs, inputs) fills whole words and whole groups."""
-        outer, inner = shape
-        return not (outer * self.bits % WORD or inner * self.bits % WORD or inner % (self.group or inner))
+        n, k = shape
+        return not (n * self.bits % WORD or k * self.bits % WORD or k % (self.group or k))
 
     def encode(self, packed: PackedWeight) -> dict[str, Tensor]:
         """A symmetric weight of these bits, group and a shape that `fits`, as its parts."""
-        (outer, inner), scales = packed.shape, symmetric_scales(packed, self.bits)
-        group = self.group or inner
-        stored_zero = torch.full((inner // group, outer), middle(self.bits) - self.minus_one, dtype=torch.uint8)
+        (n, k), scales = packed.shape, symmetric_scales(packed, self.bits)
+        group = self.group or k
+        stored_zero = torch.full((k // group, n), middle(self.bits) - self.minus_one, dtype=torch.uint8)
         return {
             "qweight": pack_words(unsigned(packed), self.bits).T.contiguous(),
             "qzeros": pack_words(stored_zero, self.bits),
             "scales": scales.T.contiguous(),
-            "g_idx": in_order(inner, group).int(),
+            "g_idx": in_order(k, group).int(),
         }

@@ -1,6 +1,6 @@
-"""A matrix of whole levels times scales, as GPTQ and compressed-tensors both mean it, and 32-bit words of codes.
+"""A matrix of integer levels times scales, as in GPTQ and compressed-tensors, and 32-bit words of codes.
 
-Knows what the numbers stand for and when this package's own formats hold the same; knows no file and no key.
+Knows what the numbers mean and when a format of ours holds the same. Knows nothing of files and keys.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ class Integers:
 
         None where the grids differ: zeros off the middle, inputs out of order, groups of int8, scales beyond fp16.
         """
-        (outer, inner), count = self.codes.shape, self.scales.shape[1]
-        group, scheme = inner // count, SCHEMES[self.bits]
+        (n, k), count = self.codes.shape, self.scales.shape[1]
+        group, scheme = k // count, SCHEMES[self.bits]
         scales = self.scales.bfloat16().half()
         fits = (
             bool((self.zeros == middle(self.bits)).all())
-            and torch.equal(self.groups, in_order(inner, group))
+            and torch.equal(self.groups, in_order(k, group))
             and bool((scales > 0).all())
             and torch.equal(scales.float(), self.scales.bfloat16().float())
         )
         if scheme is Scheme.INT8:
             fits = fits and count == 1 and bool((self.codes > 0).all())  # -128 is no level of int8
             codes = self.codes - 1  # int8's codes count from -127
-            return PackedWeight(scheme, (outer, inner), None, pack_codes(codes, scheme), scales[:, 0]) if fits else None
-        return PackedWeight(scheme, (outer, inner), group, pack_nibbles(self.codes), scales) if fits else None
+            return PackedWeight(scheme, (n, k), None, pack_codes(codes, scheme), scales[:, 0]) if fits else None
+        return PackedWeight(scheme, (n, k), group, pack_nibbles(self.codes), scales) if fits else None
 
 
 def unsigned(packed: PackedWeight) -> Tensor:
@@ -74,22 +74,20 @@ def middle(bits: int) -> int:
     return 1 << (bits - 1)
 
 
-def in_order(inner: int, group: int) -> Tensor:
+def in_order(k: int, group: int) -> Tensor:
     """(K,) int64: each input's group where groups are runs of `group` inputs."""
-    return torch.arange(inner) // group
+    return torch.arange(k) // group
 
 
 def check_group(parts: Parts, shape: tuple[int, int], group: int | None) -> tuple[int, int]:
     """The shape itself, or CheckpointError if groups of this size do not divide its inputs."""
-    inner = shape[1]
-    if not inner or inner % (group or inner):
-        raise CheckpointError(
-            f"{parts.what}: group_size {group} does not divide its {inner} inputs: wrong config.json?"
-        )
+    k = shape[1]
+    if not k or k % (group or k):
+        raise CheckpointError(f"{parts.what}: group_size {group} does not divide its {k} inputs: wrong config.json?")
     return shape
 
 
-def whole(parts: Parts, part: str, shape: Shape) -> Tensor:
+def int32_part(parts: Parts, part: str, shape: Shape) -> Tensor:
     """A part that is made of 32-bit words; CheckpointError if it is not, or of another shape."""
     words = parts.load(part, shape)
     if words.dtype != torch.int32:
@@ -97,11 +95,11 @@ def whole(parts: Parts, part: str, shape: Shape) -> Tensor:
     return words
 
 
-def order(parts: Parts, part: str, inner: int, count: int) -> Tensor:
+def order(parts: Parts, part: str, k: int, count: int) -> Tensor:
     """(K,) int64: each input's group, as `part` says it or, without it, in order."""
     if part not in parts:
-        return in_order(inner, inner // count)
-    groups = parts.load(part, (inner,))
+        return in_order(k, k // count)
+    groups = parts.load(part, (k,))
     if groups.is_floating_point() or groups.min() < 0 or groups.max() >= count:
         raise CheckpointError(f"{parts.what}.{part} names a group outside 0..{count - 1}: download it again")
     return groups.long()

@@ -1,4 +1,4 @@
-"""What every foreign format has to say for itself, and how a stored one is refused."""
+"""The stored tensors of one matrix, and how a foreign format is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import NoReturn, Protocol
 from torch import Tensor
 
 from edge_vla.errors import CheckpointError
-from edge_vla.quant import PackedWeight
 
 Shape = tuple[int, ...]
 
@@ -24,7 +23,7 @@ class Stored(Protocol):
 
 @dataclass(frozen=True)
 class Parts:
-    """The stored tensors that make up one matrix, by the part they are; `what` names the matrix in an error."""
+    """The stored tensors that make up one matrix, by part; `what` names the matrix in an error."""
 
     what: str
     stored: Stored
@@ -41,47 +40,6 @@ class Parts:
         if shape is not None and self.shape(part) != shape:
             raise CheckpointError(f"{self.what}.{part} is {self.shape(part)}, expected {shape}: download it again")
         return self.stored.load(self.names[part])
-
-
-class Decoded(Protocol):
-    """One matrix read from its parts."""
-
-    def weight(self) -> Tensor:
-        """The dequantised matrix, bit for bit what the format's own library makes of it."""
-        ...
-
-    def packed(self) -> PackedWeight | None:
-        """The same codes in this package's own format, or None where it has no such grid."""
-        ...
-
-
-class Layout(Protocol):
-    """How one format stores a matrix."""
-
-    @property
-    def name(self) -> str: ...
-
-    def __str__(self) -> str:
-        """For a table: the format, its bits and groups."""
-        ...
-
-    @property
-    def parts(self) -> Mapping[str, bool]:
-        """What takes the place of `weight` in a matrix's name, and whether it must be there."""
-        ...
-
-    @property
-    def group(self) -> int | None:
-        """Inputs a scale, where our own formats can take over the codes."""
-        ...
-
-    def shape(self, parts: Parts) -> Shape:
-        """Shape of the matrix, without reading its codes."""
-        ...
-
-    def decode(self, parts: Parts) -> Decoded:
-        """CheckpointError for parts that don't fit each other."""
-        ...
 
 
 def refuse(reason: str) -> NoReturn:
