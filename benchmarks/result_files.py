@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import results_v1
+from benchmarks.checkouts import CheckoutsResult
 from benchmarks.commands import CommandsResult
 from benchmarks.cpu.results import DraftsResult, EngineResult, SoakResult
 from benchmarks.demo_policy.results import LadderResult, PolicyEvaluation, ReproductionResult
@@ -28,6 +29,7 @@ from edge_vla.errors import FrameError
 BODIES: Final[Mapping[str, type[Body]]] = {
     body.KIND: body
     for body in (
+        CheckoutsResult,
         CommandsResult,
         DraftsResult,
         EngineResult,
