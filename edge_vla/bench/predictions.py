@@ -35,7 +35,7 @@ from edge_vla.openvla.statistics import ActionStatistics
 from edge_vla.runtime.store import user_cache
 from edge_vla.spec import ActionSpec
 
-CODE: Final = ("checkpoint", "model", "openvla", "quant", "runtime", "bench/floors.py", "bench/worker.py")
+CODE: Final = ("checkpoint", "model", "openvla", "runtime", "quant.py", "bench/floors.py", "bench/worker.py")
 CACHE_BYTES: Final = 2 << 30
 CHUNK: Final = 64  # frames a time through the full head
 
