@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from edge_vla.artifact.manifest import Linear
@@ -48,13 +48,9 @@ def unpack_linear(name: str, linear: Linear, tensors: Mapping[str, Tensor]) -> P
 
 def map_matrix(path: Path, name: str) -> Tensor:
     """A tensor of a safetensors file as a memory map: rows are read from disk when they are used."""
-    types = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            entry = json.loads(file.read(min(length, path.stat().st_size)))[name]
-        begin, end = entry["data_offsets"]
-        mapped = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
-        return mapped[8 + length + begin : 8 + length + end].view(types[entry["dtype"]]).view(entry["shape"])
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        with safe_open(path, "pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} cannot be mapped ({error}): export again") from error
+    return tensor
