@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
@@ -28,7 +28,6 @@ GPU_S: Final = 0.02
 CHILDREN_S: Final = 0.5
 PSS_S: Final = 0.5
 PSS_DUTY: Final = 0.02  # reading PSS walks page tables under the process's own lock: rest fifty times as long
-POINTS: Final = 600
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,6 @@ class Mark:
     bytes: int
     pss_bytes: int | None
     peak_bytes: int
-
-
-def thinned(series: Sequence[tuple[float, int]], points: int = POINTS) -> list[tuple[float, int]]:
-    """At most `points` of a series of (seconds, bytes): each stands for a run of samples, and is their peak."""
-    run = -(-len(series) // points)
-    parts = (series[at : at + run] for at in range(0, len(series), max(1, run)))
-    return [(round(part[0][0], 3), max(held for _, held in part)) for part in parts]
 
 
 class Watcher:
@@ -62,7 +54,6 @@ class Watcher:
         self.period_s, self.processes, self.gpu = period_s, [self.root], _gpu_memory()
         self.start, self.samples, self.cpu_s = time.monotonic(), 0, 0.0
         self.peak = self.peak_since_mark = self.pss_peak = self.kernel_peak = 0
-        self.series: list[tuple[float, int]] = []
         self.due = dict.fromkeys(("children", "slow", "pss", "gpu"), 0.0)
         self.available = self.available_low = available
         self._stopped, self._lock = threading.Event(), threading.Lock()
@@ -108,7 +99,6 @@ class Watcher:
                 ),
                 samples=self.samples,
                 period_ms=round(self.period_s * 1e3, 3),
-                series=thinned(self.series),
                 watcher=WatcherCost(
                     cpu_share=round(self.cpu_s / (time.monotonic() - self.start), 4), bytes=resident_bytes()
                 ),
@@ -128,7 +118,6 @@ class Watcher:
         held = self._resident()
         self.samples += 1
         self.peak, self.peak_since_mark = max(self.peak, held), max(self.peak_since_mark, held)
-        self.series.append((now - self.start, held))
         if self._is_due("slow", now, SLOW_S):
             self.kernel_peak = max(self.kernel_peak, peak_resident_bytes(self.root.pid))
             self.available_low = min(self.available_low, available_bytes() or 0)

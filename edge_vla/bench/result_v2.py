@@ -46,7 +46,14 @@ KEYS: Final = {  # wherever they stand
     "what": "description",
     "world": "environment",
 }
-DROPPED: Final = ("mcnemar_exact_action", "soft_action_l1", "teacher_forced_holm_low")
+DROPPED: Final = (
+    "layer_errors",
+    "mcnemar_exact_action",
+    "operators",
+    "series",
+    "soft_action_l1",
+    "teacher_forced_holm_low",
+)
 RECORDED: Final = ("candidate", "reference")
 DEVICE: Final = ("cpu", "jetson", "gpus", "temperatures_c", "power", "publishable", "unpublishable_because")
 

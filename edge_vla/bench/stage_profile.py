@@ -1,6 +1,6 @@
 """Where the milliseconds of one action go, stage by stage, and how near each stage is to its limit.
 
-Operators are timed in runs of their own, because the profiler costs time. Limits come from `edge_vla.device.limits`.
+Limits come from `edge_vla.device.limits`.
 """
 
 from __future__ import annotations
@@ -8,17 +8,13 @@ from __future__ import annotations
 import statistics
 from typing import Final
 
-import torch
 from PIL import Image
-from torch.profiler import ProfilerActivity
 
-from edge_vla.bench.result import Operator, StageProfile
+from edge_vla.bench.result import StageProfile
 from edge_vla.device import limits
 from edge_vla.runtime import Policy
 
 WARM_UP: Final = 5
-PROFILED: Final = 10  # actions whose operators are counted
-OPERATORS: Final = 12
 
 
 def stage_profile(
@@ -45,20 +41,4 @@ def stage_profile(
         kernels=dict(policy.network.kernels),
         measured_ms={stage: round(value, 4) for stage, value in measured.items()},
         limits=limits.limits("given", passes, ceilings, measured),
-        operators=_operators(policy, image, instruction, unnorm_key),
     )
-
-
-def _operators(policy: Policy, image: Image.Image, instruction: str, unnorm_key: str | None) -> list[Operator]:
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as profiler:
-        for _ in range(PROFILED):
-            policy.act(image, instruction, unnorm_key)
-    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    return [
-        Operator(
-            name=event.key,
-            ms=round(event.self_cpu_time_total / PROFILED / 1e3, 4),
-            calls=round(event.count / PROFILED, 1),
-        )
-        for event in events[:OPERATORS]
-    ]

@@ -180,9 +180,5 @@ def _facts_of(artifact: Artifact, run: Run) -> ArtifactFacts:
         disk_bytes=sum(record.size for record in manifest.files.values()),
         bits_per_weight=round(8 * limits.stored(manifest.layers) / weights, 3),
         calibration_leakage=calibration_leakage(artifact, run.frames, run.config),
-        layer_errors={
-            str(index): {name: linear.error for name, linear in layer.items()}
-            for index, layer in enumerate(manifest.layers)
-        },
         sensitivity=SensitivityReport.read(artifact.directory),
     )

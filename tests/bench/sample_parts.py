@@ -96,7 +96,6 @@ def performance(p50_ms: float, peak_bytes: int, kernel: str) -> r.Performance:
         system=r.SystemMemory(total_bytes=2**34, available_at_start_bytes=2**33, available_drop_bytes=2**29),
         samples=2310,
         period_ms=20.0,
-        series=[(0.0, 390_000_000), (2.5, peak_bytes)],
         watcher=r.WatcherCost(cpu_share=0.02, bytes=15_000_000),
     )
     latencies = {r.BACK_TO_BACK: latency(p50_ms), "paced 5 Hz": latency(p50_ms * 1.06, "paced 5 Hz", 200.0)}
@@ -205,7 +204,6 @@ def stage_profile() -> r.StageProfile:
         kernels={"decoder": "int4 reference"},
         measured_ms={"preprocess": 1.2, "vision": 16.0, "prefill": 12.9, "decode": 15.0, "total": 45.1},
         limits=limits("given"),
-        operators=[r.Operator(name="aten::mm", ms=9.5, calls=61.0)],
     )
 
 

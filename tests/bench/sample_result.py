@@ -12,8 +12,6 @@ from edge_vla.bench.provenance import Provenance
 from edge_vla.device.sensors import CpuState, DeviceState, Power
 from tests.bench import sample_parts as parts
 
-MODULES = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
-
 
 def sample_result() -> r.Result:
     """Every field filled: three candidates, one peer that ran and one that did not."""
@@ -95,7 +93,6 @@ def minimal_result() -> r.Result:
         disk_bytes=5_000_000,
         bits_per_weight=4.5,
         calibration_leakage=None,
-        layer_errors={"0": {"q_proj": None}},
     )
     result.candidates = [r.Candidate(name="int4", artifact=facts, agreement=candidate.agreement)]
     result.floors = {r.ROUNDING_NOISE: parts.agreement(0.88)}
@@ -150,7 +147,6 @@ def _candidate(name: str, bits: int, level: float, p50_ms: float) -> r.Candidate
         disk_bytes=int(4.9e6 + 5.25e6 * bits / 16),
         bits_per_weight=bits + 0.5,
         calibration_leakage=0,
-        layer_errors={str(i): dict.fromkeys(MODULES, 0.36 / bits) for i in range(4)} if bits < 16 else {},
         sensitivity=parts.sensitivity() if bits == 4 else None,
     )
     against = r.AgainstPeer(

@@ -96,7 +96,6 @@ def test_where_the_time_of_an_action_goes(run: tuple[Result, Path]) -> None:
             assert stages[name].operations > 0
         parts = [milliseconds for name, milliseconds in found.measured_ms.items() if name != "total"]
         assert sum(parts) == pytest.approx(found.measured_ms["total"], rel=0.5)
-        assert any(operator.name.startswith("aten::") for operator in found.operators)
         title = f"One action of {row.name}"
         assert title in (run[1] / "out" / "report.md").read_text(encoding="utf-8")
         assert title in (run[1] / "out" / "report.html").read_text(encoding="utf-8")

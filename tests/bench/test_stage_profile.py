@@ -1,4 +1,4 @@
-"""The stage profile of an action: every stage measured, each beside its limit, the costliest operators named."""
+"""The stage profile of an action: every stage measured, and each beside its limit."""
 
 from __future__ import annotations
 
@@ -18,4 +18,3 @@ def test_the_stage_profile_of_an_action(tiny_artifacts: Mapping[int, Path]) -> N
     assert list(found.measured_ms) == ["preprocess", "wait", "vision", "prefill", "decode", "detokenise", "total"]
     limited = {row.name for row in found.limits.stages if row.share}
     assert {"vision", "prefill", "decode"} <= limited
-    assert any(operator.name.startswith("aten::") for operator in found.operators)

@@ -103,7 +103,6 @@ class Memory:
     system: SystemMemory
     samples: Count
     period_ms: float
-    series: list[tuple[float, int]]  # (seconds, bytes), peaks kept
     watcher: WatcherCost
 
 
@@ -142,19 +141,11 @@ class Performance:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Operator:
-    name: str
-    ms: float
-    calls: float  # an action
-
-
-@dataclass(frozen=True, kw_only=True)
 class StageProfile:
-    """Where one action's time goes: medians by stage in order, their limits, and the costliest operators."""
+    """Where one action's time goes: medians by stage in order, and their limits."""
 
     actions: Count
     prompt_tokens: Count
     kernels: dict[str, str]
     measured_ms: dict[str, float]  # by stage, and `total`
     limits: Limits
-    operators: list[Operator]

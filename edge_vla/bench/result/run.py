@@ -80,7 +80,6 @@ class ArtifactFacts:
     disk_bytes: int
     bits_per_weight: float
     calibration_leakage: Count | None  # frames here that it was calibrated on; None without calibration
-    layer_errors: dict[str, dict[str, float | None]]  # relative error of each matrix, by layer and module
     sensitivity: SensitivityReport | None = None  # of a mixed export: why each linear has its bits
 
 
