@@ -1,4 +1,4 @@
-"""Frames: what a policy is asked and what was done, from a folder of images or from a LeRobot dataset."""
+"""Recorded frames, from a folder of images or from a LeRobot dataset."""
 
 from pathlib import Path
 

@@ -30,7 +30,7 @@ BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticEr
 
 @dataclass(frozen=True)
 class Frame:
-    """One question to a policy, and what was done when it was recorded."""
+    """An image and an instruction, and what is known of the recording."""
 
     image: Path
     instruction: str
@@ -43,7 +43,7 @@ class Frame:
         return open_image(self.image)
 
     def sha256(self) -> str:
-        """Of what a policy is asked: size and pixels, however they are stored, and the instruction."""
+        """Of what a policy reads: the image's size and pixels, however they are stored, and the instruction."""
         image = self.open()
         digest = hashlib.sha256(f"{image.width} {image.height} {self.instruction}\0".encode())
         digest.update(image.tobytes())
@@ -120,7 +120,7 @@ def write_frames(directory: Path, frames: Iterable[tuple[Frame, Image.Image]]) -
 
 
 def synthetic_image(seed: int, size: int) -> Image.Image:
-    """Smooth coloured noise: no camera sees it, every tower answers it."""
+    """Smooth coloured noise, seeded, where no camera image is at hand."""
     coarse: NDArray[Any] = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
 
@@ -131,14 +131,14 @@ def episodes(frames: Sequence[Frame]) -> list[str]:
 
 
 def _require_once(path: Path, frames: Mapping[int, Frame]) -> None:
-    """Every question stands in the index once, and so does every step of an episode."""
-    seen: dict[tuple[object, ...], int] = {}
+    """FrameError if an image and instruction, or a step of an episode, stands in the index twice."""
+    first_line: dict[tuple[object, ...], int] = {}
     for line, frame in frames.items():
         marks: list[tuple[object, ...]] = [("image and instruction", frame.image.name, frame.instruction)]
         if frame.episode is not None and frame.step is not None:
             marks.append(("episode and step", frame.episode, frame.step))
         for mark in marks:
-            if (first := seen.setdefault(mark, line)) != line:
+            if (first := first_line.setdefault(mark, line)) != line:
                 raise FrameError(f"{path}, line {line}: {mark[0]} are those of line {first}: {mark[1]!r}, {mark[2]!r}")
 
 

@@ -1,8 +1,8 @@
 """A LeRobot dataset (v2.0 to v3.0) as frames: Parquet tables, pictures in their cells or beside them, tasks by number.
 
 Needs pyarrow, and only when such a dataset is read. Pictures stay in the tables until they are opened. A camera that
-was stored as video is refused, because reading it takes a decoder. Knows nothing of policies: whether the recorded
-actions are in a policy's units its statistics must say.
+was stored as video is refused, because reading it takes a decoder. Knows nothing of policies, and so not whether the
+recorded actions are in a policy's units.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class TableFrame(Frame):
 
 
 def find_dataset(path: Path) -> tuple[Path, str | None] | None:
-    """The dataset at `path`, or the one whose camera `path` names as its last part; None if there is neither."""
+    """The dataset at `path`; or, for DATASET/CAMERA, the dataset and the camera; None for neither."""
     if (path / INFO).is_file():
         return path, None
     return (path.parent, path.name) if not path.exists() and (path.parent / INFO).is_file() else None

@@ -1,4 +1,4 @@
-"""The network in plain torch, named by the checkpoint's own keys: the oracle for everything faster."""
+"""The network in plain torch, named by the checkpoint's own keys: the reference for everything faster."""
 
 from edge_vla.model.decoder import Cache, Decoder
 from edge_vla.model.network import OpenVLA

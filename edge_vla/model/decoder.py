@@ -43,9 +43,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        real = x.float()
+        real = real * torch.rsqrt(real.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * real.to(x.dtype)
 
 
 def rotary_tables(spec: DecoderSpec, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -88,9 +88,9 @@ class Attention(nn.Module):
         key = self.k_proj(x).view(batch, rows, spec.kv_heads, spec.head_width).transpose(1, 2)
         value = self.v_proj(x).view(batch, rows, spec.kv_heads, spec.head_width)
         query, key = rotate(query, step.cos, step.sin), rotate(key, step.cos, step.sin)
-        robots = torch.arange(batch, device=x.device)[:, None]
-        keys[robots, :, step.positions] = key.transpose(1, 2)
-        values[robots, :, step.positions] = value
+        batch_index = torch.arange(batch, device=x.device)[:, None]
+        keys[batch_index, :, step.positions] = key.transpose(1, 2)
+        values[batch_index, :, step.positions] = value
         grouped = spec.heads != spec.kv_heads
         mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=step.visible, enable_gqa=grouped)
         out: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(batch, rows, spec.width))
@@ -126,12 +126,12 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """embeddings (B, T, width) at given positions -> normed hidden states (B, T, width); fills the cache.
 
-    Rows padded on the right are harmless: a row sees only cache slots up to its own position, and the
-    steps that follow overwrite what padding left behind.
+    Padding on the right is harmless: a row sees only cache slots up to its own position, and later steps overwrite the
+    slots of the padding.
     """
 
-    batch_invariant = False  # a row's bits may depend on how many rows are computed together
-    prefill_matches_step = True  # a prefill computes a row as a later pass does, but for that
+    batch_invariant = False
+    prefill_matches_step = True  # but for the batch
 
     def __init__(self, spec: DecoderSpec, *, embeddings: bool = True) -> None:
         super().__init__()

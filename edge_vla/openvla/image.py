@@ -107,7 +107,7 @@ def as_rgb(image: Image.Image | NDArray[Any]) -> Image.Image:
 
 
 def preprocess(image: Image.Image, contract: ImageContract) -> NDArray[np.float32]:
-    """RGB image -> (3 x towers, size, size) float32, the towers' versions one after the other."""
+    """RGB image -> (3 x towers, size, size) float32, three channels a tower."""
     shaped = _letterbox(image, contract) if contract.resize == "letterbox" else _stretch(image, contract.size)
     levels, planes = np.asarray(shaped), _values(contract)
     channels = levels.shape[2]
@@ -119,13 +119,13 @@ def preprocess(image: Image.Image, contract: ImageContract) -> NDArray[np.float3
 
 @lru_cache
 def _values(contract: ImageContract) -> NDArray[np.float32]:
-    """(3 x towers, 256): what each of 256 levels becomes in each channel, by the original's arithmetic."""
+    """(3 x towers, 256): the pixel value of each of 256 levels in each channel, by upstream's arithmetic."""
     unit = np.arange(256, dtype=np.float32)[:, None] / np.float32(255)
-    versions = [
+    values = [
         (unit - np.asarray(mean, dtype=np.float32)) / np.asarray(deviation, dtype=np.float32)
         for mean, deviation in zip(contract.means, contract.deviations, strict=True)
     ]
-    return np.ascontiguousarray(np.concatenate(versions, axis=1).T)
+    return np.ascontiguousarray(np.concatenate(values, axis=1).T)
 
 
 def _stretch(image: Image.Image, size: int) -> Image.Image:
@@ -135,8 +135,8 @@ def _stretch(image: Image.Image, size: int) -> Image.Image:
 def _letterbox(image: Image.Image, contract: ImageContract) -> Image.Image:
     """Pad to a square, resize the shorter side, crop the centre: the original's steps, with its truncations."""
     width, height = image.size
-    side = max(width, height)
-    left, top = int((side - width) / 2), int((side - height) / 2)
+    longer = max(width, height)
+    left, top = int((longer - width) / 2), int((longer - height) / 2)
     padded = Image.new("RGB", (width + 2 * left, height + 2 * top), contract.fill)
     padded.paste(image, (left, top))
     width, height = padded.size

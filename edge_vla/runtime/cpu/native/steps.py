@@ -33,23 +33,23 @@ class NativeSteps:
     def __call__(
         self, given: Sequence[int], start: int, cache: NativeCache, further: int = 0
     ) -> tuple[list[int], list[float]]:
-        rows, answers = len(given), len(given) + further
-        assert start + answers <= cache.slots, f"a cache of {cache.slots} slots has no {start + answers}"
+        rows, total = len(given), len(given) + further
+        assert start + total <= cache.slots, f"a cache of {cache.slots} slots has no {start + total}"
         assert set(given) <= self._bins, f"expected bins below {self._head.n}, got {given}"
-        self._reserve(answers)
+        self._reserve(total)
         self._decoder.reserve(rows, cache.slots)
         self._given[:rows] = list(given)
         self._decoder.run(
             self._function, rows, cache, ctypes.byref(self._actions), self._given,
             ctypes.c_int64(rows), ctypes.c_int64(start), ctypes.c_int64(further), self._best, self._margins,
         )  # fmt: skip
-        return self._best[:answers], self._margins[:answers]
+        return self._best[:total], self._margins[:total]
 
-    def _reserve(self, answers: int) -> None:
-        if answers <= self._rows:
+    def _reserve(self, total: int) -> None:
+        if total <= self._rows:
             return
-        matrix, self._rows = self._head.matrix, answers
-        self._buffers = [torch.empty(answers, size, dtype=torch.bfloat16) for size in (matrix.k, matrix.k, matrix.n)]
+        matrix, self._rows = self._head.matrix, total
+        self._buffers = [torch.empty(total, size, dtype=torch.bfloat16) for size in (matrix.k, matrix.k, matrix.n)]
         self._actions = ActionHead(matrix, address(self._embedding), *map(address, self._buffers), self._head.n)
-        self._given, self._best = (ctypes.c_int32 * answers)(), (ctypes.c_int32 * answers)()
-        self._margins = (ctypes.c_float * answers)()
+        self._given, self._best = (ctypes.c_int32 * total)(), (ctypes.c_int32 * total)()
+        self._margins = (ctypes.c_float * total)()

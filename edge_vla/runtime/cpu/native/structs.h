@@ -24,7 +24,7 @@ typedef struct {
     int64_t pitch, prefix_pitch;
 } Int8Rows;
 
-/* Up to three matrices of one input, outputs side by side. */
+/* Up to three matrices of one input, with their outputs concatenated. */
 typedef struct {
     Matrix part[3];
     int64_t parts;
@@ -77,9 +77,9 @@ typedef struct {
     const bf16 *layer_scale1, *layer_scale2;             /* [width, padded]; NULL where a tower has none */
 } TowerLayer;
 
-/* A vision transformer over grid x grid patches of side x side pixels. */
+/* A vision transformer over grid x grid patches of patch_size x patch_size pixels. */
 typedef struct {
-    int64_t width, heads, prefix, grid, side, layers;
+    int64_t width, heads, prefix, grid, patch_size, layers;
     double norm_eps;
     Matrix patch;
     const bf16 *prefix_rows; /* [prefix, width]: class token and registers */

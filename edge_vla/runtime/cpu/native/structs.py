@@ -86,7 +86,7 @@ class TowerLayer(ctypes.Structure):
 
 class Tower(ctypes.Structure):
     _fields_ = (
-        *_integers("width", "heads", "prefix", "grid", "side", "layers"),
+        *_integers("width", "heads", "prefix", "grid", "patch_size", "layers"),
         ("norm_eps", ctypes.c_double),
         ("patch", Matrix),
         *_pointers("prefix_rows", "positions", "layer"),

@@ -1,4 +1,4 @@
-/* Vision transformers side by side, and the projector: pixel values in, image embeddings out.
+/* One or two vision transformers and the projector: pixel values in, image embeddings out.
  *
  * Rounds to bf16 where torch's operators do.
  */
@@ -25,16 +25,16 @@ static void norm_rows(const Tower *tower, const VisionWorkspace *ws, const bf16 
                    ws->normed + m * ws->pitch);
 }
 
-/* pixels [3, image, image] -> ws->patches [patches, 3 side side], and ws->x = prefix rows, then positions. */
+/* pixels [3, image, image] -> ws->patches [patches, 3 patch_size^2], and ws->x = prefix rows, then positions. */
 static void cut_patches(const Tower *tower, const VisionWorkspace *ws, const bf16 *pixels, int64_t image,
                         Thread thread) {
-    int64_t grid = tower->grid, side = tower->side, width = tower->width, patches = grid * grid;
+    int64_t grid = tower->grid, patch_size = tower->patch_size, width = tower->width, patches = grid * grid;
     for (int64_t p = range_begin(thread, patches); p < range_end(thread, patches); p++) {
-        const bf16 *corner = pixels + p / grid * side * image + p % grid * side;
+        const bf16 *corner = pixels + p / grid * patch_size * image + p % grid * patch_size;
         bf16 *row = ws->patches + p * ws->patches_pitch;
         for (int64_t channel = 0; channel < 3; channel++)
-            for (int64_t y = 0; y < side; y++, row += side)
-                memcpy(row, corner + (channel * image + y) * image, (size_t)side * sizeof *row);
+            for (int64_t y = 0; y < patch_size; y++, row += patch_size)
+                memcpy(row, corner + (channel * image + y) * image, (size_t)patch_size * sizeof *row);
         memcpy(ws->x + (tower->prefix + p) * ws->pitch, tower->positions + p * width, (size_t)width * sizeof(bf16));
     }
     for (int64_t m = range_begin(thread, tower->prefix); m < range_end(thread, tower->prefix); m++)

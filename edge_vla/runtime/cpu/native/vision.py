@@ -14,16 +14,7 @@ from torch import Tensor
 
 from edge_vla.checkpoint.keys import TOWER_PREFIXES
 from edge_vla.quant import PackedWeight, Scheme
-from edge_vla.runtime.cpu.native.layout import (
-    BLOCK,
-    STEP,
-    TILE,
-    address,
-    fits,
-    matrix,
-    scratch_bytes,
-    vector,
-)
+from edge_vla.runtime.cpu.native.layout import BLOCK, STEP, TILE, address, fits, matrix, scratch_bytes, vector
 from edge_vla.runtime.cpu.native.library import require_library
 from edge_vla.runtime.cpu.native.structs import Matrix, Tower, TowerLayer, Vision, VisionWorkspace
 from edge_vla.runtime.cpu.native.thread_pool import ThreadPool
