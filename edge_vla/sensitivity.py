@@ -35,32 +35,32 @@ class Choice:
     measured_kl_cost: float | None = None  # before shrinkage; None where nothing is shrunk
 
 
-@dataclass(frozen=True)
-class LinearChoices:
-    """The formats that one linear could have had, fewest bits first, and the `format` that it got."""
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """The formats that something could have had, fewest bits first, and the `format` that it got."""
+
+    format: str
+    choices: tuple[Choice, ...]
+
+    @property
+    def chosen(self) -> Choice:
+        return next(choice for choice in self.choices if choice.format == self.format)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearChoices(Choices):
+    """One linear's."""
 
     layer: int
     name: str
     weights: int
-    format: str
-    choices: tuple[Choice, ...]
-
-    @property
-    def chosen(self) -> Choice:
-        return next(choice for choice in self.choices if choice.format == self.format)
 
 
-@dataclass(frozen=True)
-class VisionChoices:
-    """Towers and projector, where the budget chose their bits too."""
+@dataclass(frozen=True, kw_only=True)
+class VisionChoices(Choices):
+    """Those of towers and projector, where the budget chose their bits too."""
 
     bits: int
-    format: str
-    choices: tuple[Choice, ...]
-
-    @property
-    def chosen(self) -> Choice:
-        return next(choice for choice in self.choices if choice.format == self.format)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ and tokens; nothing of layers or formats.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -61,16 +61,20 @@ def embed(
     frames: Sequence[Frame],
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device = CPU,
+    vision: Mapping[str, Tensor] | None = None,
 ) -> list[Rows]:
     """Embeddings of every frame in `dtype`, on the host, grouped by length; within a length, in the order given.
 
-    The towers run on `device` and are dropped afterwards.
+    The towers run on `device` and are dropped afterwards; `vision` replaces the checkpoint's weights of towers and
+    projector.
     """
     config, source = checkpoint.config, checkpoint.tensors
     prompter = Prompter(checkpoint.tokenizer_json, config.prompt, config.spec.decoder)
     table = source.load(EMBEDDINGS).to(dtype)
     asked = [(prompter(frame.instruction), action_tokens(frame, config)) for frame in frames]
-    images = _embed_images(checkpoint, frames, dtype, device)
+    images = _embed_images(
+        config, vision or {name: source.load(name) for name in vision_keys(config.spec)}, frames, dtype, device
+    )
     lengths: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
     for (prompt, tokens), image in zip(asked, images, strict=True):
         text, given = table[list(prompt)], table[list(tokens[:-1])]
@@ -78,16 +82,20 @@ def embed(
     return [Rows(torch.stack(rows), prompt, dims) for (prompt, dims), rows in sorted(lengths.items())]
 
 
-def _embed_images(checkpoint: Checkpoint, frames: Sequence[Frame], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _embed_images(
+    config: PolicyConfig,
+    weights: Mapping[str, Tensor],
+    frames: Sequence[Frame],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
     """(frames, patches, width)."""
-    spec = checkpoint.config.spec
-    weights = {name: checkpoint.tensors.load(name) for name in vision_keys(spec)}
-    network = torch_vision(spec, weights, dtype, device)
+    network = torch_vision(config.spec, weights, dtype, device)
     found = []
     with torch.inference_mode():
         for start in range(0, len(frames), IMAGES_AT_ONCE):
             images = [frame.open() for frame in frames[start : start + IMAGES_AT_ONCE]]
-            pixels = np.stack([preprocess(image, checkpoint.config.image) for image in images])
+            pixels = np.stack([preprocess(image, config.image) for image in images])
             found.append(network(torch.from_numpy(pixels)).cpu())
     embeddings = torch.cat(found)
     if not torch.isfinite(embeddings).all():

@@ -5,6 +5,7 @@ The one approximation is that KL costs, each measured alone, add up. Knows numbe
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,13 +49,17 @@ def allocate(items: Items, budget: int) -> Plan:
     return _trace(items, taken, unit, int(np.argmin(table)))
 
 
-def uniform(items: Items, budget: int) -> Plan | None:
-    """The best plan within `budget` bytes that stores every item in the same format; None if none fits."""
+def uniform(items: Items, budget: int, others: Items = ()) -> Plan | None:
+    """The best plan within `budget` bytes that stores all `items` in the same format, and `others` in any.
+
+    None if none fits.
+    """
     plans = []
     for name in sorted(set.intersection(*({choice.format for choice in item} for item in items))):
-        plan = Plan.of(items, [[choice.format for choice in item].index(name) for item in items])
-        plans += [plan] if plan.bytes <= budget else []
-    return min(plans, key=lambda plan: plan.kl_cost, default=None)
+        same = [[choice.format for choice in item].index(name) for item in items]
+        for free in itertools.product(*(range(len(item)) for item in others)):
+            plans.append(Plan.of([*items, *others], [*same, *free]))
+    return min((plan for plan in plans if plan.bytes <= budget), key=lambda plan: plan.kl_cost, default=None)
 
 
 def pareto(items: Items, points: int = 60) -> tuple[ParetoPoint, ...]:

@@ -7,14 +7,14 @@ compete for it too, unless the recipe stores them in 8 bits already.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from edge_vla.errors import UsageError
-from edge_vla.export.allocation import Plan, allocate, pareto, uniform
+from edge_vla.export.allocation import allocate, pareto, uniform
 from edge_vla.export.formats import Format, Formats, candidates
 from edge_vla.export.recipe import Recipe
 from edge_vla.export.sensitivity import FOLDS
@@ -27,17 +27,6 @@ from edge_vla.spec import PolicySpec
 
 VISION_BITS: Final = (8, 16)
 MIN_SAVING: Final = 0.1  # of the KL cost that mixing must save: on other frames, rounding moves a plan's cost by 7 %
-
-
-@dataclass(frozen=True)
-class Item:
-    """One linear, its candidate formats, and what each takes and costs."""
-
-    layer: int
-    name: str
-    shape: tuple[int, int]
-    formats: tuple[Format, ...]
-    choices: tuple[Choice, ...]
 
 
 @dataclass(frozen=True)
@@ -82,78 +71,77 @@ def spend(
 
     `kl_costs` are by layer; `vision_kl_cost` is that of int8 towers and projector.
     """
-    items, residual_kept = _items(spec, recipe, kl_costs)
-    vision = _vision_choices(spec, vision_kl_cost) if recipe.chooses_vision_bits else ()
-    linears, available = [item.choices for item in items], limit(spec, recipe)
-    mixed = allocate([*linears, *([vision] if vision else [])], available)
-    same = _uniform(linears, vision, available)
+    shapes, available = spec.decoder.linears(), limit(spec, recipe)
+    options = {name: candidates(shape[1], recipe.group) for name, shape in shapes.items()}
+    linears, residual_kept = _linear_choices(shapes, options, kl_costs)
+    vision = [_vision_choices(spec, vision_kl_cost)] if recipe.chooses_vision_bits else []
+    mixed = allocate([*linears.values(), *vision], available)
+    same = uniform(list(linears.values()), available, vision)
     plan = mixed if same is None or mixed.kl_cost < (1 - MIN_SAVING) * same.kl_cost else same
-    picked = list(zip(items, plan.picks, strict=False))  # the last pick may be that of towers and projector
-    vision_bits = VISION_BITS[plan.picks[-1]] if vision else None
+    picks = dict(zip(linears, plan.picks, strict=False))  # the last pick may be that of towers and projector
     formats: list[dict[str, Format]] = [{} for _ in kl_costs]
-    for item, pick in picked:
-        formats[item.layer][item.name] = item.formats[pick]
-    linears_bytes = sum(item.choices[pick].bytes for item, pick in picked)
+    for (layer, name), pick in picks.items():
+        formats[layer][name] = options[name][pick]
+    linears_bytes = sum(linears[where][pick].bytes for where, pick in picks.items())
+    vision_bits = VISION_BITS[plan.picks[-1]] if vision else None
     report = SensitivityReport(
         limit_bytes=available,
         linears_bytes=linears_bytes,
-        linears_bytes_on_device=sum(item.formats[pick].device_bytes(item.shape) for item, pick in picked),
+        linears_bytes_on_device=sum(form.device_bytes(shapes[n]) for layer in formats for n, form in layer.items()),
         bits_per_weight=round(BYTE * linears_bytes / linear_weights(spec.decoder), 4),
         predicted_kl=plan.kl_cost,
         predicted_kl_mixed=mixed.kl_cost,
         predicted_kl_uniform=same.kl_cost if same else None,
         residual_kept=round(residual_kept, 3),
-        vision=VisionChoices(vision_bits, vision[plan.picks[-1]].format, vision) if vision_bits else None,
+        vision=VisionChoices(bits=vision_bits, format=_bits(vision_bits), choices=vision[0]) if vision_bits else None,
         linears=tuple(
-            LinearChoices(item.layer, item.name, math.prod(item.shape), item.choices[pick].format, item.choices)
-            for item, pick in picked
+            LinearChoices(
+                layer=layer,
+                name=name,
+                weights=math.prod(shapes[name]),
+                format=str(options[name][pick]),
+                choices=linears[layer, name],
+            )
+            for (layer, name), pick in picks.items()
         ),
-        pareto=pareto([*linears, *([vision] if vision else [])]),
+        pareto=pareto([*linears.values(), *vision]),
     )
     return Spending(formats, vision_bits, report)
 
 
-def _items(spec: PolicySpec, recipe: Recipe, kl_costs: Sequence[KlCosts]) -> tuple[list[Item], float]:
-    """Every linear with its shrunk KL costs, and the share of the residual that shrinkage kept."""
-    shapes = spec.decoder.linears()
+def _linear_choices(
+    shapes: Mapping[str, tuple[int, int]], options: Mapping[str, Sequence[Format]], kl_costs: Sequence[KlCosts]
+) -> tuple[dict[tuple[int, str], tuple[Choice, ...]], float]:
+    """For each layer and linear its formats with their shrunk KL costs, and the share of the residual that was kept."""
     where = [(layer, name) for layer in range(len(kl_costs)) for name in shapes]
-    by_linear = {name: candidates(shape[1], recipe.group) for name, shape in shapes.items()}
-    columns = list(dict.fromkeys(form for formats in by_linear.values() for form in formats))
-    places = {name: [columns.index(form) for form in formats] for name, formats in by_linear.items()}
+    columns = list(dict.fromkeys(form for formats in options.values() for form in formats))
+    places = {name: [columns.index(form) for form in formats] for name, formats in options.items()}
     folds = np.full((FOLDS, len(where), len(columns)), np.nan)
     for row, (layer, name) in enumerate(where):
         folds[:, row, places[name]] = kl_costs[layer][name]
     estimate, residual_kept = shrink(*folds)
-    items = []
+    found = {}
     for row, (layer, name) in enumerate(where):
-        choices = tuple(
+        found[layer, name] = tuple(
             Choice(
                 str(form),
                 form.bytes(shapes[name]),
                 kl_cost=_three_digits(estimate[row, place]),
                 measured_kl_cost=_three_digits(folds[:, row, place].mean()),
             )
-            for form, place in zip(by_linear[name], places[name], strict=True)
+            for form, place in zip(options[name], places[name], strict=True)
         )
-        items.append(Item(layer, name, shapes[name], tuple(by_linear[name]), choices))
-    return items, residual_kept
+    return found, residual_kept
 
 
 def _vision_choices(spec: PolicySpec, int8_cost: float | None) -> tuple[Choice, ...]:
     assert int8_cost is not None, "it is measured where the budget chooses"
     costs = zip(VISION_BITS, (int8_cost, 0.0), strict=True)
-    return tuple(Choice(f"{bits} bits", vision_bytes(spec, bits), cost) for bits, cost in costs)
+    return tuple(Choice(_bits(bits), vision_bytes(spec, bits), cost) for bits, cost in costs)
 
 
-def _uniform(linears: Sequence[Sequence[Choice]], vision: Sequence[Choice], available: int) -> Plan | None:
-    """The best plan with one format for all linears."""
-    if not vision:
-        return uniform(linears, available)
-    plans = []
-    for pick, choice in enumerate(vision):
-        if found := uniform(linears, available - choice.bytes):
-            plans.append(Plan((*found.picks, pick), found.bytes + choice.bytes, found.kl_cost + choice.kl_cost))
-    return min(plans, key=lambda plan: plan.kl_cost, default=None)
+def _bits(bits: int) -> str:
+    return f"{bits} bits"
 
 
 def _three_digits(kl_cost: float) -> float:

@@ -28,9 +28,9 @@ from edge_vla.checkpoint.keys import layer_prefix
 from edge_vla.errors import NumericError
 from edge_vla.export.decoder import Linears, begin_layers, describe, finish_layer, write_layer, written_layers
 from edge_vla.export.formats import Formats, LayerFormats
+from edge_vla.export.gptq import clipped, factorise, gptq
 from edge_vla.export.progress import Progress
 from edge_vla.export.recipe import Recipe
-from edge_vla.export.rounding import quantise_together, stand_in
 from edge_vla.export.sensitivity import measure, vision_kl_cost
 from edge_vla.export.smoothing import Fold, smooth
 from edge_vla.export.store import CalibrationStore
@@ -45,7 +45,8 @@ from edge_vla.export.units import (
 )
 from edge_vla.export.writer import ArtifactWriter
 from edge_vla.model.decoder import DecoderLayer
-from edge_vla.quant import PackedWeight
+from edge_vla.quant import PackedWeight, Scheme, dequantise, quantise
+from edge_vla.runtime.kernels import pick
 
 DTYPE: Final = torch.bfloat16  # the arithmetic that the policy runs in
 
@@ -90,7 +91,7 @@ class CalibratedDecoder:
     def _embed_frames(self) -> None:
         if self.writer.get(FramesEmbedded) is None:
             self.progress.stage("calibration, pictures", 1)
-            self._store.write_inputs(0, embed(self.checkpoint, self.frames.frames, DTYPE, self._store.device))
+            self._store.inputs.write(0, embed(self.checkpoint, self.frames.frames, DTYPE, self._store.device))
             self.writer.finish(FramesEmbedded())
             self.progress.step(f"{len(self.frames.frames)} frames")
 
@@ -98,19 +99,19 @@ class CalibratedDecoder:
         left = self.writer.unfinished(LayerForwarded, self._layers)
         self.progress.stage("calibration, forward", len(self._layers), len(self._layers) - len(left))
         for index in left:
-            rows = self._store.inputs(index)
+            rows = self._store.inputs.read(index)
             forward_(self._layer(index), rows)
-            self._store.write_inputs(index + 1, rows)
+            self._store.inputs.write(index + 1, rows)
             self.writer.finish(LayerForwarded(layer=index))
             self.progress.step(f"layer {index}")
 
     def _probe_actions(self) -> None:
         last = len(self._layers)
         if self.writer.get(ActionsProbed) is None:
-            rows = self._store.inputs(last)
-            self._store.write_gradients(last, probe_gradients(self.checkpoint, rows, self.recipe.seed))
+            rows = self._store.inputs.read(last)
+            self._store.gradients.write(last, probe_gradients(self.checkpoint, rows, self.recipe.seed))
             self.writer.finish(ActionsProbed())
-        self._store.drop_inputs(last)
+        self._store.inputs.drop(last)
 
     def _backward(self) -> None:
         left = self.writer.unfinished(LayerBackpropagated, self._layers[::-1])
@@ -118,29 +119,33 @@ class CalibratedDecoder:
         for index in left:
             kl_costs = self._backpropagate(index)
             self.writer.finish(LayerBackpropagated(layer=index, kl_costs=kl_costs))
-            self._store.drop_gradients(index + 1)
+            self._store.gradients.drop(index + 1)
             if index:  # the first layer's inputs are read again when it is quantised
-                self._store.drop_inputs(index)
+                self._store.inputs.drop(index)
             self.progress.step(f"layer {index}")
 
     def _backpropagate(self, index: int) -> KlCosts:
-        layer, rows, gradients = self._layer(index), self._store.inputs(index), self._store.gradients(index + 1)
+        layer, rows, gradients = (
+            self._layer(index),
+            self._store.inputs.read(index),
+            self._store.gradients.read(index + 1),
+        )
         at_output = [[part.clone() for part in probe] for probe in gradients] if self.recipe.mixed else []
         weights = row_weights(layer, rows, gradients)
-        self._store.write_gradients(index, gradients)
-        self._store.write_row_weights(index, weights)
+        self._store.gradients.write(index, gradients)
+        self._store.row_weights.write(index, weights)
         return measure(layer, rows, at_output, weights, self.recipe.group) if self.recipe.mixed else {}
 
     def _measure_vision(self) -> None:
         if self.recipe.chooses_vision_bits and self.writer.get(VisionMeasured) is None:
-            at_input = [[part.cpu() for part in probe] for probe in self._store.gradients(0)]
+            at_input = [[part.cpu() for part in probe] for probe in self._store.gradients.read(0)]
             cost = vision_kl_cost(self.checkpoint, self.frames.frames, at_input)
             self.writer.finish(VisionMeasured(kl_cost=cost))
-        self._store.drop_gradients(0)
+        self._store.gradients.drop(0)
 
     def _quantise_layer(self, index: int, formats: LayerFormats) -> None:
-        layer, rows = self._layer(index), self._store.quantised_inputs(index)
-        weights = self._store.row_weights(index)
+        inputs = self._store.quantised_inputs if index else self._store.inputs
+        layer, rows, weights = self._layer(index), inputs.read(index), self._store.row_weights.read(index)
         packed, linears = dict[str, PackedWeight](), Linears()
         fold = self._scale(index, layer, rows, weights, formats)
 
@@ -156,11 +161,12 @@ class CalibratedDecoder:
             wider = 8 if self.recipe.bits < 8 else 16
             raise NumericError(f"layer {index} gives non-finite numbers once it is quantised: use --bits {wider}")
         write_layer(self.checkpoint, index, packed, fold.norms, self.writer)
-        self._store.write_quantised_inputs(index + 1, rows)
+        self._store.quantised_inputs.write(index + 1, rows)
         in_order = {name: linears[name] for name in formats}
         unit = LayerWritten(layer=index, linears=in_order, scalings=dict(fold.scalings))
         finish_layer(self.writer, self.progress, unit)
-        self._store.drop_layer(index)
+        inputs.drop(index)
+        self._store.row_weights.drop(index)
 
     def _scale(
         self, index: int, layer: DecoderLayer, rows: Sequence[Rows], weights: Sequence[Weights], formats: LayerFormats
@@ -192,3 +198,33 @@ class CalibratedDecoder:
 
     def _load(self, index: int, name: str) -> Tensor:
         return self.checkpoint.tensors.load(layer_prefix(index) + name)
+
+
+def quantise_together(
+    recipe: Recipe, weights: Mapping[str, Tensor], hessian: Tensor, formats: LayerFormats, what: str
+) -> dict[str, PackedWeight]:
+    """`weights` (N, K) that share an input with this (K, K) Hessian; `what` names them in warnings and errors."""
+    rounded = any(formats[name].scheme is not Scheme.BF16 for name in weights)
+    factor = factorise(hessian, what) if rounded and recipe.compensated else None
+    packed = {}
+    for name, weight in weights.items():
+        form = formats[name]
+        if form.scheme is Scheme.BF16:
+            packed[name] = quantise(weight, *form)
+        elif factor is not None:
+            packed[name] = gptq(weight, factor, *form)
+        elif recipe.method == "awq":
+            packed[name] = clipped(weight, hessian.diagonal(), *form)
+        else:
+            packed[name] = quantise(weight, *form)
+    return packed
+
+
+def stand_in(packed: PackedWeight, dtype: torch.dtype) -> Tensor | nn.Module:
+    """What calibration goes on with: the rounded weight, or the kernel's module where that rounds its input too."""
+    if packed.scheme is not Scheme.W8A8:
+        return dequantise(packed, dtype)
+    cpu = torch.device("cpu")
+    product = pick(packed, dtype, cpu)(packed, dtype, cpu)
+    assert isinstance(product, nn.Module), "a kernel is a module"
+    return product

@@ -1,6 +1,6 @@
 """Checkpoint -> artifact, one decoder layer at a time: merge, calibrate, quantise, pack, hash, write.
 
-Memory while weights are written is one layer, or the 16-bit towers; the golden frame then loads the artifact as a
+Memory while weights are written is one layer, or the towers; the golden frame then loads the artifact as a
 robot would. The directory gets its name only when the manifest is written; an error before that leaves nothing under
 the name. What a killed export finished is resumed by the next one with the same arguments.
 """
@@ -52,7 +52,7 @@ from edge_vla.export.preflight import check_disk, check_memory
 from edge_vla.export.progress import Progress, Silent
 from edge_vla.export.recipe import Recipe
 from edge_vla.export.sizes import calibration_memory, fixed_bytes, linears_bytes, scratch_bytes, vision_bytes
-from edge_vla.export.units import EndsWritten, VisionChecked, VisionWritten
+from edge_vla.export.units import RestWritten
 from edge_vla.export.vision import check_graph, export_vision, require_exporter
 from edge_vla.export.writer import ArtifactWriter
 from edge_vla.openvla import Prompter, preprocess
@@ -127,13 +127,7 @@ def export(
     with writing(job, out) as writer:
         progress.plan(stage_costs(job.checkpoint.config.spec, len(frames), job.rows, job.calibration))
         layers, vision_bits = write_decoder(job, writer, progress)
-        progress.stage("vision", 3)
-        write_ends(job, writer)
-        progress.step("embeddings, head, tokenizer")
-        write_vision(job, writer, vision_bits)
-        progress.step("towers, projector, ONNX graph")
-        check = check_vision(job, writer)
-        progress.step(f"ONNX against torch: {check.max_difference:.1e} of {check.max_magnitude:.1e}")
+        check = write_rest(job, writer, vision_bits, progress)
         manifest = describe(job, layers, vision_bits, check)
         progress.stage("golden frame", 1)
         golden = choose_golden(writer.draft(manifest), frames, writer)
@@ -221,34 +215,35 @@ def write_decoder(job: Job, writer: ArtifactWriter, progress: Progress) -> tuple
     return decoder.quantise(formats), vision_bits
 
 
+def write_rest(job: Job, writer: ArtifactWriter, vision_bits: int, progress: Progress) -> VisionCheck:
+    """Everything but the decoder, and how the ONNX graph compares with torch."""
+    progress.stage("vision", 3)
+    if (unit := writer.get(RestWritten)) is None:
+        write_ends(job, writer)
+        progress.step("embeddings, head, tokenizer")
+        export_vision(job.checkpoint.tensors, job.checkpoint.config.spec, writer, vision_bits)
+        progress.step("towers, projector, ONNX graph")
+        unit = writer.finish(RestWritten(check=check_vision(job, writer)))
+        progress.step(f"ONNX against torch: {unit.check.max_difference:.1e} of {unit.check.max_magnitude:.1e}")
+    return unit.check
+
+
 def write_ends(job: Job, writer: ArtifactWriter) -> None:
     """The whole embedding table, of the head only the rows of action ids, and the tokenizer."""
-    if writer.get(EndsWritten) is None:
-        tensors, action = job.checkpoint.tensors, job.checkpoint.config.spec.action
-        writer.save(EMBEDDINGS, {"embed_tokens.weight": sixteen(tensors.load(EMBEDDINGS_KEY))})
-        actions = tensors.load(HEAD_KEY)[action.first : action.end].clone()
-        norm = tensors.load(DECODER_PREFIX + "norm.weight")
-        writer.save(HEAD, {"actions": sixteen(actions), "norm.weight": sixteen(norm)})
-        writer.write(TOKENIZER, job.checkpoint.tokenizer_json.encode("utf-8"))
-        writer.finish(EndsWritten())
-
-
-def write_vision(job: Job, writer: ArtifactWriter, bits: int) -> None:
-    """Towers and projector, and their ONNX graph."""
-    if writer.get(VisionWritten) is None:
-        export_vision(job.checkpoint.tensors, job.checkpoint.config.spec, writer, bits)
-        writer.finish(VisionWritten())
+    tensors, action = job.checkpoint.tensors, job.checkpoint.config.spec.action
+    writer.save(EMBEDDINGS, {"embed_tokens.weight": sixteen(tensors.load(EMBEDDINGS_KEY))})
+    actions = tensors.load(HEAD_KEY)[action.first : action.end].clone()
+    norm = tensors.load(DECODER_PREFIX + "norm.weight")
+    writer.save(HEAD, {"actions": sixteen(actions), "norm.weight": sixteen(norm)})
+    writer.write(TOKENIZER, job.checkpoint.tokenizer_json.encode("utf-8"))
 
 
 def check_vision(job: Job, writer: ArtifactWriter) -> VisionCheck:
     """The ONNX graph beside torch on one synthetic image; ArtifactError where they differ."""
-    if unit := writer.get(VisionChecked):
-        return unit.check
     config = job.checkpoint.config
     pixels = preprocess(synthetic_image(0, config.spec.image_size), config.image)[None]
     weights = dequantise_vision(writer.tensors(VISION), torch.float32)  # as the graph does, unrounded
-    check = check_graph(writer.partial / GRAPH, weights, config.spec, np.ascontiguousarray(pixels))
-    return writer.finish(VisionChecked(check=check)).check
+    return check_graph(writer.partial / GRAPH, weights, config.spec, np.ascontiguousarray(pixels))
 
 
 def describe(job: Job, layers: Sequence[Linears], vision_bits: int, check: VisionCheck) -> Manifest:

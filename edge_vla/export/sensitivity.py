@@ -10,8 +10,7 @@ Knows layers and formats; the gradient comes from `calibration.action_gradients`
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import KeysView, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import torch
@@ -81,8 +80,8 @@ def vision_kl_cost(checkpoint: Checkpoint, frames: Sequence[Frame], gradients: G
 
     Embeds the frames twice in float32, because 16-bit arithmetic alone moves an embedding as far as int8 does.
     """
-    narrow = dataclasses.replace(checkpoint, tensors=Int8Vision(checkpoint))
-    before, after = (embed(source, frames, torch.float32) for source in (checkpoint, narrow))
+    before = embed(checkpoint, frames, torch.float32)
+    after = embed(checkpoint, frames, torch.float32, vision=int8_vision(checkpoint))
     total = 0.0
     for index, (rows, moved) in enumerate(zip(before, after, strict=True)):
         change = moved.hidden - rows.hidden
@@ -91,25 +90,13 @@ def vision_kl_cost(checkpoint: Checkpoint, frames: Sequence[Frame], gradients: G
     return float(f"{total / len(frames):.3g}")
 
 
-class Int8Vision:
-    """A checkpoint's tensors with towers and projector rounded to int8: a `TensorSource`."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.tensors, self.rounded = checkpoint.tensors, set(vision_keys(checkpoint.config.spec))
-
-    def __str__(self) -> str:
-        return str(self.tensors)
-
-    def names(self) -> KeysView[str]:
-        return self.tensors.names()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.tensors.shape(name)
-
-    def load(self, name: str) -> Tensor:
-        tensor = self.tensors.load(name)
-        narrow = name in self.rounded and tensor.ndim == MATRIX
-        return dequantise(quantise(tensor, Scheme.INT8, None)) if narrow else tensor
+def int8_vision(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The weights of towers and projector with every matrix rounded to int8."""
+    weights = {name: checkpoint.tensors.load(name) for name in vision_keys(checkpoint.config.spec)}
+    return {
+        name: dequantise(quantise(weight, Scheme.INT8, None)) if weight.ndim == MATRIX else weight
+        for name, weight in weights.items()
+    }
 
 
 def rounding_changes(

@@ -64,18 +64,8 @@ class LayerWritten(Unit):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EndsWritten(Unit):
-    """Embeddings, head and tokenizer are written."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VisionWritten(Unit):
-    """Towers, projector and their ONNX graph are written."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VisionChecked(Unit):
-    """The ONNX graph was compared with torch."""
+class RestWritten(Unit):
+    """Embeddings, head, tokenizer, towers, projector and their ONNX graph are written."""
 
     check: VisionCheck
 

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from edge_vla.artifact import GRAPH, VISION, VISION_SCALES, VisionCheck
 from edge_vla.checkpoint import TensorSource
@@ -99,8 +99,10 @@ def check_graph(
 
     `pixels` is (B, 3 x towers, H, W). ArtifactError for a difference that float32 summation cannot explain.
     """
-    expected = _run_wide(spec, weights, torch.from_numpy(pixels))
-    got = OnnxVision(graph, torch.device("cpu"), fold=False)(torch.from_numpy(pixels))
+    cpu = torch.device("cpu")
+    with torch.inference_mode():
+        expected = torch_vision(spec, weights, torch.float32, cpu)(torch.from_numpy(pixels))
+    got = OnnxVision(graph, cpu, fold=False)(torch.from_numpy(pixels))
     difference, magnitude = float((got - expected).abs().max()), float(expected.abs().max())
     if not difference <= TOLERANCE * magnitude:  # also when either is not a number
         raise ArtifactError(
@@ -109,29 +111,6 @@ def check_graph(
         )
     # Two digits: the last bits depend on how many threads summed.
     return VisionCheck(float(f"{difference:.1e}"), float(f"{magnitude:.1e}"))
-
-
-def _run_wide(spec: PolicySpec, weights: Mapping[str, Tensor], pixels: Tensor) -> Tensor:
-    """The network in float32 on its 16-bit weights, each widened only while it is used."""
-    network = torch_vision(spec, weights, None, torch.device("cpu"))
-    narrow: dict[nn.Module, dict[str, Tensor]] = {}
-
-    def widen(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:  # noqa: ARG001
-        narrow[module] = dict(module.named_parameters())
-        for name, weight in narrow[module].items():
-            setattr(module, name, nn.Parameter(weight.float(), requires_grad=False))
-
-    def restore(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
-        for name, weight in narrow.pop(module).items():
-            setattr(module, name, weight)
-
-    for module in network.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm):
-            module.register_forward_pre_hook(widen)
-            module.register_forward_hook(restore)
-    with torch.inference_mode():
-        out: Tensor = network.projector(network.vision_backbone(pixels))
-    return out
 
 
 def _point_at(model: object, weights: Path) -> None:
@@ -173,11 +152,11 @@ def _point_at(model: object, weights: Path) -> None:
         if stored.dtype == ir.DataType.INT8:
             scales = point(name + VISION_SCALES)
             inputs = [stored, cast(scales)]
-            wide = widened(stored, ir.node("DequantizeLinear", inputs, attributes={"axis": 0}, name=f"widen/{name}"))
+            real = widened(stored, ir.node("DequantizeLinear", inputs, attributes={"axis": 0}, name=f"widen/{name}"))
             model.graph.initializers[scales.name or ""] = scales
         else:
-            wide = cast(stored)
-        value.replace_all_uses_with(wide)
+            real = cast(stored)
+        value.replace_all_uses_with(real)
         del model.graph.initializers[name]
         model.graph.initializers[name] = stored
     assert pointed == set(header) - {"__metadata__"}, "every stored weight is used by the graph"

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.formats.divergence import divergence, forced_logits, kl_reduction
 from edge_vla.artifact import Artifact
 from edge_vla.calibration.action_gradients import action_logits, backpropagate_, probe_gradients
 from edge_vla.calibration.sequences import Rows, embed
 from edge_vla.calibration.stream import STAGES, forward_, load_layer
-from edge_vla.checkpoint import Checkpoint, open_checkpoint
+from edge_vla.checkpoint import open_checkpoint
 from edge_vla.data import Frame
 from edge_vla.errors import UsageError
 from edge_vla.export import Recipe, export
 from edge_vla.export.formats import Format, candidates
 from edge_vla.export.recipe import parse_bytes
-from edge_vla.export.sensitivity import Int8Vision, in_fold, measure, rounding_changes, vision_kl_cost
+from edge_vla.export.sensitivity import in_fold, int8_vision, measure, rounding_changes, vision_kl_cost
 from edge_vla.export.sizes import fixed_bytes, vision_bytes
 from edge_vla.quant import Scheme
 from edge_vla.runtime import load
@@ -171,19 +172,18 @@ def test_what_is_no_size(text: str) -> None:
 def test_the_towers_kl_cost_is_what_int8_towers_cause(frames: list[Frame]) -> None:
     checkpoint = open_checkpoint(TINY)
     spec = checkpoint.config.spec.decoder
-    narrow = dataclasses.replace(checkpoint, tensors=Int8Vision(checkpoint))
     layers = [load_layer(checkpoint.tensors, spec, index, torch.float32) for index in range(spec.layers)]
 
-    def kept(source: Checkpoint) -> list[list[Rows]]:
-        """Each layer's input, and what the last leaves."""
-        found = [embed(source, frames, torch.float32)]
+    def kept(vision: Mapping[str, Tensor] | None) -> list[list[Rows]]:
+        """Each layer's input, and the last one's output."""
+        found = [embed(checkpoint, frames, torch.float32, vision=vision)]
         for layer in layers:
             moved = [Rows(same.hidden.clone(), same.prompt, same.dims) for same in found[-1]]
             forward_(layer, moved)
             found.append(moved)
         return found
 
-    before, after = kept(checkpoint), kept(narrow)
+    before, after = kept(None), kept(int8_vision(checkpoint))
     gradients = probe_gradients(checkpoint, before[-1], seed=0, probes=24)
     for layer, rows in zip(reversed(layers), reversed(before[:-1]), strict=True):
         backpropagate_(layer, rows, gradients, lambda *_: None)
