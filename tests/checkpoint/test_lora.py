@@ -128,10 +128,10 @@ def write_adapter(directory: Path, tensors: dict[str, Tensor], **config: Any) ->
     return Adapter(directory)
 
 
-def pair(outer: int, inner: int, rank: int = 2) -> dict[str, Tensor]:
+def pair(n: int, k: int, rank: int = 2) -> dict[str, Tensor]:
     return {
-        "base_model.model.q_proj.lora_A.weight": torch.randn(rank, inner),
-        "base_model.model.q_proj.lora_B.weight": torch.randn(outer, rank),
+        "base_model.model.q_proj.lora_A.weight": torch.randn(rank, k),
+        "base_model.model.q_proj.lora_B.weight": torch.randn(n, rank),
     }
 
 

@@ -27,8 +27,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 OUT: Final = Path(__file__).with_name("compressed_tensors.safetensors")
-OUTER: Final = 16  # 0.20.0 cannot unpack the zeros of 8
-INNER: Final = 64
+OUT_FEATURES: Final = 16  # 0.20.0 cannot unpack the zeros of 8
+IN_FEATURES: Final = 64
 GROUP: Final = 32
 # name -> bits, symmetric, group, type of the scales
 CASES: Final = {
@@ -41,16 +41,16 @@ CASES: Final = {
 def make(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     bits, symmetric, group, dtype = CASES[name]
     torch.manual_seed(len(name))
-    weight = torch.randn(OUTER, INNER).to(dtype)
-    count = 1 if group is None else INNER // group
+    weight = torch.randn(OUT_FEATURES, IN_FEATURES).to(dtype)
+    count = 1 if group is None else IN_FEATURES // group
     low = -(2 ** (bits - 1))
     state = {
         "weight": weight,
-        "weight_scale": ((0.5 + torch.rand(OUTER, count)) * float(weight.abs().max()) / -low).to(dtype),
-        "weight_zero_point": torch.zeros(OUTER, count, dtype=torch.int8),
+        "weight_scale": ((0.5 + torch.rand(OUT_FEATURES, count)) * float(weight.abs().max()) / -low).to(dtype),
+        "weight_zero_point": torch.zeros(OUT_FEATURES, count, dtype=torch.int8),
     }
     if not symmetric:
-        state["weight_zero_point"] = torch.randint(low, -low, (OUTER, count), dtype=torch.int8)
+        state["weight_zero_point"] = torch.randint(low, -low, (OUT_FEATURES, count), dtype=torch.int8)
     strategy = "channel" if group is None else "group"
     arguments = QuantizationArgs(num_bits=bits, type="int", symmetric=symmetric, strategy=strategy, group_size=group)
     scheme = QuantizationScheme(targets=["Linear"], weights=arguments)

@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 OUT: Final = Path(__file__).with_name("gptqmodel.safetensors")
-OUTER: Final = 8
-INNER: Final = 64
+OUT_FEATURES: Final = 8
+IN_FEATURES: Final = 64
 GROUP: Final = 32
 # name -> bits, symmetric, inputs out of order, version, group
 CASES: Final = {
@@ -38,17 +38,17 @@ CASES: Final = {
 def make(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     bits, symmetric, act_order, version, group = CASES[name]
     torch.manual_seed(len(name))
-    count, top = 1 if group == -1 else INNER // group, 2**bits - 1
-    linear = nn.Linear(INNER, OUTER, bias=False).half()
-    g_idx = torch.arange(INNER) // (INNER // count)
+    count, top = 1 if group == -1 else IN_FEATURES // group, 2**bits - 1
+    linear = nn.Linear(IN_FEATURES, OUT_FEATURES, bias=False).half()
+    g_idx = torch.arange(IN_FEATURES) // (IN_FEATURES // count)
     if act_order:
-        g_idx = g_idx[torch.randperm(INNER)]
+        g_idx = g_idx[torch.randperm(IN_FEATURES)]
     reach = linear.weight.data.float().abs().max() / 2 ** (bits - 1)
-    scales = (reach * (0.5 + torch.rand(OUTER, count))).half()
-    zeros = torch.full((OUTER, count), (top + 1) // 2) if symmetric else torch.randint(1, top, (OUTER, count))
+    scales = (reach * (0.5 + torch.rand(OUT_FEATURES, count))).half()
+    zeros = torch.full((OUT_FEATURES, count), (top + 1) // 2) if symmetric else torch.randint(1, top, (OUT_FEATURES, count))
     if name == "carry":
         zeros[0] = 0  # stored as -1, which is 15
-    module = TorchLinear(bits, group, symmetric, act_order, INNER, OUTER, bias=False)
+    module = TorchLinear(bits, group, symmetric, act_order, IN_FEATURES, OUT_FEATURES, bias=False)
     module.pack_original(linear=linear, scales=scales, zeros=zeros, g_idx=g_idx.int())
     config = QuantizeConfig(bits=bits, group_size=group, sym=symmetric, desc_act=act_order)
     if version == "gptq":

@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 class Loaded(dict[str, Tensor]):
-    """Tensors in memory, behind the face of a directory's."""
+    """Tensors in memory, with the interface of a directory."""
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self[name].shape)
