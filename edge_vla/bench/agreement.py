@@ -70,10 +70,9 @@ def compare(
         teacher_forced_lowest_holm=LowestDimension(dimension=facts.dims[int(np.argmin(holm))], low=min(holm)),
         free_running=free.interval(),
         free_running_by_dimension=free.intervals()[1:],
-        first_divergence=_first_divergence(same_free),
         exact_tokens=exact.interval(0),
         exact_action=exact.interval(1),
-        bins_apart=_bins_apart(distance),
+        bins_apart=BinsApart(overall=_distances(distance), by_dimension=[_distances(one) for one in distance.T]),
         robot_units=robot_units(theirs - ours, facts),
         gripper=gripper(ours, theirs, facts),
         kl=divergence(reference.logits, candidate.logits, names),
@@ -134,15 +133,6 @@ def _by_phase(same_forced: Bools, same_action: Bools, facts: FrameFacts) -> dict
     return found
 
 
-def _bins_apart(distance: Ints) -> BinsApart:
-    values, counts = np.unique(distance, return_counts=True)
-    return BinsApart(
-        overall=_distances(distance),
-        by_dimension=[_distances(column) for column in distance.T],
-        histogram=list(zip(values.tolist(), counts.tolist(), strict=True)),
-    )
-
-
 def _distances(apart: Ints) -> Distances:
     p50, p95, p99 = (int(np.percentile(apart, at, method="inverted_cdf")) for at in (50, 95, 99))
     return Distances(
@@ -155,13 +145,6 @@ def _distances(apart: Ints) -> Distances:
         within_2=float((apart <= 2).mean()),
         beyond_8=float((apart > 8).mean()),
     )
-
-
-def _first_divergence(same: Bools) -> list[int]:
-    """How many frames first differ at each dimension; the last entry counts those that never do."""
-    dims = same.shape[1]
-    first = np.where(same.all(axis=1), dims, np.argmin(same, axis=1))
-    return [int(count) for count in np.bincount(first, minlength=dims + 1)]
 
 
 def _invalid(predictions: Predictions, tokens: ActionTokens) -> float:

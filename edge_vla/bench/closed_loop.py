@@ -59,17 +59,12 @@ def run_all(
 
 
 def regime(name: str, reference: Rows, candidate: Rows, margin: float, episodes: Samples) -> Regime:
-    """The comparison of paired rows, pooled and by kind of task."""
-    by_kind = {}
-    for kind in dict.fromkeys(row.task for row in reference):
-        these = [index for index, row in enumerate(reference) if row.task == kind]
-        by_kind[kind] = _paired([reference[i] for i in these], [candidate[i] for i in these], margin)
+    """The comparison of paired rows: rates by kind of task, the test on all."""
     return Regime(
         name=name,
         reference=rates(reference),
         candidate=rates(candidate),
         overall=_paired(reference, candidate, margin),
-        by_kind=by_kind,
         episodes=episodes,
     )
 

@@ -83,11 +83,8 @@ class Time:
 
 @dataclass(frozen=True)
 class Timed:
-    """`wall_s` of all queries: what is left beside the records is the harness's own time."""
-
     records: list[Record]
     tokens: list[tuple[int, tuple[int, ...]]]  # frame, tokens
-    wall_s: float
     cuda: CudaMemory | None  # peaks of torch's allocator so far, if it uses a GPU
 
 

@@ -47,6 +47,10 @@ KEYS: Final = {  # wherever they stand
     "world": "environment",
 }
 DROPPED: Final = (
+    "by_kind",
+    "first_divergence",
+    "harness_share",
+    "histogram",
     "layer_errors",
     "mcnemar_exact_action",
     "operators",
@@ -136,10 +140,9 @@ def _agreement(raw: Json) -> Json:
     apart, kl, gripper, recorded = (raw[key] for key in ("bins_apart", "kl", "gripper", "against_recorded"))
     shift = gripper["shift_steps"] or {}
     shifts = {"shift_mean_steps": shift.get("mean"), "shift_max_steps": shift.get("max")}
-    parts = {key: apart[key] for key in ("by_dimension", "histogram")}
     return {
         **_without(raw, "units_off"),
-        "bins_apart": {"overall": _without(apart, *parts), **parts},
+        "bins_apart": {"overall": _without(apart, "by_dimension"), "by_dimension": apart["by_dimension"]},
         "gripper": {**_without(gripper, "shift_steps"), **shifts},
         "kl": {**_without(kl, "all"), "overall": kl["all"]},
         "drift": [{"window": int(steps), **drift} for steps, drift in raw["drift"].items() if drift is not None],
@@ -152,7 +155,6 @@ def _performance(raw: Json, latency: Json) -> Json:
         "latency": {mode: _latency(_renamed(one)) for mode, one in (latency or {}).items()},
         "memory": _renamed(raw.get("memory")),
         "kernels": raw.get("kernels") or {},
-        "harness_share": raw.get("harness_share"),
         "timed_tokens": raw.get("timed_tokens"),
         "ratio_to": raw.get("ratio_to") or {},
     }
@@ -168,6 +170,6 @@ def _closed_loop(raw: Json) -> Json:
         return None
     regimes = []
     for name, regime in raw["regimes"].items():
-        parts = {key: regime[key] for key in ("reference", "candidate", "by_kind")}
+        parts = {key: regime[key] for key in ("reference", "candidate")}
         regimes.append({"name": name, **parts, "overall": _without(regime, *parts)})
     return {**raw, "regimes": regimes}

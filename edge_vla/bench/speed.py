@@ -62,7 +62,6 @@ class Measured:
     repeated: list[Record] = field(default_factory=list)
     varied: list[Record] = field(default_factory=list)  # in turns with the repeated ones
     tokens: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
-    harness_s: float = 0.0  # between queries
     cuda: CudaMemory | None = None  # peaks so far
     memory: Memory | None = None
 
@@ -75,15 +74,8 @@ class Measured:
         different = sum(tuple(predicted[index]) != tokens for index, tokens in self.tokens)
         return TimedTokens(queries=len(self.tokens), different=different)
 
-    def harness_share(self) -> float:
-        """Time the harness takes between queries, over the time that queries take."""
-        queries = sum(record.latency_ms for run in [*self.runs, self.repeated, self.varied] for record in run) / 1e3
-        return self.harness_s / queries
-
     def query(self, process: WorkerProcess, indices: Sequence[int], period_s: float | None = None) -> list[Record]:
         timed = process.time(indices, period_s)
-        if period_s is None:
-            self.harness_s += timed.wall_s - sum(record.latency_ms for record in timed.records) / 1e3
         self.tokens += timed.tokens
         self.cuda = timed.cuda
         return timed.records
@@ -222,7 +214,6 @@ def record(performance: Performance, measured: Measured, name: str, out: Path) -
         performance.latency[mode] = _with_samples(paced, [run], name, out)
     performance.memory = measured.memory
     performance.kernels = measured.loaded.kernels
-    performance.harness_share = round(measured.harness_share(), 5)
 
 
 def warnings(performance: Performance) -> Iterator[str]:

@@ -45,10 +45,9 @@ def agreement(level: float) -> r.Agreement:
         teacher_forced_lowest_holm=r.LowestDimension(dimension="grip", low=by_dimension[-1].low),
         free_running=interval(level**1.5, half),
         free_running_by_dimension=by_dimension,
-        first_divergence=[int(FRAMES * lost / 2)] * 7 + [int(FRAMES * level**7)],
         exact_tokens=interval(level**7, half),
         exact_action=interval(level**7, half),
-        bins_apart=r.BinsApart(overall=apart, by_dimension=[apart] * 7, histogram=[(0, 2000), (1, 366)]),
+        bins_apart=r.BinsApart(overall=apart, by_dimension=[apart] * 7),
         robot_units=r.RobotUnits(nrmse=0.05 * lost, by_dimension=[error] * 7),
         gripper=r.Gripper(
             flips=interval(0.03 * lost, 0.002), transitions=41, shift_mean_steps=None, shift_max_steps=None, dimension=6
@@ -99,7 +98,7 @@ def performance(p50_ms: float, peak_bytes: int, kernel: str) -> r.Performance:
         watcher=r.WatcherCost(cpu_share=0.02, bytes=15_000_000),
     )
     latencies = {r.BACK_TO_BACK: latency(p50_ms), "paced 5 Hz": latency(p50_ms * 1.06, "paced 5 Hz", 200.0)}
-    return r.Performance(latency=latencies, memory=memory, kernels={"decoder": kernel}, harness_share=0.001)
+    return r.Performance(latency=latencies, memory=memory, kernels={"decoder": kernel})
 
 
 def latency(p50_ms: float, mode: str = r.BACK_TO_BACK, deadline_ms: float | None = None) -> r.Latency:
@@ -152,7 +151,6 @@ def closed_loop(lost: float, environment: str = "demo:1", regime: str = "lock-st
             reference=rates(0.965),
             candidate=rates(0.965 - lost),
             overall=outcome,
-            by_kind={"pick": outcome, "put": outcome},
         )
     ]
     return r.ClosedLoop(environment=environment, margin=0.03, regimes=regimes)

@@ -69,8 +69,7 @@ def test_a_policy_agrees_with_itself(seed: int, frames: int) -> None:
     for share in (result.teacher_forced, result.free_running, result.exact_tokens, result.exact_action):
         assert (share.mean, share.high) == (1, 1)
     assert result.teacher_forced.low == pytest.approx(wilson(frames * DIMS, frames * DIMS)[0])
-    assert result.first_divergence == [0] * DIMS + [frames]
-    assert result.bins_apart.histogram == [(0, frames * DIMS)]
+    assert result.bins_apart.overall.max == 0
     assert result.kl.overall.mean == result.kl.max == 0
     assert result.robot_units.nrmse == result.gripper.flips.mean == 0
     assert result.gripper.shift_max_steps in (0, None)
@@ -118,12 +117,12 @@ def test_a_shift_by_bins_is_seen_exactly(seed: int, shift: int, dim: int) -> Non
     other = ids.copy()
     other[:, dim] += shift
     result = compare(predictions(ids), predictions(other), facts(names(30)), TOKENS)
-    assert result.bins_apart.histogram == [(0, 30 * (DIMS - 1)), (shift, 30)]
+    assert [one.max for one in result.bins_apart.by_dimension] == [shift * (d == dim) for d in range(DIMS)]
+    assert result.bins_apart.overall.mean == pytest.approx(shift / DIMS)
     found = result.bins_apart.by_dimension[dim]
     assert found.mean == found.p50 == found.p99 == found.max == shift
     assert (found.within_1, found.within_2, found.beyond_8) == (shift <= 1, shift <= 2, shift > 8)
     assert [one.mean for one in result.free_running_by_dimension] == [float(d != dim) for d in range(DIMS)]
-    assert result.first_divergence == [30 * (d == dim) for d in range(DIMS)] + [0]
     scale = (STATISTICS.q99 - STATISTICS.q01)[dim]
     unit = WIDTH * (scale / 2 if STATISTICS.mask[dim] else 1)
     units = result.robot_units
@@ -143,7 +142,6 @@ def test_known_divergences() -> None:
     reference = predictions([[330, 340, 350], [350, 360, 350], [330, 383, 350], [370, 371, 350]])
     candidate = predictions([[330, 341, 351], [351, 360, 350], [331, 383, 350], [370, 371, 350]])
     result = compare(reference, candidate, facts(["a", "a", "b", "b"]), TOKENS, floor=0.5)
-    assert result.first_divergence == [2, 1, 0, 1]
     assert [one.mean for one in result.free_running_by_dimension] == [0.5, 0.75, 0.75]
     assert (result.frames, result.episodes, result.dims) == (4, 2, ["dx", "dy", "gripper"])
     assert result.margins.high_margin == Flips(positions=12, flips=4)

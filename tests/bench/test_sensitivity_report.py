@@ -59,14 +59,17 @@ def test_the_choice_is_bold_and_there_is_one_a_row() -> None:
     assert {row[0] for row in figure.table.rows} == {f"{one.layer} {one.name}" for one in report.linears}
 
 
-def test_many_layers_are_summed() -> None:
-    """More linears than fit: a row a layer, and each is the sum of its linears."""
+def test_a_map_shows_the_cost_of_every_linear_in_every_format() -> None:
     report = parts.sensitivity(layers=12)
-    assert len(report.linears) > sensitivity.MOST_ROWS
-    table = next(sensitivity.figures(with_report(report))).table
-    total = math.fsum(sensitivity.costs(one)["int8"] for one in report.linears if one.layer == 11)
-    assert table.rows[11] == ["11", *(table.rows[11][1:3]), words.number(total, 2)]
-    assert "Bits by linear: int4" in html(with_report(report))
+    found = sensitivity.by_linear("x", report)
+    shown = {row[0]: row[3:] for row in found.rows}
+    for one in report.linears:
+        expected = [words.number(choice.kl_cost, 2) for choice in one.choices if choice.format != "bf16"]
+        assert shown[f"{one.layer} {one.name}"] == expected
+    by_cost = sorted((choice.kl_cost, choice.format) for choice in report.linears[0].choices if choice.kl_cost)
+    row = next(i for i, cells in enumerate(found.rows) if cells[0] == "0 self_attn.q_proj")
+    depths = [found.shades[row, found.columns.index(name)].depth for _, name in by_cost]
+    assert depths == sorted(depths)
 
 
 @pytest.mark.parametrize(("cost", "expected"), [(0.0, "0.0%"), (0.02, "10.0%"), (2.0, "100.0%")])

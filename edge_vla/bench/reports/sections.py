@@ -53,7 +53,7 @@ def sections(result: Result) -> list[Section]:
             "bits",
             "Why does each layer have its bits?",
             list(sensitivity.figures(result)),
-            list(sensitivity.tables(result)),
+            [sensitivity.allocations(name, report) for name, report in sensitivity.reports(result)],
         ),
         Section("speed", "How fast is it?", list(figures.speed(result))),
         Section("memory", "How large is it?", list(figures.memory(result))),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 from edge_vla.bench.reports import text
@@ -14,7 +14,6 @@ from edge_vla.bench.reports.table import Columns, Row, Shade, Table, table
 from edge_vla.bench.result import Result
 from edge_vla.sensitivity import LinearChoices, SensitivityReport
 
-MOST_ROWS: Final = 56  # of a map; with more linears a row is a whole layer
 FREE: Final = "bf16"  # costs nothing
 
 
@@ -71,64 +70,31 @@ def allocations(name: str, report: SensitivityReport) -> Table | None:
 
 
 def by_linear(name: str, report: SensitivityReport) -> Table:
-    """The choice for each linear, the costliest first, as a map of its formats: the chosen one is bold."""
+    """A map of what each linear would cost in each format, the costliest choice first; the chosen one is bold."""
+    names, head = formats(report), ["linear", "format", "bytes"]
     ranked = sorted(report.linears, key=lambda one: -one.chosen.kl_cost)
-    head = [[f"{one.layer} {one.name}", one.format, text.size(one.chosen.bytes)] for one in ranked]
-    found = _map(f"Bits by linear: {name}", ["linear", "format", "bytes"], head, [*map(costs, ranked)], report)
-    shades = {
-        (i, j): Shade(shade.depth, found.columns[j] == ranked[i].format) for (i, j), shade in found.shades.items()
-    }
-    return replace(found, shades=shades)
-
-
-def by_layer(name: str, report: SensitivityReport) -> Table:
-    """The same map, with the linears of each layer added up."""
-    layers: dict[int, dict[str, float]] = {}
-    for linear in report.linears:
-        layer = layers.setdefault(linear.layer, {})
-        for form, cost in costs(linear).items():
-            layer[form] = layer.get(form, 0.0) + cost
-    return _map(f"Bits by layer: {name}", ["layer"], [[f"{layer}"] for layer in layers], [*layers.values()], report)
-
-
-def _map(
-    title: str,
-    columns: Sequence[str],
-    head: Sequence[Sequence[str]],
-    found: Sequence[Mapping[str, float]],
-    report: SensitivityReport,
-) -> Table:
-    """`head`: the first cells of each row. `found`: each row's costs by format, shaded on a logarithmic scale."""
-    names = formats(report)
-    known = [cost for row in found for form, cost in row.items() if form != FREE and cost > 0] or [1.0]
+    known = [cost for one in ranked for form, cost in costs(one).items() if form != FREE and cost > 0] or [1.0]
     depth = Scale(min(known), max(known), log=True)
     rows, shades = list[list[str]](), dict[tuple[int, int], Shade]()
-    for i, row in enumerate(found):
-        rows.append([*head[i], *(text.number(row.get(form), 2) for form in names)])
-        for j, form in enumerate(names, len(columns)):
-            if form in row:
-                shades[i, j] = Shade(depth(row[form]) / 100)
-    return Table(title, [*columns, *names], rows, shades=shades)
-
-
-def tables(result: Result) -> Iterator[Table | None]:
-    """What all one format would cost; and the linears, where the figure has a row a layer."""
-    for name, report in reports(result):
-        yield allocations(name, report)
-        if len(report.linears) > MOST_ROWS:
-            yield by_linear(name, report)
+    for i, one in enumerate(ranked):
+        found = costs(one)
+        written = [text.number(found.get(form), 2) for form in names]
+        rows.append([f"{one.layer} {one.name}", one.format, text.size(one.chosen.bytes), *written])
+        for j, form in enumerate(names, len(head)):
+            if form in found:
+                shades[i, j] = Shade(depth(found[form]) / 100, form == one.format)
+    return Table(f"Bits by linear: {name}", [*head, *names], rows, shades=shades)
 
 
 def figures(result: Result) -> Iterator[Figure]:
-    """One map a mixed export: linears (or layers) down, formats across."""
+    """One map a mixed export."""
     for name, report in reports(result):
-        draw = by_linear if len(report.linears) <= MOST_ROWS else by_layer
         yield Figure(
             f"Predicted cost of bits: {name}",
-            "KL divergence per token, in nats, if this linear (or layer) alone were stored in this format; darker is "
-            f"more, on a logarithmic scale; the chosen format is bold.{_saving(report)}",
+            "KL divergence per token, in nats, if this linear alone were stored in this format; darker is more, on a "
+            f"logarithmic scale; the chosen format is bold.{_saving(report)}",
             None,
-            draw(name, report),
+            by_linear(name, report),
         )
 
 

@@ -37,7 +37,6 @@ class Distances:
 class BinsApart:
     overall: Distances
     by_dimension: list[Distances]
-    histogram: list[tuple[int, Count]]  # (bins apart, positions), ascending
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +163,6 @@ class Agreement:
     teacher_forced_lowest_holm: LowestDimension
     free_running: Interval
     free_running_by_dimension: list[Interval]
-    first_divergence: list[Count]  # frames that first differ at each dimension; the last entry never does
     exact_tokens: Interval
     exact_action: Interval
     bins_apart: BinsApart

@@ -58,7 +58,6 @@ class Regime:
     reference: dict[str, Rate]  # by kind of task, and `all`
     candidate: dict[str, Rate]
     overall: PairedOutcome
-    by_kind: dict[str, PairedOutcome]
     episodes: Samples | None = None
 
 

@@ -131,7 +131,6 @@ class Performance:
     latency: dict[str, Latency] = field(default_factory=dict)
     memory: Memory | None = None
     kernels: dict[str, str] = field(default_factory=dict)
-    harness_share: float | None = None  # of a query, spent in the harness
     timed_tokens: TimedTokens | None = None
     ratio_to: dict[str, SpeedRatio] = field(default_factory=dict)  # by candidate
 
