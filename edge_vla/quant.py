@@ -125,7 +125,7 @@ class PackedWeight:
         sixteens = {torch.bfloat16, torch.float16}
         types = sixteens if self.scheme is Scheme.BF16 else {torch.int8 if self.scheme in EIGHT else torch.uint8}
         if self.codes.dtype not in types or (self.scales is not None and self.scales.dtype != torch.half):
-            raise CheckpointError(f"{name}: got {self.codes.dtype} codes, not a type of {self.scheme.value}, or scales not fp16")
+            raise CheckpointError(f"{name}: {self.codes.dtype} codes or their scales are not of {self.scheme.value}")
         codes, scales = _layout(self.scheme, n, k, self.group)
         got = (tuple(self.codes.shape), None if self.scales is None else tuple(self.scales.shape))
         if got != (codes, scales):
@@ -333,9 +333,7 @@ def relative_error(weight: Tensor, packed: PackedWeight) -> float:
     return float((dequantise(packed) - real).norm()) / norm if norm else 0.0
 
 
-def _layout(
-    scheme: Scheme, n: int, k: int, group: int | None
-) -> tuple[tuple[int, int], tuple[int, ...] | None]:
+def _layout(scheme: Scheme, n: int, k: int, group: int | None) -> tuple[tuple[int, int], tuple[int, ...] | None]:
     if scheme in GROUPED:
         return (n, k * GRIDS[scheme].bits // BYTE), (n, k // (group or k))
     return (n, k), (n,) if scheme in EIGHT else None

@@ -45,7 +45,9 @@ def make(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         g_idx = g_idx[torch.randperm(IN_FEATURES)]
     reach = linear.weight.data.float().abs().max() / 2 ** (bits - 1)
     scales = (reach * (0.5 + torch.rand(OUT_FEATURES, count))).half()
-    zeros = torch.full((OUT_FEATURES, count), (top + 1) // 2) if symmetric else torch.randint(1, top, (OUT_FEATURES, count))
+    zeros = (
+        torch.full((OUT_FEATURES, count), (top + 1) // 2) if symmetric else torch.randint(1, top, (OUT_FEATURES, count))
+    )
     if name == "carry":
         zeros[0] = 0  # stored as -1, which is 15
     module = TorchLinear(bits, group, symmetric, act_order, IN_FEATURES, OUT_FEATURES, bias=False)

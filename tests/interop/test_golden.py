@@ -70,11 +70,11 @@ def test_what_is_on_our_grid_keeps_its_codes(case: str) -> None:
     config, tensors, _ = INTEGERS[case]
     decoded = read_layout(config).decode(parts_of({name: part for name, part in tensors.items() if name != "weight"}))
     packed = decoded.packed()
-    if "int8" in case and int(decoded.codes.min()) == 0:  # type: ignore[attr-defined]
+    if "int8" in case and int(decoded.codes.min()) == 0:  # type: ignore[union-attr]
         assert packed is None, "-128 is no level of int8"
         return
     assert packed is not None
-    expected = decoded.codes - int(packed.group is None)  # type: ignore[attr-defined]
+    expected = decoded.codes - int(packed.group is None)  # type: ignore[union-attr]
     assert torch.equal(unpack_codes(packed.codes, packed.scheme), expected)
     assert packed.check("matrix") is packed
     error = (dequantise(packed) - tensors["weight"].float()).abs()
