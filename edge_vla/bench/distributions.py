@@ -82,7 +82,7 @@ def kl(reference: Logits, candidate: Logits) -> Floats:
 
 
 def _log_softmax(logits: Logits) -> Floats:
-    wide = logits.astype(np.float64)
-    wide = wide - wide.max(axis=-1, keepdims=True)
-    result: Floats = wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    result: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return result

@@ -74,8 +74,8 @@ def cache_key(weights: str, system: System, frames_hash: str, floor: str | None)
 def code_hash() -> str:
     """sha256 of the source files that compute a prediction."""
     digest = hashlib.sha256()
-    for room in CODE:
-        path = PACKAGE / room
+    for name in CODE:
+        path = PACKAGE / name
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(file.relative_to(PACKAGE).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()

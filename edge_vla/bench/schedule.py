@@ -98,7 +98,7 @@ def warm_up(query: Query, max_s: float = 60.0, min_s: float = WARM_UP_S, clock: 
 
 
 def blocks(names: Sequence[str], rounds: int) -> list[str]:
-    """Whose turn it is: each round goes there and back (A B B A), so that a steady drift falls on all alike."""
+    """Whose turn it is: each round goes there and back (A B B A), so that a constant drift falls on all alike."""
     return [name for _ in range(rounds) for name in (*names, *reversed(names))]
 
 

@@ -196,7 +196,7 @@ def test_the_median_s_interval_is_wider_when_whole_runs_differ() -> None:
 def test_blocks_go_there_and_back() -> None:
     assert blocks(["a", "b"], 2) == ["a", "b", "b", "a", "a", "b", "b", "a"]
     order = blocks(["a", "b", "c"], 3)
-    # A steady drift, one unit a block, falls on all alike.
+    # A constant drift, one unit a block, falls on all alike.
     mean = {name: np.mean([at for at, other in enumerate(order) if other == name]) for name in "abc"}
     assert len(set(mean.values())) == 1
 
