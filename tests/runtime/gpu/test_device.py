@@ -77,7 +77,7 @@ def test_a_kernel_asked_for_by_name_runs_or_raises(
     kernel: str, tiny_artifacts: Mapping[int, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(BackendError, match="(?i)triton.*--kernel reference"):
+    with pytest.raises(BackendError, match=r"(?i)triton.*--kernel reference"):
         edge_vla.load(tiny_artifacts[4], "cpu", kernel=kernel, check=False)
     with pytest.raises(UsageError, match="--vision onnx cannot be part of the GPU engine's graph"):
         edge_vla.load(tiny_artifacts[4], "cpu", "onnx", kernel=kernel, check=False)

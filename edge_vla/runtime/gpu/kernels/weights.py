@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edge_vla.errors import BackendError
-from edge_vla.quant import PackedWeight, Scheme, pack_nibbles, unpack_nibbles
-from edge_vla.quant import INT8_MAX
+from edge_vla.quant import INT8_MAX, PackedWeight, Scheme, pack_nibbles, unpack_nibbles
 
 SHIFTS: Final = 4  # nibbles in half a word
 WORDS: Final = 16  # in a line
