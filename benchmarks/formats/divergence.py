@@ -39,8 +39,12 @@ def divergence(reference: Tensor, other: Tensor) -> NDArray[np.float64]:
 
 
 def kl_reduction(before: NDArray[np.float64], after: NDArray[np.float64], episodes: Sequence[str]) -> Share:
-    """The part of `before`'s mean that is gone in `after`, with its 95 % interval over episodes, paired."""
-    _, which = np.unique(np.asarray(episodes), return_inverse=True)
+    """The part of `before`'s mean that is gone in `after`, with its 95 % interval over episodes, paired.
+
+    A single episode is resampled frame by frame; `before` and `after` are (frames,), at least two.
+    """
+    labels = np.asarray(episodes) if len(set(episodes)) > 1 else np.arange(len(episodes))
+    _, which = np.unique(labels, return_inverse=True)
     sums = np.bincount(which, before).astype(np.float64), np.bincount(which, after).astype(np.float64)
 
     def reduction(first: NDArray[np.float64], second: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:

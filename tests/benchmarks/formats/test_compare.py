@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.demo_policy import episodes
 from benchmarks.formats import compare, tables
 from benchmarks.formats.divergence import kl_reduction
 from benchmarks.formats.recipes import QUESTIONS, freed_bits
-from benchmarks.formats.results import FLOOR
+from benchmarks.formats.results import FLOOR, FormatsResult
 from edge_vla.checkpoint import open_checkpoint
 from edge_vla.demo import BASE
+from edge_vla.export import Recipe, export
 from edge_vla.spec import OPENVLA_7B
 
 
@@ -35,19 +37,23 @@ def test_a_reduction_has_its_interval() -> None:
     rng = np.random.default_rng(0)
     noisy = kl_reduction(before, before / 4 * rng.uniform(0.5, 1.5, 6), ["a", "a", "b", "b", "c", "c"])
     assert noisy.low < noisy.mean < noisy.high
+    one = kl_reduction(before, before**2 / 10, ["a"] * 6)
+    assert one.low < one.mean < one.high, "frames of a single episode are resampled"
 
 
-@pytest.mark.slow
-def test_a_few_frames_of_every_bit_budget(tmp_path: Path) -> None:
-    result = compare.compare("bits", tmp_path, 12)
-    names = [row.name for row in result.rows]
-    assert names == [FLOOR, *QUESTIONS["bits"](open_checkpoint(BASE).config.spec)]
-    floor, int4 = result.rows[:2]
-    assert (floor.recipe, floor.bits_per_weight, floor.against) == (None, None, None)
-    assert (int4.bits_per_weight, int4.calibration_leakage) == (4.125, 0)
-    mixed = next(row for row in result.rows if row.name == "mixed 3.25")
-    assert mixed.spent is not None
-    assert mixed.spent.bits_per_weight == pytest.approx(3.25, abs=0.01)
-    assert mixed.against is not None
-    assert mixed.against.name == "int3"
-    assert len(list(tables.formats(result))) == len(names) + 4
+def test_a_format_beside_the_noise_floor(tmp_path: Path) -> None:
+    frames = episodes.frames("world1-policy", "evaluation", tmp_path / "frames", episodes=2)[:10]
+    artifact = export(BASE, tmp_path / "int4", Recipe()).directory
+    comparer = compare.Comparer(frames, tmp_path)
+    comparer.add("int4", artifact, FLOOR)
+    floor, int4 = comparer.rows
+    assert (floor.name, floor.recipe, floor.bits_per_weight, floor.against) == (FLOOR, None, None, None)
+    assert (int4.bits_per_weight, int4.calibration_leakage, int4.spent) == (4.125, None, None)
+    assert int4.against is not None
+    assert int4.against.name == FLOOR
+    assert int4.kl.mean > floor.kl.mean > 0
+    assert int4.high_margin_tokens == floor.high_margin_tokens > 0
+    result = FormatsResult("bits", "the demo policy", 10, 2, comparer.margin_floor, comparer.rows)
+    assert len(list(tables.formats(result))) == 2 + 2 + 2, "a sentence, a gap, the head, two rows"
+    again = compare.Comparer(frames, tmp_path)
+    assert again.rows[0] == floor, "logits that are there are not computed again"
