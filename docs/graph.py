@@ -47,7 +47,7 @@ def module_graph(root: Path = ROOT, package: str = PACKAGE) -> Graph:
     return {name: imported(path, files) - {name} for name, path in files.items()}
 
 
-def room(module: str) -> str:
+def top_level(module: str) -> str:
     """The first name below the package: `edge_vla.runtime.gpu.engine` -> `runtime`; the package itself stays whole."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else module
@@ -57,7 +57,7 @@ def package_graph(graph: Mapping[str, Iterable[str]]) -> Graph:
     """The same between top-level packages and files."""
     found: Graph = {}
     for module, targets in graph.items():
-        found.setdefault(room(module), set()).update(room(target) for target in targets)
+        found.setdefault(top_level(module), set()).update(top_level(target) for target in targets)
     return {name: targets - {name} for name, targets in found.items()}
 
 

@@ -12,7 +12,10 @@ import pytest
 
 import edge_vla
 from edge_vla.cli import main
+from edge_vla.commands.bench import require_bench
 from edge_vla.data import synthetic_image
+from edge_vla.errors import BackendError
+from edge_vla.options import RENAMED
 from tests.conftest import TINY
 
 PACKAGE = Path(edge_vla.__file__).parent
@@ -53,6 +56,12 @@ def test_export_verify_inspect_run(tmp_path: Path, picture: str, capsys: pytest.
     assert answer["kernels"]["int8"] not in ("", "reference")
     assert call("run", out, "--image", picture, "--instruction", "open the drawer", "--vision", "onnx") == 0
     assert "random" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("edge_vla.commands.bench.find_spec", lambda name: None if name == "scipy" else name)
+    with pytest.raises(BackendError, match=r"needs scipy: pip install 'edge-vla\[bench\]'"):
+        require_bench()
 
 
 def test_inspect_counts_every_parameter_of_the_7b(capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,28 +110,25 @@ def test_a_flag_that_a_message_names_is_there(
     monkeypatch.setenv("COLUMNS", "200")
     commands = ("export", "run", "bench", "compare", "plan", "verify", "inspect", "demo")
     known = set().union(*(flags(command, capsys) for command in commands))
-    others = {"--query-compute-apps", "--version"}  # of nvidia-smi, of a compiler
-    judging = ("bench", "speed", "plan", "closed_loop", "planner")
-    rooms = ["export", "runtime", "checkpoint", "quant", "artifact.py", "frames.py"]
+    others = {"--query-compute-apps", "--query-gpu", "--format", "--version", "--upgrade", "--schema", "--porcelain"}
+    others |= {old for _, old in RENAMED}
     named = set()
-    for room in [*rooms, *(f"benchmarks/{name}.py" for name in judging)]:
-        place = PACKAGE / room
-        for file in place.rglob("*.py") if place.is_dir() else [place]:
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    named |= set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", node.value))
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                named |= set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", node.value))
     assert named - known - others == set()
 
 
 def test_help_names_what_may_be_chosen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from edge_vla.bench.environments import TABLES
     from edge_vla.bench.latency import PROFILES
     from edge_vla.bench.peers import PEERS
     from edge_vla.bench.plan import FLOORS
+    from edge_vla.commands.bench import ENVIRONMENTS
     from edge_vla.device.planner import DEVICES
 
     monkeypatch.setenv("COLUMNS", "400")
-    for command, names in (("bench", [*PROFILES, *PEERS, *FLOORS, *TABLES]), ("plan", list(DEVICES))):
+    for command, names in (("bench", [*PROFILES, *PEERS, *FLOORS, *ENVIRONMENTS]), ("plan", list(DEVICES))):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         shown = capsys.readouterr().out

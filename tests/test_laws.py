@@ -26,9 +26,9 @@ def test_no_package_imports_itself_through_others() -> None:
     assert graph.cycles(PACKAGES) == []
 
 
-@pytest.mark.parametrize("room", RUN)
-def test_the_run_side_reaches_neither_build_nor_evidence(room: str) -> None:
-    assert not graph.reachable(PACKAGES, room) & BUILD_OR_EVIDENCE
+@pytest.mark.parametrize("package", RUN)
+def test_the_run_side_reaches_neither_build_nor_evidence(package: str) -> None:
+    assert not graph.reachable(PACKAGES, package) & BUILD_OR_EVIDENCE
 
 
 def test_evidence_knows_no_demo() -> None:

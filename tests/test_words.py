@@ -35,6 +35,7 @@ OLD_WORDS = {
     "options.py",
     "result_v2.py",
     "results_v1.py",
+    "test_result_file.py",
     "test_result_files.py",
     "REPORT.md",  # quotes the commands and notes of old results
     "test_options.py",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal, cast
 
 import typer
 
-from edge_vla.errors import UsageError
+from edge_vla.errors import BackendError, UsageError
 from edge_vla.options import ARITHMETICS, Adapters, Device, Kernel, MergeArithmetic, UnnormKey, Vision, choice
 from edge_vla.terminal import err
 
@@ -83,6 +84,7 @@ def bench(
     kernel: Kernel = "auto",
 ) -> None:
     """Agreement, closed loop, latency and memory of artifacts against their reference. Exits with 1 on a red gate."""
+    require_bench()
     from edge_vla.bench.plan import FLOORS, ClosedLoopPlan, Plan, ReferencePlan
 
     if live and not env:
@@ -113,6 +115,13 @@ def bench(
     print_report(artifacts, wanted, out_dir, plan)
 
 
+def require_bench() -> None:
+    """Raise BackendError unless the packages of the extra `bench` are there."""
+    missing = [package for package in ("jinja2", "psutil", "scipy") if find_spec(package) is None]
+    if missing:
+        raise BackendError(f"this command needs {', '.join(missing)}: pip install 'edge-vla[bench]'")
+
+
 def print_report(artifacts: Sequence[Path], reference: ReferencePlan, out_dir: Path, plan: Plan) -> None:
     """Run the bench under a status line and print its report. Exit 1 if a gate is red."""
     from edge_vla.bench.reports import markdown
@@ -130,6 +139,7 @@ def compare(
     after: Annotated[Path, typer.Argument(help="Another result.json.")],
 ) -> None:
     """What changed from one bench result to another."""
+    require_bench()
     from edge_vla.bench import reports
 
     print(reports.compare(reports.read(before), reports.read(after)).markdown())

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from edge_vla.commands.bench import require_bench
 from edge_vla.terminal import err, export_progress
 
 
@@ -16,6 +17,7 @@ def demo(
     frames: Annotated[int, typer.Option(help="Frames compared with the reference.", min=1)] = 96,
 ) -> None:
     """The whole path on the embedded policy: merge, int4, ONNX, verify, bench, episodes, a picture, a report."""
+    require_bench()
     from edge_vla.demo.tour import tour
 
     with export_progress() as progress:

@@ -121,8 +121,8 @@ def _row_bytes(x: Tensor, row_format: RowFormat) -> int:
 
 def turn(inputs: RandomInputs, spec: DecoderSpec, rows: int, start: int, length: int, parts: int) -> KernelCheck:
     """Queries rotated, keys and values in their slots, all other slots unchanged."""
-    wide = (spec.heads + 2 * spec.kv_heads) * spec.head_width
-    qkv = inputs.partial_sums(parts, rows, wide)
+    qkv_features = (spec.heads + 2 * spec.kv_heads) * spec.head_width
+    qkv = inputs.partial_sums(parts, rows, qkv_features)
     cos, sin = (
         table[0, 0] for table in rotary_tables(spec, torch.arange(length, device=inputs.device)[None], inputs.dtype)
     )
@@ -146,7 +146,7 @@ def turn(inputs: RandomInputs, spec: DecoderSpec, rows: int, start: int, length:
         partial(run, rotary.kernel),
         partial(run, rotary.reference),
         truth,
-        qkv.nbytes + rows * wide * 2,
+        qkv.nbytes + rows * qkv_features * 2,
         exact=True,
         launch=lambda: rotary.kernel(qkv, cos, sin, position, keys, values),  # `run` overwrites the same slots
     )

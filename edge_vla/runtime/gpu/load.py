@@ -106,7 +106,7 @@ def _layer(artifact: Artifact, index: int, staging: Staging, config: GpuConfig) 
     """One layer, and its kernels by scheme."""
     path, linears = artifact.directory / layer_file(index), artifact.manifest.layers[index]
     file, made, chosen = StagedFile(path, staging), dict[str, Product](), dict[str, str]()
-    with _damage_named(path):
+    with _errors_name(path):
         for name, members in parts.FUSED.items():
             packed = [_int4(unpack_linear(part, linears[part], file)) for part in members]
             whole = parts.fuse(packed)
@@ -119,7 +119,7 @@ def _layer(artifact: Artifact, index: int, staging: Staging, config: GpuConfig) 
 
 
 @contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
+def _errors_name(path: Path) -> Iterator[None]:
     """What is missing or wrong in this file, as an ArtifactError with the remedy."""
     try:
         yield
@@ -145,7 +145,7 @@ def _vision(artifact: Artifact, staging: Staging, config: GpuConfig) -> KernelVi
         got = file.entries[name].shape if name in file.entries else None
         if got != expected:
             raise ArtifactError(f"{path}: {name} is {got}, expected {expected}: export again")
-    with _damage_named(path):
+    with _errors_name(path):
         return KernelVision(spec, file, config)
 
 

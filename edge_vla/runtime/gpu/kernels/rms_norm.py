@@ -28,9 +28,9 @@ def reference(
     Rounds where `model.decoder` does: the product, the sum, the normalised row, the row times the weight.
     """
     total = x if added is None else x + summed(added, x.dtype)
-    wide = total.float()
-    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return total, in_format(weight * wide.to(x.dtype), row_format)
+    full = total.float()
+    full = full * torch.rsqrt(full.square().mean(-1, keepdim=True) + eps)
+    return total, in_format(weight * full.to(x.dtype), row_format)
 
 
 def kernel(

@@ -142,11 +142,11 @@ def summed(parts: Tensor, dtype: torch.dtype) -> Tensor:
 
 def quantised(x: Tensor, *, for_int4: bool = False) -> Int8Rows:
     """Rows (M, K) of a float type, rounded to 255 levels per row; a row that is not finite gets scale infinity."""
-    wide = x.float()
-    largest = torch.where(wide.isnan(), torch.inf, wide.abs()).amax(dim=1)
+    full = x.float()
+    largest = torch.where(full.isnan(), torch.inf, full.abs()).amax(dim=1)
     levels = torch.full_like(largest, INT8_MAX)  # a tensor: torch multiplies by a number's inverse, which rounds twice
     inverse = torch.where(largest > 0, levels / largest, 0.0)
-    codes = torch.round(wide * inverse[:, None]).nan_to_num_(0.0).clamp_(-INT8_MAX, INT8_MAX).to(torch.int8)
+    codes = torch.round(full * inverse[:, None]).nan_to_num_(0.0).clamp_(-INT8_MAX, INT8_MAX).to(torch.int8)
     return Int8Rows(in_byte_order(codes) if for_int4 else codes, largest / levels, for_int4)
 
 
