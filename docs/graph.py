@@ -63,13 +63,13 @@ def package_graph(graph: Mapping[str, Iterable[str]]) -> Graph:
 
 def reachable(graph: Mapping[str, Iterable[str]], start: str) -> set[str]:
     """All that `start` imports, directly or through others, itself included."""
-    seen, waiting = set[str](), [start]
+    found, waiting = set[str](), [start]
     while waiting:
         name = waiting.pop()
-        if name not in seen:
-            seen.add(name)
+        if name not in found:
+            found.add(name)
             waiting += graph.get(name, ())
-    return seen
+    return found
 
 
 def cycles(graph: Mapping[str, Iterable[str]]) -> list[set[str]]:
