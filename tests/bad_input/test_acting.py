@@ -349,6 +349,6 @@ def test_bench_compares_like_with_like(
 ) -> None:
     artifact = tiny_artifacts[4]
     ended = command(capsys, "bench", artifact, "--reference", golden_checkpoint, "--out", tmp_path / "report")
-    ended.refused_with(UsageError.exit_code, ["different networks", "like with like"])
+    ended.refused_with(UsageError.exit_code, ["different networks", "give"])
     assert not (tmp_path / "report").exists()
     assert Artifact(artifact).manifest.source.origin == "random:openvla-tiny"
