@@ -122,6 +122,7 @@ def test_swapped_towers(bench: Bench, tmp_path: Path) -> None:
     assert "teacher-forced tokens" in bench.red(damaged(bench, tmp_path / "swapped", swap))
 
 
+@pytest.mark.slow
 def test_a_shift_by_one_bin(bench: Bench, tmp_path: Path) -> None:
     def shift(out: Path, manifest: dict[str, Any]) -> None:
         rewrite(out / HEAD, lambda tensors: {**tensors, "actions": torch.roll(tensors["actions"], 1, dims=0)})
@@ -130,6 +131,7 @@ def test_a_shift_by_one_bin(bench: Bench, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", ["image mean", "q99"])
+@pytest.mark.slow
 def test_a_wrong_normalisation_constant(bench: Bench, tmp_path: Path, number: str) -> None:
     def change(out: Path, manifest: dict[str, Any]) -> None:
         if number == "q99":
@@ -141,6 +143,7 @@ def test_a_wrong_normalisation_constant(bench: Bench, tmp_path: Path, number: st
     assert ("robot units" if number == "q99" else "teacher-forced tokens") in red
 
 
+@pytest.mark.slow
 def test_a_stale_image(bench: Bench) -> None:
     """The first frame's image embeddings are used for every frame."""
 
@@ -160,6 +163,7 @@ def test_a_stale_image(bench: Bench) -> None:
     assert "teacher-forced tokens" in bench.red(bench.artifact, freeze)
 
 
+@pytest.mark.slow
 def test_an_action_one_frame_late(bench: Bench) -> None:
     """Acting reads what the frame before left behind; teacher forcing, which keeps nothing, is sound."""
 
@@ -170,6 +174,7 @@ def test_an_action_one_frame_late(bench: Bench) -> None:
     assert "free-running tokens" in bench.red(bench.artifact, late)
 
 
+@pytest.mark.slow
 def test_a_stale_cache(bench: Bench) -> None:
     """The keys and values of the first frame's image are used for every frame."""
 

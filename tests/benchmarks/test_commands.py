@@ -10,6 +10,7 @@ from benchmarks.commands import disk_bytes, measure, split
 from edge_vla.errors import BackendError
 
 
+@pytest.mark.slow
 def test_expected_time_is_compared_with_the_time_taken(tmp_path: Path) -> None:
     arguments = ["export", "random:openvla-tiny", "--bits", "8", "--out", str(tmp_path / "artifact")]
     cost = measure(arguments)

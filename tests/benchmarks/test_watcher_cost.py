@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from benchmarks.watcher_cost import measure
 
 
+@pytest.mark.slow
 def test_watching_costs_are_measured() -> None:
     found = measure(rounds=1, queries=2, ballast=1 << 20)
     assert set(found.costs) == {"count", "allocate"}

@@ -75,6 +75,7 @@ def test_the_golden_frame_replays(tiny_artifacts: Mapping[int, Path]) -> None:
         assert policy.act(open_image(path / frame.image), frame.instruction, frame.unnorm_key).tokens == frame.tokens
 
 
+@pytest.mark.slow
 def test_same_bits_in_another_directory_locale_and_hash_seed(
     tiny_artifacts: Mapping[int, Path], tmp_path: Path
 ) -> None:

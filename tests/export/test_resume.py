@@ -63,6 +63,7 @@ def test_kill_points(stage: Stage) -> None:
         stage.killed_at(number)
 
 
+@pytest.mark.slow
 def test_random_kills(stage: Stage) -> None:
     assert sum(stage.killed_randomly(KILLS, random.Random(0), 2.0)) >= KILLS
 
@@ -102,6 +103,7 @@ def test_memory_that_runs_out_keeps_what_is_done(stage: Stage, tmp_path: Path) -
     assert again.done["decoder"] == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_any_call_is_reported_and_survived(stage: Stage) -> None:
     """Every 40th; all of them with `python -m tests.export.crash --failing`."""
     names = stage.events()

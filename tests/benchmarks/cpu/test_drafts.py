@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import edge_vla
 from benchmarks.cpu import drafts
 from benchmarks.cpu.draft_strategies import STRATEGIES
@@ -63,6 +65,7 @@ def test_records_come_back_without_a_line_that_was_cut_off(tmp_path: Path) -> No
     assert drafts.read_records([records, records]) == EPISODES * 2
 
 
+@pytest.mark.slow
 def test_an_episode_of_the_demo_policy() -> None:
     strategies = drafts.Strategies(edge_vla.load(BASE, "cpu"), 2, 1, None)
     records = strategies.episode(0, list(STRATEGIES))

@@ -40,11 +40,13 @@ def test_commands_run_in_order_and_evaluation_is_not_repeated(tmp_path: Path) ->
     assert [words[0] for words in said].count("evaluate") == 2
 
 
+@pytest.mark.slow
 def test_a_stage_that_ends_badly_ends_it_all() -> None:
     with pytest.raises(ResourceError, match=r"demo_policy\.train --stage none ended with exit code 2: .* same command"):
         reproduce.command("train", "--stage", "none")
 
 
+@pytest.mark.slow
 def test_a_part_that_was_done_stays_as_it_is(tmp_path: Path) -> None:
     small = replace(STAGES["act"], name="small", steps=3, batch=2, prompts=1, warmup=2)
     for _ in range(2):

@@ -74,6 +74,7 @@ def test_the_training_forward_is_the_models_own(noisy: OpenVLA) -> None:
         torch.testing.assert_close(loss, torch.stack(expected).mean(), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_run(tmp_path: Path) -> None:
     whole = short(tmp_path / "whole", SMALL)
     path = tmp_path / "parts" / "state.pt"

@@ -122,6 +122,7 @@ def test_graphs_are_recorded_after_every_system_has_loaded(run: Run, monkeypatch
     assert len(engine.graphs) == 0
 
 
+@pytest.mark.slow
 def test_a_configuration_that_fails_leaves_the_others_tokens(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens_of = tokens.tokens_of
 
@@ -235,6 +236,7 @@ def test_an_empty_context_is_what_the_driver_sees_beside_the_allocator(monkeypat
     assert memory.context_bytes(CUDA, None) is None
 
 
+@pytest.mark.slow
 def test_the_compiled_peer_compiles_once(run: Run) -> None:
     """Its cache exists before, at fixed addresses: otherwise Inductor makes no CUDA graph of a step."""
     task = Task.make(run.checkpoint, 2, DRY.prompt, DRY.dims, CPU)

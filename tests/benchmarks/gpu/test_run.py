@@ -36,6 +36,8 @@ from edge_vla.runtime import load
 from edge_vla.spec import OPENVLA_7B, TINY
 from tests.runtime.gpu.engines import CPU
 
+pytestmark = pytest.mark.slow  # a whole dry run of the benchmark
+
 Json = Any  # a result as it is on disk
 
 
