@@ -109,6 +109,19 @@ def test_files_stay_short_and_open_with_what_they_are() -> None:
         assert not text.strip() or ast.get_docstring(ast.parse(text)), path
 
 
+def test_functions_fit_a_screen() -> None:
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 60, f"{path.relative_to(ROOT)}: {node.name}"
+
+
+def test_untyped_results_stand_at_json_borders_only() -> None:
+    untyped = re.compile(r"(dict|Mapping)\[str, Any\]")
+    lines = [line for path in PACKAGE.rglob("*.py") for line in path.read_text(encoding="utf-8").splitlines()]
+    assert sum(bool(untyped.search(line)) for line in lines) <= 20
+
+
 def test_the_run_side_parses_on_python_3_10() -> None:
     for path in sources(*RUN):
         ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))

@@ -96,9 +96,11 @@ def export(
         if form == "artifact":
             made = run_export(source, out_dir, chosen, adapter or (), recorded, progress).identity[:12]
         else:
-            export_checkpoint(
-                source, out_dir, form, chosen, adapter or (), recorded, progress, decoder_only=decoder_only
-            )
+            merged = adapter or ()
+            export_checkpoint(source, out_dir, form, chosen, merged, recorded, progress, decoder_only=decoder_only)
             made = "decoder alone" if decoder_only else "whole policy"
-    size = sum(path.stat().st_size for path in out_dir.rglob("*") if path.is_file())
-    err.print(f"{out_dir}: {size / 1e9:.3f} GB, {form}, {made}")
+    err.print(f"{out_dir}: {directory_bytes(out_dir) / 1e9:.3f} GB, {form}, {made}")
+
+
+def directory_bytes(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
