@@ -13,9 +13,11 @@ import json
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 from benchmarks import study
+from benchmarks.checkouts import CheckoutsResult
 from benchmarks.commands import CommandsResult
 from benchmarks.cpu import tables as cpu
 from benchmarks.cpu.results import EAGER, PACKED, DraftsResult, EngineResult, SoakResult
@@ -105,6 +107,8 @@ def _read(results: Path) -> Iterator[ResultFile]:
 
 def _chapter(one: ResultFile) -> Iterator[str]:
     match one.body:
+        case CheckoutsResult():
+            yield from _checkouts(one.body)
         case CommandsResult():
             yield from _commands(one.body)
         case DraftsResult():
@@ -129,6 +133,16 @@ def _chapter(one: ResultFile) -> Iterator[str]:
             yield from demo_policy.reproduction(one.body)
         case _:
             raise AssertionError(f"no table for {type(one.body).__name__}")
+
+
+def _checkouts(result: CheckoutsResult) -> Iterator[str]:
+    speedup, commits = result.speedup, [str(commit)[:12] for commit in (result.before_commit, result.after_commit)]
+    interval = "" if speedup.low is None or speedup.high is None else f" [{speedup.low:.2f}, {speedup.high:.2f}]"
+    yield (
+        f"Commit {commits[0]} against {commits[1]}, {len(result.after_p50_ms)} runs each in turns, p50 "
+        f"{median(result.before_p50_ms):.1f} ms and {median(result.after_p50_ms):.1f} ms: the later commit is "
+        f"{speedup.ratio:.2f} times as fast{interval}."
+    )
 
 
 def _bench_rows(result: Result) -> Iterator[str]:
