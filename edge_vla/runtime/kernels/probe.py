@@ -5,6 +5,7 @@ Measured once on this machine, then kept in the user's cache. Knows times only: 
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 
@@ -54,14 +55,6 @@ def _fastest(first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tenso
 
 
 def _key(packed: PackedWeight, rows: int) -> str:
-    where = f"{processor()[:40]} {hash_of(processor())}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    where = f"{processor()[:40]} {hashlib.sha256(processor().encode()).hexdigest()[:8]}, torch {torch.__version__}, {torch.get_num_threads()} threads"
     how = "native" if library() else "torch"
     return f"{where}, {how}: {packed.scheme.value} {packed.group} {packed.shape} x {rows}"
-
-
-def hash_of(text: str) -> str:
-    """Short and the same in every run, which Python's own is not."""
-    total = 0
-    for letter in text.encode():
-        total = (total * 131 + letter) % (1 << 32)
-    return f"{total:08x}"
