@@ -55,6 +55,7 @@ def _fastest(first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tenso
 
 
 def _key(packed: PackedWeight, rows: int) -> str:
-    where = f"{processor()[:40]} {hashlib.sha256(processor().encode()).hexdigest()[:8]}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    features = hashlib.sha256(processor().encode()).hexdigest()[:8]
+    where = f"{processor()[:40]} {features}, torch {torch.__version__}, {torch.get_num_threads()} threads"
     how = "native" if library() else "torch"
     return f"{where}, {how}: {packed.scheme.value} {packed.group} {packed.shape} x {rows}"
