@@ -16,6 +16,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any, Final
 
 import torch
 
-from benchmarks.gpu import stages, targets, tokens, weights
+from benchmarks.gpu import stages, targets, tokens, trace, weights
 from benchmarks.gpu.configurations import BF16, CONFIGURATIONS, W4A8, W4A16, W8A16
 from benchmarks.gpu.latency import latency_of
 from benchmarks.gpu.peers import COMPILED, EAGER, INT8, NF4
@@ -37,6 +38,7 @@ from edge_vla.runtime.gpu.device import Backend, CudaDevice, DeviceInfo, check
 RESULTS: Final = Path("benchmarks/results")
 DRY_OUT: Final = Path("bench-out")
 BUDGET_S: Final = 460.0
+TRACED: Final = (W4A16, W4A8, BF16)
 OURS, BITSANDBYTES, COMPILE = "ours and eager HF", "beside bitsandbytes", "beside torch.compile"
 
 
@@ -58,6 +60,10 @@ def plan(run: Run) -> list[PlannedPart[Any]]:
             PlannedPart(f"stages {one.name}", 5, result.stages[one.name], partial(stages.stages, run, one))
             for one in CONFIGURATIONS
         ),
+        *(
+            PlannedPart(f"trace {one.name}", 15, result.traces[one.name], partial(trace.trace, run, one))
+            for one in TRACED
+        ),
         PlannedPart("demo tokens", 30, result.demo_tokens, partial(tokens.demo_tokens, run)),
         PlannedPart("agreement", 40, result.agreement, partial(tokens.agreement, run)),
         PlannedPart(
@@ -67,13 +73,17 @@ def plan(run: Run) -> list[PlannedPart[Any]]:
     ]
 
 
-def bench(out: Path, dry: bool, budget_s: float = BUDGET_S, only: Sequence[str] = ()) -> Path:
+def bench(
+    out: Path, dry: bool, budget_s: float = BUDGET_S, only: Sequence[str] = (), commit: str | None = None
+) -> Path:
     """Measure what can be measured and write the result; returns its path. BackendError without a GPU."""
     device = torch.device("cpu" if dry else "cuda")
     backend: Backend = "reference" if dry else "triton"
     check(backend, device)
     scale = DRY if dry else FULL
     result = empty_result(scale, device, backend)
+    if commit is not None:
+        result.provenance = replace(result.provenance, commit=commit)
     out.mkdir(parents=True, exist_ok=True)
     path = unused(out / file_name(result.provenance, dry))
     with tempfile.TemporaryDirectory(prefix="edge-vla-gpu-") as scratch:
@@ -107,6 +117,7 @@ def empty_result(scale: Scale, device: torch.device, backend: Backend) -> GpuRes
         memory={"4": Part(), "8": Part()},
         latency={OURS: Part(), BITSANDBYTES: Part(), COMPILE: Part()},
         stages={one.name: Part() for one in CONFIGURATIONS},
+        traces={one.name: Part() for one in TRACED},
     )
 
 
@@ -136,12 +147,15 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="everything at toy size on a CPU")
     parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds; parts that would not fit are skipped")
     parser.add_argument("--only", action="append", default=[], help="parts whose name begins like this; repeatable")
+    parser.add_argument("--commit", help="of this source tree, where it has no .git that would tell")
+    parser.add_argument("--verbose", action="store_true", help="with the traceback of whatever fails")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    log.setLevel(logging.DEBUG if options.verbose else logging.INFO)
     if options.dry_run and options.out is not None and options.out.resolve() == RESULTS.resolve():
         raise UsageError(f"--dry-run measures nothing, and {RESULTS} is for measurements: choose another --out")
     out = options.out or (DRY_OUT if options.dry_run else RESULTS)
-    log.info("written: %s", bench(out, options.dry_run, options.budget, options.only))
+    log.info("written: %s", bench(out, options.dry_run, options.budget, options.only, options.commit))
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 WARM_UPS = 3
-FLUSH_BYTES = 1 << 30  # written before each run: larger than any L2, a quarter of a millisecond on the fastest device
+FLUSH_BYTES = 1 << 30  # read before each run: larger than any L2, a quarter of a millisecond on the fastest device
 
 
 def device_ms(work: Callable[[], object], device: torch.device, repeats: int) -> float:
     """Median of `repeats` runs after a warm-up.
 
-    On CUDA each run starts with a cold L2, behind a write that keeps the device busy until the host has launched all.
+    On CUDA each run starts with a cold and clean L2, behind a read that keeps the device busy until the host has
+    launched all: a write would leave lines that the work must write back.
     """
     with torch.inference_mode():
         for _ in range(WARM_UPS):
@@ -27,7 +28,7 @@ def device_ms(work: Callable[[], object], device: torch.device, repeats: int) ->
         marks = [(event(enable_timing=True), event(enable_timing=True)) for _ in range(repeats)]
         buffer = flush_buffer(device)
         for began, ended in marks:
-            buffer.zero_()
+            buffer.sum()
             began.record()
             work()
             ended.record()
@@ -37,7 +38,8 @@ def device_ms(work: Callable[[], object], device: torch.device, repeats: int) ->
 
 def flush_buffer(device: torch.device) -> Tensor:
     """Smaller where the device has little memory left."""
-    return torch.empty(min(FLUSH_BYTES, torch.cuda.mem_get_info(device)[0] // 4), dtype=torch.uint8, device=device)
+    size = min(FLUSH_BYTES, torch.cuda.mem_get_info(device)[0] // 4)
+    return torch.zeros(size // 4, dtype=torch.float32, device=device)
 
 
 def host_ms(work: Callable[[], object]) -> float:

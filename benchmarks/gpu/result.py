@@ -168,6 +168,26 @@ class StageTable:
 
 
 @dataclass(frozen=True)
+class KernelTime:
+    """One kernel over an action, by the device's own record."""
+
+    name: str
+    launches: float
+    total_us: float
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One action's kernels inside the graph, the mean of several. `gaps_us` is the time in which no kernel ran."""
+
+    span_us: float
+    busy_us: float
+    gaps_us: float
+    launches: float
+    kernels: list[KernelTime]
+
+
+@dataclass(frozen=True)
 class DemoRow:
     """Frames of the demo policy whose tokens equal the torch reference's, and first flips above the rounding noise."""
 
@@ -227,6 +247,7 @@ class GpuResult:
     memory: dict[str, Part[Memory]]  # by bits of the decoder
     latency: dict[str, Part[LatencyTable]]  # by the systems that took turns
     stages: dict[str, Part[StageTable]]  # by configuration
+    traces: dict[str, Part[Trace]]  # by configuration
     ceilings: Part[Ceilings] = field(default_factory=Part)
     compilation: Part[Compilation] = field(default_factory=Part)
     kernels: Part[KernelTable] = field(default_factory=Part)

@@ -97,6 +97,7 @@ def reason(error: Exception) -> str:
     """Why something failed, for its row. An error that leaves the device lost is raised again: nothing else can run."""
     if lost(error):
         raise error
+    log.debug("", exc_info=error)
     return _message(error)
 
 

@@ -107,11 +107,13 @@ def _w4a8_gemm(
                 sums = tl.dot(bytes_of(words, 4, -1), high, sums, out_dtype=tl.int32)
             else:  # every second byte belongs to another group: it counts as a zero weight
                 for shift in tl.static_range(start // SHIFT_K, (start + SCALE_K) // SHIFT_K):
-                    KEEP: tl.constexpr = 0x00FF00FF if shift // 2 == 0 else -0x00FF0100
+                    # written out: Triton's compiler refuses a constexpr that is assigned twice in an unrolled loop
                     if shift % 2 == 0:
-                        sums = tl.dot(bytes_of(words, 0, KEEP), low, sums, out_dtype=tl.int32)
+                        kept = bytes_of(words, 0, 0x00FF00FF if shift // 2 == 0 else -0x00FF0100)
+                        sums = tl.dot(kept, low, sums, out_dtype=tl.int32)
                     else:
-                        sums = tl.dot(bytes_of(words, 4, KEEP), high, sums, out_dtype=tl.int32)
+                        kept = bytes_of(words, 4, 0x00FF00FF if shift // 2 == 0 else -0x00FF0100)
+                        sums = tl.dot(kept, high, sums, out_dtype=tl.int32)
             acc += sums.to(tl.float32) * scale[:, None]
     row_scale = tl.load(row_scales + row, mask=m_mask, other=0.0)
     place = row[None, :] * n + output[:, None]
