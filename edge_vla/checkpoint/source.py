@@ -19,6 +19,7 @@ from edge_vla.errors import BackendError, CheckpointError, UsageError
 from edge_vla.files import sha256_of
 from edge_vla.openvla.config import PolicyConfig, read_statistics
 from edge_vla.openvla.prompt import Prompter
+from edge_vla.openvla.tokenizer import read_tokenizer
 
 RANDOM = "random:"
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?")
@@ -81,15 +82,9 @@ def _open_base(source: str) -> Checkpoint:
         raise UsageError(f"{directory} is an adapter: give its base checkpoint, and this directory with --adapter")
     if (directory / "manifest.json").exists() and not (directory / "config.json").exists():
         raise UsageError(f"{directory} is an artifact: give the checkpoint that it was made from")
-    tokenizer = directory / "tokenizer.json"
-    if not tokenizer.is_file():
-        raise CheckpointError(f"{tokenizer} is missing: copy it from the base model (tokenizer.model is not read)")
+    text = read_tokenizer(directory)
     tensors, files = open_directory(directory)
     config = PolicyConfig.read(directory)
-    try:
-        text = tokenizer.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{tokenizer} is not UTF-8 text ({error}): download it again") from error
     Prompter(text, config.prompt, config.spec.decoder)("go")  # a tokenizer that fails must fail now, not after hours
     return Checkpoint(source, tensors, config, text, (tuple(files),))
 

@@ -1,8 +1,8 @@
 """Instruction -> token ids, exactly as OpenVLA was trained to read them.
 
-The tokenizer is the checkpoint's own tokenizer.json, run by `tokenizers`: transformers would rebuild the
-pipeline and change the ids. A lone space piece ends the prompt, because the action string followed a space
-in training; its id is looked up, never assumed.
+The tokenizer is the checkpoint's own (`openvla.tokenizer`), run by `tokenizers`: transformers 5 has a Llama tokenizer
+that drops the file's pipeline for its own, and gives other ids beside special tokens. A lone space piece ends the
+prompt, because the action string followed a space in training; its id is looked up, never assumed.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import warnings
 from enum import Enum
 from functools import cached_property
 
-from tokenizers import Tokenizer
-
 from edge_vla.errors import CheckpointError, EdgeVLAWarning, UsageError
+from edge_vla.openvla.tokenizer import parse_tokenizer, plain
 from edge_vla.spec import DecoderSpec
 
 SPACE_PIECE = "▁"
@@ -38,10 +37,7 @@ class Prompter:
     """Builds prompts in one style with one tokenizer."""
 
     def __init__(self, tokenizer_json: str, style: PromptStyle, decoder: DecoderSpec) -> None:
-        try:
-            self.tokenizer = Tokenizer.from_str(tokenizer_json)
-        except Exception as error:  # tokenizers raises nothing narrower
-            raise CheckpointError(f"tokenizer.json cannot be read: {error}") from error
+        self.tokenizer = plain(parse_tokenizer(tokenizer_json))
         if self.tokenizer.get_vocab_size() > decoder.vocab_rows:
             raise CheckpointError(
                 f"tokenizer.json has {self.tokenizer.get_vocab_size()} pieces, the network {decoder.vocab_rows} rows: "
