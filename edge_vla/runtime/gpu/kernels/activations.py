@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
+from edge_vla.runtime.gpu.kernels.language import check_rows, jit, overlap, tl, wait_for_inputs
 from edge_vla.runtime.gpu.kernels.row_kernel import (
     block_of,
     layout,
@@ -43,12 +43,13 @@ def kernel_swiglu(gate_up: Tensor, dtype: torch.dtype, row_format: RowFormat = P
         gate_up,
         typed,
         *pointers(out),
+        m,
         PARTS=parts_of(gate_up),
-        ROWS=m,
         WIDTH=width,
         **layout(out),
         BLOCK=block,
         num_warps=warps_of(block),
+        **overlap(gate_up.device),
     )
     return out
 
@@ -65,7 +66,14 @@ def kernel_gelu(x: Tensor, bias: Tensor, row_format: RowFormat = PLAIN) -> Rows:
     out = empty_rows(m, width, x.dtype, x.device, row_format)
     block = _block(out, row_format)
     _gelu[(m, -(-width // block))](
-        x, bias, *pointers(out), WIDTH=width, **layout(out), BLOCK=block, num_warps=warps_of(block)
+        x,
+        bias,
+        *pointers(out),
+        WIDTH=width,
+        **layout(out),
+        BLOCK=block,
+        num_warps=warps_of(block),
+        **overlap(x.device),
     )
     return out
 
@@ -82,21 +90,23 @@ def _swiglu(
     typed: tl.tensor,
     out: tl.tensor,
     scales: tl.tensor,
+    rows: tl.tensor,
     PARTS: tl.constexpr,
-    ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     STRIDE: tl.constexpr,
     INT8: tl.constexpr,
     FOR_INT4: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     TYPE: tl.constexpr = typed.dtype.element_ty
     row = tl.program_id(0)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < WIDTH
     place = row * 2 * WIDTH + column
-    gate = rounded(sum_of(gate_up, place, mask, ROWS * 2 * WIDTH, PARTS), TYPE)
-    up = rounded(sum_of(gate_up, place + WIDTH, mask, ROWS * 2 * WIDTH, PARTS), TYPE)
+    wait_for_inputs(EARLY)
+    gate = rounded(sum_of(gate_up, place, mask, rows * 2 * WIDTH, PARTS), TYPE)
+    up = rounded(sum_of(gate_up, place + WIDTH, mask, rows * 2 * WIDTH, PARTS), TYPE)
     active = rounded(gate / (1.0 + tl.exp(-gate)), TYPE)
     values = rounded(active * up, TYPE)
     store_row(out, scales, values, row, column, WIDTH, STRIDE, INT8, FOR_INT4)
@@ -113,12 +123,15 @@ def _gelu(
     INT8: tl.constexpr,
     FOR_INT4: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     TYPE: tl.constexpr = x.dtype.element_ty
     row = tl.program_id(0)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < WIDTH
+    shift = tl.load(bias + column, mask=mask, other=0.0).to(tl.float32)
+    wait_for_inputs(EARLY)
     values = tl.load(x + row * WIDTH + column, mask=mask, other=0.0).to(tl.float32)
-    values = rounded(values + tl.load(bias + column, mask=mask, other=0.0).to(tl.float32), TYPE)
+    values = rounded(values + shift, TYPE)
     values = rounded(0.5 * values * (1.0 + tl.math.erf(values * 0.7071067811865476)), TYPE)
     store_row(out, scales, values, row, column, WIDTH, STRIDE, INT8, FOR_INT4)

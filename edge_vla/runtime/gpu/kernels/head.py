@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
+from edge_vla.runtime.gpu.kernels.language import check_rows, jit, overlap, tl, wait_for_inputs
 from edge_vla.runtime.gpu.kernels.row_kernel import block_of, rounded, sum_of, warps_of
 from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS, Chip, head_tile, split_k
 
@@ -41,12 +41,33 @@ def kernel(hidden: Tensor, head: Tensor) -> Choice:
     splits, blocks_each = split_k(chip, tile, n, blocks)
     logits = torch.empty(splits, m, n, dtype=torch.float32, device=device)
     _logits[(-(-n // tile.block_n), splits)](
-        hidden, head, logits, m, n, k, blocks, blocks_each, **tile.launch(), BLOCK_K=tile.block_k
+        hidden,
+        head,
+        logits,
+        m,
+        n,
+        k,
+        blocks,
+        blocks_each,
+        **tile.launch(),
+        BLOCK_K=tile.block_k,
+        **overlap(device),
     )
     bins = torch.empty(m, dtype=torch.int32, device=device)
     margins = torch.empty(m, dtype=torch.float32, device=device)
     block = block_of(n)
-    _choose[(m,)](logits, hidden, bins, margins, SPLITS=splits, ROWS=m, COUNT=n, BLOCK=block, num_warps=warps_of(block))
+    _choose[(m,)](
+        logits,
+        hidden,
+        bins,
+        margins,
+        m,
+        SPLITS=splits,
+        COUNT=n,
+        BLOCK=block,
+        num_warps=warps_of(block),
+        **overlap(device),
+    )
     return Choice(bins, margins)
 
 
@@ -63,6 +84,7 @@ def _logits(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     output = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.arange(0, BLOCK_M)
@@ -70,6 +92,7 @@ def _logits(
     n_mask = (output < n)[:, None]
     m_mask = (row < m)[None, :]
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    wait_for_inputs(EARLY)
     for block in range(first, tl.minimum(first + blocks_each, blocks)):
         place = block * BLOCK_K + tl.arange(0, BLOCK_K)
         weight = tl.load(head + output[:, None] * k + place[None, :], mask=n_mask & (place < k)[None, :], other=0.0)
@@ -85,15 +108,17 @@ def _choose(
     typed: tl.tensor,
     bins: tl.tensor,
     margins: tl.tensor,
+    rows: tl.tensor,
     SPLITS: tl.constexpr,
-    ROWS: tl.constexpr,
     COUNT: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     row = tl.program_id(0)
     order = tl.arange(0, BLOCK)
     mask = order < COUNT
-    values = rounded(sum_of(logits, row * COUNT + order, mask, ROWS * COUNT, SPLITS), typed.dtype.element_ty)
+    wait_for_inputs(EARLY)
+    values = rounded(sum_of(logits, row * COUNT + order, mask, rows * COUNT, SPLITS), typed.dtype.element_ty)
     wrong = tl.sum(tl.where(mask & ~(tl.abs(values) < float("inf")), 1, 0), axis=0)
     values = tl.where(mask, values, -float("inf"))
     best = tl.max(values, axis=0)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
+from edge_vla.runtime.gpu.kernels.language import check_rows, jit, overlap, tl, wait_for_inputs
 from edge_vla.runtime.gpu.kernels.row_kernel import block_of, layout, pointers, rounded, store_row, stride_of, warps_of
 from edge_vla.runtime.gpu.kernels.weights import PLAIN, RowFormat, Rows, empty_rows, in_format
 
@@ -68,6 +68,7 @@ def kernel(
         **layout(normed),
         BLOCK=block,
         num_warps=warps_of(block),
+        **overlap(x.device),
     )
     return total, normed
 
@@ -91,11 +92,13 @@ def _layer_norm(
     INT8: tl.constexpr,
     FOR_INT4: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     TYPE: tl.constexpr = x.dtype.element_ty
     row = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     mask = column < WIDTH
+    wait_for_inputs(EARLY)
     values = tl.load(x + row * WIDTH + column, mask=mask, other=0.0).to(tl.float32)
     if ADDED:
         step = tl.load(added + row * WIDTH + column, mask=mask, other=0.0).to(tl.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
+from edge_vla.runtime.gpu.kernels.language import check_rows, jit, overlap, tl, wait_for_inputs
 from edge_vla.runtime.gpu.kernels.row_kernel import block_of, layout, pointers, store_row, stride_of, warps_of
 from edge_vla.runtime.gpu.kernels.weights import RowFormat, Rows, empty_rows, in_format
 
@@ -20,7 +20,15 @@ def kernel(x: Tensor, row_format: RowFormat) -> Rows:
     check_rows(x)
     out = empty_rows(m, width, x.dtype, x.device, row_format)
     block = block_of(stride_of(out))
-    _quantise_rows[(m,)](x, *pointers(out), WIDTH=width, **layout(out), BLOCK=block, num_warps=warps_of(block))
+    _quantise_rows[(m,)](
+        x,
+        *pointers(out),
+        WIDTH=width,
+        **layout(out),
+        BLOCK=block,
+        num_warps=warps_of(block),
+        **overlap(x.device),
+    )
     return out
 
 
@@ -34,8 +42,10 @@ def _quantise_rows(
     INT8: tl.constexpr,
     FOR_INT4: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     row = tl.program_id(0)
     column = tl.arange(0, BLOCK)
+    wait_for_inputs(EARLY)
     values = tl.load(x + row * WIDTH + column, mask=column < WIDTH, other=0.0).to(tl.float32)
     store_row(out, scales, values, row, column, WIDTH, STRIDE, INT8, FOR_INT4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
+from edge_vla.runtime.gpu.kernels.language import check_rows, jit, overlap, tl, wait_for_inputs
 from edge_vla.runtime.gpu.kernels.row_kernel import (
     block_of,
     layout,
@@ -49,13 +49,14 @@ def kernel(
         total,
         *pointers(normed),
         eps,
+        m,
         ADDED=added is not None,
         PARTS=1 if added is None else parts_of(added),
-        ROWS=m,
         WIDTH=width,
         **layout(normed),
         BLOCK=block,
         num_warps=warps_of(block),
+        **overlap(x.device),
     )
     return total, normed
 
@@ -69,25 +70,27 @@ def _rms_norm(
     out: tl.tensor,
     scales: tl.tensor,
     eps: tl.tensor,
+    rows: tl.tensor,
     ADDED: tl.constexpr,
     PARTS: tl.constexpr,
-    ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     STRIDE: tl.constexpr,
     INT8: tl.constexpr,
     FOR_INT4: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     TYPE: tl.constexpr = x.dtype.element_ty
     row = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     mask = column < WIDTH
+    gain = tl.load(weight + column, mask=mask, other=0.0).to(tl.float32)
+    wait_for_inputs(EARLY)
     values = tl.load(x + row * WIDTH + column, mask=mask, other=0.0).to(tl.float32)
     if ADDED:
-        step = sum_of(added, row * WIDTH + column, mask, ROWS * WIDTH, PARTS)
+        step = sum_of(added, row * WIDTH + column, mask, rows * WIDTH, PARTS)
         values = rounded(values + rounded(step, TYPE), TYPE)
         tl.store(total + row * WIDTH + column, values.to(TYPE), mask=mask)
     scale = tl.math.rsqrt(tl.sum(values * values, axis=0) / WIDTH + eps)
-    gain = tl.load(weight + column, mask=mask, other=0.0).to(tl.float32)
     values = rounded(gain * rounded(values * scale, TYPE), TYPE)
     store_row(out, scales, values, row, column, WIDTH, STRIDE, INT8, FOR_INT4)
