@@ -30,13 +30,17 @@ def trace(run: Run, configuration: Configuration) -> Trace:
     for _ in range(3):
         engine.decide(task.prompt, task.pixels[0], run.scale.dims)
     activity: Any = torch.profiler.ProfilerActivity
-    kinds = [activity.CUDA] if run.device.type == "cuda" else [activity.CPU]
+    on_gpu = run.device.type == "cuda"
+    kinds = [activity.CUDA] if on_gpu else [activity.CPU]
     with torch.profiler.profile(activities=kinds) as profile, torch.inference_mode():
         for _ in range(ACTIONS):
             engine.run("action", shape)
-            if run.device.type == "cuda":
+            if on_gpu:
                 torch.cuda.synchronize(run.device)
-    return summary([(one.name, one.time_range.start, one.time_range.end) for one in profile.events()], ACTIONS)
+    device: Any = torch.autograd.DeviceType  # type: ignore[attr-defined]
+    where = device.CUDA if on_gpu else device.CPU  # the host's own calls are recorded too
+    events = [one for one in profile.events() if one.device_type == where]
+    return summary([(one.name, one.time_range.start, one.time_range.end) for one in events], ACTIONS)
 
 
 def summary(spans: list[tuple[str, float, float]], actions: int) -> Trace:

@@ -167,7 +167,7 @@ def test_each_run_is_cold_and_never_waits_for_the_host(monkeypatch: pytest.Monke
             return 0.25
 
     class Flush:
-        def zero_(self) -> None:
+        def sum(self) -> None:
             events.append("flush")
 
     monkeypatch.setattr(torch.cuda, "Event", Event)

@@ -57,7 +57,7 @@ def result() -> GpuResult:
 def parts_of(result: Json) -> Iterator[tuple[str, Json]]:
     for name in ("ceilings", "compilation", "kernels", "demo_tokens", "agreement"):
         yield name, result[name]
-    for group in ("memory", "latency", "stages"):
+    for group in ("memory", "latency", "stages", "traces"):
         yield from ((f"{group} {name}", part) for name, part in result[group].items())
 
 
