@@ -89,7 +89,7 @@ STATUS: dict[Code, int] = {
 }  # HTTP's
 
 
-class Refusal(EdgeVLAError):
+class RefusedError(EdgeVLAError):
     """No action, and why: `detail` says what was got and what was expected, without paths, tokens or tracebacks."""
 
     def __init__(self, code: Code, detail: str, *, request_id: str = "", retry_after_s: float | None = None) -> None:
@@ -126,7 +126,7 @@ class Service(Protocol):
     def ready(self) -> bool: ...
 
     async def act(self, observation: Observation) -> Reply:
-        """The action for this observation, or `Refusal`. Cancelling it takes the observation out of the queue."""
+        """The action for this observation, or `RefusedError`. Cancelling it takes the observation out of the queue."""
         ...
 
     def reset(self, robot: str) -> None:
