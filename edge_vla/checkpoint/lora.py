@@ -3,69 +3,37 @@
 Implements LoRA, rank-stabilised LoRA and DoRA on linears, convolutions and embeddings, rank and alpha patterns,
 fan-in-fan-out, trained biases and `modules_to_save`. An adapter that carries anything else is refused by name.
 
-Two arithmetics. "fp32" adds in float32 and rounds once (what peft computes for a float32 base). "upstream" is
-peft 0.11.1 on the base's own type, which is how OpenVLA's fine-tuning script merged the checkpoints people run.
+Where an adapter carries a copy of its base's tensor, that copy is merged into, as in peft.
+Two arithmetics. "fp32" adds in float32 and rounds once (what peft computes since 0.12, but for convolutions and
+embeddings, where some versions round twice). "upstream" is peft 0.11.1 on the base's own type, which is how OpenVLA's
+fine-tuning script merged the checkpoints people run.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, KeysView, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, KeysView, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Final, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edge_vla import typed_json
+from edge_vla.checkpoint.base_copy import difference
+from edge_vla.checkpoint.lora_config import Arithmetic, Scale, read_config
+from edge_vla.checkpoint.lora_keys import sort_keys, unknown_target
 from edge_vla.checkpoint.tensors import TensorSource, finite, open_safetensors
-from edge_vla.errors import CheckpointError, UsageError
-from edge_vla.openvla.config import read_json
+from edge_vla.errors import CheckpointError, EdgeVLAWarning, UsageError
 
-Arithmetic = Literal["fp32", "upstream"]
-PREFIX = "base_model.model."
-WEIGHTS = "adapter_model.safetensors"
-FACTORS = {
-    ".lora_A.weight": "a",
-    ".lora_B.weight": "b",
-    ".lora_embedding_A": "a",
-    ".lora_embedding_B": "b",
-    ".lora_magnitude_vector.weight": "magnitude",
-    ".lora_magnitude_vector": "magnitude",
-}
-# Options that change the merged weights in a way not implemented here. (Of the other initialisations a trained
-# adapter keeps no trace; these also changed the base's weights, which the adapter does not carry.)
-REFUSED_INITIALISATIONS = ("pissa", "corda", "olora", "loftq", "lora_ga")
-REFUSED = (
-    "arrow_config",
-    "alora_invocation_tokens",
-    "lora_bias",
-    "layer_replication",
-    "kasa_config",
-    "monteclora_config",
-    "target_parameters",
-    "trainable_token_indices",
-    "use_bdlora",
-    "use_qalora",
-    "velora_config",
+WEIGHTS: Final = "adapter_model.safetensors"
+PICKLED: Final = "adapter_model.bin"
+CONVERT: Final = (
+    'python -c "import torch, safetensors.torch as s; '
+    f"s.save_file(torch.load('{PICKLED}', weights_only=True), '{WEIGHTS}')\""
 )
-
-
-@dataclass(frozen=True)
-class AdapterConfig:
-    """What is read of adapter_config.json, besides the options that are refused."""
-
-    peft_type: str | None = None
-    lora_alpha: float | None = None
-    alpha_pattern: dict[str, float] | None = None
-    rank_pattern: dict[str, object] | None = None
-    fan_in_fan_out: bool | None = None
-    use_dora: bool | None = None
-    use_rslora: bool | None = None
-    init_lora_weights: object = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +41,7 @@ class Update:
     """The adapter tensors of one module, by file key."""
 
     module: str
-    scale: Mapping[Arithmetic, float]
+    scale: Scale
     keys: Mapping[str, str]
     embedding: bool
 
@@ -83,23 +51,21 @@ class Update:
 
 
 class Adapter:
-    """One adapter directory: its updates by target tensor, and plain replacements."""
+    """One adapter directory: its updates by target tensor, plain replacements, and copies of its base's tensors."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.config = self._read_config(directory / "adapter_config.json")
+        self.config = read_config(directory)
         self.path = directory / WEIGHTS
+        if not self.path.is_file() and (directory / PICKLED).is_file():
+            raise CheckpointError(f"{directory} holds {PICKLED}, which is not read: there, run {CONVERT}")
         if not self.path.is_file():
             raise CheckpointError(f"{self.path} is missing: expected a peft adapter saved as safetensors")
-        self.transposed = bool(self.config.fan_in_fan_out)
         with open_safetensors(self.path) as file:
             self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        modules: dict[str, dict[str, str]] = {}
-        self.replacements: dict[str, str] = {}
-        self.base_copies: dict[str, str] = {}
-        for key in self.shapes:
-            self._sort(key, modules)
-        self.updates = {update.target: update for update in (self._update(*item) for item in modules.items())}
+        keys = sort_keys(self.shapes, str(self.path))
+        self.replacements, self.base_copies = keys.replacements, keys.base_copies
+        self.updates = {update.target: update for update in (self._update(*item) for item in keys.factors.items())}
         if not self.updates and not self.replacements:
             raise CheckpointError(f"{self.path} holds no adapter tensors: expected lora_A and lora_B; save it again")
 
@@ -107,83 +73,89 @@ class Adapter:
         return str(self.directory)
 
     def load(self, key: str) -> Tensor:
-        with open_safetensors(self.path) as file:
-            return finite(file.get_tensor(key).clone(), f"{self.path}: {key}")
+        return finite(self._stored(key), f"{self.path}: {key}")
 
     def check(self, base: TensorSource) -> None:
         """Raise CheckpointError unless every tensor of the adapter belongs to `base`."""
         for target in [*self.updates, *self.replacements, *self.base_copies]:
             if target not in base.names():
-                raise CheckpointError(
-                    f"{self} adapts {target}, which {base} does not have: an adapter for another base"
-                )
+                why = unknown_target(target, base.names())
+                raise CheckpointError(f"{self} adapts {target}, which {base} does not have: {why}")
         for target, update in self.updates.items():
-            shape, (n, k) = base.shape(target), self._span(update)
-            kernel = self.shapes[update.keys["a"]][2:]
-            if shape != (*((k, n) if self.transposed or update.embedding else (n, k)), *kernel):
-                raise CheckpointError(f"{self}: {update.module} is {n} x {k}, the base's is {shape}: another base")
-            magnitude = self.shapes[update.keys["magnitude"]] if "magnitude" in update.keys else (n,)
-            if math.prod(magnitude) != n:
-                raise CheckpointError(f"{self}: {update.module} has {n} outputs, its magnitude {magnitude}")
-        for target, key in self.replacements.items():
+            self._check_update(update, base.shape(target))
+        for target, key in {**self.replacements, **self.base_copies}.items():
             if self.shapes[key] != base.shape(target):
                 raise CheckpointError(
                     f"{self}: {key} is {self.shapes[key]}, the base's {target} is {base.shape(target)}"
                 )
         for target, key in self.base_copies.items():
-            if self.shapes[key] != base.shape(target) or not torch.equal(self.load(key), base.load(target)):
-                raise CheckpointError(
-                    f"{self} carries a copy of {target} that differs from {base}'s: it was trained on another base"
-                )
+            self._check_copy(key, target, base)
+
+    def doubts(self, arithmetic: Arithmetic) -> Iterator[str]:
+        """What a careful user would want to know before merging it so, a line each."""
+        if self.config.unknown:
+            yield (
+                f"{self} sets {', '.join(self.config.unknown)}, which peft up to 0.21 does not have: if it changes the "
+                "merged weights, merge with peft first"
+            )
+        hidden = sum(update.scale.old != update.scale.new for update in self.updates.values())
+        if hidden and not self.config.new_search:
+            yield (
+                f"{self}: a rank pattern hides the alpha pattern of {hidden} modules in peft up to 0.13, which saved "
+                "it: merged as it was trained, while peft since 0.14 merges it otherwise"
+            )
+        elif hidden and arithmetic == "upstream":
+            yield (
+                f"{self}: a rank pattern hides the alpha pattern of {hidden} modules in peft 0.11.1, but not in the "
+                "later one that saved it: as it was trained is --merge-arithmetic fp32"
+            )
+        if (self.config.bias or "none") != "none" and not any(name.endswith(".bias") for name in self.replacements):
+            yield (
+                f"{self} trained biases (bias={self.config.bias!r}) and holds none: peft before 0.21 lost them when "
+                "it saved; the base's stay"
+            )
 
     def merge(self, name: str, weight: Tensor, arithmetic: Arithmetic) -> Tensor:
         """`weight`, the tensor called `name`, with this adapter in it, in the type it came in."""
         if name in self.replacements:
             return self.load(self.replacements[name]).to(weight.dtype)
+        if name in self.base_copies:  # as peft loads it: rounded, where it was
+            weight = self.load(self.base_copies[name]).to(weight.dtype)
         update = self.updates.get(name)
         if update is None:
             return weight
         factors = {part: self.load(key) for part, key in update.keys.items()}
-        transposed = self.transposed or update.embedding
-        merged = _merge(weight, factors, update.scale[arithmetic], transposed, arithmetic)
+        transposed = self._transposed(update, tuple(weight.shape))
+        new = arithmetic == "fp32" and self.config.new_search
+        scale = update.scale.new if new else update.scale.old
+        merged = _merge(weight, factors, scale, transposed, arithmetic)
         return finite(merged, f"{name} merged with {self}")
 
-    def _read_config(self, path: Path) -> AdapterConfig:
-        """CheckpointError for an option that would change the merged weights in a way not implemented here."""
-        raw = read_json(path)
-        try:
-            config = typed_json.from_json(AdapterConfig, raw, path.name, ignore_unknown=True)
-            _check_patterns("rank_pattern", config.rank_pattern)
-            _check_patterns("alpha_pattern", config.alpha_pattern)
-        except ValueError as error:
-            raise CheckpointError(f"{path}: {error}: save the adapter again") from error
-        if config.peft_type != "LORA":
-            raise CheckpointError(f"{self}: peft_type {config.peft_type!r}; only LORA adapters are merged")
-        carried, start = [option for option in REFUSED if raw.get(option)], config.init_lora_weights
-        if isinstance(start, str) and start.lower().startswith(REFUSED_INITIALISATIONS):
-            carried.append(f"init_lora_weights {start!r}")
-        if carried:
-            raise CheckpointError(
-                f"{self} uses {', '.join(carried)}, which is not implemented: merge it with peft first"
-            )
-        return config
+    def _stored(self, key: str) -> Tensor:
+        with open_safetensors(self.path) as file:
+            tensor: Tensor = file.get_tensor(key).clone()
+        return tensor
 
-    def _sort(self, key: str, modules: dict[str, dict[str, str]]) -> None:
-        if not key.startswith(PREFIX):
-            raise CheckpointError(f"{self.path}: unexpected key {key!r}: adapter keys start with {PREFIX!r}")
-        path = key.removeprefix(PREFIX)
-        for suffix, part in FACTORS.items():
-            if path.endswith(suffix):
-                modules.setdefault(path.removesuffix(suffix), {})[part] = key
-                return
-        if path.endswith(".base_layer.weight"):
-            self.base_copies[path.replace(".base_layer.", ".")] = key
-        elif path.endswith(".base_layer.bias"):
-            self.replacements[path.replace(".base_layer.", ".")] = key
-        elif path.endswith((".weight", ".bias")) and ".lora_" not in path:
-            self.replacements[path] = key
-        else:
-            raise CheckpointError(f"{self.path}: {key!r} is not a LoRA or DoRA tensor that is implemented")
+    def _check_update(self, update: Update, shape: tuple[int, ...]) -> None:
+        n, k = self._span(update)
+        kernel = self.shapes[update.keys["a"]][2:]
+        if shape != (*((k, n) if self._transposed(update, shape) else (n, k)), *kernel):
+            raise CheckpointError(f"{self}: {update.module} is {n} x {k}, the base's is {shape}: another base")
+        magnitude = self.shapes[update.keys["magnitude"]] if "magnitude" in update.keys else (n,)
+        if math.prod(magnitude) != n:
+            raise CheckpointError(f"{self}: {update.module} has {n} outputs, its magnitude {magnitude}")
+
+    def _check_copy(self, key: str, target: str, base: TensorSource) -> None:
+        copy = self._stored(key)
+        if apart := difference(copy, base.load(target)):
+            raise CheckpointError(
+                f"{self} carries a copy of {target} that is not {base}'s ({apart}): it was trained on another base"
+            )
+        if infinite := int((~torch.isfinite(copy)).sum()):
+            raise CheckpointError(
+                f"{self}: {infinite} values of the base's {target} overflowed in the copy that it carries, of type "
+                f"{copy.dtype}, and peft would merge infinities: train in bfloat16, or save without embedding layers"
+            )
 
     def _update(self, module: str, keys: Mapping[str, str]) -> Update:
         if not {"a", "b"} <= set(keys):
@@ -194,20 +166,15 @@ class Adapter:
         rank = a[0] if a else 0
         if len(a) < 2 or b[1:] != (rank, *[1] * (len(a) - 2)) or not rank:
             raise CheckpointError(f"{self.path}: {module} has lora_A {a} and lora_B {b}: expected (r, in) and (out, r)")
-        divisor = math.sqrt(rank) if self.config.use_rslora else rank
-        alphas, ranks = self.config.alpha_pattern or {}, self.config.rank_pattern or {}
-        scale: dict[Arithmetic, float] = {
-            "fp32": self._alpha(_search(alphas, module)) / divisor,
-            "upstream": self._alpha(_search([*ranks, *alphas], module)) / divisor,
-        }
+        try:
+            scale = self.config.scale(module, rank)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self}: {error}") from error
         return Update(module, scale, keys, embedding="lora_embedding" in keys["a"])
 
-    def _alpha(self, pattern: str) -> float:
-        """The alpha of a module whose name matched `pattern`."""
-        alpha = (self.config.alpha_pattern or {}).get(pattern, self.config.lora_alpha)
-        if alpha is None or not math.isfinite(alpha):
-            raise CheckpointError(f"{self}: lora_alpha is {alpha}, expected a finite number: save the adapter again")
-        return alpha
+    def _transposed(self, update: Update, shape: tuple[int, ...]) -> bool:
+        """Whether the base stores (in, out). As in peft, fan_in_fan_out means nothing on a linear that does not."""
+        return update.embedding or (bool(self.config.fan_in_fan_out) and shape != self._span(update))
 
     def _span(self, update: Update) -> tuple[int, int]:
         return self.shapes[update.keys["b"]][0], self.shapes[update.keys["a"]][1]
@@ -218,6 +185,8 @@ class MergedTensors:
 
     def __init__(self, base: TensorSource, adapter: Adapter, arithmetic: Arithmetic) -> None:
         adapter.check(base)
+        for doubt in adapter.doubts(arithmetic):
+            warnings.warn(doubt, EdgeVLAWarning, 4)
         self.base, self.adapter, self.arithmetic = base, adapter, arithmetic
 
     def __str__(self) -> str:
@@ -242,23 +211,6 @@ def merge_adapters(base: TensorSource, adapters: Iterable[Adapter], arithmetic: 
     return base
 
 
-def _check_patterns(name: str, patterns: Mapping[str, object] | None) -> None:
-    for pattern in patterns or ():
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"{name}: {pattern!r} is not a regular expression ({error})") from error
-
-
-def _search(patterns: Iterable[str], module: str) -> str:
-    """The first pattern that matches the end of the module's path, else the path itself.
-
-    Today's peft searches the alpha patterns alone. peft 0.11.1 made one search through rank and alpha patterns
-    and looked the same key up in both, so a rank pattern can hide an alpha pattern there.
-    """
-    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), module)
-
-
 def _delta(a: Tensor, b: Tensor, scale: float, transposed: bool) -> Tensor:
     """B A times the scale, in the factors' type. Convolutions: a (r, in, h, w), b (out, r, 1, 1)."""
     if a.dim() == 4 and a.shape[2:] == (1, 1):
@@ -281,9 +233,13 @@ def _with_magnitude(summed: Tensor, magnitude: Tensor, transposed: bool) -> Tens
 def _merge(
     weight: Tensor, factors: Mapping[str, Tensor], scale: float, transposed: bool, arithmetic: Arithmetic
 ) -> Tensor:
-    # peft 0.11.1 gives the adapter the base's type when it loads it, then works in that type throughout.
+    # peft 0.11.1 gives the adapter the base's type when it loads it, then works in that type throughout; but on a CPU
+    # it multiplies float16 factors in float32.
     dtype = torch.float32 if arithmetic == "fp32" else weight.dtype
-    summed = weight.to(dtype) + _delta(factors["a"].to(dtype), factors["b"].to(dtype), scale, transposed).to(dtype)
+    a, b = (factors[part].to(dtype) for part in ("a", "b"))
+    if dtype == torch.float16:
+        a, b = a.float(), b.float()
+    summed = weight.to(dtype) + _delta(a, b, scale, transposed).to(dtype)
     if "magnitude" in factors:
         summed = _with_magnitude(summed, factors["magnitude"].to(dtype), transposed)
     return summed.to(weight.dtype)
