@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from edge_vla.errors import UsageError
 from edge_vla.runtime.types import Decision, Draft, Predictions, Predictor
 
 
@@ -55,6 +56,21 @@ def decode(predictor: Predictor, dims: int, first_id: int, draft: Draft | None =
         guessed = propose(action.bins, action.guesses)[action.known :]
         action.accept(predictor.verify([*action.bins, *guessed][: dims - 1], action.known))
     return action.decision(drafted, first_id)
+
+
+def checked(draft: Draft, dims: int, bins: int) -> Draft:
+    """The same strategy; UsageError for what it may not propose, before an engine looks a bin up in a table."""
+
+    def check(known: Sequence[int], guesses: Sequence[int]) -> list[int]:
+        proposed = draft(known, guesses)
+        wrong = [one for one in proposed if not 0 <= one < bins]
+        if wrong or len(proposed) not in (0, dims):
+            raise UsageError(
+                f"the draft strategy proposed {list(proposed)}: expected {dims} bins from 0 to {bins - 1}, or none"
+            )
+        return proposed
+
+    return check
 
 
 def _nothing(known: Sequence[int], guesses: Sequence[int]) -> list[int]:  # noqa: ARG001

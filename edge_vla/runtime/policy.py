@@ -20,6 +20,7 @@ from PIL import Image
 
 from edge_vla.errors import NumericError, UsageError
 from edge_vla.openvla import ActionTokens, PolicyConfig, Prompter, Statistics, as_rgb, preprocess
+from edge_vla.runtime.decode import checked
 from edge_vla.runtime.network import Network
 from edge_vla.runtime.session import Session
 from edge_vla.runtime.types import Action, Draft, Engine
@@ -28,7 +29,7 @@ PROMPTS = 32  # instructions whose ids are kept
 
 
 class Stopwatch:
-    """Milliseconds between marks, read after the device has finished."""
+    """Milliseconds between marks, read after the device has finished this thread's work."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -46,7 +47,8 @@ class Stopwatch:
 
     def _now(self) -> float:
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            # not the whole device: that would end a capture which another thread is making
+            torch.cuda.current_stream(self.device).synchronize()
         return time.perf_counter()
 
 
@@ -109,6 +111,8 @@ class Policy:
         self._check_length(prompt, statistics.dims)
         if not np.isfinite(pixels).all():
             raise NumericError("the pixel values hold a non-finite number: no action")
+        if draft is not None:
+            draft = checked(draft, statistics.dims, self.config.spec.action.end - self.config.spec.action.first)
         with self._turn, torch.inference_mode():
             watch.mark("wait")
             decision = self.engine.decide(

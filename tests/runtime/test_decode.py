@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_vla.runtime.decode import decode
+from edge_vla.errors import UsageError
+from edge_vla.runtime.decode import checked, decode
 from edge_vla.runtime.types import Decision, Draft, Predictions
 
 FIRST = 1000  # the token of bin 0
@@ -115,3 +117,14 @@ def test_a_prediction_behind_a_wrong_guess_does_not_count() -> None:
     decision = decode(table, 4, FIRST, lambda known, guesses: [truth[0], wrong, 0, 0] if not known else [])
     assert decision.tokens == plain(4, 0).tokens
     assert table.calls[1][:2] == tuple(truth[:2]), "the first two were decided by the prefill, the rest anew"
+
+
+@given(st.lists(st.integers(-3, BINS + 2), max_size=6), st.integers(1, 4))
+def test_a_draft_of_something_else_is_refused(proposed: list[int], dims: int) -> None:
+    """Before an engine looks it up in a table of embeddings: on a GPU that ends the process."""
+    draft = checked(lambda known, guesses: proposed, dims, BINS)
+    if len(proposed) in (0, dims) and all(0 <= one < BINS for one in proposed):
+        assert draft((), ()) == proposed
+    else:
+        with pytest.raises(UsageError, match=f"expected {dims} bins from 0 to {BINS - 1}"):
+            draft((), ())

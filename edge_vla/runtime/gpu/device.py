@@ -120,6 +120,11 @@ class CudaDevice:
         except RuntimeError as error:
             if out_of_memory(error):
                 raise ResourceError(f"{what}: out of memory on {self.memory()}; {FREE_MEMORY}") from error
+            if _CAPTURE.search(str(error)):
+                raise BackendError(
+                    f"{what}: the recording of a CUDA graph was disturbed ({_first_line(error)}): another thread used "
+                    "the device meanwhile; warm the policy (policy.warm) before others use the device, and try again"
+                ) from error
             if not is_sticky(error):
                 raise
             self.lost = f"{what}: {_first_line(error)}"
@@ -179,6 +184,10 @@ def is_sticky(error: RuntimeError) -> bool:
     """
     typed = getattr(torch, "AcceleratorError", None)  # torch 2.8 and later
     return (typed is not None and isinstance(error, typed)) or bool(re.search(r"CUDA error|\[CUDA\]", str(error)))
+
+
+# CUDA's errors 900 to 908 are about a capture, which ends with them; the device goes on.
+_CAPTURE: Final = re.compile(r"\bcaptur", re.IGNORECASE)
 
 
 def _triton_errors() -> tuple[type[Exception], ...]:

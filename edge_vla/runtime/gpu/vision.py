@@ -6,7 +6,7 @@ int8. Arithmetic follows `edge_vla.model.vision`. Knows shapes and the checkpoin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,6 +154,9 @@ class KernelVision:
             Tower(tower, weights, prefix, config) for tower, prefix in zip(spec.towers, TOWER_PREFIXES, strict=False)
         ]
         self.projector = [Linear(weights, f"projector.fc{i}", config) for i in range(1, len(spec.projector_widths))]
+        device = self.towers[0].positions.device
+        more = self.towers[1:] if device.type == "cuda" else []
+        self._streams = [torch.cuda.Stream(device) for _ in more]  # type: ignore[no-untyped-call]
 
     @property
     def bytes(self) -> int:
@@ -168,8 +171,23 @@ class KernelVision:
         return torch.stack([self._one(image) for image in values])
 
     def _one(self, pixels: Tensor) -> Tensor:
-        features = [tower(pixels[3 * i : 3 * i + 3]) for i, tower in enumerate(self.towers)]
-        x = torch.cat(features, dim=1)
+        x = torch.cat(self._features([pixels[3 * i : 3 * i + 3] for i in range(len(self.towers))]), dim=1)
         for i, linear in enumerate(self.projector):
             x = linear(linear.prepare(F.gelu(x) if i else x))
         return x
+
+    def _features(self, pixels: Sequence[Tensor]) -> list[Tensor]:
+        """Of each tower. Further ones run beside the first, on streams of their own: one does not fill a big chip."""
+        if not self._streams:
+            return [tower(part) for tower, part in zip(self.towers, pixels, strict=True)]
+        current = torch.cuda.current_stream(pixels[0].device)
+        beside = list[Tensor]()
+        for tower, part, stream in zip(self.towers[1:], pixels[1:], self._streams, strict=True):
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                beside.append(tower(part))
+            beside[-1].record_stream(current)
+        first = self.towers[0](pixels[0])
+        for stream in self._streams:
+            current.wait_stream(stream)
+        return [first, *beside]

@@ -164,6 +164,24 @@ def test_a_broken_cuda_is_remembered(said: str, tiny_artifacts: Mapping[int, Pat
     assert engine(policy(tiny_artifacts[4])).decide(prompt, image, 7) == sound, "another engine on a working device"
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: operation not permitted when stream is capturing",
+        "CUDA error: operation failed due to a previous error during capture",
+        "CUDA error: capturing stream has unjoined work",
+    ],
+)
+def test_a_disturbed_recording_loses_no_device(said: str) -> None:
+    """CUDA's errors 900 to 908 end the capture, not the context."""
+    cuda = CudaDevice(CPU)
+    with pytest.raises(BackendError, match=r"another thread used the device.*policy\.warm") as caught, cuda.guard("x"):
+        raise RuntimeError(said)
+    assert not isinstance(caught.value, DeviceLostError)
+    with cuda.guard("the next action"):
+        pass
+
+
 def test_torchs_own_type_is_known() -> None:
     if not hasattr(torch, "AcceleratorError"):
         pytest.skip("torch before 2.8 has no type of its own for it")

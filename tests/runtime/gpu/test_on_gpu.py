@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 
 import edge_vla
 from edge_vla.artifact import TOKENIZER, Artifact
-from edge_vla.errors import ResourceError
+from edge_vla.errors import EdgeVLAError, ResourceError
 from edge_vla.runtime.engine import StagedEngine
 from edge_vla.runtime.gpu.config import Activations
 from edge_vla.runtime.gpu.engine import PIECES
@@ -147,6 +148,30 @@ def test_a_thousand_actions_take_no_more_memory_than_ten(tiny_artifacts: Mapping
             engine(made).decide(prompt, image, DIMS)
         held.append(torch.cuda.memory_allocated())
     assert held[0] == held[1]
+
+
+def test_a_second_thread_disturbs_no_recording(tiny_artifacts: Mapping[int, Path]) -> None:
+    """One acts, and is timed, while the other records graphs for new prompt lengths."""
+    made, image = on_gpu(tiny_artifacts[4]), np.full((40, 40, 3), 90, np.uint8)
+    made.warm([WORDS[0]])
+    expected, stop, wrong = made.act(image, WORDS[0]).tokens, threading.Event(), list[object]()
+
+    def act() -> None:
+        try:
+            while not stop.is_set():
+                wrong.extend(tokens for tokens in [made.act(image, WORDS[0]).tokens] if tokens != expected)
+        except EdgeVLAError as error:
+            wrong.append(error)
+
+    beside = threading.Thread(target=act)
+    beside.start()
+    try:
+        for words in range(2, 9):
+            made.act(image, " ".join(["cup"] * words))
+    finally:
+        stop.set()
+        beside.join()
+    assert not wrong
 
 
 def test_memory_that_runs_out_at_load_and_at_capture(tiny_artifacts: Mapping[int, Path]) -> None:
