@@ -136,3 +136,7 @@ class Service(Protocol):
     def leave(self, robot: str) -> None:
         """The robot is gone: what it has queued is cancelled, what is kept for it is dropped."""
         ...
+
+    def refused(self, error: RefusedError) -> RefusedError:
+        """What a front end refuses by itself, before `act`: counted, logged, and given a request id for the wire."""
+        ...
