@@ -48,12 +48,21 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class GoldenFrame:
-    """A frame whose tokens this artifact gave when it was made.
+class GoldenSteps:
+    """What a golden frame was on its way to an action. Tokens alone may forgive a wrong step.
 
-    `noise` is how far rounding alone may move a margin: twice the most that rounding-sized noise in every block and
-    layer did.
+    `prompt` is what the network read, `pixels` the mean pixel value of each channel's four quarters, `action` in robot
+    units what the tokens mean.
     """
+
+    prompt: tuple[int, ...]
+    pixels: tuple[tuple[float, ...], ...]
+    action: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class RecordedFrame:
+    """A golden frame as `golden` lists it."""
 
     image: str
     instruction: str
@@ -61,6 +70,21 @@ class GoldenFrame:
     tokens: tuple[int, ...]
     margins: tuple[float, ...]
     noise: float
+
+
+@dataclass(frozen=True)
+class GoldenFrame(RecordedFrame):
+    """A frame whose tokens this artifact gave when it was made.
+
+    `noise` is how far rounding alone may move a margin: twice the most that rounding-sized noise in every block and
+    layer did. Artifacts before 0.2 have no `steps`.
+    """
+
+    steps: GoldenSteps | None = None
+
+    def recorded(self) -> dict[str, object]:
+        """As `golden` lists it; `golden_steps` has the rest, because a reader need not know it."""
+        return {part.name: getattr(self, part.name) for part in dataclasses.fields(RecordedFrame)}
 
 
 @dataclass(frozen=True)
@@ -138,6 +162,7 @@ class Manifest:
         return 2 if schemes & set(NARROW) or self.recipe.vision_bits != 16 else 1
 
     def to_json(self) -> dict[str, object]:
+        steps = [dataclasses.asdict(frame.steps) for frame in self.golden if frame.steps is not None]
         return {
             "format": FORMAT,
             "version": self.version,
@@ -149,7 +174,8 @@ class Manifest:
             "statistics": self.config.statistics.raw,
             "layers": [{name: dataclasses.asdict(linear) for name, linear in layer.items()} for layer in self.layers],
             "vision_check": dataclasses.asdict(self.vision_check),
-            "golden": [dataclasses.asdict(frame) for frame in self.golden],
+            "golden": [frame.recorded() for frame in self.golden],
+            **({"golden_steps": steps} if steps and len(steps) == len(self.golden) else {}),
             "files": {path: dataclasses.asdict(record) for path, record in sorted(self.files.items())},
         }
 
@@ -181,7 +207,7 @@ class Manifest:
                 vision_check=typed_json.from_json(
                     VisionCheck, raw["vision_check"], "vision_check", ignore_unknown=True
                 ),
-                golden=typed_json.from_json(tuple[GoldenFrame, ...], raw["golden"], "golden"),
+                golden=_golden(raw["golden"], raw.get("golden_steps")),
                 files=typed_json.from_json(dict[str, FileRecord], raw["files"], "files"),
             )._check()
         except (KeyError, TypeError, ValueError, CheckpointError) as error:
@@ -208,3 +234,17 @@ class Manifest:
             if key not in self.config.statistics or lengths != {self.config.statistics[key].dims}:
                 raise ArtifactError(f"{MANIFEST}: golden frame {frame.image} does not fit the statistics: export again")
         return self
+            quarters = [len(quarter) for quarter in frame.steps.pixels] if frame.steps else []
+            if frame.steps and (len(frame.steps.action) not in lengths or quarters != [4] * 3 * len(image.means)):
+                raise ArtifactError(f"{MANIFEST}: the steps of {frame.image} do not fit its policy: export again")
+
+
+def _golden(frames: object, steps: object) -> tuple[GoldenFrame, ...]:
+    """`golden` and, where the artifact has it, `golden_steps`, which may hold keys that this version does not know."""
+    recorded = typed_json.from_json(tuple[RecordedFrame, ...], frames, "golden")
+    if steps is None:
+        return tuple(GoldenFrame(**vars(frame)) for frame in recorded)
+    known = typed_json.from_json(tuple[GoldenSteps, ...], steps, "golden_steps", ignore_unknown=True)
+    if len(known) != len(recorded):
+        raise ValueError(f"golden_steps: expected one for each of {len(recorded)} golden frames, got {len(known)}")
+    return tuple(GoldenFrame(**vars(frame), steps=one) for frame, one in zip(recorded, known, strict=True))

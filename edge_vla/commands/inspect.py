@@ -38,6 +38,10 @@ def verify(
         err.print(f"golden frames: {len(frames) - len(notes)} of {len(frames)} give the recorded tokens")
     print(f"ok {opened.identity}")
 
+        if any(frame.steps is None for frame in frames):
+            say(
+                "note", "yellow", "golden frames are of tokens alone, made before 0.2: prompt and pixels went unchecked"
+            )
 
 def inspect(
     path: Annotated[str, typer.Argument(help="An artifact, or a checkpoint.")],

@@ -2,6 +2,8 @@
 
 Of a few candidates the one with the largest narrowest margin is kept, with how far rounding noise in every block and
 layer moves its margins: a device whose tokens differ beyond that is wrong, not merely rounding otherwise.
+
+Both are measured in one arithmetic that the machine decides and no stopwatch: the same export gives the same bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from edge_vla.artifact import Artifact, GoldenFrame
 from edge_vla.data import Frame, synthetic_image
 from edge_vla.export.writer import ArtifactWriter
 from edge_vla.runtime import Action, Policy, load, rounding_noise
+from edge_vla.runtime.kernels import AUTO_BF16, TORCH_BF16
 from edge_vla.runtime.noise import ROUNDING
+from edge_vla.runtime.golden import steps
 
 INSTRUCTIONS: Final = ("pick up the object", "open the drawer")  # for synthetic images
 MAX_CANDIDATES: Final = 8
@@ -26,7 +30,7 @@ SAFETY: Final = 2.0
 
 def choose_golden(draft: Artifact, frames: Sequence[Frame], writer: ArtifactWriter) -> GoldenFrame:
     """Run the candidates on the artifact as it will be loaded, and write the image of the chosen one beside it."""
-    policy = load(draft.directory, "cpu", check=False)
+    policy = load(draft.directory, "cpu", kernel=AUTO_BF16, check=False)
     key = next(iter(policy.config.statistics))
     candidates = [(frame.open(), frame.instruction, frame.unnorm_key or key) for frame in frames[:MAX_CANDIDATES]]
     if not candidates:
@@ -34,13 +38,14 @@ def choose_golden(draft: Artifact, frames: Sequence[Frame], writer: ArtifactWrit
         candidates = [(synthetic_image(i, size), text, key) for i, text in enumerate(INSTRUCTIONS)]
     actions = [(policy.act(*candidate), candidate) for candidate in candidates]
     action, (image, instruction, unnorm_key) = max(actions, key=lambda pair: min(pair[0].margins))
+    walk = steps(policy, image, instruction, unnorm_key, action.tokens)
     name = "golden/000.png"
     writer.write(name, _png(image))
     del policy  # before the next is loaded
-    reference = load(draft.directory, "cpu", "torch", kernel="torch", check=False)
+    reference = load(draft.directory, "cpu", "torch", kernel=TORCH_BF16, check=False)
     noise = _noise(reference, image, instruction, unnorm_key)
     margins = tuple(round(margin, 4) for margin in action.margins)
-    return GoldenFrame(name, instruction, unnorm_key, action.tokens, margins, noise)
+    return GoldenFrame(name, instruction, unnorm_key, action.tokens, margins, noise, walk)
 
 
 def _noise(policy: Policy, image: Image.Image, instruction: str, key: str) -> float:

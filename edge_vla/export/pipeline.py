@@ -46,7 +46,8 @@ from edge_vla.export.calibrated import CalibratedDecoder
 from edge_vla.export.decoder import Linears, round_layers
 from edge_vla.export.duration import stage_costs
 from edge_vla.export.formats import Formats, same_everywhere
-from edge_vla.export.golden import MAX_CANDIDATES, choose_golden
+from edge_vla.export.golden import INSTRUCTIONS, MAX_CANDIDATES, choose_golden
+from edge_vla.export.independent import compare
 from edge_vla.export.journal import ExportKey
 from edge_vla.export.preflight import check_disk, check_memory
 from edge_vla.export.progress import Progress, Silent
@@ -73,6 +74,7 @@ class Job:
     calibration: CalibrationSet | None
     formats: Formats  # unless bits are mixed
     form: str  # `artifact`, or another program's format
+    compared: str  # what of prompt and picture was compared with other programs
 
     @cached_property
     def source(self) -> Source:
@@ -131,7 +133,9 @@ def export(
         manifest = describe(job, layers, vision_bits, check)
         progress.stage("golden frame", 1)
         golden = choose_golden(writer.draft(manifest), frames, writer)
-        progress.step(f"narrowest margin {min(golden.margins):.2f}, rounding noise {golden.noise:.2f}")
+        progress.step(
+            f"narrowest margin {min(golden.margins):.2f}, rounding noise {golden.noise:.2f}; {job.compared}"
+        )
         writer.draft(dataclasses.replace(manifest, golden=(golden,)))
         writer.publish()
     return Artifact(out)
@@ -149,7 +153,10 @@ def prepare(checkpoint: Checkpoint, recipe: Recipe, frames: Sequence[Frame], for
     if recipe.calibrated and not frames:
         raise UsageError(f"--method {recipe.method} needs frames with recorded actions: --frames DIR")
     chosen = choose(frames, checkpoint.config, recipe.calibration_frames, recipe.seed) if recipe.calibrated else None
-    return Job(checkpoint, recipe, frames, chosen, formats, form)
+    candidates = frames[:MAX_CANDIDATES]
+    image = candidates[0].open() if candidates else synthetic_image(0, checkpoint.config.spec.image_size)
+    compared = compare(checkpoint, [frame.instruction for frame in candidates] or INSTRUCTIONS, image)
+    return Job(checkpoint, recipe, frames, chosen, formats, form, compared)
 
 
 def follow_source(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:

@@ -6,6 +6,7 @@ ImageNet numbers would be wrong by up to 0.008.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, get_args
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edge_vla import typed_json
-from edge_vla.errors import CheckpointError, FrameError
+from edge_vla.errors import CheckpointError, EdgeVLAWarning, FrameError
 
 Resize = Literal["resize-naive", "letterbox"]
 BICUBIC = 3  # Pillow's number, as preprocessor_config.json stores it
@@ -29,17 +30,35 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class Resizing:
+    """`size` is height and width, or the shorter side alone; absent, what the strategy makes it."""
+
     interpolation: int
+    size: list[int] | int | None = None
+
+
+@dataclass(frozen=True)
+class Cropping:
+    output_size: list[int]
 
 
 @dataclass(frozen=True)
 class PreprocessorConfig:
-    """What is read of preprocessor_config.json: one of each transform per tower."""
+    """What is read of preprocessor_config.json: one of each transform per tower.
+
+    OpenVLA's processor builds the transforms from the strategy, then puts the saved `tvf_*` over them: those decide.
+    """
 
     tvf_normalize_params: list[Normalisation]
     tvf_resize_params: list[Resizing]
+    tvf_crop_params: list[Cropping] | None = None
+    tvf_do_letterbox: bool | None = None
+    tvf_letterbox_fill: tuple[int, ...] | None = None
     means: list[tuple[float, ...]] | None = None
-    image_resize_strategy: str | None = None
+    image_resize_strategy: str = "letterbox"
+
+    @property
+    def letterbox(self) -> bool:
+        return self.image_resize_strategy == "letterbox" if self.tvf_do_letterbox is None else self.tvf_do_letterbox
 
 
 @dataclass(frozen=True)
@@ -70,7 +89,8 @@ class ImageContract:
             given = typed_json.from_json(PreprocessorConfig, raw, "preprocessor_config.json", ignore_unknown=True)
             means = tuple(one.mean for one in given.tvf_normalize_params)
             deviations = tuple(one.std for one in given.tvf_normalize_params)
-            fill = tuple(int(value * 255) for value in (given.means or means)[0])
+            # Upstream's loop over the towers leaves the last one's.
+            fill = given.tvf_letterbox_fill or tuple(int(value * 255) for value in (given.means or means)[-1])
         except (ValueError, IndexError, OverflowError) as error:
             raise CheckpointError(f"preprocessor_config.json is malformed ({error}): download it again") from error
         strategy, interpolations = given.image_resize_strategy, {one.interpolation for one in given.tvf_resize_params}
@@ -81,9 +101,34 @@ class ImageContract:
                 f"preprocessor_config.json: expected {towers} bicubic transforms (interpolation {BICUBIC}), "
                 f"got {len(means)} with {interpolations}"
             )
-        if strategy == "resize-naive":
+        _check_sizes(given, size)
+        if given.letterbox != (strategy == "letterbox"):
+            warnings.warn(
+                f"preprocessor_config.json: the strategy is {strategy}, its transforms "
+                f"{'letterbox' if given.letterbox else 'stretch'}: as upstream, the transforms decide",
+                EdgeVLAWarning,
+                3,
+            )
+        if not given.letterbox:
             return ImageContract(size, "resize-naive", means, deviations)
         return ImageContract(size, "letterbox", means, deviations, fill)
+
+
+def _check_sizes(given: PreprocessorConfig, size: int) -> None:
+    """CheckpointError unless every transform ends at the towers' size in the way that the contract has."""
+    shape: int | list[int] = size if given.letterbox else [size, size]
+    for resizing in given.tvf_resize_params:
+        if resizing.size not in (shape, None):
+            raise CheckpointError(
+                f"preprocessor_config.json: tvf_resize_params resize to {resizing.size}, expected {shape} "
+                f"({'letterbox' if given.letterbox else 'stretch'}, towers of {size} px): the file is of another model"
+            )
+    for crop in given.tvf_crop_params or ():
+        if crop.output_size != [size, size]:
+            raise CheckpointError(
+                f"preprocessor_config.json: tvf_crop_params crop to {crop.output_size}, the towers take "
+                f"{[size, size]}: the file is of another model"
+            )
 
 
 def as_rgb(image: Image.Image | NDArray[Any]) -> Image.Image:

@@ -1,6 +1,7 @@
 """RUN: artifact -> actions. Imports nothing from the build side."""
 
-from edge_vla.runtime.loading import load, replay
+from edge_vla.runtime.golden import replay
+from edge_vla.runtime.loading import load
 from edge_vla.runtime.noise import rounding_noise
 from edge_vla.runtime.policy import Policy, Stopwatch
 from edge_vla.runtime.session import Session

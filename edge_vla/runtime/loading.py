@@ -12,11 +12,11 @@ from typing import Final, Literal, get_args
 
 import torch
 
-from edge_vla.artifact import MANIFEST, TOKENIZER, Artifact, GoldenFrame
+from edge_vla.artifact import MANIFEST, TOKENIZER, Artifact
 from edge_vla.checkpoint import Arithmetic, open_checkpoint
-from edge_vla.data import open_image
-from edge_vla.errors import ArtifactError, BackendError, EdgeVLAWarning, UsageError
+from edge_vla.errors import BackendError, EdgeVLAWarning, UsageError
 from edge_vla.runtime import gpu
+from edge_vla.runtime.golden import replay
 from edge_vla.runtime.kernels import AUTO, TORCH
 from edge_vla.runtime.policy import Policy
 from edge_vla.runtime.reference import load_reference
@@ -93,27 +93,6 @@ def _open_artifact(
     for note in replay(policy, directory, artifact.manifest.golden) if check else ():
         warnings.warn(f"golden frame {note}", EdgeVLAWarning, 3)
     return policy
-
-
-def replay(policy: Policy, directory: Path, golden: Sequence[GoldenFrame]) -> list[str]:
-    """Act on each golden frame; return a line for each whose tokens differ at a near-tie.
-
-    A token that differs where the recorded margin is above the rounding noise raises ArtifactError.
-    """
-    notes = []
-    for frame in golden:
-        action = policy.act(open_image(directory / frame.image), frame.instruction, frame.unnorm_key)
-        if action.tokens == frame.tokens:
-            continue
-        where = next(i for i, pair in enumerate(zip(action.tokens, frame.tokens, strict=True)) if pair[0] != pair[1])
-        line = f"{frame.image}: dimension {where} gave {action.tokens[where]}, recorded {frame.tokens[where]}"
-        margin = f"margin {frame.margins[where]:.3f}, rounding noise {frame.noise:.3f}"
-        if frame.margins[where] > frame.noise:
-            raise ArtifactError(
-                f"golden frame {line} ({margin}): a kernel or a weight is wrong on this machine; try --kernel reference"
-            )
-        notes.append(f"{line}, a near-tie ({margin})")
-    return notes
 
 
 def _device(name: str) -> torch.device:

@@ -21,7 +21,7 @@ from edge_vla.runtime.cpu.native.gemm import NativeHead
 from edge_vla.runtime.cpu.native.layout import Format, fits_int8
 from edge_vla.runtime.cpu.native.library import fast, library
 from edge_vla.runtime.cpu.native.structs import Int8Inputs
-from edge_vla.runtime.kernels import AUTO, NATIVE, NATIVE_INT8, TORCH, pick
+from edge_vla.runtime.kernels import AUTO, AUTO_BF16, NATIVE, NATIVE_INT8, TORCH, TORCH_BF16, pick
 from edge_vla.runtime.parts import FUSED, fuse
 from edge_vla.spec import PolicySpec
 
@@ -47,7 +47,7 @@ class Assembly:
         want: str = AUTO,
     ) -> None:
         self.spec, self.dtype, self.device, self.want = spec, dtype, device, want
-        self.native = want in (AUTO, NATIVE, NATIVE_INT8) and self._runs_native(formats)
+        self.native = want in (AUTO, AUTO_BF16, NATIVE, NATIVE_INT8) and self._runs_native(formats)
         if want in (NATIVE, NATIVE_INT8) and not self.native:
             raise UsageError(
                 f"kernel {want} needs a C compiler, bf16 on the CPU, and formats bf16, int8, w8a8, int4 or narrower "
@@ -85,7 +85,8 @@ class Assembly:
 
     def check_kernel(self) -> None:
         """UsageError if `want` names a kernel and no weight has it."""
-        if self.want not in (AUTO, TORCH) and self.want not in set().union(*self.chosen.values()):
+        chosen = self.want in (AUTO, AUTO_BF16, TORCH, TORCH_BF16)  # a rule, not a kernel
+        if not chosen and self.want not in set().union(*self.chosen.values()):
             raise UsageError(
                 f"--kernel {self.want}: no weight of this artifact, of formats {sorted(self.chosen)}, has such a kernel"
             )
@@ -97,7 +98,7 @@ class Assembly:
     def _runs_native(self, formats: Iterable[Mapping[str, Format]]) -> bool:
         if self.dtype != torch.bfloat16 or self.device.type != "cpu":
             return False
-        able = fast() if self.want == AUTO else library() is not None
+        able = fast() if self.want in (AUTO, AUTO_BF16) else library() is not None
         return able and all(layer_fits(self.spec.decoder, _together(linears)) for linears in formats)
 
     def _native_layer(self, linears: Mapping[str, PackedWeight], norms: Mapping[str, Tensor]) -> NativeLayer:

@@ -25,6 +25,8 @@ from edge_vla.runtime.kernels.w8a8 import CpuW8A8, RoundedRows
 AUTO: Final = "auto"
 TORCH: Final = "torch"  # its own products of 16-bit weights, and its operators between products
 NATIVE: Final = "native"  # the whole decoder in C, `edge_vla.runtime.cpu.native`: not chosen weight by weight
+AUTO_BF16: Final = "auto/bf16"  # without the stopwatch: a gemm in bf16 wherever there is one; so is "torch/bf16"
+TORCH_BF16: Final = "torch/bf16"
 NATIVE_INT8: Final = "native/int8"  # the same with a prefill's rows rounded to 8 bits
 
 
@@ -50,7 +52,15 @@ KERNELS: Final[Mapping[Scheme, tuple[type[Kernel], ...]]] = {
     Scheme.INT4: (DynamicInt4, CpuInt4, GemmInt4, Reference) if ARM else (CpuInt4, GemmInt4, Reference, DynamicInt4),
 }
 NAMES: Final = tuple(
-    sorted({NATIVE, NATIVE_INT8, *(kernel.name for kernels in KERNELS.values() for kernel in kernels)})
+    sorted(
+        {
+            AUTO_BF16,
+            TORCH_BF16,
+            NATIVE,
+            NATIVE_INT8,
+            *(kernel.name for kernels in KERNELS.values() for kernel in kernels),
+        }
+    )
 )
 
 
@@ -69,7 +79,8 @@ def pick(
     named = [kernel for kernel in able if kernel.name == want]
     if want == AUTO or want not in {kernel.name for kernel in made_for}:
         gemm = next((kernel for kernel in able if issubclass(kernel, (GemmInt4, GemmInt8))), None)
-        return gemm if gemm is not None and gemm_pays(gemm, packed, rows, device) else able[0]
+        pays = want in (AUTO_BF16, TORCH_BF16) or (gemm is not None and gemm_pays(gemm, packed, rows, device))
+        return gemm if gemm is not None and pays else able[0]
     if not named:
         raise UsageError(
             f"kernel {want!r} does not run {packed.scheme.value} {packed.shape} in {dtype} on {device}; "
