@@ -1,6 +1,6 @@
 """JSON to frozen dataclasses, checked against their annotations; `dataclasses.asdict` is the way back.
 
-Knows dataclasses, tuples, lists, dicts, enums, literals, optionals and plain values. Knows no file and no version.
+Knows dataclasses (generic ones too), tuples, lists, dicts, enums, literals, optionals and plain values. Knows no file and no version.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def _refuse(name: str) -> object:
 
 def _convert(kind: Any, raw: Any, where: str, ignore_unknown: bool) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
-    if dataclasses.is_dataclass(kind):
+    if dataclasses.is_dataclass(kind) or dataclasses.is_dataclass(origin):
         return _dataclass(kind, raw, where, ignore_unknown)
     if origin in (Union, types.UnionType):
         if raw is None and type(None) in arguments:
             return None
         options = [option for option in arguments if option is not type(None)]
-        kind = next((option for option in options if type(raw) is option), options[0])
+        kind = next((option for option in options if type(raw) is (get_origin(option) or option)), options[0])
         return _convert(kind, raw, where, ignore_unknown)
     if origin in (tuple, list) and isinstance(raw, list):
         kinds = arguments[:1] * len(raw) if origin is list or arguments[-1] is Ellipsis else arguments
@@ -77,10 +77,23 @@ def _convert(kind: Any, raw: Any, where: str, ignore_unknown: bool) -> Any:
     raise ValueError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {raw!r:.80}")
 
 
+def _fields(kind: Any) -> dict[str, Any]:
+    """Types by field; those of `Part[int]` are Part's with int in place of its type variable."""
+    origin, arguments = get_origin(kind) or kind, get_args(kind)
+    kinds = get_type_hints(origin)
+    if not arguments:
+        return kinds
+    given = dict(zip(origin.__parameters__, arguments, strict=True))
+    for name, one in kinds.items():
+        free = getattr(one, "__parameters__", ())
+        kinds[name] = given.get(one) or (one[tuple(given[variable] for variable in free)] if free else one)
+    return kinds
+
+
 def _dataclass(kind: Any, raw: Any, where: str, ignore_unknown: bool) -> Any:
     if not isinstance(raw, dict):
         raise ValueError(f"{where}: expected an object, got {raw!r:.80}")
-    kinds = get_type_hints(kind)
+    kinds = _fields(kind)
     unknown = sorted(set(raw) - set(kinds))
     if unknown and not ignore_unknown:
         raise ValueError(f"{where}: unknown key {unknown[0]!r}, expected {sorted(kinds)}")

@@ -17,6 +17,8 @@ from edge_vla.bench.result import SpeedRatio
 from edge_vla.device.limits import Ceilings
 from edge_vla.device.sensors import GpuMemoryPeaks
 from edge_vla.files import write_whole
+from edge_vla.runtime.gpu.device import Backend
+from edge_vla.typed_json import from_json, parse
 
 VERSION: Final = 1
 T = TypeVar("T")
@@ -241,7 +243,7 @@ class GpuResult:
 
     dry_run: bool
     model: str
-    backend: str
+    backend: Backend
     provenance: Provenance
     device: GpuDevice | None
     memory: dict[str, Part[Memory]]  # by bits of the decoder
@@ -260,6 +262,11 @@ class GpuResult:
 
     def latency_tables(self) -> Iterator[LatencyTable]:
         yield from (part.measured for part in self.latency.values() if part.measured is not None)
+
+
+def read(path: Path) -> GpuResult:
+    """What `write` wrote, to add to it."""
+    return from_json(GpuResult, parse(path.read_bytes()))
 
 
 def write(result: GpuResult, path: Path) -> None:

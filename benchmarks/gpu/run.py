@@ -5,6 +5,7 @@ Knows time and files; knows nothing of what is measured.
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import time
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from edge_vla.runtime.gpu.device import Backend, out_of_memory
 
 log: Final = logging.getLogger("benchmarks.gpu")
 T = TypeVar("T")
+PATIENCE: Final = 4  # times a part's expected seconds, after which it counts as hanging
+LEAST_PATIENCE_S: Final = 90.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class PlannedPart(Generic[T]):
     name: str
     expected_s: float
     part: Part[T]
-    measure: Callable[[], T]
+    measure: Callable[[Run], T]
 
 
 @dataclass
@@ -68,13 +71,16 @@ class Run:
         """Measure one part and save. Whatever goes wrong in it is its result; the others go on."""
         part, began = planned.part, time.monotonic()
         left_s = self.budget_s - (began - self.started)
-        if self.result.device_lost is not None:
-            part.failed = f"not started: {self.result.device_lost}"
-        elif left_s < planned.expected_s:
+        if left_s < planned.expected_s:
             part.failed = f"not started: it takes about {planned.expected_s:.0f} s, {left_s:.0f} s of --budget are left"
         else:
             log.info("%s", planned.name)
-            self._measure(planned)
+            # a kernel that never ends holds the process inside a call that no exception reaches
+            faulthandler.dump_traceback_later(max(LEAST_PATIENCE_S, PATIENCE * planned.expected_s), exit=True)
+            try:
+                self._measure(planned)
+            finally:
+                faulthandler.cancel_dump_traceback_later()
         part.seconds = round(time.monotonic() - began, 1)
         if part.failed is not None:
             log.warning("%s failed: %s", planned.name, part.failed)
@@ -85,7 +91,7 @@ class Run:
 
     def _measure(self, planned: PlannedPart[T]) -> None:
         try:
-            planned.part.measured = planned.measure()
+            planned.part.measured = planned.measure(self)
         except Exception as error:  # a peer, a compiler or a driver may raise anything
             log.debug("", exc_info=error)
             planned.part.failed = _message(error)

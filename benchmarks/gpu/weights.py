@@ -34,11 +34,11 @@ from edge_vla.artifact import (
     VisionCheck,
     layer_file,
 )
-from edge_vla.checkpoint import Checkpoint
+from edge_vla.checkpoint import Checkpoint, open_checkpoint
 from edge_vla.checkpoint.keys import DECODER_PREFIX, layer_prefix, vision_keys
 from edge_vla.checkpoint.keys import EMBEDDINGS as TABLE
 from edge_vla.checkpoint.keys import HEAD as LOGITS
-from edge_vla.checkpoint.random import RandomTensors, open_random
+from edge_vla.checkpoint.random import RandomTensors
 from edge_vla.files import FileRecord
 from edge_vla.quant import Scheme, plan, quantise, sixteen
 
@@ -48,8 +48,8 @@ MATRIX: Final = 2  # dimensions of what becomes int8 in the towers, as in an exp
 
 def seeded(model: str, device: torch.device) -> Checkpoint:
     """`openvla-7b` or `openvla-tiny` with weights made on the device."""
-    _, config, tokenizer = open_random(model)
-    return Checkpoint(f"random:{model}", RandomTensors(model, config.spec, device), config, tokenizer, files=())
+    made = open_checkpoint(f"random:{model}")
+    return replace(made, tensors=RandomTensors(model, made.config.spec, device))
 
 
 def write(directory: Path, source: Checkpoint, bits: int, vision_bits: int, device: torch.device) -> Artifact:

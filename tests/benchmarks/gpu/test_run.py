@@ -7,12 +7,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks.gpu import __main__, stages, targets
+from benchmarks.gpu import plan as gpu_plan
 from benchmarks.gpu.configurations import BF16, CONFIGURATIONS, DRAFT_IN_PREFILL, DRAFTED, W4A8, W4A16, W8A8
 from benchmarks.gpu.peers import COMPILED, EAGER, PEERS
 from benchmarks.gpu.result import (
@@ -43,7 +44,7 @@ Json = Any  # a result as it is on disk
 
 @pytest.fixture(scope="module")
 def dry(tmp_path_factory: pytest.TempPathFactory) -> Json:
-    path = __main__.bench(tmp_path_factory.mktemp("dry"), dry=True)
+    path = gpu_plan.bench(tmp_path_factory.mktemp("dry"), dry=True)
     assert path.name.startswith("dry-run-")
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -51,7 +52,7 @@ def dry(tmp_path_factory: pytest.TempPathFactory) -> Json:
 @pytest.fixture
 def result() -> GpuResult:
     """Of a run that has measured nothing yet."""
-    return replace(__main__.empty_result(FULL, CPU, "reference"), dry_run=False)
+    return replace(gpu_plan.empty_result(FULL, CPU, "reference"), dry_run=False)
 
 
 def parts_of(result: Json) -> Iterator[tuple[str, Json]]:
@@ -116,7 +117,7 @@ def test_targets_are_met_missed_or_not_measured(result: GpuResult) -> None:
     p50_ms = {BF16: 31.0, W4A16: 16.0, W4A8: 14.5, W8A8: 22.0}
     systems = [timed(one.name, ms) for one, ms in p50_ms.items()] + [timed(DRAFTED, 9.5), timed(DRAFT_IN_PREFILL, 8.0)]
     faster = Comparison(W4A8.name, BF16.name, SpeedRatio(ratio=2.1, low=None, high=None, blocks=1))
-    result.latency[__main__.OURS].measured = LatencyTable(288, 7, systems, [faster], {})
+    result.latency[gpu_plan.OURS].measured = LatencyTable(288, 7, systems, [faster], {})
     kernels = [KernelRow("one", "one", passed=True), KernelRow("two", "two", passed=False)]
     result.kernels.measured = KernelTable("triton", kernels)
     rows = {row.what: row for row in targets.evaluate(result)}
@@ -152,7 +153,7 @@ def test_a_part_that_fails_spoils_no_other(tmp_path: Path, monkeypatch: pytest.M
         raise ZeroDivisionError("nothing by nothing")
 
     monkeypatch.setattr(stages, "ceilings", broken)
-    path = __main__.bench(tmp_path, dry=True, only=["ceilings", "stages bf16"])
+    path = gpu_plan.bench(tmp_path, dry=True, only=["ceilings", "stages bf16"])
     result = json.loads(path.read_text(encoding="utf-8"))
     assert result["ceilings"]["failed"] == "ZeroDivisionError: nothing by nothing"
     table = result["stages"]["bf16"]["measured"]
@@ -163,8 +164,8 @@ def test_a_part_that_fails_spoils_no_other(tmp_path: Path, monkeypatch: pytest.M
 def test_a_part_that_exceeds_the_budget_is_not_started(result: GpuResult, tmp_path: Path) -> None:
     run = Run(tmp_path / "a.json", DRY, CPU, "reference", seeded(DRY.model, CPU), tmp_path, 50.0, result)
     short, long = Part[int](), Part[int]()
-    run.fill(PlannedPart("short", 40.0, short, lambda: 1))
-    run.fill(PlannedPart("long", 100.0, long, lambda: 1))
+    run.fill(PlannedPart("short", 40.0, short, lambda run: 1))
+    run.fill(PlannedPart("long", 100.0, long, lambda run: 1))
     assert (short.measured, short.failed) == (1, None)
     assert long.measured is None
     assert long.failed is not None
@@ -172,18 +173,17 @@ def test_a_part_that_exceeds_the_budget_is_not_started(result: GpuResult, tmp_pa
 
 
 def test_our_parts_fit_into_one_run_and_slow_peers_into_another(result: GpuResult) -> None:
-    run = cast(Run, type("Planning", (), {"result": result}))
-    expected_s = {planned.name: planned.expected_s for planned in __main__.plan(run)}
+    expected_s = {planned.name: planned.expected_s for planned in gpu_plan.plan(result)}
     peers = {name: seconds for name, seconds in expected_s.items() if name.startswith("latency beside")}
     assert len(peers) == 2
-    assert sum(peers.values()) <= __main__.BUDGET_S
-    assert sum(expected_s.values()) - sum(peers.values()) <= __main__.BUDGET_S
+    assert sum(peers.values()) <= gpu_plan.BUDGET_S
+    assert sum(expected_s.values()) - sum(peers.values()) <= gpu_plan.BUDGET_S
 
 
 def test_a_run_overwrites_no_other(tmp_path: Path) -> None:
     taken = tmp_path / "2026-11-21-nvidia-h200-0123456789ab.json"
     for expected in ("", "-2", "-3"):
-        path = __main__.unused(taken)
+        path = gpu_plan.unused(taken)
         assert path == tmp_path / f"{taken.stem}{expected}.json"
         path.touch()
 
@@ -193,14 +193,14 @@ def test_a_dry_run_is_not_a_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     with pytest.raises(UsageError, match=r"--dry-run measures nothing.*choose another --out"):
         __main__.main()
     with pytest.raises(UsageError, match="--only nonsense: choose among"):
-        __main__.bench(tmp_path, dry=True, only=["nonsense"])
+        gpu_plan.bench(tmp_path, dry=True, only=["nonsense"])
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(BackendError, match="torch sees no CUDA device"):
-        __main__.bench(tmp_path, dry=False)
+        gpu_plan.bench(tmp_path, dry=False)
 
 
 def test_seeded_weights_are_reproducible_and_load_as_any_artifact(tmp_path: Path) -> None:
