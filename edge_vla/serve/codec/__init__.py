@@ -1,0 +1,1 @@
+"""Strangers' bytes become maps, lists, numbers, texts and arrays, or a `RefusedError`. A form a file."""

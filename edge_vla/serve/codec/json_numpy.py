@@ -1,0 +1,116 @@
+"""The form of `json-numpy` 1.0 to 2.1, as OpenVLA's `deploy.py` and its clients speak it: JSON with base64 arrays.
+
+`{"__numpy__": base64, "dtype": "|u1", "shape": [224, 224, 3]}`; a scalar has the shape `[]`. Where a client has no
+json-numpy, the body is `{"encoded": text}`, the text being the payload's JSON, and so is the reply.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn, TypeAlias, cast
+
+from numpy.typing import NDArray
+
+from edge_vla.serve.codec.ndarray import array, layout
+from edge_vla.serve.codec.values import CONTAINERS, Value, check_body, check_structure, kind, malformed, too_large
+from edge_vla.serve.limits import Limits
+
+MARKER: Final = "__numpy__"
+DIGITS: Final = 20  # of a whole number: more than 64 bits have
+Wire: TypeAlias = dict[str, Value]
+
+
+@dataclass(frozen=True)
+class Request:
+    """`payload` as decoded; `doubled` if it came as a text in `encoded`, and its reply must go so."""
+
+    payload: Wire
+    doubled: bool
+
+
+def decode_request(body: bytes, limits: Limits) -> Request:
+    payload = decode(body, limits)
+    doubled = isinstance(payload, dict) and "encoded" in payload
+    if isinstance(payload, dict) and doubled:
+        if len(payload) != 1 or not isinstance(payload["encoded"], str):
+            raise malformed("'encoded' beside other fields or not as a text", "nothing but a text in 'encoded'")
+        payload = decode(_utf8(payload["encoded"]), limits)
+    if not isinstance(payload, dict):
+        raise malformed(kind(payload), "a map with 'image' and 'instruction'")
+    return Request(payload, doubled)
+
+
+def decode(body: bytes, limits: Limits) -> Value:
+    """Strict JSON: UTF-8, no NaN, no key twice. Raises RefusedError, and only that."""
+    check_body(body, limits)
+    # Each of these begins at most one value; a text of arrays holds none. They are counted before a parser allocates.
+    marks = sum(body.count(mark) for mark in b"[{,:")
+    if marks > CONTAINERS * 2:
+        raise too_large(f"JSON of {marks} parts", f"at most {CONTAINERS * 2}")
+    try:
+        found = json.loads(
+            body.decode("utf-8"),
+            object_pairs_hook=lambda pairs: _object(pairs, limits),
+            parse_constant=_constant,
+            parse_int=_whole,
+        )
+    except (ValueError, RecursionError):
+        raise malformed(f"{len(body)} bytes that are no JSON", "UTF-8 JSON") from None
+    return check_structure(cast(Value, found), limits)
+
+
+def encode(values: NDArray[Any], *, compact: bool = True) -> bytes:
+    """An array as `JSONResponse` writes it under json-numpy; `compact=False` with the spaces of `json_numpy.dumps`."""
+    text = binascii.b2a_base64(values.tobytes(), newline=False).decode("ascii")
+    shape = {MARKER: text, "dtype": values.dtype.str, "shape": values.shape}
+    return json.dumps(shape, separators=(",", ":") if compact else None).encode("ascii")
+
+
+def encode_reply(values: NDArray[Any], *, doubled: bool) -> bytes:
+    """The body of `/act`'s reply: an array, or for a doubled request a JSON text that holds one."""
+    return json.dumps(encode(values, compact=False).decode("ascii")).encode("ascii") if doubled else encode(values)
+
+
+def _object(pairs: list[tuple[str, Value]], limits: Limits) -> Value:
+    if len(pairs) > limits.keys:
+        raise too_large(f"a map of {len(pairs)} keys", f"at most {limits.keys}")
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise malformed("a key twice in one map", "each once")
+    return _array(found, limits) if MARKER in found else found
+
+
+def _array(found: Wire, limits: Limits) -> NDArray[Any]:
+    if found.keys() != {MARKER, "dtype", "shape"}:
+        raise malformed("an array with other fields", f"'{MARKER}', 'dtype' and 'shape'")
+    form, text = layout(found["dtype"], found["shape"], limits), found[MARKER]
+    if not isinstance(text, str):
+        raise malformed(f"{kind(text)} as an array's data", "base64 text")
+    if len(text) != -(-form.nbytes // 3) * 4:
+        raise malformed(
+            f"{len(text)} base64 letters for shape {form.shape} {form.dtype}", f"{-(-form.nbytes // 3) * 4}"
+        )
+    try:
+        data = binascii.a2b_base64(text)  # skips what is no base64: then the bytes are too few
+    except ValueError:
+        raise malformed("an array's text that is no base64", "base64") from None
+    return array(data, form)
+
+
+def _constant(name: str) -> NoReturn:
+    raise malformed(f"the number {name}", "finite numbers")
+
+
+def _whole(text: str) -> int:
+    if len(text) > DIGITS:
+        raise malformed(f"a whole number of {len(text)} digits", f"at most {DIGITS}")
+    return int(text)
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise malformed("a text with half a character", "UTF-8") from None

@@ -1,0 +1,112 @@
+"""One WebSocket connection under a protocol that answers messages with messages. Knows no protocol.
+
+Messages are decoded in order and answered side by side, so that a disconnect cancels at once and, in protocols that do
+not wait, a newer observation can take an older one's place. A refusal is the protocol's own; the connection lives on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final, Protocol
+
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from edge_vla.serve.codec.values import Value, malformed
+from edge_vla.serve.fields import off_loop
+from edge_vla.serve.messages import Code, RefusedError, Service
+from edge_vla.serve.problem import counted, response
+
+PIPELINED: Final = 4  # messages of one connection under way at once; the next is not read before one is answered
+INTERNAL_ERROR: Final = 1011
+
+Frame = str | bytes
+
+
+class Dialogue(Protocol):
+    """A protocol's part: what a frame means, what is said to it, and how it says no."""
+
+    def decode(self, frame: bytes) -> Value: ...
+
+    async def answer(self, message: Value, received_ns: int) -> Frame | None: ...
+
+    def refusal(self, error: RefusedError, message: Value) -> Frame: ...
+
+
+async def accept(socket: WebSocket, service: Service) -> bool:
+    """Whether the connection is open now. A server that is not ready answers 503, before the handshake."""
+    if service.ready:
+        await socket.accept()
+        return True
+    error = RefusedError(Code.NOT_READY, "the policy is being loaded: ask /readyz how far it is", retry_after_s=1.0)
+    await socket.send_denial_response(response(counted(service, error)))
+    return False
+
+
+async def converse(socket: WebSocket, service: Service, robot: str, dialogue: Dialogue) -> None:
+    """Until the client leaves; then what it has queued is cancelled and `robot` forgotten.
+
+    An exception that is no refusal is a fault of ours: the client gets E_ENGINE and 1011, the log the exception.
+    """
+    answers: set[asyncio.Task[None]] = set()
+    incoming: asyncio.Task[Frame] | None = None
+    sending = asyncio.Lock()
+    try:
+        while True:
+            if incoming is None and len(answers) < PIPELINED:
+                incoming = asyncio.create_task(_receive(socket))
+            waited = answers | ({incoming} if incoming else set())
+            done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            for answer in done & answers:
+                answers.discard(answer)
+                answer.result()
+            if incoming in done:
+                frame, incoming = incoming.result(), None
+                answers.add(asyncio.create_task(_handle(socket, service, dialogue, frame, sending)))
+    except WebSocketDisconnect:
+        pass
+    except Exception:
+        await _fail(socket, service, dialogue)
+        raise
+    finally:
+        tasks = answers | ({incoming} if incoming else set())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        service.leave(robot)
+
+
+async def _receive(socket: WebSocket) -> Frame:
+    event = await socket.receive()
+    if event["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(event.get("code", 1005))
+    data = event.get("bytes")
+    return data if isinstance(data, bytes) else str(event.get("text"))
+
+
+async def _handle(socket: WebSocket, service: Service, dialogue: Dialogue, frame: Frame, sending: asyncio.Lock) -> None:
+    received, message = time.monotonic_ns(), None
+    reply: Frame | None
+    try:
+        if isinstance(frame, str):
+            raise malformed("a text frame", "a binary one")
+        message = await off_loop(len(frame), lambda: dialogue.decode(frame))
+        reply = await dialogue.answer(message, received)
+    except RefusedError as error:
+        reply = dialogue.refusal(counted(service, error), message)
+    if reply is not None:
+        async with sending:
+            await send(socket, reply)
+
+
+async def send(socket: WebSocket, frame: Frame) -> None:
+    await (socket.send_text(frame) if isinstance(frame, str) else socket.send_bytes(frame))
+
+
+async def _fail(socket: WebSocket, service: Service, dialogue: Dialogue) -> None:
+    error = counted(service, RefusedError(Code.ENGINE, "the server failed on this message; its log says why"))
+    try:
+        await send(socket, dialogue.refusal(error, None))
+        await socket.close(INTERNAL_ERROR)
+    except (WebSocketDisconnect, RuntimeError):  # the client was faster
+        pass
