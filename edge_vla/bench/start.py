@@ -20,7 +20,7 @@ from edge_vla.bench.provenance import provenance
 from edge_vla.bench.result import ArtifactFacts, Candidate, FrameSet, Model, Peer, Reference, Result
 from edge_vla.bench.speed import Measured
 from edge_vla.checkpoint import Checkpoint
-from edge_vla.data import Frame, read_frames
+from edge_vla.data import Frame, check_pictures, check_recorded, read_frames
 from edge_vla.device import limits
 from edge_vla.device.sensors import device_state
 from edge_vla.errors import UsageError
@@ -95,6 +95,8 @@ def start(
     frames = read_frames(directory)[: reference.limit]
     statistics = checkpoint.config.statistics
     keys = [statistics.resolve(reference.unnorm_key or frame.unnorm_key) for frame in frames]
+    check_recorded(frames, keys, statistics)
+    check_pictures(frames)
     facts = FrameFacts.of(frames, [statistics[key] for key in keys])
     run = Run(opened, plan, reference, checkpoint, directory, frames, facts, scratch, on_progress)
     run.result = _empty(run)
@@ -164,6 +166,9 @@ def _notes(run: Run, files: Sequence[Mapping[str, str]]) -> Iterator[str]:
     limit, count = run.reference.limit, len(run.frames)
     if limit and limit > count:
         yield f"{limit} frames were requested, the folder has {count}"
+    acted = sum(frame.action is not None for frame in run.frames)
+    if 0 < acted < count:
+        yield f"{count - acted} of {count} frames have no recorded action: none is compared with recorded actions"
     for name, artifact in run.artifacts.items():
         if artifact.manifest.source.files != tuple(map(dict, files)):
             yield f"{name} was made from other files than this reference: another policy, or a merged copy of it"

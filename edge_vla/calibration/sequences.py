@@ -17,7 +17,7 @@ from torch import Tensor
 
 from edge_vla.checkpoint import Checkpoint
 from edge_vla.checkpoint.keys import EMBEDDINGS, vision_keys
-from edge_vla.data import Frame
+from edge_vla.data import Frame, sound_action
 from edge_vla.errors import FrameError, NumericError
 from edge_vla.openvla import ActionTokens, PolicyConfig, Prompter, preprocess
 from edge_vla.runtime.vision.towers import torch_vision
@@ -47,12 +47,7 @@ def action_tokens(frame: Frame, config: PolicyConfig) -> tuple[int, ...]:
             f"{frame.image} has no recorded action, and calibrating needs its tokens: record actions too, or use "
             "--method rtn"
         )
-    if len(frame.action) != statistics.dims or not np.isfinite(frame.action).all():
-        raise FrameError(
-            f"{frame.image}: expected {statistics.dims} finite numbers as action, got {frame.action}: correct its line "
-            "in frames.jsonl"
-        )
-    normalised = statistics.normalise(np.asarray(frame.action, dtype=np.float64))
+    normalised = statistics.normalise(np.asarray(sound_action(frame, statistics), dtype=np.float64))
     return tuple(int(token) for token in ActionTokens(config.spec.action).encode(normalised))
 
 

@@ -19,7 +19,7 @@ from typing import Final, Literal
 import numpy as np
 
 from edge_vla.calibration.sequences import action_tokens
-from edge_vla.data import Frame, episodes
+from edge_vla.data import Frame, check_pictures, check_recorded, episodes
 from edge_vla.errors import UsageError
 from edge_vla.openvla import PolicyConfig
 
@@ -58,7 +58,7 @@ def choose(frames: Sequence[Frame], config: PolicyConfig, limit: int, seed: int 
     """At most `limit` of `frames`, in proportion to phase and instruction, and spread over episodes within those.
 
     Opens no image of a frame that is not chosen. FrameError for a frame without an action or with one that does not
-    fit; UsageError for too few frames.
+    fit, or for actions in another convention; UsageError for too few frames.
     """
     if len(frames) < MIN_FRAMES or limit < MIN_FRAMES:
         raise UsageError(
@@ -66,6 +66,8 @@ def choose(frames: Sequence[Frame], config: PolicyConfig, limit: int, seed: int 
             "--frames and --calibration-frames; 128 work well"
         )
     tokens = [action_tokens(frame, config) for frame in frames]
+    statistics = config.statistics
+    check_recorded(frames, [statistics.resolve(frame.unnorm_key) for frame in frames], statistics)
     phases = phases_by_speed(frames, config)
     rng = random.Random(seed)  # Mersenne twister: the same everywhere
     ids = episodes(frames)
@@ -73,6 +75,7 @@ def choose(frames: Sequence[Frame], config: PolicyConfig, limit: int, seed: int 
     ordered = sorted(range(len(frames)), key=lambda i: (phases[i], frames[i].instruction, shuffled[ids[i]], i))
     count = min(limit, len(frames))
     chosen = sorted(ordered[(2 * number + 1) * len(frames) // (2 * count)] for number in range(count))
+    check_pictures([frames[i] for i in chosen])
     hashes = [hashlib.sha256(f"{frames[i].sha256()} {tokens[i]}".encode()).hexdigest() for i in chosen]
     return CalibrationSet(tuple(frames[i] for i in chosen), tuple(phases[i] for i in chosen), tuple(hashes), seed)
 

@@ -4,8 +4,21 @@ from pathlib import Path
 
 from edge_vla.data.frames import BROKEN, Frame, episodes, open_image, read_folder, synthetic_image, write_frames
 from edge_vla.data.lerobot import find_dataset, read_lerobot
+from edge_vla.data.pictures import check_pictures
+from edge_vla.data.recorded import check_recorded, sound_action
 
-__all__ = ["BROKEN", "Frame", "episodes", "open_image", "read_frames", "synthetic_image", "write_frames"]
+__all__ = [
+    "BROKEN",
+    "Frame",
+    "check_pictures",
+    "check_recorded",
+    "episodes",
+    "open_image",
+    "read_frames",
+    "sound_action",
+    "synthetic_image",
+    "write_frames",
+]
 
 
 def read_frames(directory: Path) -> list[Frame]:

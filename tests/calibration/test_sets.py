@@ -77,8 +77,8 @@ def test_the_manifest_names_every_frame(frames: list[Frame], config: PolicyConfi
 
 
 def test_another_action_is_another_set(frames: list[Frame], config: PolicyConfig) -> None:
-    changed = [dataclasses.replace(frame, action=(0.01, *(frame.action or ())[1:])) for frame in frames]
-    assert choose(changed, config, 60).sha256 != choose(frames, config, 60).sha256
+    first = dataclasses.replace(frames[0], action=(0.01, *(frames[0].action or ())[1:]))
+    assert choose([first, *frames[1:]], config, 60).sha256 != choose(frames, config, 60).sha256
 
 
 def test_too_few(frames: list[Frame], config: PolicyConfig) -> None:
