@@ -8,7 +8,17 @@ from functools import partial
 
 from benchmarks.gpu.kernel_checks.check import KernelCheck, RandomInputs
 from benchmarks.gpu.kernel_checks.products import PRODUCTS, product
-from benchmarks.gpu.kernel_checks.rows import attend, choose, int8_rows, norm, swiglu, tower_gelu, tower_norm, turn
+from benchmarks.gpu.kernel_checks.rows import (
+    attend,
+    attend_pass,
+    choose,
+    int8_rows,
+    norm,
+    swiglu,
+    tower_gelu,
+    tower_norm,
+    turn,
+)
 from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS
 from edge_vla.runtime.gpu.kernels.weights import RowFormat
 from edge_vla.spec import PolicySpec
@@ -59,6 +69,9 @@ def _decoder(spec: PolicySpec, prefill: int) -> list[Case]:
             "attention": partial(attend, spec=decoder, rows=rows, start=start, length=length),
         }
         cases += [Case(f"{name}, {rows} rows", name, make) for name, make in made.items()]
+    for rows in (1, GEMV_ROWS):
+        make = partial(attend_pass, spec=decoder, rows=rows, start=prefill, length=length, parts=PARTS)
+        cases.append(Case(f"pass_attention, {rows} rows", "pass_attention", make))
     for row_format in INT8_FORMATS:
         made = {
             "rms_norm": partial(norm, rows=prefill, width=decoder.width, parts=0, row_format=row_format),

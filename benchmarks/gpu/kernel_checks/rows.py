@@ -11,7 +11,16 @@ from torch import Tensor
 
 from benchmarks.gpu.kernel_checks.check import KernelCheck, RandomInputs
 from edge_vla.model.decoder import rotary_tables, rotate
-from edge_vla.runtime.gpu.kernels import activations, attention, head, layer_norm, quantise_rows, rms_norm, rotary
+from edge_vla.runtime.gpu.kernels import (
+    activations,
+    attention,
+    head,
+    layer_norm,
+    pass_attention,
+    quantise_rows,
+    rms_norm,
+    rotary,
+)
 from edge_vla.runtime.gpu.kernels.weights import PLAIN, Int8Rows, RowFormat, Rows, in_input_order
 from edge_vla.spec import DecoderSpec
 
@@ -172,6 +181,46 @@ def attend(inputs: RandomInputs, spec: DecoderSpec, rows: int, start: int, lengt
         partial(by_torch, torch.float64),
         2 * query.nbytes + 4 * spec.kv_width * end,
         4 * spec.width * sum(range(start + 1, end + 1)),
+    )
+
+
+def attend_pass(inputs: RandomInputs, spec: DecoderSpec, rows: int, start: int, length: int, parts: int) -> KernelCheck:
+    """The mixed values, and what is in the cache; its slots from the pass on hold NaN and infinity before."""
+    qkv_features = (spec.heads + 2 * spec.kv_heads) * spec.head_width
+    qkv = inputs.partial_sums(parts, rows, qkv_features)
+    cos, sin = (
+        table[0, 0] for table in rotary_tables(spec, torch.arange(length, device=inputs.device)[None], inputs.dtype)
+    )
+    keys, values = (inputs.rows(spec.kv_heads, length, spec.head_width) for _ in range(2))
+    keys[:, start:], values[:, start:] = torch.nan, torch.inf
+    position = torch.tensor([start], dtype=torch.int32, device=inputs.device)
+    scratch = pass_attention.Scratch.allocate(spec.heads, spec.head_width, inputs.device)
+    end = start + rows
+    mask = torch.arange(end, device=inputs.device) <= torch.arange(start, end, device=inputs.device)[:, None]
+
+    def run() -> list[Tensor]:
+        cache = keys.clone(), values.clone()
+        mixed = pass_attention.kernel(qkv, cos, sin, position, *cache, scratch)
+        assert all(bool(one[:, end:].isfinite().logical_not().all()) for one in cache), "slots behind the pass"
+        return [mixed, *(one[:, :end] for one in cache)]
+
+    def by_torch(dtype: torch.dtype) -> list[Tensor]:
+        x = (qkv.sum(0) if parts else qkv).to(dtype).view(rows, -1, spec.head_width)
+        here = slice(start, end)
+        rotated = rotate(x[:, : -spec.kv_heads], cos[here, None].to(dtype), sin[here, None].to(dtype))
+        k = torch.cat([keys[:, :start].to(dtype), rotated[:, spec.heads :].transpose(0, 1)], dim=1)
+        v = torch.cat([values[:, :start].to(dtype), x[:, -spec.kv_heads :].transpose(0, 1)], dim=1)
+        q, gqa = rotated[:, : spec.heads].transpose(0, 1), spec.heads != spec.kv_heads
+        out = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask, enable_gqa=gqa)
+        return [out[0].transpose(0, 1).flatten(1), k, v]
+
+    return KernelCheck(
+        run,
+        partial(by_torch, inputs.dtype),
+        partial(by_torch, torch.float64),
+        qkv.nbytes + 4 * spec.kv_width * end + 2 * rows * spec.width,
+        4 * spec.width * sum(range(start + 1, end + 1)),
+        launch=lambda: pass_attention.kernel(qkv, cos, sin, position, keys, values, scratch),
     )
 
 

@@ -20,6 +20,7 @@ from edge_vla.runtime.gpu.kernels import (
     attention,
     head,
     layer_norm,
+    pass_attention,
     quantise_rows,
     rms_norm,
     rotary,
@@ -41,6 +42,7 @@ class Kernels:
     choose: Callable[..., Choice]
     gelu: Callable[..., Rows]
     layer_norm: Callable[..., tuple[Tensor, Rows]]
+    pass_attention: Callable[..., Tensor]
     quantise_rows: Callable[..., Rows]
     rms_norm: Callable[..., tuple[Tensor, Rows]]
     rotary: Callable[..., Tensor]
@@ -65,6 +67,7 @@ def kernels(backend: Backend) -> Kernels:
         choose=of(head),
         gelu=of(activations, "_gelu"),
         layer_norm=of(layer_norm),
+        pass_attention=of(pass_attention),
         quantise_rows=of(quantise_rows),
         rms_norm=of(rms_norm),
         rotary=of(rotary),

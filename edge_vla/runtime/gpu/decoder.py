@@ -1,5 +1,6 @@
-"""The decoder as a chain of kernel calls: nine launches per layer, the residual stream handed from norm to norm.
+"""The decoder as a chain of kernel calls, the residual stream handed from norm to norm.
 
+Nine launches per layer, eight in a pass of up to GEMV_ROWS rows.
 A product's partial sums go to the kernel that reads them next, which adds them, and the stream, on the way. Arithmetic
 otherwise follows `edge_vla.model.decoder`. Knows shapes and kernels; knows nothing of graphs, tokens or files.
 """
@@ -16,6 +17,7 @@ from torch import Tensor
 from edge_vla.model import Cache
 from edge_vla.model.decoder import rotary_tables
 from edge_vla.runtime.gpu.config import Kernels
+from edge_vla.runtime.gpu.kernels.pass_attention import Scratch
 from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS
 from edge_vla.runtime.gpu.kernels.weights import PLAIN, RowFormat
 from edge_vla.runtime.gpu.products import Product
@@ -62,11 +64,12 @@ class KernelDecoder:
         self.cos, self.sin = cos[0, 0].contiguous(), sin[0, 0].contiguous()  # (positions, head width)
         # Kernels read a position from a fixed address; 16 bytes apart, so that one compiled kernel serves all of them.
         self.positions = torch.arange(positions, dtype=torch.int32, device=device)[:, None].repeat(1, ALIGNED)
+        self.scratch = Scratch.allocate(spec.heads, spec.head_width, device)
 
     @property
     def bytes(self) -> int:
         tables = (self.cos, self.sin, self.positions, self.norm)
-        return sum(layer.bytes for layer in self.layers) + sum(tensor.nbytes for tensor in tables)
+        return sum(layer.bytes for layer in self.layers) + sum(tensor.nbytes for tensor in tables) + self.scratch.bytes
 
     def cache(self, length: int) -> Cache:
         return Cache.allocate(self.spec, 1, length, self.norm.dtype, self.norm.device)
@@ -108,11 +111,9 @@ class KernelDecoder:
         use, eps = self.kernels, self.spec.norm_eps
         stream, normed = use.rms_norm(stream, added, layer.input_layernorm, eps, _row_format(layer.qkv, stream))
         qkv = _times(layer.qkv, normed, stream)
-        query = use.rotary(qkv, self.cos, self.sin, self._at(start), keys, values)
+        mixed = self._mixed(qkv, start, keys, values, wanted)
         if wanted is not None:
-            rows = slice(wanted.start, wanted.stop)
-            query, stream, start = query[rows], stream[rows], start + wanted.start
-        mixed = use.attention(query, keys, values, self._at(start))
+            stream = stream[wanted.start : wanted.stop]
         row_format = _row_format(layer.o_proj, stream)
         rows_in = mixed if row_format == PLAIN else use.quantise_rows(mixed, row_format)
         output = _times(layer.o_proj, rows_in, stream)
@@ -121,6 +122,14 @@ class KernelDecoder:
         gate_up = _times(layer.gate_up, normed, stream)
         gated = use.swiglu(gate_up, self.norm.dtype, _row_format(layer.down_proj, stream))
         return stream, _times(layer.down_proj, gated, stream)
+
+    def _mixed(self, qkv: Tensor, start: int, keys: Tensor, values: Tensor, wanted: range | None) -> Tensor:
+        """What the `wanted` rows attend to (M, H d); the keys and values of all rows go to the cache."""
+        use, rows = self.kernels, slice(None) if wanted is None else slice(wanted.start, wanted.stop)
+        if qkv.shape[-2] <= GEMV_ROWS:
+            return use.pass_attention(qkv, self.cos, self.sin, self._at(start), keys, values, self.scratch)[rows]
+        query = use.rotary(qkv, self.cos, self.sin, self._at(start), keys, values)
+        return use.attention(query[rows], keys, values, self._at(start + (rows.start or 0)))
 
     def _at(self, position: int) -> Tensor:
         return self.positions[position, :1]

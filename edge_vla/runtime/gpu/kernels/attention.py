@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
+from edge_vla.runtime.gpu.kernels.language import check_rows, jit, overlap, tl, wait_for_inputs
 from edge_vla.runtime.gpu.kernels.row_kernel import block_of
 from edge_vla.runtime.gpu.kernels.tiles import Chip, attention_tile
 
@@ -53,7 +53,11 @@ def kernel(query: Tensor, keys: Tensor, values: Tensor, start: Tensor) -> Tensor
         HEADS=heads,
         WIDTH=width,
         BLOCK_D=block_d,
-        **tile.launch(),
+        BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        **overlap(query.device),
     )
     return out
 
@@ -76,6 +80,7 @@ def _attention(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     """Online softmax over tiles of slots. A tile beyond a row's own slot changes none of its bits."""
     TYPE: tl.constexpr = query.dtype.element_ty
@@ -86,6 +91,7 @@ def _attention(
     first = tl.load(start)
     place = row[:, None] * HEADS * WIDTH + head * WIDTH + column[None, :]
     row_mask = (row < rows)[:, None] & (column < WIDTH)[None, :]
+    wait_for_inputs(EARLY)
     q = tl.load(query + place, mask=row_mask, other=0.0)
     best = tl.full([BLOCK_M], -1.0e30, tl.float32)
     weight = tl.zeros([BLOCK_M], tl.float32)

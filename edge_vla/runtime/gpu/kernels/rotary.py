@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from edge_vla.model.decoder import rotate
-from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
+from edge_vla.runtime.gpu.kernels.language import check_rows, jit, overlap, tl, wait_for_inputs
 from edge_vla.runtime.gpu.kernels.row_kernel import block_of, parts_of, rounded, sum_of
 from edge_vla.runtime.gpu.kernels.weights import summed
 
@@ -46,14 +46,16 @@ def kernel(qkv: Tensor, cos: Tensor, sin: Tensor, start: Tensor, keys: Tensor, v
         values,
         keys.stride(0),
         values.stride(0),
+        rows,
         PARTS=parts_of(qkv),
-        ROWS=rows,
         HEADS=heads,
         KV_HEADS=kv_heads,
         WIDTH=width,
         HALF=block_of(width // 2),
         HEADS_EACH=HEADS_EACH,
         num_warps=2,
+        enable_fp_fusion=False,  # LLVM narrows to 16 bits, and would make one fma of a product and a sum rounded apart
+        **overlap(qkv.device),
     )
     return query
 
@@ -69,13 +71,14 @@ def _rotary(
     values: tl.tensor,
     key_stride: tl.tensor,
     value_stride: tl.tensor,
+    rows: tl.tensor,
     PARTS: tl.constexpr,
-    ROWS: tl.constexpr,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
     HALF: tl.constexpr,
     HEADS_EACH: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     TYPE: tl.constexpr = keys.dtype.element_ty
     ALL: tl.constexpr = HEADS + 2 * KV_HEADS
@@ -87,22 +90,33 @@ def _rotary(
     in_half = column < half
     mask = (head < ALL) & in_half
     place = row * ALL * WIDTH + head * WIDTH + column
-    left = rounded(sum_of(qkv, place, mask, ROWS * ALL * WIDTH, PARTS), TYPE)
-    right = rounded(sum_of(qkv, place + half, mask, ROWS * ALL * WIDTH, PARTS), TYPE)
     c = tl.load(cos + position * WIDTH + column, mask=in_half, other=0.0).to(tl.float32)
     s = tl.load(sin + position * WIDTH + column, mask=in_half, other=0.0).to(tl.float32)
-    rotated_left = rounded(left * c, TYPE) - rounded(right * s, TYPE)
-    rotated_right = rounded(right * c, TYPE) + rounded(left * s, TYPE)
+    wait_for_inputs(EARLY)
+    stride = rows * ALL * WIDTH
+    left = rounded(sum_of(qkv, place, mask, stride, PARTS), TYPE)
+    right = rounded(sum_of(qkv, place + half, mask, stride, PARTS), TYPE)
+    rotated_left, rotated_right = turned(left, right, c, s, TYPE)
 
     is_query = mask & (head < HEADS)
     to = query + row * HEADS * WIDTH + head * WIDTH + column
-    tl.store(to, rotated_left.to(TYPE), mask=is_query)
-    tl.store(to + half, rotated_right.to(TYPE), mask=is_query)
+    tl.store(to, rotated_left, mask=is_query)
+    tl.store(to + half, rotated_right, mask=is_query)
     is_key = mask & (head >= HEADS) & (head < HEADS + KV_HEADS)
     to = keys + (head - HEADS) * key_stride + position * WIDTH + column
-    tl.store(to, rotated_left.to(TYPE), mask=is_key)
-    tl.store(to + half, rotated_right.to(TYPE), mask=is_key)
+    tl.store(to, rotated_left, mask=is_key)
+    tl.store(to + half, rotated_right, mask=is_key)
     is_value = mask & (head >= HEADS + KV_HEADS)
     to = values + (head - HEADS - KV_HEADS) * value_stride + position * WIDTH + column
     tl.store(to, left.to(TYPE), mask=is_value)
     tl.store(to + half, right.to(TYPE), mask=is_value)
+
+
+@jit
+def turned(
+    left: tl.tensor, right: tl.tensor, c: tl.tensor, s: tl.tensor, TYPE: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
+    """Both halves of rotated rows, each product rounded as torch rounds it; compile with enable_fp_fusion off."""
+    rotated_left = rounded(left * c, TYPE) - rounded(right * s, TYPE)
+    rotated_right = rounded(right * c, TYPE) + rounded(left * s, TYPE)
+    return rotated_left.to(TYPE), rotated_right.to(TYPE)

@@ -11,8 +11,28 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from benchmarks.gpu.kernel_checks.check import KernelCheck, RandomInputs, evaluate
-from benchmarks.gpu.kernel_checks.rows import attend, choose, int8_rows, norm, swiglu, tower_gelu, tower_norm, turn
-from edge_vla.runtime.gpu.kernels import activations, attention, head, layer_norm, quantise_rows, rms_norm, rotary
+from benchmarks.gpu.kernel_checks.rows import (
+    attend,
+    attend_pass,
+    choose,
+    int8_rows,
+    norm,
+    swiglu,
+    tower_gelu,
+    tower_norm,
+    turn,
+)
+from edge_vla.runtime.gpu.kernels import (
+    activations,
+    attention,
+    head,
+    layer_norm,
+    pass_attention,
+    quantise_rows,
+    rms_norm,
+    rotary,
+)
+from edge_vla.runtime.gpu.kernels.pass_attention import SLOTS, SPLITS, Scratch
 from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS
 from edge_vla.runtime.gpu.kernels.weights import Int8Rows, RowFormat, Rows
 from edge_vla.spec import DecoderSpec
@@ -80,6 +100,70 @@ def test_turning_and_attending(
     inputs = RandomInputs.seeded(seed, device, dtype)
     assert_passes(turn(inputs, spec, rows, start, start + rows + 3, parts))
     assert_passes(attend(inputs, spec, rows, start, start + rows + 3))
+
+
+TILE_BORDERS = (0, 1, SLOTS - 1, SLOTS, 2 * SLOTS - 3, (SPLITS - 1) * SLOTS, (SPLITS - 1) * SLOTS + 1)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@settings(few_examples, max_examples=8)
+@given(
+    kv_heads=st.integers(1, 2),
+    share=st.integers(1, 3),
+    head_width=st.sampled_from((16, 20, 72, 128)),
+    rows=st.integers(1, GEMV_ROWS),
+    start=st.sampled_from(TILE_BORDERS) | st.integers(0, 300),
+    parts=parts_,
+    seed=seeds,
+)
+def test_a_pass_in_one_launch(
+    dtype: torch.dtype,
+    kv_heads: int,
+    share: int,
+    head_width: int,
+    rows: int,
+    start: int,
+    parts: int,
+    seed: int,
+    device: torch.device,
+) -> None:
+    heads = kv_heads * share
+    spec = DecoderSpec(width=heads * head_width, heads=heads, kv_heads=kv_heads)
+    inputs = RandomInputs.seeded(seed, device, dtype)
+    assert_passes(attend_pass(inputs, spec, rows, start, start + rows + 3, parts))
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("start", TILE_BORDERS)
+def test_a_pass_leaves_the_rotations_bits_and_its_scratch_as_it_was(
+    dtype: torch.dtype, start: int, device: torch.device
+) -> None:
+    """Twice over one scratch: tickets start at zero again, and what an earlier launch left in it is not read."""
+    inputs = RandomInputs.seeded(8, device, dtype)
+    qkv = inputs.float32(3, 8, 8 * 32)
+    cos, sin = (inputs.rows(600, 16).repeat(1, 2) for _ in range(2))
+    position = torch.tensor([start], dtype=torch.int32, device=device)
+    keys, values = inputs.rows(2, 600, 32), inputs.rows(2, 600, 32)
+    expected = keys.clone(), values.clone()
+    rotary.reference(qkv, cos, sin, position, *expected)
+    scratch = Scratch.allocate(4, 32, device)
+    once = pass_attention.kernel(qkv, cos, sin, position, keys, values, scratch)
+    assert torch.equal(keys, expected[0])
+    assert torch.equal(values, expected[1])
+    assert not scratch.tickets.any()
+    scratch.sums.fill_(torch.nan)
+    assert torch.equal(pass_attention.kernel(qkv, cos, sin, position, keys, values, scratch), once)
+
+
+def test_a_row_of_a_pass_depends_on_no_later_row(device: torch.device) -> None:
+    inputs = RandomInputs.seeded(9, device, torch.bfloat16)
+    qkv, cos, sin = inputs.float32(2, GEMV_ROWS, 8 * 32), inputs.rows(200, 32), inputs.rows(200, 32)
+    keys, values, scratch = inputs.rows(2, 200, 32), inputs.rows(2, 200, 32), Scratch.allocate(4, 32, device)
+    position = torch.tensor([125], dtype=torch.int32, device=device)
+    whole = pass_attention.kernel(qkv, cos, sin, position, keys, values, scratch)
+    for rows in range(1, GEMV_ROWS):
+        front = qkv[:, :rows].contiguous()
+        assert torch.equal(pass_attention.kernel(front, cos, sin, position, keys, values, scratch), whole[:rows])
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
