@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edge_vla.errors import NumericError, UsageError
-from edge_vla.openvla import ActionTokens, PolicyConfig, Prompter, Statistics, as_rgb, preprocess
+from edge_vla.openvla import ActionStatistics, ActionTokens, PolicyConfig, Prompter, Statistics, as_rgb, preprocess
 from edge_vla.runtime.decode import checked
 from edge_vla.runtime.network import Network
 from edge_vla.runtime.session import Session
@@ -104,10 +104,14 @@ class Policy:
         *,
         draft: Draft | None = None,
         bitwise_exact: bool = False,
+        statistics: ActionStatistics | None = None,
     ) -> Action:
-        """`act`, from finished prompt ids and pixel values (3 x towers, H, W) float32 on."""
+        """`act`, from finished prompt ids and pixel values (3 x towers, H, W) float32 on.
+
+        `statistics` are `key`'s, unless the caller keeps its own.
+        """
         watch = watch or Stopwatch(self.network.device)
-        statistics = self.config.statistics[key]
+        statistics = self.config.statistics[key] if statistics is None else statistics
         self._check_length(prompt, statistics.dims)
         if not np.isfinite(pixels).all():
             raise NumericError("the pixel values hold a non-finite number: no action")

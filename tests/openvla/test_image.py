@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from edge_vla.errors import FrameError
+from edge_vla.errors import CheckpointError, EdgeVLAWarning, FrameError
 from edge_vla.openvla import ImageContract, as_rgb, preprocess
 
 HALF = ((0.5, 0.5, 0.5),)
@@ -59,3 +61,76 @@ def test_what_is_no_image(image: object, word: str) -> None:
 
 def test_pillow_images_pass_through() -> None:
     assert as_rgb(Image.new("L", (3, 2), 7)).getpixel((0, 0)) == (7, 7, 7)
+
+
+def preprocessor(**changes: object) -> dict[str, object]:
+    """One tower's preprocessor_config.json, letterboxed, as OpenVLA's processor saves it."""
+    return {
+        "image_resize_strategy": "letterbox",
+        "means": [[0.5, 0.5, 0.5]],
+        "tvf_do_letterbox": True,
+        "tvf_letterbox_fill": [127, 127, 127],
+        "tvf_resize_params": [{"antialias": True, "interpolation": 3, "max_size": None, "size": 224}],
+        "tvf_crop_params": [{"output_size": [224, 224]}],
+        "tvf_normalize_params": [{"inplace": False, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}],
+        **changes,
+    }
+
+
+def stretching(size: object) -> list[dict[str, object]]:
+    return [{"interpolation": 3, "size": size}]
+
+
+SAVED: Mapping[str, tuple[dict[str, object], ImageContract]] = {
+    "as saved": ({}, LETTERBOX),
+    "no transforms' sizes": ({"tvf_resize_params": [{"interpolation": 3}], "tvf_crop_params": None}, LETTERBOX),
+    "fill of its own": ({"tvf_letterbox_fill": [1, 2, 3]}, replace(LETTERBOX, fill=(1, 2, 3))),
+    "fill by the means": (
+        {"tvf_letterbox_fill": None, "means": [[0.1, 0.2, 0.3]]},
+        replace(LETTERBOX, fill=(25, 51, 76)),
+    ),
+    "no strategy": ({"image_resize_strategy": None}, LETTERBOX),
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_saved_transforms_decide(name: str) -> None:
+    """OpenVLA's processor is built from the strategy, then the saved `tvf_*` are set over what it built."""
+    changes, expected = SAVED[name]
+    raw = {key: value for key, value in preprocessor(**changes).items() if value is not None}
+    assert ImageContract.from_preprocessor(raw, size=224, towers=1) == expected
+
+
+def test_a_strategy_that_its_transforms_contradict_is_followed_by_them_and_said() -> None:
+    raw = preprocessor(tvf_do_letterbox=False, tvf_resize_params=stretching([224, 224]))
+    with pytest.warns(EdgeVLAWarning, match="letterbox, its transforms stretch"):
+        contract = ImageContract.from_preprocessor(raw, size=224, towers=1)
+    dice = np.random.default_rng(0)
+    image = Image.fromarray(dice.integers(0, 256, (100, 180, 3), dtype=np.uint8))
+    stretched = np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC), dtype=np.float32)
+    expected = (stretched.transpose(2, 0, 1) / 255 - 0.5) / 0.5
+    np.testing.assert_allclose(preprocess(image, contract), expected, atol=1e-6)
+
+
+def test_without_a_saved_fill_the_last_towers_mean_fills() -> None:
+    """Upstream's loop over the towers sets it anew each time."""
+    names = ("tvf_resize_params", "tvf_crop_params", "tvf_normalize_params")
+    both = {name: [one, one] for name in names for one in preprocessor()[name]}  # type: ignore[attr-defined]
+    raw = preprocessor(tvf_letterbox_fill=None, means=[[0.485, 0.456, 0.406], [0.5, 0.5, 0.5]], **both)
+    assert ImageContract.from_preprocessor(raw, size=224, towers=2).fill == (127, 127, 127)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tvf_resize_params": stretching(384)}, "resize to 384, expected 224"),
+        ({"tvf_resize_params": stretching([224, 224])}, r"resize to \[224, 224\], expected 224"),
+        ({"tvf_do_letterbox": False}, r"resize to 224, expected \[224, 224\] \(stretch"),
+        ({"tvf_crop_params": [{"output_size": [200, 200]}]}, r"crop to \[200, 200\]"),
+        ({"tvf_letterbox_fill": "grey"}, "malformed"),
+        ({"image_resize_strategy": "resize-crop"}, "resize strategy 'resize-crop'"),
+    ],
+)
+def test_transforms_that_end_elsewhere_are_refused(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        ImageContract.from_preprocessor(preprocessor(**changes), size=224, towers=1)
