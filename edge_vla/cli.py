@@ -21,6 +21,7 @@ from edge_vla.commands.export import export
 from edge_vla.commands.inspect import inspect, verify
 from edge_vla.commands.plan import plan
 from edge_vla.commands.run import run
+from edge_vla.commands.serve import serve
 from edge_vla.errors import EdgeVLAError, ResourceError
 from edge_vla.options import modernise
 from edge_vla.terminal import out, say, show_warning
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (export, run, bench, compare, plan, verify, inspect, demo):
+for command in (export, run, serve, bench, compare, plan, verify, inspect, demo):
     app.command()(command)
 
 

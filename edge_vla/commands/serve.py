@@ -1,0 +1,146 @@
+"""`edge-vla serve`: one policy for many robots."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edge_vla.errors import BackendError, EdgeVLAError, ResourceError, UsageError
+from edge_vla.options import Device, Kernel, UnnormKey, Vision, choice
+from edge_vla.terminal import err, out, say
+
+if TYPE_CHECKING:
+    from edge_vla.serve.loading import Served
+
+PACKAGES = ("msgpack", "prometheus_client", "starlette", "uvicorn", "websockets", "zmq")
+ENGINE = "engine"  # the name of the thread that runs the policy
+TOKEN = "EDGE_VLA_TOKEN"  # an environment variable's name
+STAGES = {
+    "verify": "checking the files' hashes",
+    "load": "loading the weights",
+    "warm": "warming up",
+    "golden": "replaying the golden frames",
+    "measure": "measuring",
+}
+
+
+def serve(
+    artifact: Annotated[Path, typer.Argument(help="An artifact's directory.")],
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port; 0 takes a free one.")] = 8000,
+    token_file: Annotated[Path | None, typer.Option(help=f"A file with the token; or set {TOKEN}.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Let a network ask without a token.")] = False,
+    tls_cert: Annotated[Path | None, typer.Option(help="A certificate (PEM), for wss and https.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
+    origin: Annotated[list[str] | None, typer.Option(help="A web page's origin that may ask; repeat.")] = None,
+    unnorm_key: UnnormKey = None,
+    slo: Annotated[str | None, typer.Option(help="A latency to keep by refusing early, for example p99=150ms.")] = None,
+    valid_for_ms: Annotated[
+        float | None, typer.Option(min=1, help="How old an image may be when its action starts.")
+    ] = None,
+    max_robots: Annotated[int, typer.Option(min=1, help="Robots whose drafts are kept at a time.")] = 256,
+    compat: Annotated[
+        str | None, typer.Option(help='openvla-exact: REST answers errors as OpenVLA\'s deploy.py, 200 and "error".')
+    ] = None,
+    zmq: Annotated[str | None, typer.Option(help="GR00T's ZeroMQ address, for example tcp://127.0.0.1:5555.")] = None,
+    dtype: Annotated[str, typer.Option(help="Arithmetic: bf16 or fp32.")] = "bf16",
+    device: Device = "auto",
+    vision: Vision = "auto",
+    kernel: Kernel = "auto",
+    log_format: Annotated[str, typer.Option(help="Logs: json or text.")] = "text",
+) -> None:
+    """Serve an artifact to many robots: our own WebSocket, OpenVLA's REST, openpi, vla-eval and GR00T.
+
+    Ready when its hashes, golden frames and rate are known. Ends on SIGTERM within five seconds.
+    """
+    require_extra(PACKAGES, "serve")
+    import asyncio
+
+    from edge_vla.serve import lifecycle, logs
+    from edge_vla.serve.host import HostOptions
+    from edge_vla.serve.limits import Limits
+    from edge_vla.serve.loading import Choices
+    from edge_vla.serve.pace import Slo
+
+    if compat is not None:
+        choice("--compat", compat, ("openvla-exact",))
+    options = lifecycle.ServeOptions(
+        host=host,
+        port=port,
+        token=read_token(token_file),
+        insecure=insecure,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        origins=tuple(origin or ()),
+        exact=compat is not None,
+        zmq=zmq,
+        serving=HostOptions(Limits(robots=max_robots), None if slo is None else Slo.parse(slo), valid_for_ms),
+    )
+    logs.set_up("json" if choice("--log-format", log_format, ("json", "text")) == "json" else "text")
+    callbacks = lifecycle.Callbacks(show_addresses, show_stage, show_served)
+    choices = Choices(device, vision, kernel, dtype, unnorm_key)
+    try:
+        asyncio.run(lifecycle.serve(artifact, choices, options, callbacks))
+    except EdgeVLAError as error:
+        end_if_the_engine_runs(error)
+        raise
+    end_if_the_engine_runs(None)
+
+
+def show_addresses(addresses: dict[str, str]) -> None:
+    for name, address in addresses.items():
+        out.print(f"{name:9} {address}")
+    sys.stdout.flush()
+
+
+def show_stage(stage: str, fraction: float) -> None:
+    err.print(f"{100 * fraction:3.0f} %  {STAGES[stage]}")
+
+
+def show_served(served: Served) -> None:
+    """What is served, and what this device sustains."""
+    from edge_vla.serve.pace import sustained
+    from edge_vla.serve.server import RATES_HZ
+
+    about = served.metadata
+    robots = ", ".join(f"{sustained(served.service_s, rate)} robots at {rate} Hz" for rate in RATES_HZ)
+    err.print(f"ready: {about.model} ({about.artifact}), {served.bits} bits, unnorm_key {served.key}")
+    err.print(f"this device sustains {robots}: {1e3 * served.service_s:.1f} ms an action")
+
+
+def end_if_the_engine_runs(error: EdgeVLAError | None) -> None:
+    """End the process now where its device is still at work: Python would wait for it, or crash beside it."""
+    if not any(thread.name == ENGINE and thread.is_alive() for thread in threading.enumerate()):
+        return
+    if error is not None:
+        say("error", "red", str(error))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0 if error is None else error.exit_code)
+
+
+def require_extra(packages: Sequence[str], extra: str) -> None:
+    """BackendError unless the extra's packages are installed."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BackendError(f"this needs {', '.join(missing)}: pip install 'edge-vla[{extra}]'")
+
+
+def read_token(path: Path | None) -> str | None:
+    """The token: a file's only line, or the environment's. Never an argument, which every process could read."""
+    if path is None:
+        return os.environ.get(TOKEN) or None
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResourceError(f"--token-file {path} cannot be read: {error}") from error
+    if not token or len(token.split()) != 1:
+        raise UsageError(f"--token-file {path}: expected one line with one token: openssl rand -hex 32 > {path}")
+    return token

@@ -1,0 +1,400 @@
+"""The server's middle: observations in, actions or refusals out. Owns the policy, in one thread off the event loop.
+
+A robot's drafts live in a `Session` under its name. No exception's text reaches a client: the log has it, under the
+request's id. Knows no wire format.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import secrets
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from edge_vla.errors import DeviceLostError, FrameError, NumericError
+from edge_vla.runtime import Action, Session
+from edge_vla.serve.engine import EngineThread, Outcome
+from edge_vla.serve.limits import Limits, check_observation
+from edge_vla.serve.loading import Choices, OnProgress, Served, open_policy
+from edge_vla.serve.messages import Code, Metadata, Observation, RefusedError, Reply
+from edge_vla.serve.metrics import Metrics
+from edge_vla.serve.pace import Slo, SloGuard
+from edge_vla.serve.scheduler import NEVER, Refusal, Scheduler, Ticket
+
+log = logging.getLogger("edge_vla.serve")
+STALL_S: Final = 10.0  # an action that takes longer is a device that hangs
+FRESH_MS: Final = 500.0  # how old an image may be when its action starts, unless the policy is slower
+FRESH_ACTIONS: Final = 4  # of the policy's own
+TOLERANCE: Final = 1e-6  # of the range of a dimension, for rounding
+
+
+class State(str, Enum):
+    """Where the server is in its life."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far loading is: a stage of `loading.STAGES`, and the share that is done."""
+
+    stage: str
+    fraction: float
+
+
+@dataclass(frozen=True)
+class HostOptions:
+    """How observations are served. `valid_ms`: an image's greatest age when its action starts; None: by its speed."""
+
+    limits: Limits = field(default_factory=Limits)
+    slo: Slo | None = None
+    valid_ms: float | None = None
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """An observation under way: who asked, what answers it, and the timer of its deadline."""
+
+    observation: Observation
+    proto: str
+    request_id: str
+    future: asyncio.Future[Reply]
+    timer: asyncio.TimerHandle | None = None
+
+
+class Host:
+    """Answers through `act`, once `start` is done. Everything but the policy itself runs on the event loop."""
+
+    def __init__(self, options: HostOptions | None = None, metrics: Metrics | None = None) -> None:
+        self.options = options or HostOptions()
+        self.metrics = metrics or Metrics()
+        self.state, self.progress = State.LOADING, Progress("verify", 0.0)
+        self.lost = asyncio.Event()  # the device, for good
+        self.error: BaseException | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._engine = EngineThread()
+        self._served: Served | None = None
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._keys: dict[str, str] = {}
+        self._wake: asyncio.TimerHandle | None = None
+        self._ids, self._count = secrets.token_hex(3), 0
+        guard = None if self.options.slo is None else SloGuard(self.options.slo)
+        self.scheduler = Scheduler[_Waiting](time.monotonic, 1.0, self.options.limits.robots, guard)
+
+    async def start(self, directory: Path, choices: Choices, on_progress: OnProgress | None = None) -> Served:
+        """Load, warm, replay, measure; ready after it. Raises what `open_policy` raises, and then is FAILED."""
+        future: asyncio.Future[Served] = asyncio.get_running_loop().create_future()
+
+        def report(stage: str, fraction: float) -> None:
+            self._engine.say(partial(setattr, self, "progress", Progress(stage, fraction)))
+            if on_progress is not None:
+                on_progress(stage, fraction)
+
+        work = partial(open_policy, directory, choices, self.options.limits, report)
+        self._engine.run(work, partial(_settle, future))
+        try:
+            served = await future
+        except BaseException as error:
+            self.state, self.error = State.FAILED, error
+            raise
+        self.serve(served)
+        return served
+
+    def serve(self, served: Served) -> None:
+        """Answer with this policy from now on."""
+        self._served = served
+        self._keys = dict.fromkeys(served.metadata.unnorm_keys, "") | dict(served.policy.config.statistics.unsound)
+        self.scheduler.service.mean = served.service_s
+        self.metrics.model.labels(served.metadata.artifact, str(served.bits)).set(1)
+        self.metrics.ready.set(1)
+        self.state = State.READY
+
+    @property
+    def served(self) -> Served:
+        if self._served is None:
+            raise RefusedError(Code.NOT_READY, "the policy is being loaded: ask /readyz how far it is")
+        return self._served
+
+    @property
+    def metadata(self) -> Metadata:
+        return self.served.metadata
+
+    @property
+    def ready(self) -> bool:
+        return self.state is State.READY and not self.stalled
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the device has not come back from an action for far longer than one takes."""
+        since = self._engine.busy_since
+        slow = max(STALL_S, 20 * self.scheduler.service.mean)
+        return self._served is not None and since is not None and time.monotonic() - since > slow
+
+    @property
+    def valid_ms(self) -> float:
+        """The greatest age of an image whose action may still be started."""
+        return self.options.valid_ms or max(FRESH_MS, FRESH_ACTIONS * 1e3 * self.scheduler.service.mean)
+
+    async def act(self, observation: Observation, proto: str = "local") -> Reply:
+        """The action for this observation, or `RefusedError`. Cancelling takes it out of the queue.
+
+        What runs already runs on, and its action is thrown away.
+        """
+        request_id = self.request_id()
+        try:
+            self._check(observation)
+        except RefusedError as error:
+            error.request_id = request_id
+            raise self._count_refusal(error, proto) from None
+        waiting = _Waiting(observation, proto, request_id, asyncio.get_running_loop().create_future())
+        received = observation.received_ns / 1e9
+        deadline = NEVER if observation.deadline_ms is None else received + observation.deadline_ms / 1e3
+        ticket = Ticket(observation.robot, waiting, received, deadline)
+        self._refuse(self.scheduler.submit(ticket))
+        self._pump()
+        if deadline < NEVER and not waiting.future.done():
+            waiting.timer = asyncio.get_running_loop().call_later(max(0.0, deadline - time.monotonic()), self._expire)
+        try:
+            return await waiting.future
+        except asyncio.CancelledError:
+            self.scheduler.cancel(ticket)
+            self.metrics.requests.labels(proto, "CANCELLED").inc()
+            self.metrics.dropped.labels("disconnect").inc()
+            raise
+        finally:
+            if waiting.timer is not None:
+                waiting.timer.cancel()
+
+    def reset(self, robot: str) -> None:
+        """An episode begins: the robot's drafts are forgotten."""
+        if robot in self._sessions:
+            self._sessions[robot].reset()
+
+    def leave(self, robot: str) -> None:
+        """The robot is gone: what it has queued is cancelled, what is kept for it is dropped."""
+        ticket = self.scheduler.leave(robot)
+        if ticket is not None:
+            ticket.what.future.cancel()
+        self._sessions.pop(robot, None)
+        self._gauge()
+
+    def refused(self, error: RefusedError, proto: str = "local") -> RefusedError:
+        """What a front end refused by itself: counted, logged, and given a request id."""
+        error.request_id = error.request_id or self.request_id()
+        return self._count_refusal(error, proto)
+
+    def request_id(self) -> str:
+        self._count += 1
+        return f"{self._ids}-{self._count:x}"
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse what waits and whatever comes; let what runs finish, for `seconds` at most."""
+        if self.state is not State.FAILED:
+            self.state = State.DRAINING
+        self.metrics.ready.set(0)
+        self._refuse(self.scheduler.drain())
+        try:
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        except asyncio.TimeoutError:
+            log.warning("an action did not finish within %.1f s of the drain", seconds)
+        self._engine.stop()
+
+    def _check(self, observation: Observation) -> None:
+        if self.state is State.DRAINING:
+            raise RefusedError(Code.SHUTTING_DOWN, "the server is shutting down: connect again", retry_after_s=1.0)
+        if not self.ready:
+            detail = "the policy is being loaded" if self.state is State.LOADING else "the device has failed"
+            raise RefusedError(Code.NOT_READY, f"{detail}: ask /readyz", retry_after_s=1.0)
+        limits = self.options.limits
+        check_observation(observation, limits, self._keys)
+        prompter = self.served.policy.prompter
+        tokens = len(prompter(observation.instruction)) - len(prompter("x")) + 1
+        if tokens > limits.instruction_tokens:
+            raise RefusedError(
+                Code.INSTRUCTION,
+                f"an instruction may have {limits.instruction_tokens} tokens, got {tokens}: shorten it",
+            )
+
+    def _pump(self) -> None:
+        """Give the device its next observation, if it is free."""
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+        if self.scheduler.running is None and self.state is State.READY:
+            ticket, refused = self.scheduler.take()
+            self._refuse(refused)
+            if ticket is not None:
+                self._idle.clear()
+                began = time.monotonic()
+                seen = ticket.what.observation
+                session, key = self._session(seen.robot), seen.unnorm_key or self.served.key
+                work = partial(session.act, seen.image, seen.instruction, key)
+                self._engine.run(work, partial(self._done, ticket, began))
+            elif self.scheduler.wake < NEVER:
+                delay = max(0.0, self.scheduler.wake - time.monotonic())
+                self._wake = asyncio.get_running_loop().call_later(delay, self._pump)
+        self._gauge()
+
+    def _session(self, robot: str) -> Session:
+        """The robot's own, in the place of the one that was used longest ago where all places are taken."""
+        session = self._sessions.pop(robot, None) or self.served.policy.session()
+        self._sessions[robot] = session
+        while len(self._sessions) > self.options.limits.robots:
+            self._sessions.popitem(last=False)
+        return session
+
+    def _done(self, ticket: Ticket[_Waiting], began: float, outcome: Outcome[Action]) -> None:
+        self.scheduler.finish(ticket, outcome.seconds)
+        self._idle.set()
+        waiting = ticket.what
+        error = outcome.error or self._unfit(outcome.value, waiting)
+        if isinstance(error, DeviceLostError):
+            self._lose(error)
+        if not waiting.future.done():
+            if error is not None:
+                waiting.future.set_exception(self._explain(error, waiting))
+            elif outcome.value is not None:
+                self._reply(waiting, outcome.value, began - ticket.received, outcome.seconds)
+        elif error is not None:
+            self._explain(error, waiting)
+        self._pump()
+
+    def _unfit(self, action: Action | None, waiting: _Waiting) -> Exception | None:
+        """What is wrong with an action: a number that no motor should get, or that comes too late."""
+        if action is None:
+            return None
+        statistics = self.served.policy.config.statistics[action.unnorm_key]
+        low, high = np.minimum(statistics.q01, statistics.q99), np.maximum(statistics.q01, statistics.q99)
+        low, high = np.where(statistics.mask, low, -1.0), np.where(statistics.mask, high, 1.0)
+        slack = TOLERANCE * (high - low + 1)
+        if any(action.clipped):
+            self.metrics.invalid_tokens.inc()
+        if not np.isfinite(action.values).all():
+            return NumericError("a non-finite action")
+        if (action.values < low - slack).any() or (action.values > high + slack).any():
+            return NumericError("an action outside the range of its data set")
+        deadline = waiting.observation.deadline_ms
+        elapsed = 1e3 * (time.monotonic() - waiting.observation.received_ns / 1e9)
+        if deadline is not None and elapsed > deadline:
+            return RefusedError(Code.DEADLINE, f"ready after {elapsed:.0f} ms, asked for within {deadline:.0f} ms")
+        return None
+
+    def _reply(self, waiting: _Waiting, action: Action, queue_s: float, infer_s: float) -> None:
+        observation = waiting.observation
+        age = (observation.age_ms or 0.0) + (time.monotonic_ns() - observation.received_ns) / 1e6
+        self.metrics.answered(waiting.proto, queue_s, infer_s, age / 1e3)
+        reply = Reply(
+            action=action.values,
+            tokens=action.tokens,
+            margins=action.margins,
+            unnorm_key=action.unnorm_key,
+            robot=observation.robot,
+            observation_id=observation.observation_id,
+            request_id=waiting.request_id,
+            age_ms=age,
+            valid_for_ms=max(0.0, self.valid_ms - age),
+            queue_ms=1e3 * queue_s,
+            infer_ms=1e3 * infer_s,
+            artifact=self.metadata.artifact,
+        )
+        log.debug("action", extra={"request_id": waiting.request_id, "robot": observation.robot})
+        waiting.future.set_result(reply)
+
+    def _explain(self, error: BaseException, waiting: _Waiting) -> RefusedError:
+        """What a client is told of an error; the log has the error itself."""
+        if isinstance(error, RefusedError):
+            refusal = RefusedError(error.code, error.detail)
+        elif isinstance(error, NumericError):
+            refusal = RefusedError(Code.NUMERIC, "the policy gave no finite action for this observation: hold")
+        elif isinstance(error, FrameError):
+            refusal = RefusedError(Code.IMAGE_SHAPE, "the policy cannot read this image")
+        else:
+            refusal = RefusedError(Code.ENGINE, "the engine failed on this observation; the server's log has why")
+        refusal.request_id = waiting.request_id
+        if refusal.code in (Code.ENGINE, Code.NUMERIC):
+            log.error("%s", refusal.code.value, exc_info=error, extra={"request_id": waiting.request_id})
+        return self._count_refusal(refusal, waiting.proto)
+
+    def _lose(self, error: DeviceLostError) -> None:
+        """Nothing in this process can use the device again: not ready, and the queue is answered."""
+        self.state, self.error = State.FAILED, error
+        self.metrics.ready.set(0)
+        self._refuse(self.scheduler.drain())
+        self.lost.set()
+
+    def _expire(self) -> None:
+        """A deadline has passed in the queue."""
+        self._refuse(self.scheduler.expire())
+
+    def _refuse(self, refusals: list[Refusal[_Waiting]]) -> None:
+        for refusal in refusals:
+            waiting = refusal.ticket.what
+            if waiting.future.done():
+                continue
+            after = refusal.retry_after_s
+            error = RefusedError(
+                refusal.code,
+                refusal.detail,
+                request_id=waiting.request_id,
+                retry_after_s=None if after is None else math.ceil(1e3 * after) / 1e3,
+            )
+            waiting.future.set_exception(self._count_refusal(error, waiting.proto))
+
+    def _count_refusal(self, error: RefusedError, proto: str) -> RefusedError:
+        self.metrics.refused(proto, error.code)
+        log.debug("%s: %s", error.code.value, error.detail, extra={"request_id": error.request_id, "proto": proto})
+        return error
+
+    def _gauge(self) -> None:
+        self.metrics.depth.set(self.scheduler.depth)
+        self.metrics.inflight.set(self.scheduler.running is not None)
+        self.metrics.sessions.set(len(self._sessions))
+
+
+class Counted:
+    """A host as one protocol's front end sees it: the same, counted under the protocol's name."""
+
+    def __init__(self, host: Host, proto: str) -> None:
+        self._host, self.proto = host, proto
+
+    @property
+    def metadata(self) -> Metadata:
+        return self._host.metadata
+
+    @property
+    def ready(self) -> bool:
+        return self._host.ready
+
+    async def act(self, observation: Observation) -> Reply:
+        return await self._host.act(observation, self.proto)
+
+    def reset(self, robot: str) -> None:
+        self._host.reset(robot)
+
+    def leave(self, robot: str) -> None:
+        self._host.leave(robot)
+
+    def refused(self, error: RefusedError) -> RefusedError:
+        return self._host.refused(error, self.proto)
+
+
+def _settle(future: asyncio.Future[Served], outcome: Outcome[Served]) -> None:
+    if future.done():
+        return
+    if outcome.error is not None:
+        future.set_exception(outcome.error)
+    elif outcome.value is not None:
+        future.set_result(outcome.value)
