@@ -4,7 +4,7 @@ BIN := .venv/bin
 # libgomp reads this once, when torch is loaded: without it, waiting threads spin beside other work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-slow docs test-laws test-kernels check bench-demo bench-gpu format clean
+.PHONY: demo test test-slow docs test-laws test-clients test-kernels check bench-demo bench-gpu format clean
 
 demo: .venv/ready
 	rm -rf demo-out
@@ -36,6 +36,11 @@ docs: .venv-docs/ready
 # The laws again, on examples that no run has seen (minutes); what fails there prints how to fail again.
 test-laws: .venv/ready
 	$(BIN)/python -m pytest --hypothesis-profile=new $$(grep -rl '^@given' tests)
+
+# Other projects' clients, unmodified, against a real server; each is installed in an environment of its own, or skipped
+# by name. GR00T's is in no package index: `make test-clients CLIENTS='--gr00t-n15 DIR --gr00t-n16 DIR'`.
+test-clients: .venv/ready
+	$(BIN)/python -m tests.clients --environments .venv-clients $(CLIENTS)
 
 # The GPU kernels in Triton's interpreter, and compiled for every chip in the table (minutes). Nothing else uses Triton,
 # which takes 700 MB, so it has its own environment on top of .venv.
@@ -73,4 +78,4 @@ format: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-triton .venv-docs site demo-out bench-out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-triton .venv-docs .venv-clients site demo-out bench-out .mypy_cache .pytest_cache .ruff_cache .hypothesis
