@@ -32,7 +32,7 @@ REPACK_CHUNK: Final = 8 << 20  # weights repacked at a time; each takes about te
 
 @dataclass(frozen=True)
 class Product:
-    """`gemv(x (M <= 8, K))` gives (M, N), or partial sums (S, M, N) in float32; `gemm` gives (M, N).
+    """`gemv(x (M <= 8, K))` and `gemm(x (M, K))` give (M, N), or partial sums (S, M, N) in float32.
 
     `gemv` reads rows of the working type, `gemm` rows in `row_format`. `rounds_prefill`: `gemm` rounds rows that `gemv`
     does not.
@@ -56,7 +56,7 @@ def product(parts: Sequence[PackedWeight], config: GpuConfig) -> Product:
     gemv_names, gemm_names = (tuple(dict.fromkeys(one.names[i] for one in made)) for i in range(2))
     return Product(
         lambda x: torch.cat([summed(one.gemv(x), config.dtype) for one in made], dim=-1),
-        lambda x: torch.cat([one.gemm(x) for one in made], dim=-1),
+        lambda x: torch.cat([summed(one.gemm(x), config.dtype) for one in made], dim=-1),
         made[0].row_format,
         ("+".join(gemv_names), "+".join(gemm_names)),
         sum(one.bytes for one in made),
@@ -90,10 +90,16 @@ def _int4(packed: PackedWeight, config: GpuConfig) -> Product:
         return use.w4a16_gemv(x, weight)
 
     if config.activations == "16":
-        return Product(gemv, lambda x: use.w4a16_gemm(x, weight), PLAIN, ("w4a16_gemv", "w4a16_gemm"), weight.bytes)
+        return Product(
+            gemv,
+            lambda x: use.w4a16_gemm(x, weight, whole=False),
+            PLAIN,
+            ("w4a16_gemv", "w4a16_gemm"),
+            weight.bytes,
+        )
     return Product(
         gemv,
-        lambda x: use.w4a8_gemm(x, weight, config.dtype),
+        lambda x: use.w4a8_gemm(x, weight, config.dtype, whole=False),
         "int8 for int4",
         ("w4a16_gemv", "w4a8_gemm"),
         weight.bytes,
@@ -103,7 +109,7 @@ def _int4(packed: PackedWeight, config: GpuConfig) -> Product:
 
 def _int8(packed: PackedWeight, config: GpuConfig) -> Product:
     weight = repack_int8(packed)
-    row_format, gemm = int8_gemm(weight, config)
+    row_format, gemm = int8_gemm(weight, config, whole=False)
     rounds = row_format != PLAIN
     return Product(
         lambda x: config.kernels.w8a16_gemv(x, weight),
@@ -118,7 +124,7 @@ def _int8(packed: PackedWeight, config: GpuConfig) -> Product:
 def _w8a8(packed: PackedWeight, config: GpuConfig) -> Product:
     """This format defines its inputs as int8, for one row as for many."""
     weight = repack_int8(replace(packed, scheme=Scheme.INT8))
-    row_format, gemm = int8_gemm(weight, replace(config, activations="8"))
+    row_format, gemm = int8_gemm(weight, replace(config, activations="8"), whole=False)
     return Product(
         lambda x: gemm(config.kernels.quantise_rows(x, row_format)),
         gemm,
@@ -128,11 +134,13 @@ def _w8a8(packed: PackedWeight, config: GpuConfig) -> Product:
     )
 
 
-def int8_gemm(weight: Int8Weight, config: GpuConfig) -> tuple[RowFormat, Callable[[Any], Tensor]]:
-    """The rows that the gemm of an int8 weight reads, and the gemm."""
+def int8_gemm(
+    weight: Int8Weight, config: GpuConfig, *, whole: bool = True
+) -> tuple[RowFormat, Callable[[Any], Tensor]]:
+    """The rows that the gemm of an int8 weight reads, and the gemm; unless `whole`, it may leave partial sums."""
     if config.activations == "8":
-        return "int8", lambda x: config.kernels.w8a8_gemm(x, weight, config.dtype)
-    return PLAIN, lambda x: config.kernels.w8a16_gemm(x, weight)
+        return "int8", lambda x: config.kernels.w8a8_gemm(x, weight, config.dtype, whole=whole)
+    return PLAIN, lambda x: config.kernels.w8a16_gemm(x, weight, whole=whole)
 
 
 def repack(packed: PackedWeight) -> Int4Weight:

@@ -1,21 +1,31 @@
-"""How a chip's kernels tile their work: a table by compute capability, fitted to the device's shared memory.
+"""How a chip's kernels tile their work: tables by compute capability, fitted to the device's shared memory.
 
-Pure functions of numbers read off the device; importing this makes no CUDA call. The tables are starting points:
-`make bench-gpu` measures what each is worth on a chip.
+Pure functions of numbers read off the device; importing this makes no CUDA call. `TUNED` holds what
+`python -m benchmarks.gpu.tune` measured; any other chip or shape gets the candidate that costs least on paper.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 GEMV_ROWS: Final = 8  # rows of a decode step or a verifying pass: one tensor-core instruction costs the same for 1 to 8
 RESERVE: Final = 8 * 1024  # bytes of shared memory that a kernel needs beside its pipeline
 PROGRAMS_PER_SM: Final = 4  # that a memory-bound kernel needs to hide latency
 MAX_SPLITS: Final = 8
+ROW_TILES: Final = 3  # that a GEMM kernel has code for
+LEAST_ROWS: Final = 16  # of a row tile
+# Tiles are chosen for the rows of a usual prefill, whatever the rows are, so that no bit depends on their number.
+TYPICAL_ROWS: Final = 288
+MULTIPLIES: Final = 2048.0  # of 16 bits, of an SM in a cycle; these three are rough, and of 9.0
+LOADED_BYTES: Final = 32.0  # of an SM in a cycle, from the L2
+START_CYCLES: Final = 3000.0  # of a program
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,48 +54,104 @@ def _chip(device: torch.device) -> Chip:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A program's share of a product: `block_n` outputs by `block_m` rows, `block_k` inputs per pipeline stage."""
+    """A program's share of a product: `block_n` outputs by `row_tiles` tiles of at most `block_m` rows.
+
+    `block_k` inputs are a pipeline stage. `splits`: programs along K, 0 for as many as fill the chip.
+    """
 
     block_n: int
     block_m: int
     block_k: int
     warps: int
     stages: int
+    row_tiles: int = 1
+    splits: int = 0
 
     def stage_bytes(self, weight_bits: int, row_bits: int) -> int:
-        """Shared memory of one pipeline stage."""
-        return self.block_k * (self.block_n * weight_bits + self.block_m * row_bits) // 8
+        """Shared memory of one pipeline stage, with every row tile full."""
+        rows = self.block_m * self.row_tiles
+        return self.block_k * (self.block_n * weight_bits + rows * row_bits) // 8
 
     def fitted(self, chip: Chip, weight_bits: int, row_bits: int) -> Tile:
         """With as many stages as shared memory holds, at least one."""
         stages = (chip.shared_bytes - RESERVE) // self.stage_bytes(weight_bits, row_bits)
         return replace(self, stages=max(1, min(self.stages, stages)))
 
-    def launch(self) -> dict[str, int]:
-        """The launch arguments that every product kernel takes."""
-        return {
-            "BLOCK_M": self.block_m, "BLOCK_N": self.block_n, "num_warps": self.warps, "num_stages": self.stages,
-        }  # fmt: skip
+    def launch(self, sizes: Mapping[str, int] | None = None) -> dict[str, int]:
+        """The launch arguments that every product kernel takes; `sizes` of its row tiles, else it has one."""
+        rows = {"BLOCK_M": self.block_m} if sizes is None else sizes
+        return {"BLOCK_N": self.block_n, "num_warps": self.warps, "num_stages": self.stages, **rows}
+
+    def rows(self, m: int) -> tuple[int, dict[str, int]]:
+        """Programs along M, and the sizes M0, M1 and M2 of their row tiles; together at least `m` rows."""
+        programs = -(-m // (self.block_m * self.row_tiles))
+        left, sizes = -(-m // programs), list[int]()
+        while left > 0:
+            full = left >= self.block_m or len(sizes) == self.row_tiles - 1
+            size = min(self.block_m, _power_above(left) if full else _best_first(left))
+            sizes.append(size)
+            left -= size
+        sizes += [0] * (ROW_TILES - len(sizes))
+        return programs, {f"M{i}": size for i, size in enumerate(sizes)}
 
 
-# By the lowest capability that a row applies to.
+def _power_above(rows: int) -> int:
+    return max(LEAST_ROWS, 1 << (rows - 1).bit_length())
+
+
+def _best_first(rows: int) -> int:
+    """The power of two that leaves the next tile the least to pad."""
+    above = _power_above(rows)
+    return above if above <= LEAST_ROWS or above // 2 + _power_above(rows - above // 2) >= above else above // 2
+
+
+# For up to GEMV_ROWS rows, by the lowest capability that a line applies to.
 _GEMV: Final = {(8, 0): Tile(64, GEMV_ROWS, 128, 4, 4), (9, 0): Tile(128, GEMV_ROWS, 128, 4, 4)}
-# The tensor memory of 10.0 does not hold both operands of the tall tile; 12.0 has half the shared memory.
-_GEMM: Final = {
-    "w4a16": {(8, 0): Tile(128, 64, 128, 8, 3), (9, 0): Tile(128, 128, 128, 8, 3), (10, 0): Tile(128, 64, 128, 8, 3)},
-    "w8a16": {(8, 0): Tile(128, 64, 64, 8, 3), (9, 0): Tile(128, 128, 64, 8, 3), (10, 0): Tile(128, 64, 64, 8, 3)},
-    "w8a8": {(8, 0): Tile(128, 64, 128, 4, 3), (9, 0): Tile(128, 128, 128, 8, 4), (10, 0): Tile(128, 64, 128, 4, 3)},
-    "w4a8": {(8, 0): Tile(128, 64, 128, 8, 3), (9, 0): Tile(128, 128, 128, 8, 3), (10, 0): Tile(128, 64, 128, 8, 3)},
+
+# For more rows. On 9.0 a program holds up to 384 rows, because its tensor cores leave the registers for the sums.
+# The tensor memory of 10.0 does not hold both operands of a tall tile; 12.0 has half the shared memory.
+_SMALL: Final = {
+    "w4a16": (Tile(128, 64, 128, 8, 3),),
+    "w8a16": (Tile(128, 64, 64, 8, 3),),
+    "w8a8": (Tile(128, 64, 128, 4, 3), Tile(64, 64, 128, 4, 3)),
+    "w4a8": (Tile(128, 64, 128, 8, 3),),
 }
-_BITS: Final = {"w4a16": (4, 16), "w8a16": (8, 16), "w8a8": (8, 8), "w4a8": (4, 8)}
+_WARP_GROUPS: Final = {
+    "w4a16": (Tile(128, 128, 128, 8, 2, 3), Tile(128, 128, 128, 8, 3, 2), Tile(64, 128, 128, 4, 3, 1)),
+    "w8a16": (
+        Tile(128, 128, 64, 8, 3, 3),
+        Tile(128, 128, 64, 8, 3, 2),
+        Tile(64, 128, 64, 4, 4, 1),
+        Tile(64, 64, 64, 4, 4, 1),
+    ),
+    "w8a8": (
+        Tile(128, 128, 128, 8, 4, 3),
+        Tile(128, 128, 128, 8, 4, 2),
+        Tile(64, 128, 128, 4, 4, 1),
+        Tile(64, 64, 128, 4, 4, 1),
+    ),
+    "w4a8": (Tile(64, 128, 128, 8, 3, 3), Tile(128, 128, 128, 8, 3, 1), Tile(64, 128, 128, 4, 3, 2)),
+}
+_GEMM: Final = {(8, 0): _SMALL, (9, 0): _WARP_GROUPS, (10, 0): _SMALL}
+BITS: Final = {"w4a16": (4, 16), "w8a16": (8, 16), "w8a8": (8, 8), "w4a8": (4, 8)}
+
+# Measured: (kernel, capability) -> (bits of N, bits of K) -> tile. Shapes of like size share one.
+TUNED: Final[Mapping[tuple[str, tuple[int, int]], Mapping[tuple[int, int], Tile]]] = {}
 
 
-def gemv_tile(chip: Chip, weight_bits: int, n: int) -> Tile:
+def size_class(n: int, k: int) -> tuple[int, int]:
+    """What `TUNED` knows a weight (n, k) by: the binary digits of both."""
+    return n.bit_length(), k.bit_length()
+
+
+def gemv_tile(chip: Chip, kind: str, n: int, k: int) -> Tile:
     """For at most GEMV_ROWS rows; narrower where `n` outputs would leave half of the SMs without a program."""
-    tile = _of(_GEMV, chip)
-    if n < tile.block_n * chip.sm_count // 2:
-        tile = replace(tile, block_n=_GEMV[(8, 0)].block_n)
-    return tile.fitted(chip, weight_bits, 16)
+    tile = TUNED.get((f"{kind}_gemv", chip.capability), {}).get(size_class(n, k))
+    if tile is None:
+        tile = _of(_GEMV, chip)
+        if n < tile.block_n * chip.sm_count // 2:
+            tile = replace(tile, block_n=_GEMV[(8, 0)].block_n)
+    return tile.fitted(chip, *BITS[kind])
 
 
 def head_tile(chip: Chip) -> Tile:
@@ -93,9 +159,35 @@ def head_tile(chip: Chip) -> Tile:
     return Tile(16, GEMV_ROWS, 128, 2, 4).fitted(chip, 16, 16)
 
 
-def gemm_tile(chip: Chip, kind: str) -> Tile:
-    """For more than GEMV_ROWS rows; `kind` is "w4a16", "w8a16", "w8a8" or "w4a8"."""
-    return _of(_GEMM[kind], chip).fitted(chip, *_BITS[kind])
+def gemm_tile(chip: Chip, kind: str, n: int, k: int, *, whole: bool = True) -> Tile:
+    """For more than GEMV_ROWS rows of a weight (n, k); `whole`: the reader adds no partial sums.
+
+    `kind` is one of BITS. Never depends on the number of rows.
+    """
+    tile = TUNED.get((f"{kind}_gemm", chip.capability), {}).get(size_class(n, k))
+    if tile is None:
+        splits = (1,) if whole else (1, 2, 3, 4)
+        candidates = [replace(tile, splits=s) for tile in gemm_candidates(chip, kind) for s in splits]
+        tile = min(candidates, key=lambda one: cost(chip, one, kind, n, k))
+    return replace(tile, splits=1 if whole else max(1, tile.splits)).fitted(chip, *BITS[kind])
+
+
+def gemm_candidates(chip: Chip, kind: str) -> tuple[Tile, ...]:
+    """Tiles without splits that the chip's registers hold."""
+    return _of(_GEMM, chip)[kind]
+
+
+def cost(chip: Chip, tile: Tile, kind: str, n: int, k: int) -> float:
+    """Cycles, on paper, of TYPICAL_ROWS rows: waves of programs, each bound by tensor cores or by its loads."""
+    (weight_bits, row_bits), splits = BITS[kind], max(1, tile.splits)
+    programs, sizes = tile.rows(TYPICAL_ROWS)
+    rows = sum(sizes.values())
+    waves = -(-programs * -(-n // tile.block_n) * splits // chip.sm_count)
+    multiply = tile.block_n * rows / (MULTIPLIES if row_bits == 16 else 2 * MULTIPLIES)
+    load = (tile.block_n * weight_bits + rows * row_bits) / 8 / LOADED_BYTES
+    convert = tile.block_n / 32 if weight_bits != row_bits else 0.0
+    parts = TYPICAL_ROWS * n * 8 * splits / chip.sm_count / LOADED_BYTES if splits > 1 else 0.0
+    return waves * (START_CYCLES + k / splits * (max(multiply, load) + convert)) + parts
 
 
 def attention_tile(chip: Chip, rows: int, width: int) -> Tile:
@@ -111,10 +203,10 @@ def attention_tile(chip: Chip, rows: int, width: int) -> Tile:
 def split_k(chip: Chip, tile: Tile, n: int, blocks: int) -> tuple[int, int]:
     """(programs along K, blocks of K per program). Independent of the number of rows, which thus changes no bit."""
     programs = -(-n // tile.block_n)
-    wanted = round(PROGRAMS_PER_SM * chip.sm_count / programs)
+    wanted = tile.splits or round(PROGRAMS_PER_SM * chip.sm_count / programs)
     blocks_each = -(-blocks // max(1, min(wanted, MAX_SPLITS, blocks)))
     return -(-blocks // blocks_each), blocks_each
 
 
-def _of(table: dict[tuple[int, int], Tile], chip: Chip) -> Tile:
+def _of(table: Mapping[tuple[int, int], T], chip: Chip) -> T:
     return table[max((known for known in table if known <= chip.capability), default=min(table))]

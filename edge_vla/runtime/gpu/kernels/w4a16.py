@@ -3,7 +3,9 @@
 The gemv reads the weight once, in lines, and scales sums. It splits K and leaves the partial sums for the next kernel
 to add in order; its tile always has eight rows and its splits do not depend on their number, so a row's bits
 depend on neither its neighbours nor their number. The gemm scales weights, two to an instruction, because scaled sums
-would need a second set of registers: level times scale is rounded to the working type, as a dequantised weight is.
+would need a second set of registers: level times scale is rounded to the working type, as a dequantised weight is. It
+converts a block of weights while it multiplies by the one before: a tensor that one turn of the loop hands to the next
+goes to shared memory, where the tensor cores of 9.0 read it without waiting for the registers it came from.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edge_vla.quant import dequantise
-from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
-from edge_vla.runtime.gpu.kernels.nibbles import MAGIC, scale_k, weights_of
+from edge_vla.runtime.gpu.kernels.language import check_rows, jit, overlap, tl, wait_for_inputs
+from edge_vla.runtime.gpu.kernels.nibbles import MAGIC, assembly, block_of_weights, scale_k, weights_of
+from edge_vla.runtime.gpu.kernels.row_tiles import load_rows, prefetch, store_rows
 from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS, Chip, Tile, gemm_tile, gemv_tile, split_k
-from edge_vla.runtime.gpu.kernels.weights import BLOCK_K, SHIFT_K, WORDS, Int4Weight, restore_int4
+from edge_vla.runtime.gpu.kernels.weights import BLOCK_K, SHIFT_K, WORDS, Int4Weight, restore_int4, sums_of
 
 
 def reference_gemv(x: Tensor, weight: Int4Weight) -> Tensor:
@@ -26,33 +29,38 @@ def reference_gemv(x: Tensor, weight: Int4Weight) -> Tensor:
     return F.linear(x.float(), dequantise(restore_int4(weight)))[None]
 
 
-def kernel_gemv(x: Tensor, weight: Int4Weight) -> Tensor:
+def kernel_gemv(x: Tensor, weight: Int4Weight, tile: Tile | None = None) -> Tensor:
     """x (M <= 8, K) 16-bit -> (S, M, N) float32, whose sum over S, in order, is the product."""
     m, n, blocks = x.shape[0], weight.shape[0], weight.codes.shape[0]
     assert m <= GEMV_ROWS, f"{m} rows: a gemv kernel takes at most {GEMV_ROWS}"
     chip = Chip.of(x.device)
-    tile = gemv_tile(chip, 4, n)
+    tile = tile or gemv_tile(chip, "w4a16", *weight.shape)
     splits, blocks_each = split_k(chip, tile, n, blocks)
     out = torch.empty(splits, m, n, dtype=torch.float32, device=x.device)
-    _launch(_w4a16_gemv[(-(-n // tile.block_n), splits)], x, weight, out, tile, blocks, blocks_each)
+    grid = (-(-n // tile.block_n), splits)
+    _launch(_w4a16_gemv[grid], x, weight, out, tile, blocks, blocks_each, BLOCK_M=GEMV_ROWS, SHIFT_K=SHIFT_K)
     return out
 
 
-def reference_gemm(x: Tensor, weight: Int4Weight) -> Tensor:
+def reference_gemm(x: Tensor, weight: Int4Weight, *, whole: bool = True) -> Tensor:  # noqa: ARG001
     """x (M, K) 16-bit -> (M, N) of its type."""
     return F.linear(x.float(), dequantise(restore_int4(weight))).to(x.dtype)
 
 
-def kernel_gemm(x: Tensor, weight: Int4Weight) -> Tensor:
-    """What `reference_gemm` computes, in one launch."""
-    m, n = x.shape[0], weight.shape[0]
-    tile = gemm_tile(Chip.of(x.device), "w4a16")
-    out = torch.empty(m, n, dtype=x.dtype, device=x.device)
-    _launch(_w4a16_gemm[(-(-m // tile.block_m), -(-n // tile.block_n))], x, weight, out, tile, weight.codes.shape[0])
+def kernel_gemm(x: Tensor, weight: Int4Weight, tile: Tile | None = None, *, whole: bool = True) -> Tensor:
+    """What `reference_gemm` computes; unless `whole`, perhaps as partial sums (S, M, N) float32, as a gemv's."""
+    (m, (n, k)), blocks = (x.shape[0], weight.shape), weight.codes.shape[0]
+    chip = Chip.of(x.device)
+    tile = tile or gemm_tile(chip, "w4a16", n, k, whole=whole)
+    (programs, sizes), (splits, blocks_each) = tile.rows(m), split_k(chip, tile, n, blocks)
+    out = sums_of(splits, m, n, x.dtype, x.device)
+    _launch(_w4a16_gemm[(programs, -(-n // tile.block_n), splits)], x, weight, out, tile, blocks, blocks_each, **sizes)
     return out
 
 
-def _launch(launcher: Any, x: Tensor, weight: Int4Weight, out: Tensor, tile: Tile, *blocks: int) -> None:
+def _launch(
+    launcher: Any, x: Tensor, weight: Int4Weight, out: Tensor, tile: Tile, blocks: int, blocks_each: int, **sizes: int
+) -> None:
     check_rows(x)
     k = x.shape[1]
     assert k == weight.shape[1], f"{k} inputs for a weight {weight.shape}"
@@ -64,16 +72,18 @@ def _launch(launcher: Any, x: Tensor, weight: Int4Weight, out: Tensor, tile: Til
         x.shape[0],
         weight.shape[0],
         k,
-        *blocks,
+        blocks,
+        blocks_each,
         GROUP=weight.group,
         SCALE_K=scale_k(weight.group),
         EVEN_K=k % BLOCK_K == 0,
         BLOCK_K=BLOCK_K,
-        SHIFT_K=SHIFT_K,
         WORDS=WORDS,
         MAGIC=MAGIC[x.dtype][0],
         OFFSET=MAGIC[x.dtype][1],
-        **tile.launch(),
+        ASSEMBLY=assembly(x.dtype, x.device),
+        **tile.launch(sizes),
+        **overlap(x.device),
     )
 
 
@@ -98,6 +108,8 @@ def _w4a16_gemv(
     WORDS: tl.constexpr,
     MAGIC: tl.constexpr,
     OFFSET: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     output = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.arange(0, BLOCK_M)
@@ -107,7 +119,13 @@ def _w4a16_gemv(
     n_mask = output < n
     m_mask = (row < m)[None, :]
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    if EARLY:
+        line = tl.program_id(0) * BLOCK_N * WORDS + tl.arange(0, BLOCK_N // 2) * 2 * WORDS  # two outputs each
+        line = tl.minimum(line, (n - 1) * WORDS)
+        for block in range(first, last):
+            prefetch(codes + block * n * WORDS + line)
     scale = tl.load(scales + first * BLOCK_K // GROUP * n + output, mask=n_mask, other=0.0)
+    wait_for_inputs(EARLY)
     for block in range(first, last):
         # The next block's scales are loaded now: the compiler does not pipeline loads this narrow.
         later = tl.minimum(block + 1, last - 1) * BLOCK_K // GROUP
@@ -122,7 +140,7 @@ def _w4a16_gemv(
                 place = block * BLOCK_K + shift * SHIFT_K + tl.arange(0, SHIFT_K)
                 row_mask = m_mask if EVEN_K else m_mask & (place < k)[:, None]
                 values = tl.load(x + row[None, :] * k + place[:, None], mask=row_mask, other=0.0)
-                weight = weights_of(words, 4 * shift, x.dtype.element_ty, MAGIC, OFFSET)
+                weight = weights_of(words, 4 * shift, x.dtype.element_ty, MAGIC, OFFSET, ASSEMBLY)
                 part = tl.dot(weight, values, part)
             acc += part * scale.to(tl.float32)[:, None]
         scale = next_scale
@@ -140,34 +158,55 @@ def _w4a16_gemm(
     n: tl.tensor,
     k: tl.tensor,
     blocks: tl.tensor,
+    blocks_each: tl.tensor,
     GROUP: tl.constexpr,
     SCALE_K: tl.constexpr,
     EVEN_K: tl.constexpr,
-    BLOCK_M: tl.constexpr,
+    M0: tl.constexpr,
+    M1: tl.constexpr,
+    M2: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    SHIFT_K: tl.constexpr,
     WORDS: tl.constexpr,
     MAGIC: tl.constexpr,
     OFFSET: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     TYPE: tl.constexpr = x.dtype.element_ty
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = tl.program_id(0) * (M0 + M1 + M2)
     output = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    word = tl.arange(0, WORDS)
-    n_mask = output < n
-    m_mask = (row < m)[None, :]
-    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    for block in range(0, blocks):
-        words = tl.load(codes + (block * n + output)[:, None] * WORDS + word[None, :], mask=n_mask[:, None], other=0)
-        for start in tl.static_range(0, BLOCK_K, SCALE_K):
-            group = (block * BLOCK_K + start) // GROUP
-            scale = tl.load(scales + group * n + output, mask=n_mask, other=0.0).to(TYPE)
-            for shift in tl.static_range(start // SHIFT_K, (start + SCALE_K) // SHIFT_K):
-                place = block * BLOCK_K + shift * SHIFT_K + tl.arange(0, SHIFT_K)
-                row_mask = m_mask if EVEN_K else m_mask & (place < k)[:, None]
-                values = tl.load(x + row[None, :] * k + place[:, None], mask=row_mask, other=0.0)
-                weight = weights_of(words, 4 * shift, TYPE, MAGIC, OFFSET) * scale[:, None]
-                acc = tl.dot(weight, values, acc)
-    place = row[None, :] * n + output[:, None]
-    tl.store(out + place, acc.to(TYPE), mask=n_mask[:, None] & m_mask)
+    n_mask = (output < n)[:, None]
+    line = output[:, None] * WORDS + tl.arange(0, WORDS)[None, :]
+    first = tl.program_id(2) * blocks_each
+    last = tl.minimum(first + blocks_each, blocks)
+    row0 = row + tl.arange(0, M0)
+    acc0 = tl.zeros([BLOCK_N, M0], tl.float32)
+    if M1 > 0:
+        row1 = row + M0 + tl.arange(0, M1)
+        acc1 = tl.zeros([BLOCK_N, M1], tl.float32)
+    if M2 > 0:
+        row2 = row + M0 + M1 + tl.arange(0, M2)
+        acc2 = tl.zeros([BLOCK_N, M2], tl.float32)
+    words = tl.load(codes + first * n * WORDS + line, mask=n_mask, other=0)
+    weight = block_of_weights(words, scales, first, output, n, GROUP, SCALE_K, TYPE, MAGIC, OFFSET, ASSEMBLY)
+    words = tl.load(codes + tl.minimum(first + 1, last - 1) * n * WORDS + line, mask=n_mask, other=0)
+    wait_for_inputs(EARLY)
+    for block in range(first, last):
+        # Loaded two blocks ahead and converted one ahead: the compiler pipelines only what feeds a product directly.
+        after = tl.load(codes + tl.minimum(block + 2, last - 1) * n * WORDS + line, mask=n_mask, other=0)
+        place = block * BLOCK_K + tl.arange(0, BLOCK_K)
+        acc0 = tl.dot(weight, load_rows(x, row0, place, m, k, EVEN_K), acc0)
+        if M1 > 0:
+            acc1 = tl.dot(weight, load_rows(x, row1, place, m, k, EVEN_K), acc1)
+        if M2 > 0:
+            acc2 = tl.dot(weight, load_rows(x, row2, place, m, k, EVEN_K), acc2)
+        later = tl.minimum(block + 1, last - 1)
+        weight = block_of_weights(words, scales, later, output, n, GROUP, SCALE_K, TYPE, MAGIC, OFFSET, ASSEMBLY)
+        words = after
+    out += tl.program_id(2) * m * n
+    store_rows(out, acc0, row0, output, m, n, False, x)
+    if M1 > 0:
+        store_rows(out, acc1, row1, output, m, n, False, x)
+    if M2 > 0:
+        store_rows(out, acc2, row2, output, m, n, False, x)

@@ -1,30 +1,34 @@
 """Many int8 rows times an int4 weight on int8 tensor cores: int8 arithmetic on weights stored in 4 bits.
 
 A nibble is a small int8, so widening it rounds nothing; each group's integer sum gets the group's own scale. The rows
-come in the byte order of the weight, so that four nibbles are widened at once, in place.
+come in the byte order of the weight, so that four nibbles are widened at once, in place, a block ahead of the product
+(see `w4a16`).
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from edge_vla.quant import GRIDS, Scheme, unpack_nibbles
-from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
+from edge_vla.runtime.gpu.kernels.language import check_rows, jit, overlap, tl, wait_for_inputs
 from edge_vla.runtime.gpu.kernels.nibbles import bytes_of, scale_k
-from edge_vla.runtime.gpu.kernels.tiles import Chip, gemm_tile
+from edge_vla.runtime.gpu.kernels.row_tiles import load_rows, store_rows
+from edge_vla.runtime.gpu.kernels.tiles import Chip, Tile, gemm_tile, split_k
 from edge_vla.runtime.gpu.kernels.weights import (
     BLOCK_K,
-    SHIFT_K,
     WORDS,
     Int4Weight,
     Int8Rows,
     in_input_order,
     restore_int4,
+    sums_of,
 )
 
 
-def reference(x: Int8Rows, weight: Int4Weight, dtype: torch.dtype) -> Tensor:
+def reference(x: Int8Rows, weight: Int4Weight, dtype: torch.dtype, *, whole: bool = True) -> Tensor:  # noqa: ARG001
     """x (M, K) for int4 -> (M, N) in `dtype`: exact integer sums in each group, float32 between groups, in order."""
     assert x.for_int4, "rows are in input order, not in the byte order of an int4 weight"
     packed = restore_int4(weight)
@@ -39,15 +43,22 @@ def reference(x: Int8Rows, weight: Int4Weight, dtype: torch.dtype) -> Tensor:
     return (total * x.scales[:, None]).to(dtype)
 
 
-def kernel(x: Int8Rows, weight: Int4Weight, dtype: torch.dtype) -> Tensor:
-    """What `reference` computes, in one launch."""
-    (m, stride), n, blocks = x.codes.shape, weight.shape[0], weight.codes.shape[0]
+def kernel(
+    x: Int8Rows, weight: Int4Weight, dtype: torch.dtype, tile: Tile | None = None, *, whole: bool = True
+) -> Tensor:
+    """What `reference` computes; unless `whole`, perhaps as partial sums (S, M, N) float32."""
+    (m, stride), (n, k), blocks = x.codes.shape, weight.shape, weight.codes.shape[0]
     check_rows(x.codes)
     assert x.for_int4, "rows are in input order, not in the byte order of an int4 weight"
     assert stride == blocks * BLOCK_K, f"rows of {stride} bytes for a weight {weight.shape}"
-    tile = gemm_tile(Chip.of(x.codes.device), "w4a8")
-    out = torch.empty(m, n, dtype=dtype, device=x.codes.device)
-    _w4a8_gemm[(-(-m // tile.block_m), -(-n // tile.block_n))](
+    device = x.codes.device
+    chip = Chip.of(device)
+    tile = tile or gemm_tile(chip, "w4a8", n, k, whole=whole)
+    if scale_k(weight.group) < BLOCK_K:  # several sums of a block at a time: more registers
+        tile = replace(tile, block_m=min(tile.block_m, 64), row_tiles=1)
+    (programs, sizes), (splits, blocks_each) = tile.rows(m), split_k(chip, tile, n, blocks)
+    out = sums_of(splits, m, n, dtype, device)
+    _w4a8_gemm[(programs, -(-n // tile.block_n), splits)](
         x.codes,
         x.scales,
         weight.codes,
@@ -57,12 +68,13 @@ def kernel(x: Int8Rows, weight: Int4Weight, dtype: torch.dtype) -> Tensor:
         n,
         stride,
         blocks,
+        blocks_each,
         GROUP=weight.group,
         SCALE_K=scale_k(weight.group),
         BLOCK_K=BLOCK_K,
-        SHIFT_K=SHIFT_K,
         WORDS=WORDS,
-        **tile.launch(),
+        **tile.launch(sizes),
+        **overlap(device),
     )
     return out
 
@@ -78,43 +90,70 @@ def _w4a8_gemm(
     n: tl.tensor,
     stride: tl.tensor,
     blocks: tl.tensor,
+    blocks_each: tl.tensor,
     GROUP: tl.constexpr,
     SCALE_K: tl.constexpr,
-    BLOCK_M: tl.constexpr,
+    M0: tl.constexpr,
+    M1: tl.constexpr,
+    M2: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    SHIFT_K: tl.constexpr,
     WORDS: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = tl.program_id(0) * (M0 + M1 + M2)
     output = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    word = tl.arange(0, WORDS)
-    half = tl.arange(0, BLOCK_K // 2)
     n_mask = output < n
-    m_mask = row < m
-    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    for block in range(0, blocks):
-        words = tl.load(codes + (block * n + output)[:, None] * WORDS + word[None, :], mask=n_mask[:, None], other=0)
-        place = row[None, :] * stride + block * BLOCK_K + half[:, None]
-        low = tl.load(x + place, mask=m_mask[None, :], other=0)
-        high = tl.load(x + place + BLOCK_K // 2, mask=m_mask[None, :], other=0)
+    line = output[:, None] * WORDS + tl.arange(0, WORDS)[None, :]
+    first = tl.program_id(2) * blocks_each
+    last = tl.minimum(first + blocks_each, blocks)
+    row0 = row + tl.arange(0, M0)
+    acc0 = tl.zeros([BLOCK_N, M0], tl.float32)
+    if M1 > 0:
+        row1 = row + M0 + tl.arange(0, M1)
+        acc1 = tl.zeros([BLOCK_N, M1], tl.float32)
+    if M2 > 0:
+        row2 = row + M0 + M1 + tl.arange(0, M2)
+        acc2 = tl.zeros([BLOCK_N, M2], tl.float32)
+    weight = bytes_of(tl.load(codes + first * n * WORDS + line, mask=n_mask[:, None], other=0))
+    words = tl.load(codes + tl.minimum(first + 1, last - 1) * n * WORDS + line, mask=n_mask[:, None], other=0)
+    scale = tl.load(scales + first * BLOCK_K // GROUP * n + output, mask=n_mask, other=0.0)
+    wait_for_inputs(EARLY)
+    for block in range(first, last):
+        after = tl.load(codes + tl.minimum(block + 2, last - 1) * n * WORDS + line, mask=n_mask[:, None], other=0)
+        later = tl.minimum(block + 1, last - 1) * BLOCK_K // GROUP
+        next_scale = tl.load(scales + later * n + output, mask=n_mask, other=0.0)
+        place = block * BLOCK_K + tl.arange(0, BLOCK_K)
         for start in tl.static_range(0, BLOCK_K, SCALE_K):
-            group = (block * BLOCK_K + start) // GROUP
-            scale = tl.load(scales + group * n + output, mask=n_mask, other=0.0).to(tl.float32)
-            sums = tl.zeros([BLOCK_N, BLOCK_M], tl.int32)
-            if SCALE_K == BLOCK_K:
-                sums = tl.dot(bytes_of(words, 0, -1), low, sums, out_dtype=tl.int32)
-                sums = tl.dot(bytes_of(words, 4, -1), high, sums, out_dtype=tl.int32)
-            else:  # every second byte belongs to another group: it counts as a zero weight
-                for shift in tl.static_range(start // SHIFT_K, (start + SCALE_K) // SHIFT_K):
-                    # written out: Triton's compiler refuses a constexpr that is assigned twice in an unrolled loop
-                    if shift % 2 == 0:
-                        kept = bytes_of(words, 0, 0x00FF00FF if shift // 2 == 0 else -0x00FF0100)
-                        sums = tl.dot(kept, low, sums, out_dtype=tl.int32)
-                    else:
-                        kept = bytes_of(words, 4, 0x00FF00FF if shift // 2 == 0 else -0x00FF0100)
-                        sums = tl.dot(kept, high, sums, out_dtype=tl.int32)
-            acc += sums.to(tl.float32) * scale[:, None]
-    row_scale = tl.load(row_scales + row, mask=m_mask, other=0.0)
-    place = row[None, :] * n + output[:, None]
-    tl.store(out + place, (acc * row_scale[None, :]).to(out.dtype.element_ty), mask=n_mask[:, None] & m_mask[None, :])
+            if start > 0:
+                group = (block * BLOCK_K + start) // GROUP
+                scale = tl.load(scales + group * n + output, mask=n_mask, other=0.0)
+            acc0 += group_sums(weight, load_rows(x, row0, place, m, stride, True), start, SCALE_K) * scale_of(scale)
+            if M1 > 0:
+                acc1 += group_sums(weight, load_rows(x, row1, place, m, stride, True), start, SCALE_K) * scale_of(scale)
+            if M2 > 0:
+                acc2 += group_sums(weight, load_rows(x, row2, place, m, stride, True), start, SCALE_K) * scale_of(scale)
+        weight, words, scale = bytes_of(words), after, next_scale
+    out += tl.program_id(2) * m * n
+    store_rows(out, acc0, row0, output, m, n, True, row_scales)
+    if M1 > 0:
+        store_rows(out, acc1, row1, output, m, n, True, row_scales)
+    if M2 > 0:
+        store_rows(out, acc2, row2, output, m, n, True, row_scales)
+
+
+@jit
+def group_sums(weight: tl.tensor, values: tl.tensor, start: tl.constexpr, SCALE_K: tl.constexpr) -> tl.tensor:
+    """Sums (N, M) float32 of the SCALE_K inputs from `start` of a block; the bytes of the others count as zero."""
+    if SCALE_K < 128:
+        byte = tl.arange(0, 128)
+        shift = byte // 64 + byte % 2 * 2  # whose nibble a byte is
+        kept = (shift * 32 >= start) & (shift * 32 < start + SCALE_K)
+        weight = tl.where(kept[None, :], weight, tl.zeros_like(weight))
+    return tl.dot(weight, values, out_dtype=tl.int32).to(tl.float32)
+
+
+@jit
+def scale_of(scale: tl.tensor) -> tl.tensor:
+    """(N,) -> (N, 1) float32."""
+    return scale.to(tl.float32)[:, None]

@@ -1,20 +1,23 @@
-"""Rows times an int8 weight: one kernel for 16-bit rows, as gemv and as GEMM, and for int8 rows on int8 tensor cores.
+"""Rows times an int8 weight: a gemv for up to eight rows of 16 bits, a GEMM for more, one for int8 rows.
 
 A gemv of up to eight rows splits K, so that enough programs read the weight, and leaves the partial sums for the next
 kernel to add in order. Its tile always has eight rows and its splits do not depend on their number: a row's bits
-depend on neither its neighbours nor their number.
+depend on neither its neighbours nor their number. The GEMM of 16-bit rows converts codes a step ahead (see `w4a16`).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from edge_vla.quant import dequantise
-from edge_vla.runtime.gpu.kernels.language import check_rows, jit, tl
+from edge_vla.runtime.gpu.kernels.language import check_rows, jit, overlap, tl, wait_for_inputs
+from edge_vla.runtime.gpu.kernels.row_tiles import load_rows, prefetch, store_rows
 from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS, Chip, Tile, gemm_tile, gemv_tile, split_k
-from edge_vla.runtime.gpu.kernels.weights import Int8Rows, Int8Weight, restore_int8
+from edge_vla.runtime.gpu.kernels.weights import Int8Rows, Int8Weight, restore_int8, sums_of
 
 
 def reference_a16_gemv(x: Tensor, weight: Int8Weight) -> Tensor:
@@ -22,56 +25,68 @@ def reference_a16_gemv(x: Tensor, weight: Int8Weight) -> Tensor:
     return F.linear(x.float(), dequantise(restore_int8(weight)))[None]
 
 
-def kernel_a16_gemv(x: Tensor, weight: Int8Weight) -> Tensor:
+def kernel_a16_gemv(x: Tensor, weight: Int8Weight, tile: Tile | None = None) -> Tensor:
     """x (M <= 8, K) 16-bit -> (S, M, N) float32, whose sum over S, in order, is the product."""
-    m, n = x.shape[0], weight.shape[0]
+    m, (n, k) = x.shape[0], weight.shape
     assert m <= GEMV_ROWS, f"{m} rows: a gemv kernel takes at most {GEMV_ROWS}"
     chip = Chip.of(x.device)
-    tile = gemv_tile(chip, 8, n)
-    splits, blocks_each = split_k(chip, tile, n, -(-weight.shape[1] // tile.block_k))
+    tile = tile or gemv_tile(chip, "w8a16", n, k)
+    splits, blocks_each = split_k(chip, tile, n, -(-k // tile.block_k))
     out = torch.empty(splits, m, n, dtype=torch.float32, device=x.device)
-    return _launch(x, weight.scales, weight, out, tile, splits, blocks_each)
+    grid = (-(-n // tile.block_n), splits)
+    return _launch(_w8a16_gemv[grid], x, weight.scales, weight, out, tile, blocks_each, BLOCK_M=GEMV_ROWS)
 
 
-def reference_a16_gemm(x: Tensor, weight: Int8Weight) -> Tensor:
+def reference_a16_gemm(x: Tensor, weight: Int8Weight, *, whole: bool = True) -> Tensor:  # noqa: ARG001
     """x (M, K) 16-bit -> (M, N) of its type."""
     return F.linear(x.float(), dequantise(restore_int8(weight))).to(x.dtype)
 
 
-def kernel_a16_gemm(x: Tensor, weight: Int8Weight) -> Tensor:
-    """What `reference_a16_gemm` computes, in one launch: codes become 16-bit in registers."""
-    out = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
-    return _launch(x, weight.scales, weight, out, gemm_tile(Chip.of(x.device), "w8a16"))
+def kernel_a16_gemm(x: Tensor, weight: Int8Weight, tile: Tile | None = None, *, whole: bool = True) -> Tensor:
+    """What `reference_a16_gemm` computes; unless `whole`, perhaps as partial sums (S, M, N) float32, as a gemv's."""
+    tile = tile or gemm_tile(Chip.of(x.device), "w8a16", *weight.shape, whole=whole)
+    return _gemm(_w8a16_gemm, x, weight.scales, weight, x.dtype, tile)
 
 
-def reference_a8_gemm(x: Int8Rows, weight: Int8Weight, dtype: torch.dtype) -> Tensor:
+def reference_a8_gemm(x: Int8Rows, weight: Int8Weight, dtype: torch.dtype, *, whole: bool = True) -> Tensor:  # noqa: ARG001
     """x (M, K) int8 -> (M, N) in `dtype`: exact integer sums, times the row's scale, times the output's."""
     # float64 holds every sum of int8 products exactly, and torch multiplies no integers on a GPU.
     sums = (x.codes.double() @ weight.codes.double().T).float()
     return (sums * x.scales[:, None] * weight.scales.float()).to(dtype)
 
 
-def kernel_a8_gemm(x: Int8Rows, weight: Int8Weight, dtype: torch.dtype) -> Tensor:
-    """What `reference_a8_gemm` computes, in one launch."""
+def kernel_a8_gemm(
+    x: Int8Rows, weight: Int8Weight, dtype: torch.dtype, tile: Tile | None = None, *, whole: bool = True
+) -> Tensor:
+    """What `reference_a8_gemm` computes; unless `whole`, perhaps as partial sums (S, M, N) float32."""
     assert not x.for_int4, "rows are in the byte order of an int4 weight"
-    out = torch.empty(x.codes.shape[0], weight.shape[0], dtype=dtype, device=x.codes.device)
-    return _launch(x.codes, x.scales, weight, out, gemm_tile(Chip.of(x.codes.device), "w8a8"))
+    tile = tile or gemm_tile(Chip.of(x.codes.device), "w8a8", *weight.shape, whole=whole)
+    return _gemm(_w8a8_gemm, x.codes, x.scales, weight, dtype, tile)
+
+
+def _gemm(kernel: Any, x: Tensor, row_scales: Tensor, weight: Int8Weight, dtype: torch.dtype, tile: Tile) -> Tensor:
+    m, (n, k) = x.shape[0], weight.shape
+    programs, sizes = tile.rows(m)
+    splits, blocks_each = split_k(Chip.of(x.device), tile, n, -(-k // tile.block_k))
+    out = sums_of(splits, m, n, dtype, x.device)
+    grid = (programs, -(-n // tile.block_n), splits)
+    return _launch(kernel[grid], x, row_scales, weight, out, tile, blocks_each, **sizes)
 
 
 def _launch(
+    launcher: Any,
     x: Tensor,
     row_scales: Tensor,
     weight: Int8Weight,
     out: Tensor,
     tile: Tile,
-    splits: int = 1,
-    blocks_each: int = 0,
+    blocks_each: int,
+    **sizes: int,
 ) -> Tensor:
     (m, k), n = x.shape, weight.shape[0]
     check_rows(x)
     assert k == weight.shape[1], f"{k} inputs for a weight {weight.shape}"
-    blocks = -(-k // tile.block_k)
-    _int8_gemm[(-(-m // tile.block_m), -(-n // tile.block_n), splits)](
+    launcher(
         x,
         row_scales,
         weight.codes,
@@ -80,18 +95,18 @@ def _launch(
         m,
         n,
         k,
-        blocks,
+        -(-k // tile.block_k),
         blocks_each,
-        SPLIT_K=blocks_each > 0,  # known when compiling: a GEMM would need more registers to find out
         EVEN_K=k % tile.block_k == 0,
         BLOCK_K=tile.block_k,
-        **tile.launch(),
+        **tile.launch(sizes),
+        **overlap(x.device),
     )
     return out
 
 
 @jit
-def _int8_gemm(
+def _w8a16_gemv(
     x: tl.tensor,
     row_scales: tl.tensor,
     codes: tl.tensor,
@@ -102,33 +117,156 @@ def _int8_gemm(
     k: tl.tensor,
     blocks: tl.tensor,
     blocks_each: tl.tensor,
-    SPLIT_K: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
-    TYPE: tl.constexpr = x.dtype.element_ty
-    INT8_ROWS: tl.constexpr = tl.int8 == TYPE
-    SUM: tl.constexpr = tl.int32 if INT8_ROWS else tl.float32
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    output = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    first = tl.program_id(2) * blocks_each if SPLIT_K else 0
-    last = tl.minimum(first + blocks_each, blocks) if SPLIT_K else blocks
-    n_mask = (output < n)[:, None]
-    m_mask = (row < m)[None, :]
-    acc = tl.zeros([BLOCK_N, BLOCK_M], SUM)
+    row = tl.arange(0, BLOCK_M)
+    output = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first = tl.program_id(1) * blocks_each
+    last = tl.minimum(first + blocks_each, blocks)
+    if EARLY:
+        line = codes + tl.minimum(output, n - 1) * k
+        for start in range(first * BLOCK_K, tl.minimum(last * BLOCK_K, k), 128):
+            prefetch(line + start)
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    scale = tl.load(scales + output, mask=output < n, other=0.0).to(tl.float32)
+    wait_for_inputs(EARLY)
     for block in range(first, last):
         place = block * BLOCK_K + tl.arange(0, BLOCK_K)
-        weight_mask = n_mask if EVEN_K else n_mask & (place < k)[None, :]
-        row_mask = m_mask if EVEN_K else m_mask & (place < k)[:, None]
-        weight = tl.load(codes + output[:, None] * k + place[None, :], mask=weight_mask, other=0)
-        values = tl.load(x + row[None, :] * k + place[:, None], mask=row_mask, other=0)
-        acc = tl.dot(weight.to(TYPE), values, acc, out_dtype=SUM)
-    total = acc.to(tl.float32)
-    if INT8_ROWS:
-        total *= tl.load(row_scales + row, mask=row < m, other=0.0)[None, :]
-    total *= tl.load(scales + output, mask=output < n, other=0.0).to(tl.float32)[:, None]
-    part = tl.program_id(2) * m if SPLIT_K else 0
-    place = (part + row[None, :]) * n + output[:, None]
-    tl.store(out + place, total.to(out.dtype.element_ty), mask=n_mask & m_mask)
+        weight = load_codes(codes, output, place, n, k, EVEN_K).to(x.dtype.element_ty)
+        acc = tl.dot(weight, load_rows(x, row, place, m, k, EVEN_K), acc)
+    store_rows(out + tl.program_id(1) * m * n, acc * scale[:, None], row, output, m, n, False, row_scales)
+
+
+@jit
+def _w8a16_gemm(
+    x: tl.tensor,
+    row_scales: tl.tensor,
+    codes: tl.tensor,
+    scales: tl.tensor,
+    out: tl.tensor,
+    m: tl.tensor,
+    n: tl.tensor,
+    k: tl.tensor,
+    blocks: tl.tensor,
+    blocks_each: tl.tensor,
+    EVEN_K: tl.constexpr,
+    M0: tl.constexpr,
+    M1: tl.constexpr,
+    M2: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EARLY: tl.constexpr,
+) -> None:
+    TYPE: tl.constexpr = x.dtype.element_ty
+    row = tl.program_id(0) * (M0 + M1 + M2)
+    output = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    step = tl.arange(0, BLOCK_K)
+    first = tl.program_id(2) * blocks_each
+    last = tl.minimum(first + blocks_each, blocks)
+    row0 = row + tl.arange(0, M0)
+    acc0 = tl.zeros([BLOCK_N, M0], tl.float32)
+    if M1 > 0:
+        row1 = row + M0 + tl.arange(0, M1)
+        acc1 = tl.zeros([BLOCK_N, M1], tl.float32)
+    if M2 > 0:
+        row2 = row + M0 + M1 + tl.arange(0, M2)
+        acc2 = tl.zeros([BLOCK_N, M2], tl.float32)
+    scale = tl.load(scales + output, mask=output < n, other=0.0).to(tl.float32)[:, None]
+    weight = load_codes(codes, output, first * BLOCK_K + step, n, k, EVEN_K).to(TYPE)
+    raw = load_codes(codes, output, tl.minimum(first + 1, last - 1) * BLOCK_K + step, n, k, EVEN_K)
+    wait_for_inputs(EARLY)
+    for block in range(first, last):
+        after = load_codes(codes, output, tl.minimum(block + 2, last - 1) * BLOCK_K + step, n, k, EVEN_K)
+        place = block * BLOCK_K + step
+        acc0 = tl.dot(weight, load_rows(x, row0, place, m, k, EVEN_K), acc0)
+        if M1 > 0:
+            acc1 = tl.dot(weight, load_rows(x, row1, place, m, k, EVEN_K), acc1)
+        if M2 > 0:
+            acc2 = tl.dot(weight, load_rows(x, row2, place, m, k, EVEN_K), acc2)
+        weight = raw.to(TYPE)
+        raw = after
+    out += tl.program_id(2) * m * n
+    store_rows(out, acc0 * scale, row0, output, m, n, False, row_scales)
+    if M1 > 0:
+        store_rows(out, acc1 * scale, row1, output, m, n, False, row_scales)
+    if M2 > 0:
+        store_rows(out, acc2 * scale, row2, output, m, n, False, row_scales)
+
+
+@jit
+def _w8a8_gemm(
+    x: tl.tensor,
+    row_scales: tl.tensor,
+    codes: tl.tensor,
+    scales: tl.tensor,
+    out: tl.tensor,
+    m: tl.tensor,
+    n: tl.tensor,
+    k: tl.tensor,
+    blocks: tl.tensor,
+    blocks_each: tl.tensor,
+    EVEN_K: tl.constexpr,
+    M0: tl.constexpr,
+    M1: tl.constexpr,
+    M2: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EARLY: tl.constexpr,
+) -> None:
+    row = tl.program_id(0) * (M0 + M1 + M2)
+    output = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first = tl.program_id(2) * blocks_each
+    last = tl.minimum(first + blocks_each, blocks)
+    row0 = row + tl.arange(0, M0)
+    acc0 = tl.zeros([BLOCK_N, M0], tl.int32)
+    if M1 > 0:
+        row1 = row + M0 + tl.arange(0, M1)
+        acc1 = tl.zeros([BLOCK_N, M1], tl.int32)
+    if M2 > 0:
+        row2 = row + M0 + M1 + tl.arange(0, M2)
+        acc2 = tl.zeros([BLOCK_N, M2], tl.int32)
+    scale = tl.load(scales + output, mask=output < n, other=0.0).to(tl.float32)[:, None]
+    wait_for_inputs(EARLY)
+    for block in range(first, last):
+        place = block * BLOCK_K + tl.arange(0, BLOCK_K)
+        weight = load_codes(codes, output, place, n, k, EVEN_K)
+        acc0 = tl.dot(weight, load_rows(x, row0, place, m, k, EVEN_K), acc0, out_dtype=tl.int32)
+        if M1 > 0:
+            acc1 = tl.dot(weight, load_rows(x, row1, place, m, k, EVEN_K), acc1, out_dtype=tl.int32)
+        if M2 > 0:
+            acc2 = tl.dot(weight, load_rows(x, row2, place, m, k, EVEN_K), acc2, out_dtype=tl.int32)
+    out += tl.program_id(2) * m * n
+    store_int8_rows(out, acc0, scale, row0, output, m, n, row_scales)
+    if M1 > 0:
+        store_int8_rows(out, acc1, scale, row1, output, m, n, row_scales)
+    if M2 > 0:
+        store_int8_rows(out, acc2, scale, row2, output, m, n, row_scales)
+
+
+@jit
+def load_codes(
+    codes: tl.tensor, output: tl.tensor, place: tl.tensor, n: tl.tensor, k: tl.tensor, EVEN_K: tl.constexpr
+) -> tl.tensor:
+    """Codes (N, K) of these outputs and inputs, zero where there is none."""
+    mask = (output < n)[:, None] if EVEN_K else (output < n)[:, None] & (place < k)[None, :]
+    return tl.load(codes + output[:, None] * k + place[None, :], mask=mask, other=0)
+
+
+@jit
+def store_int8_rows(
+    out: tl.tensor,
+    sums: tl.tensor,
+    scale: tl.tensor,
+    row: tl.tensor,
+    output: tl.tensor,
+    m: tl.tensor,
+    n: tl.tensor,
+    row_scales: tl.tensor,
+) -> None:
+    """Integer sums (N, M), times the row's scale, then times the output's, as the reference rounds."""
+    row_scale = tl.load(row_scales + row, mask=row < m, other=0.0)[None, :]
+    store_rows(out, sums.to(tl.float32) * row_scale * scale, row, output, m, n, False, row_scales)

@@ -140,6 +140,13 @@ def summed(parts: Tensor, dtype: torch.dtype) -> Tensor:
     return total.to(dtype)
 
 
+def sums_of(splits: int, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Uninitialised, for a product to write: (M, N) in `dtype`, or with several splits of K (S, M, N) float32."""
+    if splits == 1:
+        return torch.empty(m, n, dtype=dtype, device=device)
+    return torch.empty(splits, m, n, dtype=torch.float32, device=device)
+
+
 def quantised(x: Tensor, *, for_int4: bool = False) -> Int8Rows:
     """Rows (M, K) of a float type, rounded to 255 levels per row; a row that is not finite gets scale infinity."""
     full = x.float()

@@ -14,8 +14,8 @@ from benchmarks.gpu.kernel_checks.check import RandomInputs, evaluate
 from benchmarks.gpu.kernel_checks.products import PRODUCTS, product
 from edge_vla.quant import Scheme
 from edge_vla.runtime.gpu.kernels import w4a8, w4a16, w8
-from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS
-from edge_vla.runtime.gpu.kernels.weights import quantised, repack_int4, repack_int8
+from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS, Tile
+from edge_vla.runtime.gpu.kernels.weights import quantised, repack_int4, repack_int8, summed
 
 TYPES = (torch.bfloat16, torch.float16)
 few_examples = settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -37,6 +37,38 @@ def test_product_is_as_exact_as_plain_pytorch(
     rows = 1 + rows % GEMV_ROWS if kind.endswith("gemv") else rows
     verdict = evaluate(product(RandomInputs.seeded(seed, device, dtype), kind, rows, n, group * groups, group))
     assert verdict.passed, verdict
+
+
+TALL = (
+    Tile(64, 64, 128, 4, 2, row_tiles=3, splits=1),
+    Tile(32, 64, 128, 4, 2, row_tiles=2, splits=2),
+    Tile(64, 32, 128, 4, 3, row_tiles=1, splits=3),
+)
+
+
+@pytest.mark.parametrize("tile", TALL, ids=str)
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("rows", [9, 100, 161])
+def test_every_tile_gives_the_product(tile: Tile, group: int, rows: int, device: torch.device) -> None:
+    """Several tiles of rows in a program, several programs along M and along K; the last block of K is not full."""
+    inputs = RandomInputs.seeded(rows, device, torch.bfloat16)
+    n, k = 70, {32: 736, 64: 704, 128: 768}[group]  # six blocks
+    packed4, packed8 = inputs.packed(Scheme.INT4, n, k, group), inputs.packed(Scheme.INT8, n, k)
+    weight4, weight8 = repack_int4(packed4), repack_int8(packed8)
+    x = inputs.rows(rows, k)
+    bytes8, bytes4 = quantised(x), quantised(x, for_int4=True)
+    made = [
+        (w4a16.kernel_gemm(x, weight4, tile), w4a16.reference_gemm(x, weight4)),
+        (w8.kernel_a16_gemm(x, weight8, tile), w8.reference_a16_gemm(x, weight8)),
+        (w8.kernel_a8_gemm(bytes8, weight8, x.dtype, tile), w8.reference_a8_gemm(bytes8, weight8, x.dtype)),
+        (w4a8.kernel(bytes4, weight4, x.dtype, tile), w4a8.reference(bytes4, weight4, x.dtype)),
+    ]
+    for ours, reference in made:
+        assert ours.shape == ((tile.splits, rows, n) if tile.splits > 1 else (rows, n))
+        assert ours.dtype == (torch.float32 if tile.splits > 1 else x.dtype)
+        torch.testing.assert_close(
+            summed(ours, x.dtype), reference, rtol=2**-6, atol=2**-7 * float(reference.abs().max())
+        )
 
 
 @pytest.mark.parametrize("group", [32, 64, 128])

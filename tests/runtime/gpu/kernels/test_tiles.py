@@ -9,7 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_vla.runtime.gpu.kernels.tiles import RESERVE, Chip, attention_tile, gemm_tile, gemv_tile, head_tile, split_k
+from edge_vla.runtime.gpu.kernels import tiles
+from edge_vla.runtime.gpu.kernels.tiles import (
+    BITS,
+    LEAST_ROWS,
+    RESERVE,
+    Chip,
+    Tile,
+    attention_tile,
+    cost,
+    gemm_candidates,
+    gemm_tile,
+    gemv_tile,
+    head_tile,
+    size_class,
+    split_k,
+)
 
 CHIPS = {  # shared memory of a program, by NVIDIA's table of capabilities
     "A100": Chip((8, 0), 108, 163 * 1024),
@@ -21,17 +36,55 @@ CHIPS = {  # shared memory of a program, by NVIDIA's table of capabilities
     "5090": Chip((12, 0), 170, 99 * 1024),
     "unknown": Chip((13, 5), 200, 99 * 1024),
 }
-KINDS = {"w4a16": (4, 16), "w8a16": (8, 16), "w8a8": (8, 8), "w4a8": (4, 8)}
+SHAPES = [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008), (3072, 1024), (1024, 4096), (1152, 4304), (40, 64)]
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
 def test_tiles_fit_every_chip(chip: Chip) -> None:
-    chosen = [(gemm_tile(chip, kind), bits) for kind, bits in KINDS.items()]
-    chosen += [(gemv_tile(chip, bits, 4096), (bits, 16)) for bits in (4, 8)]
-    chosen.append((head_tile(chip), (16, 16)))
-    for tile, bits in chosen:
-        assert tile.stages * tile.stage_bytes(*bits) + RESERVE <= chip.shared_bytes
+    chosen = [
+        (gemm_tile(chip, kind, n, k, whole=whole), kind) for kind in BITS for n, k in SHAPES for whole in (True, False)
+    ]
+    chosen += [(gemv_tile(chip, kind, n, k), kind) for kind in ("w4a16", "w8a16") for n, k in SHAPES]
+    chosen.append((head_tile(chip), "w8a16"))
+    for tile, kind in chosen:
+        assert tile.stages * tile.stage_bytes(*BITS[kind]) + RESERVE <= chip.shared_bytes
         assert tile.stages >= 2, f"{tile} cannot load while it multiplies"
+
+
+@given(
+    m=st.integers(1, 900),
+    block_m=st.sampled_from((64, 128)),
+    row_tiles=st.integers(1, 3),
+)
+def test_row_tiles_hold_every_row(m: int, block_m: int, row_tiles: int) -> None:
+    programs, sizes = Tile(128, block_m, 128, 8, 2, row_tiles).rows(m)
+    used = [size for size in sizes.values() if size]
+    assert list(sizes) == ["M0", "M1", "M2"]
+    assert used == list(sizes.values())[: len(used)], "no gap between tiles"
+    assert len(used) <= row_tiles
+    assert all(LEAST_ROWS <= size <= block_m for size in used)
+    assert programs * sum(used) >= m > (programs - 1) * sum(used)
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(288, [128, 128, 32]), (261, [128, 128, 16]), (256, [128, 128, 0])])
+def test_one_program_holds_all_rows_of_a_pass(rows: int, expected: list[int]) -> None:
+    programs, sizes = Tile(128, 128, 128, 8, 2, 3).rows(rows)
+    assert (programs, list(sizes.values())) == (1, expected)
+    assert sum(expected) <= 1.06 * rows
+
+
+@pytest.mark.parametrize("kind", BITS)
+def test_the_cheapest_candidate_is_taken_unless_one_was_measured(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chip, (n, k) = CHIPS["H200"], (4096, 11008)
+    monkeypatch.setattr(tiles, "TUNED", {})
+    chosen = gemm_tile(chip, kind, n, k, whole=False)
+    assert chosen.splits > 1, "32 programs do not fill 132 SMs"
+    assert all(cost(chip, chosen, kind, n, k) <= cost(chip, tile, kind, n, k) for tile in gemm_candidates(chip, kind))
+    assert gemm_tile(chip, kind, n, k).splits == 1
+    measured = Tile(64, 64, 64, 4, 2, 2, splits=3)
+    monkeypatch.setattr(tiles, "TUNED", {(f"{kind}_gemm", chip.capability): {size_class(n, k): measured}})
+    assert gemm_tile(chip, kind, n, k, whole=False) == measured
+    assert gemm_tile(chip, kind, 2 * n, k, whole=False) != measured
 
 
 def test_attention_of_few_rows_asks_for_more_at_once_where_there_is_room() -> None:
@@ -41,21 +94,20 @@ def test_attention_of_few_rows_asks_for_more_at_once_where_there_is_room() -> No
 
 
 def test_a_chip_with_little_memory_gets_fewer_stages() -> None:
-    small = gemm_tile(Chip((9, 0), 132, 64 * 1024), "w8a8")
-    assert small.stages < gemm_tile(CHIPS["H200"], "w8a8").stages
-    assert gemm_tile(Chip((9, 0), 132, 16 * 1024), "w8a8").stages == 1
+    stages = [gemm_tile(Chip((9, 0), 132, kib * 1024), "w8a8", 4096, 4096).stages for kib in (227, 64, 16)]
+    assert stages[0] > stages[1] >= stages[2] == 1
 
 
 @given(chip=st.sampled_from(list(CHIPS.values())), n=st.integers(1, 30_000), blocks=st.integers(1, 200))
 def test_splits_cover_every_block_once(chip: Chip, n: int, blocks: int) -> None:
-    parts, each = split_k(chip, gemv_tile(chip, 4, n), n, blocks)
+    parts, each = split_k(chip, gemv_tile(chip, "w4a16", n, 128 * blocks), n, blocks)
     assert (parts - 1) * each < blocks <= parts * each
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
 @pytest.mark.parametrize(("n", "k"), [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008)])
 def test_a_decode_step_fills_the_chip(chip: Chip, n: int, k: int) -> None:
-    tile = gemv_tile(chip, 4, n)
+    tile = gemv_tile(chip, "w4a16", n, k)
     parts, _ = split_k(chip, tile, n, k // tile.block_k)
     assert parts * -(-n // tile.block_n) >= 2 * chip.sm_count
 
