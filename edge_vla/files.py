@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,3 +69,32 @@ def write_whole(path: Path, content: str | bytes) -> None:
     except ResourceError:
         beside.unlink(missing_ok=True)
         raise
+
+
+def stand_in(path: Path) -> str | None:
+    """What stands in place of a file's content, and how to get it; None if the file may be what its name says.
+
+    Seen: pointers of git-lfs and git-annex, and a server's error page that was saved under the file's name.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n")
+    except OSError:
+        return None
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        size = re.search(rb"^size (\d+)$", start, re.M)
+        what = f"a git-lfs pointer to {file_size(int(size[1]))}" if size else "a git-lfs pointer"
+        return f"{what}, not the file itself: run `git lfs pull` in its folder"
+    if b"/annex/objects/" in start.partition(b"\n")[0]:
+        return "a git-annex pointer, not the file itself: run `git annex get` in its folder"
+    if start[:14].lower().startswith((b"<!doctype html", b"<html", b"<?xml", b"<error>")):
+        return "a web page (an error or a login?) saved under this name: download it again, logged in"
+    return None
+
+
+def file_size(count: int) -> str:
+    """4900000000 -> 4.90 GB; 1e9 bytes are a GB."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} bytes"

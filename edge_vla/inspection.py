@@ -12,10 +12,10 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from edge_vla.artifact import EMBEDDINGS, HEAD, MANIFEST, VISION, Artifact, Linear
-from edge_vla.checkpoint import key_table, open_checkpoint
+from edge_vla.checkpoint import Reading, diagnose, key_table, open_checkpoint
 from edge_vla.checkpoint.keys import DECODER_PREFIX, vision_keys
 from edge_vla.checkpoint.quantised import DequantisedTensors
-from edge_vla.errors import ArtifactError
+from edge_vla.errors import ArtifactError, UsageError
 from edge_vla.openvla import PolicyConfig
 from edge_vla.quant import stored_bytes
 
@@ -39,16 +39,27 @@ class Description:
 
     parts: Sequence[Part]
     facts: Mapping[str, object]
+    reading: Reading | None = None
 
     def to_json(self) -> dict[str, object]:
-        return {"parts": [dataclasses.asdict(part) for part in self.parts], "facts": dict(self.facts)}
+        parts, reading = [dataclasses.asdict(part) for part in self.parts], self.reading
+        return {"parts": parts, "facts": dict(self.facts), "reading": None if reading is None else reading.to_json()}
 
 
-def describe(path: str) -> Description:
-    """Of an artifact directory, or of any source that `export` takes."""
+def describe(
+    path: str, adapters: Sequence[Path] = (), *, prompt: str | None = None, statistics: Path | None = None
+) -> Description:
+    """Of an artifact directory, or of any source that `export` takes with the same adapters and choices.
+
+    A folder that is recognised as something else has a `reading.refusal` and no parts.
+    """
     if (Path(path) / MANIFEST).exists():
+        if adapters or prompt is not None or statistics is not None:
+            raise UsageError(f"{path} is an artifact: its adapters, prompt and statistics are in it already")
         return _artifact(Artifact(Path(path)))
-    checkpoint = open_checkpoint(path)
+    if (refused := diagnose(path, adapters)) is not None:
+        return Description([], {"source": path}, refused)
+    checkpoint = open_checkpoint(path, adapters, prompt=prompt, statistics=statistics)
     tensors, sizes = checkpoint.tensors, defaultdict[tuple[str, str], list[tuple[int, int]]](list)
     for name, key in key_table(checkpoint.config.spec).items():
         parameters, size, form, part = math.prod(key.shape), 2 * math.prod(key.shape), "as 16 bits", _part(name)
@@ -60,7 +71,7 @@ def describe(path: str) -> Description:
         Part(part, form, len(members), sum(count for count, _ in members), sum(size for _, size in members))
         for (part, form), members in sizes.items()
     ]
-    return Description(parts, {"source": checkpoint.origin, **_facts(checkpoint.config)})
+    return Description(parts, {"source": checkpoint.origin, **_facts(checkpoint.config)}, checkpoint.reading)
 
 
 def _artifact(artifact: Artifact) -> Description:

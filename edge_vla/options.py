@@ -25,6 +25,13 @@ MergeArithmetic = Annotated[
     str,
     typer.Option(help="fp32: add in float32, round once. upstream: bit for bit as OpenVLA's merge script."),
 ]
+PromptChoice = Annotated[
+    str | None, typer.Option("--prompt", help="The prompt that a checkpoint was trained with: openvla or v01.")
+]
+StatisticsFile = Annotated[
+    Path | None,
+    typer.Option("--statistics", help="A dataset_statistics.json, in place of a checkpoint's or an adapter's own."),
+]
 UnnormKey = Annotated[str | None, typer.Option(help="Data set whose statistics turn tokens into robot units.")]
 Vision = Annotated[str, typer.Option(help="Vision backend: auto, native, torch or onnx.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]

@@ -4,37 +4,42 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.text import Text
 
 from edge_vla.errors import EdgeVLAWarning
-from edge_vla.eta import Costs, Eta
+from edge_vla.eta import Costs, Eta, in_words
 
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn, TaskID
+
+    from edge_vla.checkpoint.reading import Reading
+
+SHOWN: Final = 3  # files of one kind by name; of more, the first and the last
 out: Final = Console(highlight=False, soft_wrap=True, markup=False)
 err: Final = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
 class Bar:
-    """A progress bar with rate and time left on a terminal, a line a step elsewhere."""
+    """On a terminal one line that fits it: spinner, stage, bar, time, what is left where that is known, and the last
+    step's detail, cut. Elsewhere a line a step.
+    """
 
     def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-        self.bar = RichProgress(
-            *columns,
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}"),
-            console=err,
-            disable=not err.is_terminal,
-        )
+        self.bar = RichProgress(*_columns(self._line), console=err, disable=not err.is_terminal, expand=True)
         self.name, self.steps, self.done, self.resumed_at, self.started = "", 0, 0, 0, time.monotonic()
+        self.task: TaskID | None = None
+        self.detail = ""
         self.plan({})
+
+    def opened(self, reading: Reading) -> None:
+        show_reading(reading, err)
 
     def plan(self, costs: Costs) -> None:
         self.eta = Eta(costs, time.monotonic)
@@ -42,23 +47,69 @@ class Bar:
     def stage(self, name: str, steps: int, done: int = 0) -> None:
         self.name, self.steps, self.done, self.resumed_at, self.started = name, steps, done, done, time.monotonic()
         self.eta.stage(name, steps - done)
-        resumed = f" (resumed after {done})" if done else ""
-        self.task = self.bar.add_task(name + resumed, total=steps, completed=done, detail="")
+        self.detail = f"resumed after {done}" if done else ""
+        if self.task is not None:
+            self.bar.remove_task(self.task)
+        self.task = self.bar.add_task(name, total=steps, completed=done)
 
     def step(self, detail: str) -> None:
         self.done += 1
         self.eta.step()
-        whole = self.eta.remaining()
-        in_all = "" if whole is None else f", {_minutes(whole)} left in all"
-        each = (time.monotonic() - self.started) / (self.done - self.resumed_at)
-        self.bar.update(self.task, advance=1, detail=f"{each:.1f} s each{in_all}, {detail}")
+        self.detail = detail
+        if self.task is not None:
+            self.bar.advance(self.task)
         if not err.is_terminal:
-            left = each * (self.steps - self.done)
-            err.print(f"{self.name} {self.done}/{self.steps}, {each:.1f} s each, {left:.0f} s left{in_all}: {detail}")
+            each = (time.monotonic() - self.started) / (self.done - self.resumed_at)
+            parts = [f"{self.name} {self.done}/{self.steps}", f"{each:.1f} s each", *self._left()]
+            err.print(f"{', '.join(parts)}: {detail}")
+
+    def _left(self) -> list[str]:
+        seconds = self.eta.remaining()
+        return [] if seconds is None else [in_words(seconds)]
+
+    def _line(self) -> str:
+        return ", ".join([*self._left(), *([self.detail] if self.detail else [])])
 
 
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 600 else f"{seconds:.0f} s"
+def _columns(line: Callable[[], str]) -> list[ProgressColumn]:
+    """Spinner, stage, bar, steps and time, then `line`, asked for at each refresh and cut where the terminal ends."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        ProgressColumn,
+        SpinnerColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+    from rich.table import Column
+
+    class Line(ProgressColumn):
+        def render(self, task: Task) -> Text:  # noqa: ARG002
+            return Text(line(), no_wrap=True, overflow="ellipsis")
+
+    rest = Line(table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+    name = TextColumn("{task.description}", table_column=Column(no_wrap=True))
+    return [SpinnerColumn(), name, BarColumn(bar_width=8), MofNCompleteColumn(), TimeElapsedColumn(), rest]
+
+
+def show_reading(reading: Reading, console: Console) -> None:
+    """What a source is and what was read of it, a line for each thing; each doubt as a warning."""
+    console.print(f"{reading.kind.value} ({reading.sign})")
+    for title, uses in (("read", reading.read), ("ignored", reading.ignored)):
+        for why in dict.fromkeys(use.why for use in uses):
+            names = [use.name for use in uses if use.why == why]
+            shown = ", ".join(names) if len(names) <= SHOWN else f"{names[0]} to {names[-1]} ({len(names)} files)"
+            console.print(f"{title} {shown}: {why}")
+    for name, value in (
+        ("merged", ", ".join(reading.merged)),
+        ("prompt", reading.prompt),
+        ("statistics", reading.statistics),
+    ):
+        if value:
+            console.print(f"{name} {value}")
+    for doubt in reading.doubts:
+        say("warning", "yellow", doubt)
 
 
 def show_warning(

@@ -222,6 +222,8 @@ class Manifest:
             {name: linear.shape for name, linear in layer.items()} != linears for layer in self.layers
         ):
             raise ArtifactError(f"{MANIFEST}: the layers are not those of its network: export again")
+        if broken := [*self.config.statistics.unsound.values(), *self.config.statistics.strays.values()]:
+            raise ArtifactError(f"{MANIFEST} is malformed ({broken[0]}): export again")
         needed = {EMBEDDINGS, HEAD, TOKENIZER, VISION, GRAPH, *map(layer_file, range(len(self.layers)))}
         unlisted = sorted((needed | {frame.image for frame in self.golden}) - set(self.files))
         if unlisted:
@@ -233,10 +235,10 @@ class Manifest:
             key, lengths = frame.unnorm_key, {len(frame.tokens), len(frame.margins)}
             if key not in self.config.statistics or lengths != {self.config.statistics[key].dims}:
                 raise ArtifactError(f"{MANIFEST}: golden frame {frame.image} does not fit the statistics: export again")
-        return self
             quarters = [len(quarter) for quarter in frame.steps.pixels] if frame.steps else []
             if frame.steps and (len(frame.steps.action) not in lengths or quarters != [4] * 3 * len(image.means)):
                 raise ArtifactError(f"{MANIFEST}: the steps of {frame.image} do not fit its policy: export again")
+        return self
 
 
 def _golden(frames: object, steps: object) -> tuple[GoldenFrame, ...]:

@@ -33,6 +33,8 @@ class System:
     peer: str | None = None
     python: str | None = None  # interpreter of a peer's own environment
     calibration: str | None = None  # folder of frames for a peer that calibrates
+    prompt: str | None = None  # in place of what a checkpoint says, as are the statistics
+    statistics: str | None = None
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,14 @@ class ReferencePlan:
     limit: int | None = None
     unnorm_key: str | None = None
     device: str = "auto"
+    prompt: str | None = None  # in place of what the source says, as are the statistics
+    statistics: str | None = None
 
     def checkpoint(self) -> Checkpoint:
-        return open_checkpoint(self.source, [Path(adapter) for adapter in self.adapters], self.merge_arithmetic)
+        adapters = [Path(adapter) for adapter in self.adapters]
+        return open_checkpoint(
+            self.source, adapters, self.merge_arithmetic, prompt=self.prompt, statistics=self.statistics
+        )
 
     def system(self, name: str = "reference") -> System:
         """The reference as a system to measure."""
@@ -49,6 +54,8 @@ class ReferencePlan:
             self.merge_arithmetic,
             device=self.device,
             unnorm_key=self.unnorm_key,
+            prompt=self.prompt,
+            statistics=self.statistics,
         )
 
 

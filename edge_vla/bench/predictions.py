@@ -55,10 +55,14 @@ def cache_directory() -> Path:
     return Path(own) / "edge-vla" / "predictions" if own else user_cache() / "predictions"
 
 
-def cache_key(weights: str, system: System, frames_hash: str, floor: str | None) -> str:
-    """sha256 of everything that the reference's predictions depend on. `weights`: from `identity`."""
+def cache_key(weights: str, settings: str, system: System, frames_hash: str, floor: str | None) -> str:
+    """sha256 of everything that the reference's predictions depend on.
+
+    `weights` is from `identity`, `settings` from `Checkpoint.settings_sha256`.
+    """
     parts = {
         "weights": weights,
+        "settings": settings,
         "arithmetic": [system.merge_arithmetic, system.dtype, system.device],
         "unnorm_key": system.unnorm_key,
         "frames": frames_hash,

@@ -129,7 +129,8 @@ def _floor_jobs(run: Run) -> dict[str, Job]:
 
 
 def _cache_key(run: Run, job: Job) -> str:
-    return predictions.cache_key(run.result.reference.identity, job.system, run.result.frames.sha256, job.floor)
+    weights, settings = run.result.reference.identity, run.checkpoint.settings_sha256()
+    return predictions.cache_key(weights, settings, job.system, run.result.frames.sha256, job.floor)
 
 
 def _compare(

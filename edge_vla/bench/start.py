@@ -123,10 +123,16 @@ def _check_comparable(artifact: Artifact, checkpoint: Checkpoint, source: str) -
         raise UsageError(
             f"{artifact.directory} and {source} are different networks: give the checkpoint it was made from"
         )
+    ours, theirs = config.prompt.value, checkpoint.config.prompt.value
+    if ours != theirs:
+        raise UsageError(
+            f"{artifact.directory} has the prompt {ours!r}, {source} {theirs!r}: give the reference --prompt {ours}"
+        )
     if set(checkpoint.config.statistics) != set(config.statistics):
         raise UsageError(
             f"{artifact.directory} has the statistics {sorted(config.statistics)}, {source} "
-            f"{sorted(checkpoint.config.statistics)}: give the reference the artifact's adapters (--adapter)"
+            f"{sorted(checkpoint.config.statistics)}: give the reference the artifact's adapters (--adapter), or its "
+            "--statistics"
         )
 
 

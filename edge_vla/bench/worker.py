@@ -74,7 +74,14 @@ def load_system(system: System) -> MeasuredPolicy:
 
         calibration = Path(system.calibration) if system.calibration else None
         return peers.load(
-            system.peer, system.path, adapters, system.merge_arithmetic, system.device, calibration=calibration
+            system.peer,
+            system.path,
+            adapters,
+            system.merge_arithmetic,
+            system.device,
+            calibration=calibration,
+            prompt=system.prompt,
+            statistics=system.statistics,
         )
     return OwnPolicy(
         load(
@@ -85,6 +92,8 @@ def load_system(system: System) -> MeasuredPolicy:
             kernel=system.kernel,
             adapters=adapters,
             merge_arithmetic=system.merge_arithmetic,
+            prompt=system.prompt,
+            statistics=system.statistics,
         )
     )
 

@@ -21,7 +21,7 @@ from edge_vla.quant import PackedWeight, Scheme
 SETTINGS: Final = "quantize_config.json"  # where GPTQ's were before config.json held them
 
 
-def open_directory(directory: Path) -> tuple[TensorSource, list[Path]]:
+def open_directory(directory: Path) -> tuple[SafetensorsDirectory | DequantisedTensors, list[Path]]:
     """A directory's tensors, dequantised if its config.json says that they are quantised, and their files."""
     raw = read_json(directory / "config.json").get("quantization_config")
     if raw is None and (directory / SETTINGS).exists():

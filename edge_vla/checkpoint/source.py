@@ -5,20 +5,34 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from edge_vla.checkpoint.folder import STATISTICS, TOKENIZER, Use
 from edge_vla.checkpoint.keys import check_tensors
-from edge_vla.checkpoint.lora import Adapter, Arithmetic, merge_adapters
+from edge_vla.checkpoint.kinds import Kind, Recognised, recognise
+from edge_vla.checkpoint.lora import Adapter, merge_adapters
+from edge_vla.checkpoint.lora_config import Arithmetic
 from edge_vla.checkpoint.quantised import open_directory
 from edge_vla.checkpoint.random import open_random
+from edge_vla.checkpoint.reading import (
+    BASE_APPLIES,
+    Reading,
+    find_run_statistics,
+    read_folder,
+    read_refused,
+    statistics_doubts,
+)
 from edge_vla.checkpoint.tensors import TensorSource
 from edge_vla.errors import BackendError, CheckpointError, UsageError
-from edge_vla.files import sha256_of
-from edge_vla.openvla.config import PolicyConfig, read_statistics
-from edge_vla.openvla.prompt import Prompter
+from edge_vla.files import sha256_of, stand_in
+from edge_vla.openvla.config import PolicyConfig, read_statistics_file
+from edge_vla.openvla.prompt import Prompter, PromptStyle
+from edge_vla.openvla.statistics import Statistics
 from edge_vla.openvla.tokenizer import read_tokenizer
 
 RANDOM = "random:"
@@ -28,13 +42,17 @@ HUB_FILES = ["*.json", "*.safetensors", "*.py"]  # code is copied by `--format`,
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`origin` names the source as the user did; `files` are what its identity is hashed from, base and adapters."""
+    """`origin` names the source as the user did; `files` are what its identity is hashed from, base and adapters.
+
+    `reading` says which files of it were read and which were not.
+    """
 
     origin: str
     tensors: TensorSource
     config: PolicyConfig
     tokenizer_json: str
     files: tuple[tuple[Path, ...], ...]
+    reading: Reading
     adapters: tuple[str, ...] = ()
     arithmetic: Arithmetic = "fp32"
 
@@ -50,43 +68,126 @@ class Checkpoint:
         """
         return [{path.name: sha256_of(path) for path in source} for source in self.files]
 
+    def settings_sha256(self) -> str:
+        """Of what turns weights into actions beside them: dimensions, prompt, image, statistics, tokenizer."""
+        config = self.config
+        parts = [asdict(config.spec), config.prompt.value, asdict(config.image), config.statistics.raw]
+        text = json.dumps([*parts, self.tokenizer_json], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
-def open_checkpoint(source: str | Path, adapters: Sequence[Path] = (), arithmetic: Arithmetic = "fp32") -> Checkpoint:
-    """Open, check every key and shape, and put the adapters' merge in front. Weights are read when they are used."""
-    base = _open_base(str(source))
+
+def open_checkpoint(
+    source: str | Path,
+    adapters: Sequence[Path] = (),
+    arithmetic: Arithmetic = "fp32",
+    *,
+    prompt: str | None = None,
+    statistics: str | Path | None = None,
+) -> Checkpoint:
+    """Open, check every key and shape, and put the adapters' merge in front. Weights are read when they are used.
+
+    `prompt` ("openvla" or "v01") and `statistics` (a dataset_statistics.json) replace what the folder says. Raises
+    UsageError for what is no source, CheckpointError for one that is damaged or another kind of policy.
+    """
+    for path in adapters:
+        _directory(path)
+    given = _statistics_file(statistics) if statistics is not None else None
+    base = _open_base(str(source), tuple(adapters), given)
     check_tensors(base.tensors, base.config.spec)
-    if not adapters:
-        return base
-    loaded = [Adapter(_directory(path)) for path in adapters]
-    config = base.config
-    for adapter in loaded:
-        if statistics := read_statistics(adapter.directory):
-            config = replace(config, statistics=statistics)
-    return replace(
+    merged = _merge(base, [Adapter(path) for path in adapters], arithmetic) if adapters else base
+    if given is not None:
+        merged = _with_statistics(merged, given, f"--statistics {statistics}")
+    return merged if prompt is None else _with_prompt(merged, prompt)
+
+
+def _merge(base: Checkpoint, loaded: Sequence[Adapter], arithmetic: Arithmetic) -> Checkpoint:
+    found = [find_run_statistics(adapter.directory) for adapter in loaded]
+    merged = replace(
         base,
         tensors=merge_adapters(base.tensors, loaded, arithmetic),
-        config=config,
         files=(*base.files, *((adapter.directory / "adapter_config.json", adapter.path) for adapter in loaded)),
         adapters=tuple(map(str, loaded)),
         arithmetic=arithmetic,
+        reading=replace(
+            base.reading,
+            merged=tuple(map(str, loaded)),
+            doubts=(*base.reading.doubts, *(doubt for one in found for doubt in one.doubts)),
+        ),
+    )
+    for one in found:
+        if one.statistics is not None:
+            merged = _with_statistics(merged, one.statistics, one.why)
+    return merged
+
+
+def _with_statistics(checkpoint: Checkpoint, statistics: Statistics, why: str) -> Checkpoint:
+    """In place of what the checkpoint had; doubts about those are settled."""
+    settled = {*statistics_doubts(checkpoint.config.statistics)}
+    doubts = [doubt for doubt in checkpoint.reading.doubts if doubt not in settled and not doubt.endswith(BASE_APPLIES)]
+    read, gone = checkpoint.reading.read, Use(STATISTICS, f"{why} comes in its place")
+    kept = tuple(use for use in read if use.name != STATISTICS)
+    reading = replace(
+        checkpoint.reading,
+        read=kept,
+        ignored=(*checkpoint.reading.ignored, *([gone] if len(kept) < len(read) else [])),
+        statistics=why,
+        doubts=(*doubts, *statistics_doubts(statistics)),
+    )
+    return replace(checkpoint, config=replace(checkpoint.config, statistics=statistics), reading=reading)
+
+
+def _with_prompt(checkpoint: Checkpoint, prompt: str) -> Checkpoint:
+    styles = [style.value for style in PromptStyle]
+    if prompt not in styles:
+        raise UsageError(f"--prompt {prompt}: choose one of {', '.join(styles)}")
+    reading = checkpoint.reading
+    doubts = tuple(doubt for doubt in reading.doubts if "--prompt" not in doubt)
+    return replace(
+        checkpoint,
+        config=replace(checkpoint.config, prompt=PromptStyle(prompt)),
+        reading=replace(reading, prompt=f"{prompt}: --prompt says so", doubts=doubts),
     )
 
 
-def _open_base(source: str) -> Checkpoint:
+def _open_base(source: str, adapters: tuple[Path, ...], statistics: Statistics | None) -> Checkpoint:
     if source.startswith(RANDOM):
-        return Checkpoint(source, *open_random(source.removeprefix(RANDOM)), files=())
+        reading = Reading(Kind.RANDOM, source, prompt="openvla", statistics="made up")
+        return Checkpoint(source, *open_random(source.removeprefix(RANDOM)), files=(), reading=reading)
     directory = Path(source)
     if not directory.is_dir():
         directory = _download(source)
-    if (directory / "adapter_config.json").exists() and not (directory / "config.json").exists():
-        raise UsageError(f"{directory} is an adapter: give its base checkpoint, and this directory with --adapter")
-    if (directory / "manifest.json").exists() and not (directory / "config.json").exists():
-        raise UsageError(f"{directory} is an artifact: give the checkpoint that it was made from")
+    recognised = recognise(directory, adapters)
+    refuse(recognised)
+    if reason := stand_in(directory / TOKENIZER):
+        raise CheckpointError(f"{directory / TOKENIZER} is {reason}")
     text = read_tokenizer(directory)
     tensors, files = open_directory(directory)
-    config = PolicyConfig.read(directory)
+    config = PolicyConfig.read(directory, statistics)
     Prompter(text, config.prompt, config.spec.decoder)("go")  # a tokenizer that fails must fail now, not after hours
-    return Checkpoint(source, tensors, config, text, (tuple(files),))
+    reading = read_folder(directory, recognised, tensors, config)
+    return Checkpoint(source, tensors, config, text, (tuple(files),), reading)
+
+
+def diagnose(source: str | Path, adapters: Sequence[Path] = ()) -> Reading | None:
+    """What a local directory is that `open_checkpoint` refuses by name; None for one that it may open."""
+    directory = Path(source)
+    if not directory.is_dir():
+        return None
+    recognised = recognise(directory, tuple(adapters))
+    return read_refused(directory, recognised) if recognised.refusal is not None else None
+
+
+def refuse(found: Recognised | Reading) -> None:
+    """Raise what is to be said of it: UsageError for no checkpoint at all, CheckpointError for another policy's."""
+    if found.refusal is not None:
+        usage = found.kind in (Kind.ADAPTER, Kind.ARTIFACT)
+        raise (UsageError if usage else CheckpointError)(found.refusal)
+
+
+def _statistics_file(path: str | Path) -> Statistics:
+    if not Path(path).is_file():
+        raise UsageError(f"--statistics {path}: no such file; give a run's dataset_statistics.json")
+    return read_statistics_file(Path(path))
 
 
 def _directory(path: Path) -> Path:

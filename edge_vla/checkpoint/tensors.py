@@ -7,6 +7,7 @@ in exactly one shard, and that its numbers are finite.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterator, KeysView
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from edge_vla import typed_json
+from edge_vla.checkpoint.folder import INDEX, choose_weights, shard
 from edge_vla.errors import CheckpointError
+from edge_vla.files import stand_in
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1}  # with what quantised checkpoints hold
+# Tables that older Llamas saved and every Llama computes anew: transformers ignores them too.
+BUFFERS = re.compile(r".*\.rotary_emb\.(inv_freq|cos_cached|sin_cached)")
 
 
 @dataclass(frozen=True)
@@ -46,19 +49,24 @@ class TensorSource(Protocol):
 
 
 class SafetensorsDirectory:
-    """The shards of one directory behind their index, or its single `model.safetensors`.
+    """The tensors of one directory, from the file that transformers would open (`folder.choose_weights`).
 
-    `types` are the stored types that are expected, under safetensors' names.
+    `types` are the stored types that are expected, under safetensors' names. `ignored` are tensors that nothing reads.
     """
 
     def __init__(self, directory: Path, types: Collection[str] = FLOATS) -> None:
         self.directory, self.types = directory, types
+        self.weights = choose_weights(directory)
+        self.ignored: list[str] = []
         self._file: dict[str, Path] = {}
         self._shape: dict[str, tuple[int, ...]] = {}
         self._bytes: dict[str, int] = {}
-        expected = _read_index(directory)
-        for path in sorted(set(expected.values())) if expected else [directory / SINGLE]:
-            self._read_header(path, {name for name, file in expected.items() if file == path} if expected else None)
+        if not self.weights.sharded:
+            self._read_header(self.weights.path, None)
+            return
+        expected = _read_index(self.weights.path)
+        for path in sorted(set(expected.values())):
+            self._read_header(path, {name for name, file in expected.items() if file == path})
 
     def __str__(self) -> str:
         return str(self.directory)
@@ -83,7 +91,7 @@ class SafetensorsDirectory:
 
     def _read_header(self, path: Path, expected: set[str] | None) -> None:
         if not path.is_file():
-            raise CheckpointError(f"{path} is missing: expected {INDEX} with its shards, or {SINGLE}; download again")
+            raise CheckpointError(f"{path} is missing: expected every shard that {INDEX} names; download it again")
         with open_safetensors(path) as file:
             names = set(file.keys())
             if expected is not None and names != expected:
@@ -92,6 +100,9 @@ class SafetensorsDirectory:
                     f"{path} and {INDEX} disagree on {len(odd)} tensors, first {odd[0]!r}: download the directory again"
                 )
             for name in names:
+                if BUFFERS.fullmatch(name):
+                    self.ignored.append(name)
+                    continue
                 view = file.get_slice(name)
                 if view.get_dtype() not in self.types:
                     raise CheckpointError(
@@ -110,6 +121,8 @@ def open_safetensors(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
+        if reason := stand_in(path):
+            raise CheckpointError(f"{path} is {reason}") from error
         raise CheckpointError(
             f"{path} cannot be read as safetensors ({error}): truncated? download it again"
         ) from error
@@ -122,15 +135,14 @@ def finite(tensor: Tensor, what: str) -> Tensor:
     return tensor
 
 
-def _read_index(directory: Path) -> dict[str, Path]:
-    path = directory / INDEX
-    if not path.exists():
-        return {}
+def _read_index(path: Path) -> dict[str, Path]:
+    """Tensor -> its shard."""
     try:
         index = typed_json.from_json(Index, typed_json.parse(path.read_bytes()), "index", ignore_unknown=True)
     except (OSError, ValueError) as error:
+        if reason := stand_in(path):
+            raise CheckpointError(f"{path} is {reason}") from error
         raise CheckpointError(f"{path} is not a safetensors index ({error}): download it again") from error
-    files = {name: directory / Path(file).name for name, file in index.weight_map.items()}
-    if not files:
+    if not index.weight_map:
         raise CheckpointError(f"{path} lists no tensors: download it again")
-    return files
+    return {name: shard(path, file) for name, file in index.weight_map.items()}

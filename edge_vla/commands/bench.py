@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, cast
 import typer
 
 from edge_vla.errors import BackendError, UsageError
-from edge_vla.options import ARITHMETICS, Adapters, Device, Kernel, MergeArithmetic, UnnormKey, Vision, choice
+from edge_vla.options import (
+    ARITHMETICS,
+    Adapters,
+    Device,
+    Kernel,
+    MergeArithmetic,
+    PromptChoice,
+    StatisticsFile,
+    UnnormKey,
+    Vision,
+    choice,
+)
 from edge_vla.terminal import err
 
 if TYPE_CHECKING:
@@ -79,6 +90,8 @@ def bench(
     unnorm_key: UnnormKey = None,
     adapter: Adapters = None,
     merge_arithmetic: MergeArithmetic = "fp32",
+    prompt: PromptChoice = None,
+    statistics: StatisticsFile = None,
     device: Device = "auto",
     vision: Vision = "auto",
     kernel: Kernel = "auto",
@@ -97,6 +110,8 @@ def bench(
         limit=limit,
         unnorm_key=unnorm_key,
         device=device,
+        prompt=prompt,
+        statistics=None if statistics is None else str(statistics),
     )
     plan = Plan(
         floors=tuple(floor or FLOORS[:1]),

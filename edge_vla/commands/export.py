@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from edge_vla.errors import UsageError
-from edge_vla.options import ARITHMETICS, Adapters, choice
+from edge_vla.options import ARITHMETICS, Adapters, PromptChoice, StatisticsFile, choice
 from edge_vla.terminal import err, export_progress
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="Checkpoint directory, Hub id, or random:openvla-7b.")]
@@ -57,6 +57,8 @@ def export(
     decoder_only: DecoderOnly = False,
     adapter: Adapters = None,
     merge_arithmetic: Merge = None,
+    prompt: PromptChoice = None,
+    statistics: StatisticsFile = None,
     device: Device = None,
     recipe: RecipeFile = None,
     frames: Frames = None,
@@ -94,10 +96,22 @@ def export(
     recorded = read_frames(frames) if frames else ()
     with export_progress() as progress:
         if form == "artifact":
-            made = run_export(source, out_dir, chosen, adapter or (), recorded, progress).identity[:12]
+            made = run_export(
+                source, out_dir, chosen, adapter or (), recorded, progress, prompt=prompt, statistics=statistics
+            ).identity[:12]
         else:
-            merged = adapter or ()
-            export_checkpoint(source, out_dir, form, chosen, merged, recorded, progress, decoder_only=decoder_only)
+            export_checkpoint(
+                source,
+                out_dir,
+                form,
+                chosen,
+                adapter or (),
+                recorded,
+                progress,
+                decoder_only=decoder_only,
+                prompt=prompt,
+                statistics=statistics,
+            )
             made = "decoder alone" if decoder_only else "whole policy"
     err.print(f"{out_dir}: {directory_bytes(out_dir) / 1e9:.3f} GB, {form}, {made}")
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from edge_vla.options import AsJson, Device, Kernel, Vision
-from edge_vla.terminal import err, out, say
+from edge_vla.options import Adapters, AsJson, Device, Kernel, PromptChoice, StatisticsFile, Vision
+from edge_vla.terminal import err, out, say, show_reading
+
+if TYPE_CHECKING:
+    from edge_vla.inspection import Description
 
 
 def verify(
@@ -35,24 +38,42 @@ def verify(
             notes = replay(load(artifact, device, vision, kernel=kernel, check=False), artifact, frames)
         for note in notes:
             say("note", "yellow", note)
-        err.print(f"golden frames: {len(frames) - len(notes)} of {len(frames)} give the recorded tokens")
-    print(f"ok {opened.identity}")
-
         if any(frame.steps is None for frame in frames):
             say(
                 "note", "yellow", "golden frames are of tokens alone, made before 0.2: prompt and pixels went unchecked"
             )
+        err.print(f"golden frames: {len(frames) - len(notes)} of {len(frames)} give the recorded tokens")
+    print(f"ok {opened.identity}")
+
 
 def inspect(
     path: Annotated[str, typer.Argument(help="An artifact, or a checkpoint.")],
+    adapter: Adapters = None,
+    prompt: PromptChoice = None,
+    statistics: StatisticsFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """What is in an artifact or a checkpoint: parts, formats, bytes, data sets."""
+    """What a folder is, which of its files are read, ignored or merged, every doubt; parts, formats, bytes, data sets.
+
+    A folder that cannot be opened is named too, and what to do with it; the exit code then is the error's.
+    """
+    from edge_vla.checkpoint import refuse
     from edge_vla.inspection import describe
 
-    description = describe(path)
+    description = describe(path, adapter or (), prompt=prompt, statistics=statistics)
+    reading = description.reading
     if as_json:
         print(json.dumps(description.to_json()))
+    else:
+        _show(description)
+    if reading is not None:
+        refuse(reading)
+
+
+def _show(description: Description) -> None:
+    if description.reading is not None:
+        show_reading(description.reading, out)
+    if not description.parts:
         return
     table = Table("part", "format", "tensors", "parameters", "bytes")
     for part in description.parts:

@@ -9,7 +9,19 @@ from typing import Annotated, Literal, cast
 import typer
 from rich.table import Table
 
-from edge_vla.options import ARITHMETICS, Adapters, AsJson, Device, Kernel, MergeArithmetic, UnnormKey, Vision, choice
+from edge_vla.options import (
+    ARITHMETICS,
+    Adapters,
+    AsJson,
+    Device,
+    Kernel,
+    MergeArithmetic,
+    PromptChoice,
+    StatisticsFile,
+    UnnormKey,
+    Vision,
+    choice,
+)
 from edge_vla.terminal import err, out
 
 
@@ -24,6 +36,8 @@ def run(
     ] = "actions",
     adapter: Adapters = None,
     merge_arithmetic: MergeArithmetic = "fp32",
+    prompt: PromptChoice = None,
+    statistics: StatisticsFile = None,
     device: Device = "auto",
     vision: Vision = "auto",
     kernel: Kernel = "auto",
@@ -43,6 +57,8 @@ def run(
         kernel=kernel,
         adapters=adapter or (),
         merge_arithmetic=cast(Literal["fp32", "upstream"], choice("--merge-arithmetic", merge_arithmetic, ARITHMETICS)),
+        prompt=prompt,
+        statistics=statistics,
     )
     action = policy.act(picture, instruction, unnorm_key)
     if as_json:

@@ -37,6 +37,8 @@ def export_checkpoint(
     progress: Progress | None = None,
     *,
     decoder_only: bool = False,
+    prompt: str | None = None,
+    statistics: str | Path | None = None,
 ) -> Path:
     """Make the directory `out` in the format `form`, `gptq` or `compressed-tensors`, from `source`.
 
@@ -45,13 +47,14 @@ def export_checkpoint(
     that is wrong; a calibrated export that was interrupted is resumed by the same call, as with `export`.
     """
     recipe, progress = recipe or Recipe(), progress or Silent()
-    checkpoint = open_checkpoint(source, adapters, recipe.merge_arithmetic)
+    checkpoint = open_checkpoint(source, adapters, recipe.merge_arithmetic, prompt=prompt, statistics=statistics)
     recipe, layout = _choose(form, recipe, checkpoint)
     job = prepare(checkpoint, recipe, frames, f"{form}, decoder only" if decoder_only else form)
     if {scheme for layer in job.formats for scheme, _ in layer.values()} != {SCHEMES[recipe.bits]}:
         raise UsageError(f"--format {form} holds symmetric weights only: leave out --asymmetric and --activations")
     check_resources(job, out, _peak_bytes(job))
     with writing(job, out) as writer:
+        progress.opened(checkpoint.reading)
         layers, _ = write_decoder(job, writer, progress)
         write_shards(checkpoint, layers, layout, writer, progress, decoder_only=decoder_only)
         write_settings(checkpoint, layout, writer, decoder_only=decoder_only)

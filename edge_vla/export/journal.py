@@ -34,6 +34,7 @@ class ExportKey:
     """Everything that decides the bytes of an export."""
 
     source: Source
+    settings: str  # sha256 of the source's prompt, statistics, tokenizer and dimensions, as they were chosen
     recipe: Recipe
     calibration: str | None  # sha256 of the calibration set
     golden: str  # sha256 of the candidates for the golden frame

@@ -96,6 +96,7 @@ class Job:
         candidates = [frame.sha256() + (frame.unnorm_key or "") for frame in self.frames[:MAX_CANDIDATES]]
         return ExportKey(
             source=self.source,
+            settings=self.checkpoint.settings_sha256(),
             recipe=self.recipe,
             calibration=self.calibration.sha256 if self.calibration else None,
             golden=hashlib.sha256("\n".join(candidates).encode()).hexdigest(),
@@ -114,9 +115,13 @@ def export(
     adapters: Sequence[Path] = (),
     frames: Sequence[Frame] = (),
     progress: Progress | None = None,
+    *,
+    prompt: str | None = None,
+    statistics: str | Path | None = None,
 ) -> Artifact:
     """Make the artifact `out` from `source` with `adapters` merged in order.
 
+    `prompt` and `statistics` replace the source's own, as in `open_checkpoint`.
     `frames` are candidates for the golden frame, and what a calibrated recipe is calibrated on; then they need
     recorded actions. Without any, the golden frame is synthetic. Raises a typed error, and leaves nothing under `out`,
     for anything that is wrong with the input, the recipe or the disk. A calibrated export that was interrupted, or ran
@@ -124,18 +129,18 @@ def export(
     """
     recipe, progress = recipe or Recipe(), progress or Silent()
     require_exporter()
-    job = prepare(open_checkpoint(source, adapters, recipe.merge_arithmetic), recipe, frames)
+    checkpoint = open_checkpoint(source, adapters, recipe.merge_arithmetic, prompt=prompt, statistics=statistics)
+    job = prepare(checkpoint, recipe, frames)
     check_resources(job, out, artifact_bytes(job))
     with writing(job, out) as writer:
+        progress.opened(checkpoint.reading)
         progress.plan(stage_costs(job.checkpoint.config.spec, len(frames), job.rows, job.calibration))
         layers, vision_bits = write_decoder(job, writer, progress)
         check = write_rest(job, writer, vision_bits, progress)
         manifest = describe(job, layers, vision_bits, check)
         progress.stage("golden frame", 1)
         golden = choose_golden(writer.draft(manifest), frames, writer)
-        progress.step(
-            f"narrowest margin {min(golden.margins):.2f}, rounding noise {golden.noise:.2f}; {job.compared}"
-        )
+        progress.step(f"narrowest margin {min(golden.margins):.2f}, rounding noise {golden.noise:.2f}; {job.compared}")
         writer.draft(dataclasses.replace(manifest, golden=(golden,)))
         writer.publish()
     return Artifact(out)

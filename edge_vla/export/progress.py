@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Protocol
 
+from edge_vla.checkpoint.reading import Reading
+from edge_vla.errors import EdgeVLAWarning
 from edge_vla.eta import Costs
 
 
 class Progress(Protocol):
+    def opened(self, reading: Reading) -> None:
+        """Before anything is written: what was read of the source, what not, and every doubt."""
+        ...
+
     def plan(self, costs: Costs) -> None:
         """Before the first stage: every stage to come, by name, with its steps and the relative cost of each."""
         ...
@@ -22,7 +29,11 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Reports nothing."""
+    """Reports nothing but doubts about the source, as warnings."""
+
+    def opened(self, reading: Reading) -> None:
+        for doubt in reading.doubts:
+            warnings.warn(doubt, EdgeVLAWarning, 4)
 
     def plan(self, costs: Costs) -> None:
         pass

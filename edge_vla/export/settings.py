@@ -10,14 +10,14 @@ from typing import Final
 
 from edge_vla.artifact import TOKENIZER
 from edge_vla.checkpoint import Checkpoint
+from edge_vla.checkpoint.folder import ADAPTER_CONFIG, INDEX
 from edge_vla.checkpoint.keys import DECODER_PREFIX
 from edge_vla.checkpoint.quantised import SETTINGS
-from edge_vla.checkpoint.tensors import INDEX
-from edge_vla.errors import UsageError
+from edge_vla.errors import CheckpointError, UsageError
 from edge_vla.export.shards import WRAPPER, write_json
 from edge_vla.export.writer import ArtifactWriter
 from edge_vla.interop import Gptq, Written
-from edge_vla.openvla import PolicyConfig
+from edge_vla.openvla import PolicyConfig, PromptStyle
 from edge_vla.openvla.config import BACKBONES, PROMPTS, read_json
 from edge_vla.quant import sixteen
 from edge_vla.spec import TOWERS, TowerSpec
@@ -25,7 +25,7 @@ from edge_vla.spec import TOWERS, TowerSpec
 CONFIG: Final = "config.json"
 STATISTICS: Final = "dataset_statistics.json"
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
-REWRITTEN: Final = (CONFIG, TOKENIZER, INDEX, SETTINGS)
+REWRITTEN: Final = (CONFIG, TOKENIZER, INDEX, SETTINGS, ADAPTER_CONFIG)  # an adapter beside the weights is merged
 COPIED: Final = ("*.json", "*.model", "*.py")  # the code is never run here
 COPIED_OF_DECODER: Final = (TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "generation_config.json")
 
@@ -41,9 +41,8 @@ def write_settings(checkpoint: Checkpoint, layout: Written, writer: ArtifactWrit
         settings = {"architectures": ["LlamaForCausalLM"], **_llama(checkpoint.config)}
     else:
         settings = read_json(own / CONFIG) if own else _openvla(checkpoint.config)
-    if checkpoint.adapters and not decoder_only:  # they may have brought their own
-        settings["norm_stats"] = checkpoint.config.statistics.raw
-        write_json(writer, STATISTICS, checkpoint.config.statistics.raw)
+    if own is not None and not decoder_only:
+        _say_what_was_chosen(own, checkpoint, settings, writer)
     settings["torch_dtype"] = str(sixteen(checkpoint.tensors.load(f"{DECODER_PREFIX}norm.weight")).dtype)[6:]
     quantised = layout.to_json((DECODER_PREFIX + "layers").removeprefix(WRAPPER if decoder_only else ""))
     write_json(writer, CONFIG, {**settings, "quantization_config": quantised})
@@ -51,9 +50,22 @@ def write_settings(checkpoint: Checkpoint, layout: Written, writer: ArtifactWrit
         write_json(writer, SETTINGS, quantised)
 
 
+def _say_what_was_chosen(
+    own: Path, checkpoint: Checkpoint, settings: dict[str, object], writer: ArtifactWriter
+) -> None:
+    """Prompt and statistics where they are not those of the folder that config.json came from."""
+    config, folder = checkpoint.config, _config(own)
+    settings.pop("transformers_weights", None)  # it would name a file that is not written
+    if folder is None or folder.prompt is not config.prompt:
+        settings["llm_backbone_id"] = _language_backbone(config.prompt)
+    if checkpoint.adapters or folder is None or folder.statistics.raw != config.statistics.raw:
+        settings["norm_stats"] = config.statistics.raw
+        write_json(writer, STATISTICS, config.statistics.raw)
+
+
 def _copy(own: Path | None, patterns: tuple[str, ...], writer: ArtifactWriter) -> None:
     for path in sorted(path for pattern in patterns for path in own.glob(pattern)) if own else ():
-        if path.name not in REWRITTEN:
+        if path.name not in REWRITTEN and not path.name.endswith(".index.json"):
             writer.write(path.name, path.read_bytes())
 
 
@@ -78,7 +90,7 @@ def _openvla(config: PolicyConfig) -> dict[str, object]:
         "architectures": ["OpenVLAForActionPrediction"],
         "model_type": "openvla",
         "vision_backbone_id": backbone,
-        "llm_backbone_id": next(name for name, style in PROMPTS.items() if style is config.prompt),
+        "llm_backbone_id": _language_backbone(config.prompt),
         "arch_specifier": "no-align+fused-gelu-mlp" if spec.fused else "no-align+gelu-mlp",
         "use_fused_vision_backbone": spec.fused,
         "timm_model_ids": list(names),
@@ -92,6 +104,19 @@ def _openvla(config: PolicyConfig) -> dict[str, object]:
         "norm_stats": config.statistics.raw,
         "text_config": _llama(config),
     }
+
+
+def _language_backbone(prompt: PromptStyle) -> str:
+    """What config.json calls the language backbone that was trained with this prompt."""
+    return next(name for name, style in PROMPTS.items() if style is prompt)
+
+
+def _config(own: Path) -> PolicyConfig | None:
+    """As the folder alone has it; None if it could be read only with what the user gave."""
+    try:
+        return PolicyConfig.read(own)
+    except CheckpointError:
+        return None
 
 
 def _changes(tower: TowerSpec) -> dict[str, object]:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from edge_vla.artifact import NORMS, Linear, layer_file, unpack_linear
 from edge_vla.checkpoint import Checkpoint
+from edge_vla.checkpoint.folder import INDEX
 from edge_vla.checkpoint.keys import DECODER_PREFIX, layer_prefix
-from edge_vla.checkpoint.tensors import INDEX
 from edge_vla.export.progress import Progress
 from edge_vla.export.writer import ArtifactWriter
 from edge_vla.interop import Written

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from edge_vla import typed_json
 from edge_vla.errors import CheckpointError
+from edge_vla.files import stand_in
 from edge_vla.openvla.image import ImageContract
 from edge_vla.openvla.prompt import PromptStyle
 from edge_vla.openvla.statistics import Statistics
 from edge_vla.spec import TOWERS, ActionSpec, DecoderSpec, PolicySpec, TowerSpec
 
+PREPROCESSOR: Final = "preprocessor_config.json"
+PROCESSOR: Final = "processor_config.json"
 LLAMA: Final = DecoderSpec()
 BACKBONES: Final[Mapping[str, tuple[str, ...]]] = {
     "dinosiglip-vit-so-224px": ("vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"),
@@ -49,7 +52,7 @@ class RopeParameters:
 class TextConfig:
     """What is read of `text_config`, transformers' `LlamaConfig`."""
 
-    model_type: str | None = None
+    model_type: str = "llama"  # of every llm_backbone_id that is supported
     hidden_act: str = "silu"
     vocab_size: int = LLAMA.vocab_rows
     hidden_size: int = LLAMA.width
@@ -63,8 +66,8 @@ class TextConfig:
     rope_theta: int | float = LLAMA.rope_theta  # an integer stays one: it is hashed
     rope_scaling: object = None
     rope_parameters: RopeParameters | None = None
-    bos_token_id: int = LLAMA.bos
-    eos_token_id: int = LLAMA.eos
+    bos_token_id: int | list[int] = LLAMA.bos
+    eos_token_id: int | list[int] = LLAMA.eos
     tie_word_embeddings: bool | None = None
     attention_bias: bool | None = None
     mlp_bias: bool | None = None
@@ -74,9 +77,9 @@ class TextConfig:
 class OpenVLAConfig:
     """What is read of config.json."""
 
-    text_config: TextConfig
-    n_action_bins: int
-    pad_to_multiple_of: int
+    text_config: TextConfig = field(default_factory=TextConfig)
+    n_action_bins: int = 256
+    pad_to_multiple_of: int = 64
     vision_backbone_id: str = "siglip-vit-so400m"
     llm_backbone_id: str = "vicuna-v15-7b"
     image_resize_strategy: str = "letterbox"
@@ -98,32 +101,52 @@ class PolicyConfig:
     statistics: Statistics
 
     @staticmethod
-    def read(directory: Path) -> PolicyConfig:
-        """From a Hugging Face directory. `dataset_statistics.json` replaces config.json's statistics."""
-        path, preprocessor = directory / "config.json", directory / "preprocessor_config.json"
+    def read(directory: Path, statistics: Statistics | None = None) -> PolicyConfig:
+        """From a Hugging Face directory. `dataset_statistics.json` replaces config.json's statistics.
+
+        `statistics` are used in place of the directory's, which are then not read.
+        """
+        path = directory / "config.json"
         raw = read_json(path)
         if raw.get("model_type") != "openvla":
             raise CheckpointError(f"config.json: model_type is {raw.get('model_type')!r}, expected 'openvla'")
         try:
-            config = typed_json.from_json(OpenVLAConfig, raw, "config", ignore_unknown=True)
+            config = typed_json.from_json(OpenVLAConfig, _without_nulls(raw), "config", ignore_unknown=True)
             spec = _spec(config)
         except ValueError as error:
             raise CheckpointError(f"{path} is malformed ({error}): download it again") from error
-        if preprocessor.exists():
-            towers = len(spec.towers)
-            image = ImageContract.from_preprocessor(read_json(preprocessor), size=spec.image_size, towers=towers)
+        if (preprocessor := read_preprocessor(directory)) is not None:
+            image = ImageContract.from_preprocessor(preprocessor, size=spec.image_size, towers=len(spec.towers))
         else:
             image = _default_image(spec, config)
-        statistics = read_statistics(directory) or Statistics(
-            config.norm_stats or {}, f"{directory} (no dataset_statistics.json, and config.json)"
-        )
+        if statistics is None:
+            statistics = read_statistics(directory) or Statistics(
+                config.norm_stats or {}, f"{directory} (no dataset_statistics.json, and config.json)"
+            )
         return PolicyConfig(spec, _prompt(config), image, statistics)
+
+
+def read_preprocessor(directory: Path) -> object | None:
+    """The image processor's settings, None if the directory has none.
+
+    transformers 5 saves them inside processor_config.json; where both are there, it is the older file that OpenVLA's
+    pinned transformers reads.
+    """
+    if (own := directory / PREPROCESSOR).exists():
+        return read_json(own)
+    return read_json(shared).get("image_processor") if (shared := directory / PROCESSOR).exists() else None
 
 
 def read_statistics(directory: Path) -> Statistics | None:
     """`dataset_statistics.json` of a directory; None if it has none."""
     path = directory / "dataset_statistics.json"
     return Statistics(read_json(path), path.name) if path.exists() else None
+
+
+def read_statistics_file(path: Path) -> Statistics:
+    """A dataset_statistics.json, or the `norm_stats` of a config.json."""
+    raw = read_json(path)
+    return Statistics(raw.get("norm_stats", {}) if "model_type" in raw else raw, str(path))
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -135,10 +158,28 @@ def read_json(path: Path) -> dict[str, object]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
+        if reason := stand_in(path):
+            raise CheckpointError(f"{path} is {reason}") from error
         raise CheckpointError(f"{path} is not valid JSON ({error}): download it again") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def _without_nulls(raw: Mapping[str, object]) -> dict[str, object]:
+    """A null means the default, in text_config too."""
+    kept = {key: value for key, value in raw.items() if value is not None}
+    text = kept.get("text_config")
+    return {**kept, "text_config": _without_nulls(text)} if isinstance(text, Mapping) else kept
+
+
+def _first(ids: int | list[int]) -> int:
+    """Newer configs may list several."""
+    if isinstance(ids, list):
+        if not ids:
+            raise ValueError("a list of token ids is empty")
+        return ids[0]
+    return ids
 
 
 def _spec(config: OpenVLAConfig) -> PolicySpec:
@@ -200,8 +241,8 @@ def _decoder(text: TextConfig) -> DecoderSpec:
         max_positions=text.max_position_embeddings,
         norm_eps=text.rms_norm_eps,
         rope_theta=text.rope_theta if rope.rope_theta is None else rope.rope_theta,
-        bos=text.bos_token_id,
-        eos=text.eos_token_id,
+        bos=_first(text.bos_token_id),
+        eos=_first(text.eos_token_id),
     )
     if text.head_dim not in (None, spec.head_width):
         raise CheckpointError(f"config.json: head_dim {text.head_dim}, but width over heads is {spec.head_width}")

@@ -1,10 +1,12 @@
 """Normalisation statistics: which data set an action belongs to, and the way back to robot units.
 
-Reads `norm_stats` of config.json or a `dataset_statistics.json`, which replaces it wholesale.
+Reads `norm_stats` of config.json or a `dataset_statistics.json`, which replaces it wholesale. As upstream, only the
+data set that is asked for must be sound: a broken one beside it is refused when its name is given.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -41,7 +43,11 @@ class ActionStatistics:
 
 
 class Statistics(Mapping[str, ActionStatistics]):
-    """All data sets that a checkpoint was trained on, by `unnorm_key`."""
+    """The sound data sets that a checkpoint was trained on, by `unnorm_key`.
+
+    `raw` are the same as JSON, with "action" alone; `unsound` says of each other data set what is wrong with it, and
+    `strays` are entries that are no data sets at all, such as a count. CheckpointError if no set is sound.
+    """
 
     def __init__(self, raw: object, origin: str) -> None:
         if not isinstance(raw, Mapping):
@@ -49,10 +55,25 @@ class Statistics(Mapping[str, ActionStatistics]):
         if not raw:
             raise CheckpointError(
                 f"{origin} has no action statistics: expected at least one data set; "
-                "put the fine-tuning run's dataset_statistics.json beside the weights"
+                "put the fine-tuning run's dataset_statistics.json beside the weights, or name it with --statistics"
             )
-        self.raw = {key: {"action": _action(entry, f"{origin}, data set {key!r}")} for key, entry in raw.items()}
-        self._sets = {key: _parse(self.raw[key]["action"], f"{origin}, data set {key!r}") for key in raw}
+        self.raw: dict[str, dict[str, object]] = {}
+        self.unsound: dict[str, str] = {}
+        self.strays: dict[str, str] = {}
+        self._sets: dict[str, ActionStatistics] = {}
+        for key, entry in raw.items():
+            self._add(key, entry, f"{origin}, data set {key!r}")
+        if not self._sets:
+            raise CheckpointError(next(iter([*self.unsound.values(), *self.strays.values()])))
+
+    def _add(self, key: str, entry: object, where: str) -> None:
+        try:
+            action = _action(entry, where)
+            self._sets[key] = _parse(action, where)
+        except CheckpointError as error:
+            (self.unsound if isinstance(entry, Mapping) else self.strays)[key] = str(error)
+        else:
+            self.raw[key] = {"action": _plain(action, self._sets[key])}
 
     def __getitem__(self, key: str) -> ActionStatistics:
         return self._sets[key]
@@ -64,11 +85,16 @@ class Statistics(Mapping[str, ActionStatistics]):
         return len(self._sets)
 
     def resolve(self, key: str | None) -> str:
-        """The key to use: the only one, or the one asked for. Ambiguous or unknown keys raise UsageError."""
-        if key is None and len(self) == 1:
-            return next(iter(self))
-        if key is None:
-            raise UsageError(f"this policy knows {len(self)} data sets: pass unnorm_key, one of {sorted(self)}")
+        """The key to use: the only one, or the one asked for.
+
+        UsageError for an ambiguous or unknown key, CheckpointError for a data set that is not sound.
+        """
+        known = [*self, *self.unsound]
+        if key is None and len(known) > 1:
+            raise UsageError(f"this policy knows {len(known)} data sets: pass unnorm_key, one of {sorted(self)}")
+        key = known[0] if key is None else key
+        if key in self.unsound:
+            raise CheckpointError(f"{self.unsound[key]}: choose another unnorm_key, or give --statistics FILE")
         if key not in self:
             raise UsageError(f"unknown unnorm_key {key!r}: choose one of {sorted(self)}")
         return key
@@ -88,7 +114,7 @@ def _parse(action: Mapping[str, object], where: str) -> ActionStatistics:
         mask = np.asarray(action.get("mask", np.ones(q01.shape, dtype=bool)))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{where}: expected lists of numbers q01 and q99, got {error!r}") from error
-    if mask.dtype != np.bool_:
+    if mask.dtype.kind not in "biuf":  # numbers count as upstream's `np.where(mask, ...)` counts them
         raise CheckpointError(f"{where}: mask must be a list of true and false, got {action['mask']!r:.60}")
     if q01.ndim != 1 or q01.shape != q99.shape or q01.shape != mask.shape or not len(q01):
         raise CheckpointError(
@@ -96,4 +122,19 @@ def _parse(action: Mapping[str, object], where: str) -> ActionStatistics:
         )
     if not (np.isfinite(q01).all() and np.isfinite(q99).all()):
         raise CheckpointError(f"{where}: q01 and q99 must be finite")
-    return ActionStatistics(q01, q99, mask)
+    return ActionStatistics(q01, q99, mask != 0)
+
+
+def _plain(action: Mapping[str, object], parsed: ActionStatistics) -> dict[str, object]:
+    """As JSON can hold it: without what nothing reads and is no number, and the mask as true and false."""
+    kept = {key: value for key, value in action.items() if key in ("q01", "q99", "mask") or _is_json(value)}
+    masked = np.asarray(kept.get("mask", parsed.mask))
+    return kept if masked.dtype == np.bool_ else {**kept, "mask": parsed.mask.tolist()}
+
+
+def _is_json(value: object) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True

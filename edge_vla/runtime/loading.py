@@ -57,10 +57,13 @@ def load(
     kernel: str = AUTO,
     adapters: Sequence[Path] = (),
     merge_arithmetic: Arithmetic = "fp32",
+    prompt: str | None = None,
+    statistics: str | Path | None = None,
     check: bool = True,
 ) -> Policy:
     """Open an artifact directory, or a checkpoint (directory, Hub id, `random:NAME`) as the reference.
 
+    `prompt` and `statistics` replace a checkpoint's own, as in `open_checkpoint`; each doubt about it is warned of.
     `head="full"` decodes over the whole vocabulary as upstream does, from a checkpoint only. `check=False` skips
     hashes and golden frames, for a caller that has just checked them. Raises UsageError for a choice that does not
     fit, CheckpointError or ArtifactError for damaged files, BackendError for what this machine lacks, ResourceError
@@ -73,10 +76,14 @@ def load(
     if (Path(path) / MANIFEST).exists():
         if adapters or head != "actions":
             raise UsageError(f"{path} is an artifact: it has no full head and its adapters are merged already")
+        if prompt is not None or statistics is not None:
+            raise UsageError(f"{path} is an artifact: its prompt and statistics were settled when it was exported")
         return _open_artifact(Path(path), arithmetic, place, vision, kernel, check)
     if vision not in (AUTO, TORCH) or kernel != AUTO:
         raise UsageError(f"{path} is a checkpoint: --vision and --kernel choose among an artifact's backends")
-    checkpoint = open_checkpoint(path, adapters, merge_arithmetic)
+    checkpoint = open_checkpoint(path, adapters, merge_arithmetic, prompt=prompt, statistics=statistics)
+    for doubt in checkpoint.reading.doubts:
+        warnings.warn(doubt, EdgeVLAWarning, 2)
     engine = load_reference(checkpoint, arithmetic, place, full_vocabulary=head == "full")
     return Policy(engine, checkpoint.config, checkpoint.tokenizer_json)
 

@@ -56,8 +56,14 @@ def config(key: str, value: object, *path: str) -> Any:
 
 
 def statistics(key: str, value: object) -> Any:
-    """Damage that sets one key of a data set's action statistics."""
-    return lambda d: edit_json(d / STATISTICS, lambda raw: raw["bridge_orig"]["action"].__setitem__(key, value))
+    """Damage that sets one key of the action statistics of the only data set."""
+
+    def change(raw: dict[str, Any]) -> None:
+        for name in [*raw][1:]:
+            del raw[name]
+        raw["bridge_orig"]["action"][key] = value
+
+    return lambda d: edit_json(d / STATISTICS, change)
 
 
 def tensor(change: Any) -> Any:
@@ -136,7 +142,6 @@ FAULTS = [
     Fault("unknown backbone", config("vision_backbone_id", "clip"), CheckpointError, ("clip", "supported")),
     Fault("unknown tower", config("timm_model_ids", ["a", "b"]), CheckpointError, ("'a'", "supported")),
     Fault("unknown language", config("llm_backbone_id", "phi-2"), CheckpointError, ("phi-2", "supported")),
-    Fault("no bins", lambda d: edit_json(d / CONFIG, lambda r: r.pop("n_action_bins")), CheckpointError, ("n_action",)),
     Fault("bins a word", config("n_action_bins", "many"), CheckpointError, (CONFIG, "many")),
     Fault("too many bins", config("n_action_bins", 10**9), CheckpointError, (CONFIG, "1000000000")),
     Fault("width a text", config("hidden_size", "128", "text_config"), CheckpointError, (CONFIG, "'128'", "int")),

@@ -46,6 +46,7 @@ RECIPE: Final = Recipe(method="gptq", calibration_frames=12)
 FRAMES: Final = 16
 KEY: Final = ExportKey(  # of no export: for tests of journal and writer
     source=Source("here", 0),
+    settings="0" * 64,
     recipe=Recipe(),
     calibration=None,
     golden="",

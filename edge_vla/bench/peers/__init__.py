@@ -49,6 +49,8 @@ def load(
     device: str = "auto",
     dtype: str = "bf16",
     calibration: Path | None = None,
+    prompt: str | None = None,
+    statistics: str | None = None,
 ) -> PeerPolicy:
     """A peer by its name in `PEERS`, on a checkpoint. `calibration` is a folder of frames for those that calibrate.
 
@@ -65,7 +67,7 @@ def load(
     if device == "cuda" and not torch.cuda.is_available():
         raise BackendError("--device cuda: torch sees no CUDA device; check nvidia-smi and the torch build")
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    checkpoint = open_checkpoint(source, adapters, merge_arithmetic)
+    checkpoint = open_checkpoint(source, adapters, merge_arithmetic, prompt=prompt, statistics=statistics)
     llama = PEERS[name].decoder(checkpoint, DTYPES[dtype], place, calibration)
     return PeerPolicy(checkpoint, llama, name, DTYPES[dtype], place)
 
