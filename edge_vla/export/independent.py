@@ -27,6 +27,7 @@ from edge_vla.openvla.tokenizer import ADDED_TOKENS, CONFIG, FILE, LLAMA, SPECIA
 from edge_vla.runtime.golden import ACTION, quarters
 
 PREPROCESSOR: Final = "preprocessor_config.json"
+PROCESSOR: Final = "processor_config.json"
 PROBES: Final = ("Pick up  the red cup.", "naïve café: 3/4 </s> <s>\n", "把杯子放在盘子上")
 ODD_PICTURE: Final = (251, 187)  # width, height: neither square nor a multiple of anything
 PIXELS: Final = 0.02  # of a quarter's mean: torch's bicubic rounds otherwise than Pillow's, by less
@@ -90,20 +91,29 @@ def _copy(folder: Path, copy: Path) -> Path:
 
 
 def _pixels(checkpoint: Checkpoint, folder: Path, images: Sequence[Image.Image]) -> str:
-    """By the transforms that preprocessor_config.json writes out one by one, in torch."""
-    if not (folder / PREPROCESSOR).is_file():
+    """By the transforms that the processor's file writes out one by one, in torch."""
+    name, raw = _image_processor(folder)
+    if not raw:
         return ""
-    raw = json.loads((folder / PREPROCESSOR).read_text(encoding="utf-8"))
     for image in images:
         ours = quarters(preprocess(as_rgb(image), checkpoint.config.image))
         theirs = quarters(_transformed(raw, as_rgb(image)).numpy())
-        if ours.shape != theirs.shape or (moved := float(np.abs(ours - theirs).max())) > PIXELS:
-            what = f"shape {theirs.shape[0]} channels" if ours.shape != theirs.shape else f"up to {moved:.3f}"
+        moved = float(np.abs(ours - theirs).max()) if ours.shape == theirs.shape else np.inf
+        if moved > PIXELS:
             raise CheckpointError(
-                f"{folder / PREPROCESSOR}: its transforms give pixel values {what} from ours in a quarter's mean: it "
-                "does not fit this checkpoint's config.json; download both again"
+                f"{folder / name}: its transforms give pixel values up to {moved:.3f} from ours in a quarter's mean: "
+                "it does not fit config.json; download both again"
             )
-    return f"pixels of {len(images)} pictures as {PREPROCESSOR} transforms them"
+    return f"pixels of {len(images)} pictures as {name} transforms them"
+
+
+def _image_processor(folder: Path) -> tuple[str, Mapping[str, Any]]:
+    """The name and content of the file that saves the transforms: transformers 5 has them in the second."""
+    if (folder / PREPROCESSOR).is_file():
+        return PREPROCESSOR, json.loads((folder / PREPROCESSOR).read_text(encoding="utf-8"))
+    if (folder / PROCESSOR).is_file():
+        return PROCESSOR, json.loads((folder / PROCESSOR).read_text(encoding="utf-8")).get("image_processor") or {}
+    return "", {}
 
 
 def _transformed(raw: Mapping[str, Any], image: Image.Image) -> torch.Tensor:

@@ -99,6 +99,22 @@ def read_tokenizer(directory: Path) -> str:
     return text if after == before else after
 
 
+def overridden(directory: Path) -> tuple[str, ...]:
+    """What `read_tokenizer` leaves out or replaces of tokenizer.json, a line each; of a folder that it reads."""
+    text = _read(directory / FILE)
+    raw, now = json.loads(text), json.loads(read_tokenizer(directory))
+    lines = [
+        f"its {key}, which transformers takes off at every call"
+        for key in ("truncation", "padding")
+        if raw.get(key) is not None
+    ]
+    if raw.get("post_processor") != now.get("post_processor"):
+        lines.append(f"how it begins and ends a prompt, which transformers makes anew from {CONFIG}")
+    if raw.get("added_tokens") != now.get("added_tokens"):
+        lines.append(f"its added tokens, over which transformers puts those of {CONFIG} and {SPECIAL_TOKENS}")
+    return tuple(lines)
+
+
 def parse_tokenizer(text: str) -> Tokenizer:
     """tokenizer.json as it says; CheckpointError if `tokenizers` cannot read it."""
     try:

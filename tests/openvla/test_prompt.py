@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from edge_vla.errors import CheckpointError
 from edge_vla.openvla import Prompter, PromptStyle
-from edge_vla.openvla.tokenizer import read_tokenizer
+from edge_vla.openvla.tokenizer import overridden, read_tokenizer
 from edge_vla.spec import OPENVLA_7B
 from tests.golden import tokenizer_states
 from tests.golden.tokenizer_states import CONFIG, LLAMA, STATES, prompts, write
@@ -85,6 +85,43 @@ def test_what_was_read_once_reads_the_same_again(name: str, tmp_path: Path) -> N
     text = read_tokenizer(write(name, tmp_path))
     (tmp_path / "tokenizer.json").write_text(text, encoding="utf-8")
     assert read_tokenizer(tmp_path) == text
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "truncation", "an end in the config", "stripping in the config", "the fast class"]
+)
+def test_a_folder_saved_again_after_a_call_with_a_length(name: str, tmp_path: Path) -> None:
+    """What quantisers do: call the tokenizer for fixed lengths, then save it beside the weights."""
+    transformers = pytest.importorskip("transformers")
+    folder = write(name, tmp_path / "first")
+    (folder / "config.json").write_text('{"model_type": "openvla"}', encoding="utf-8")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer("pick up", truncation=True, max_length=5, padding="max_length")
+    tokenizer.save_pretrained(tmp_path / "again")
+    saved = json.loads((tmp_path / "again" / "tokenizer.json").read_text(encoding="utf-8"))
+    assert saved["truncation"], "else this shows nothing"
+    assert saved["padding"], "else this shows nothing"
+    prompter = Prompter(read_tokenizer(tmp_path / "again"), PromptStyle.OPENVLA, OPENVLA_7B.decoder)
+    for text in prompts():
+        assert encode(prompter, text) == tokenizer(text, padding=False, truncation=None, max_length=None)["input_ids"]
+
+
+OVERRIDDEN = {
+    "plain": [],
+    "truncation": ["truncation"],
+    "truncation and padding": ["truncation", "padding"],
+    "no beginning in the file": ["begins and ends"],
+    "an end in both": [],
+    "stripping in the config": ["added tokens"],
+    "stripping in the map": [],
+}
+
+
+@pytest.mark.parametrize("name", OVERRIDDEN)
+def test_what_is_overridden_is_said(name: str, tmp_path: Path) -> None:
+    lines = overridden(write(name, tmp_path))
+    assert len(lines) == len(OVERRIDDEN[name])
+    assert all(word in line for word, line in zip(OVERRIDDEN[name], lines, strict=True))
 
 
 def test_a_file_that_needs_no_change_keeps_its_bytes(tmp_path: Path) -> None:
