@@ -12,6 +12,7 @@ from benchmarks.gpu.kernel_checks.rows import (
     attend,
     attend_pass,
     choose,
+    feed_rows,
     int8_rows,
     norm,
     swiglu,
@@ -81,6 +82,8 @@ def _decoder(spec: PolicySpec, prefill: int) -> list[Case]:
     for rows in (1, GEMV_ROWS):
         make = partial(choose, rows=rows, width=decoder.width, bins=spec.action.bins)
         cases.append(Case(f"head, {rows} rows", "head", make))
+    make = partial(feed_rows, rows=6, width=decoder.width, bins=spec.action.bins, first=1, fed=6)
+    cases.append(Case("feed, 6 rows", "feed", make))
     for width in (decoder.width, decoder.mlp_width):
         make = partial(int8_rows, rows=prefill, width=width, row_format="int8 for int4")
         cases.append(Case(f"quantise_rows {width}, {prefill} rows", "quantise_rows", make))

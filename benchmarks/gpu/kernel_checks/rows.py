@@ -14,6 +14,7 @@ from edge_vla.model.decoder import rotary_tables, rotate
 from edge_vla.runtime.gpu.kernels import (
     activations,
     attention,
+    feed,
     head,
     layer_norm,
     pass_attention,
@@ -245,4 +246,27 @@ def choose(inputs: RandomInputs, rows: int, width: int, bins: int) -> KernelChec
         weight.nbytes + hidden.nbytes,
         2 * rows * weight.numel(),
         launch=lambda: head.kernel(hidden, weight),
+    )
+
+
+def feed_rows(inputs: RandomInputs, rows: int, width: int, bins: int, first: int, fed: int) -> KernelCheck:
+    """What was chosen, where the next pass and the host find it; nothing else there changes."""
+    chosen = torch.randint(bins, (rows,), generator=inputs.generator, device=inputs.device, dtype=torch.int32)
+    margins, embeddings = inputs.float32(rows), inputs.rows(bins, width)
+    given, out = torch.zeros(fed + 2, dtype=torch.int32, device=inputs.device), inputs.float32(2, first + rows + 2)
+    to = given, inputs.rows(fed + 2, width), out
+
+    def run(function: Callable[..., None]) -> list[Tensor]:
+        written = [one.clone() for one in to]
+        function(chosen, margins, first, fed, embeddings, *written)
+        return written
+
+    reference = partial(run, feed.reference)
+    return KernelCheck(
+        partial(run, feed.kernel),
+        reference,
+        reference,
+        2 * rows * width * embeddings.element_size(),
+        exact=True,
+        launch=lambda: feed.kernel(chosen, margins, first, fed, embeddings, *to),
     )

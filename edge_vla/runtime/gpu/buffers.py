@@ -37,11 +37,8 @@ class GpuBuffers:
         self.rows = torch.zeros(length, width, dtype=dtype, device=device)
         self.cache = Cache.allocate(spec.decoder, 1, length, dtype, device)
         self.given = torch.zeros(rows_of(dims), dtype=torch.int32, device=device)
-        self.bins = torch.zeros(dims, dtype=torch.int32, device=device)
-        self.margins = torch.zeros(dims, device=device)
-        self._outputs = torch.zeros(
-            2, dims, device=device
-        )  # bins (exact in float32) over margins: one copy to the host
+        self.given_rows = torch.zeros(rows_of(dims), width, dtype=dtype, device=device)  # their embeddings
+        self.chosen = torch.zeros(2, dims, device=device)  # bins, exact in float32, over margins: one copy to the host
         self._host_pixels = torch.zeros(self.pixels.shape[1:], pin_memory=pinned)
         self._host_given = torch.zeros(self.given.shape, dtype=torch.int32, pin_memory=pinned)
         self._host_outputs = torch.zeros(2, dims, pin_memory=pinned)
@@ -66,13 +63,9 @@ class GpuBuffers:
         rows[behind : behind + prompt - 1] = self.text[1:prompt]
         return rows
 
-    def publish(self) -> None:
-        self._outputs[0] = self.bins
-        self._outputs[1] = self.margins
-
     def outputs(self, dims: int) -> tuple[list[int], list[float]]:
         """Bins and margins in one copy: the only wait for the device."""
-        self._host_outputs.copy_(self._outputs, non_blocking=True)
+        self._host_outputs.copy_(self.chosen, non_blocking=True)
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
         bins, margins = self._host_outputs[:, :dims].tolist()
@@ -80,10 +73,10 @@ class GpuBuffers:
 
     def clear(self) -> None:
         """Zero rows and cache in place."""
-        for tensor in (self.rows, self.cache.keys, self.cache.values):
+        for tensor in (self.rows, self.given_rows, self.cache.keys, self.cache.values):
             tensor.zero_()
 
     def bytes(self) -> dict[str, int]:
         cache = self.cache.keys.nbytes + self.cache.values.nbytes
-        rest = (self.pixels, self.text, self.rows, self.given, self.bins, self.margins, self._outputs)
+        rest = (self.pixels, self.text, self.rows, self.given, self.given_rows, self.chosen)
         return {"keys and values": cache, "buffers": sum(tensor.nbytes for tensor in rest)}

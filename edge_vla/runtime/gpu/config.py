@@ -18,6 +18,7 @@ from edge_vla.runtime.gpu.device import Backend
 from edge_vla.runtime.gpu.kernels import (
     activations,
     attention,
+    feed,
     head,
     layer_norm,
     pass_attention,
@@ -40,6 +41,7 @@ class Kernels:
 
     attention: Callable[..., Tensor]
     choose: Callable[..., Choice]
+    feed: Callable[..., None]
     gelu: Callable[..., Rows]
     layer_norm: Callable[..., tuple[Tensor, Rows]]
     pass_attention: Callable[..., Tensor]
@@ -65,6 +67,7 @@ def kernels(backend: Backend) -> Kernels:
     return Kernels(
         attention=of(attention),
         choose=of(head),
+        feed=of(feed),
         gelu=of(activations, "_gelu"),
         layer_norm=of(layer_norm),
         pass_attention=of(pass_attention),

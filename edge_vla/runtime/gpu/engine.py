@@ -111,14 +111,14 @@ class GpuEngine:
             buffers.splice(self.vision(buffers.pixels)[0], shape.prompt)
             return
         if piece == "verify":
+            given = shape.dims - 1
+            self.network.embeddings.action(buffers.given[:given], buffers.given_rows[:given])
             self._pass(buffers, shape)
         else:
             self._prefill(buffers, shape, shape.dims - 1 if piece == "draft_in_prefill" else 0)
         if piece == "action":
             for _ in range(shape.dims - 1):
                 self._pass(buffers, shape)
-                buffers.given[1 : shape.dims - 1] = buffers.bins[1 : shape.dims - 1]
-        buffers.publish()
 
     def _prefill(self, buffers: GpuBuffers, shape: Shape, guesses: int) -> None:
         """Image, prompt and that many guesses -> bins 0 .. `guesses`; bin 0 replaces the first guess on the device."""
@@ -126,22 +126,23 @@ class GpuEngine:
         end = start + guesses
         rows = buffers.splice(self.vision(buffers.pixels)[0], shape.prompt)
         if guesses:
-            rows[start:end] = self.network.embeddings.actions[buffers.given[:guesses]]
+            self.network.embeddings.action(buffers.given[:guesses], rows[start:end])
         rows[end : padded(end)] = 0
         hidden = self.decoder.run(rows[: padded(end)], 0, buffers.cache, range(start - 1, end))
-        self._choose(buffers, hidden, 0)
-        buffers.given[:1] = buffers.bins[:1]
+        self._choose(buffers, hidden, 0, shape)
 
     def _pass(self, buffers: GpuBuffers, shape: Shape) -> None:
-        """The bins given for dimensions 0 .. -> bins 1 .. predicted from them."""
-        rows = self.network.embeddings.actions[buffers.given[: rows_of(shape.dims)]]
+        """The rows of the bins given for dimensions 0 .. -> bins 1 .. predicted from them, which the next pass is given."""
+        rows = buffers.given_rows[: rows_of(shape.dims)]
         hidden = self.decoder.run(rows, self._start(shape), buffers.cache, range(rows.shape[0]))
-        self._choose(buffers, hidden[: shape.dims - 1], 1)
+        self._choose(buffers, hidden[: shape.dims - 1], 1, shape)
 
-    def _choose(self, buffers: GpuBuffers, hidden: Tensor, first: int) -> None:
-        """The best bins, into the buffers from dimension `first` on."""
-        dims = slice(first, first + hidden.shape[0])
-        buffers.bins[dims], buffers.margins[dims] = self.decoder.choose(hidden, self.network.head.actions)
+    def _choose(self, buffers: GpuBuffers, hidden: Tensor, first: int, shape: Shape) -> None:
+        """The best bins from dimension `first` on: out, and as what the next pass is given."""
+        bins, margins = self.decoder.choose(hidden, self.network.head.actions)
+        embeddings, given = self.network.embeddings.actions, shape.dims - 1
+        to = buffers.given, buffers.given_rows, buffers.chosen
+        self.decoder.kernels.feed(bins, margins, first, given, embeddings, *to)
 
     def _start(self, shape: Shape) -> int:
         """The position after image and prompt."""

@@ -15,6 +15,7 @@ from benchmarks.gpu.kernel_checks.rows import (
     attend,
     attend_pass,
     choose,
+    feed_rows,
     int8_rows,
     norm,
     swiglu,
@@ -171,6 +172,15 @@ def test_a_row_of_a_pass_depends_on_no_later_row(device: torch.device) -> None:
 @given(rows=st.integers(1, GEMV_ROWS), width=widths, bins=st.integers(2, 70), seed=seeds)
 def test_choosing(dtype: torch.dtype, rows: int, width: int, bins: int, seed: int, device: torch.device) -> None:
     assert_passes(choose(RandomInputs.seeded(seed, device, dtype), rows, width, bins))
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@few_examples
+@given(rows=st.integers(1, 9), width=widths, first=st.integers(0, 1), fed=st.integers(0, 10), seed=seeds)
+def test_feeding(
+    dtype: torch.dtype, rows: int, width: int, first: int, fed: int, seed: int, device: torch.device
+) -> None:
+    assert_passes(feed_rows(RandomInputs.seeded(seed, device, dtype), rows, width, 50, first, fed))
 
 
 def test_the_lowest_of_equal_logits_wins(device: torch.device) -> None:
