@@ -10,7 +10,7 @@ import pytest
 
 from docs import graph
 
-RUN = ("compat", "device", "openvla", "runtime")  # what a robot runs; serve and robot when they are there
+RUN = ("compat", "device", "openvla", "runtime", "serve")  # what a robot runs; robot when it is there
 BUILD_OR_EVIDENCE = {"export", "calibration", "bench", "demo", "cli"}
 CLIENT_MAY_IMPORT = {"numpy", "msgpack", "websockets"}
 

@@ -239,9 +239,9 @@ class Host:
             if ticket is not None:
                 self._idle.clear()
                 began = time.monotonic()
-                seen = ticket.what.observation
-                session, key = self._session(seen.robot), seen.unnorm_key or self.served.key
-                work = partial(session.act, seen.image, seen.instruction, key)
+                asked = ticket.what.observation
+                session, key = self._session(asked.robot), asked.unnorm_key or self.served.key
+                work = partial(session.act, asked.image, asked.instruction, key)
                 self._engine.run(work, partial(self._done, ticket, began))
             elif self.scheduler.wake < NEVER:
                 delay = max(0.0, self.scheduler.wake - time.monotonic())

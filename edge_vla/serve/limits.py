@@ -23,7 +23,7 @@ class Limits:
     body: int = 16 * 2**20
     headers: int = 16 * 2**10
     image_pixels: int = 8_300_000
-    image_side: int = 4096
+    image_side: int = 2**12
     images: int = 4
     instruction: int = 512  # of UTF-8
     instruction_tokens: int = 64
