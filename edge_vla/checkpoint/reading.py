@@ -17,10 +17,12 @@ from tokenizers import Tokenizer
 
 from edge_vla.checkpoint.folder import ADAPTER_CONFIG, CONFIG, INDEX, STATISTICS, TOKENIZER, Use, unread
 from edge_vla.checkpoint.kinds import Kind, Recognised
-from edge_vla.checkpoint.quantised import DequantisedTensors
+from edge_vla.checkpoint.quantised import SETTINGS, DequantisedTensors
 from edge_vla.checkpoint.tensors import SafetensorsDirectory
 from edge_vla.openvla.config import PREPROCESSOR, PROCESSOR, PolicyConfig, read_json, read_statistics_file
 from edge_vla.openvla.statistics import Statistics
+from edge_vla.openvla.tokenizer import ADDED_TOKENS, SPECIAL_TOKENS, overridden
+from edge_vla.openvla.tokenizer import CONFIG as TOKENIZER_CONFIG
 
 RUN_NAME: Final = re.compile(r".+\+.+\+b\d+\+lr-.+")  # as OpenVLA's finetune.py makes it; others may be alike by chance
 BASE_APPLIES: Final = "; the base's data sets apply"
@@ -97,11 +99,12 @@ def read_folder(
     read = [
         *_read_weights(stored),
         Use(CONFIG, "dimensions" if own else "dimensions, and the statistics: there is no dataset_statistics.json"),
-        Use(TOKENIZER, "the prompt's tokens"),
+        *_tokenizer_files(directory),
         *([Use(STATISTICS, why)] if own else []),
         *_image_settings(directory),
     ]
     ignored = [*unread(directory, frozenset(use.name for use in read))]
+    ignored += [Use(TOKENIZER, line) for line in overridden(directory)]
     if stored.ignored:
         ignored.append(Use(f"{len(stored.ignored)} tensors (rotary_emb.*)", "every Llama computes them anew"))
     return Reading(
@@ -113,6 +116,7 @@ def read_folder(
         statistics=f"{STATISTICS} of this folder" if own else f"norm_stats of {CONFIG}",
         doubts=(
             *recognised.doubts,
+            *_quantisation_doubts(directory, tensors),
             *statistics_doubts(config.statistics),
             *_generation_doubts(directory),
             *_vocabulary_doubts(directory, config),
@@ -183,6 +187,13 @@ def _read_weights(stored: SafetensorsDirectory) -> Iterator[Use]:
             yield Use(str(path.relative_to(stored.directory)), f"{INDEX} names it")
 
 
+def _tokenizer_files(directory: Path) -> Iterator[Use]:
+    yield Use(TOKENIZER, "the prompt's tokens")
+    for name in (TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS):
+        if (directory / name).is_file() and (directory / TOKENIZER_CONFIG).is_file():
+            yield Use(name, "special and added tokens, and for Llama's class how a prompt begins and ends")
+
+
 def _image_settings(directory: Path) -> Iterator[Use]:
     if (directory / PREPROCESSOR).exists():
         yield Use(PREPROCESSOR, "how an image is resized and normalised")
@@ -200,6 +211,16 @@ def _image_doubts(directory: Path) -> Iterator[str]:
             f"{PREPROCESSOR} and {PROCESSOR} describe different images: the first is used, as transformers 4.40 does; "
             "transformers 5 uses the second"
         )
+
+
+def _quantisation_doubts(directory: Path, tensors: SafetensorsDirectory | DequantisedTensors) -> Iterator[str]:
+    if isinstance(tensors, DequantisedTensors) and not tensors.matrices:
+        yield (
+            f"{CONFIG} says {tensors.layout.name} (quantization_config), but no tensor is: read as it is stored, where "
+            "transformers would look for quantised tensors"
+        )
+    if isinstance(tensors, SafetensorsDirectory) and (directory / SETTINGS).exists():
+        yield f"{SETTINGS} is there, but no tensor is quantised: ignored, as transformers does"
 
 
 def _generation_doubts(directory: Path) -> Iterator[str]:

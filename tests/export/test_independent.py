@@ -105,6 +105,7 @@ def test_a_saved_truncation_changes_no_token_and_no_artifact_tensor(folder: Path
     case = cases()[0]
     edit_json(folder / "tokenizer.json", lambda raw: raw.__setitem__("truncation", truncation(12)))
     expected = tuple(case.token_ids)
+    assert any("truncation" in use.why for use in open_checkpoint(folder).reading.ignored)
     assert (
         edge_vla.load(folder, "cpu", dtype="fp32").act(case.image, case.instruction, case.unnorm_key).tokens == expected
     )

@@ -22,7 +22,7 @@ from edge_vla.quant import Scheme, dequantise, quantise
 from edge_vla.runtime.gpu.config import Activations, GpuConfig, kernels
 from edge_vla.runtime.gpu.kernels.weights import PLAIN, summed
 from edge_vla.runtime.gpu.products import product
-from edge_vla.runtime.loading import replay
+from edge_vla.runtime.golden import replay
 from edge_vla.runtime.policy import Policy
 from edge_vla.runtime.types import Decision, Draft
 from tests.conftest import TINY
