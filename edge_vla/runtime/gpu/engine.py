@@ -132,7 +132,7 @@ class GpuEngine:
         self._choose(buffers, hidden, 0, shape)
 
     def _pass(self, buffers: GpuBuffers, shape: Shape) -> None:
-        """The rows of the bins given for dimensions 0 .. -> bins 1 .. predicted from them, which the next pass is given."""
+        """The rows of the bins given for dimensions 0 .. -> bins 1 .. predicted from them, given to the next pass."""
         rows = buffers.given_rows[: rows_of(shape.dims)]
         hidden = self.decoder.run(rows, self._start(shape), buffers.cache, range(rows.shape[0]))
         self._choose(buffers, hidden[: shape.dims - 1], 1, shape)
