@@ -19,10 +19,10 @@ from edge_vla.demo.world import EVALUATION_SEEDS, start
 from edge_vla.errors import BackendError, NumericError, UsageError
 from edge_vla.export import Recipe, export
 from edge_vla.quant import Scheme, dequantise, quantise
+from edge_vla.runtime.golden import replay
 from edge_vla.runtime.gpu.config import Activations, GpuConfig, kernels
 from edge_vla.runtime.gpu.kernels.weights import PLAIN, summed
 from edge_vla.runtime.gpu.products import product
-from edge_vla.runtime.golden import replay
 from edge_vla.runtime.policy import Policy
 from edge_vla.runtime.types import Decision, Draft
 from tests.conftest import TINY
