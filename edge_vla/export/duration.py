@@ -1,8 +1,7 @@
 """How the time of an export divides over its stages: counted operations times what a processor takes for each kind.
 
-Only ratios matter, the clock gives the scale (`edge_vla.eta`). The rates are those of two cores with AVX-512, measured
-while single layers of the 7B were exported; on other machines the first stage predicts the others less well, and each
-stage corrects itself.
+The clock gives the scale (`edge_vla.eta`), but for tracing the towers' graph, which takes as long on any machine. The
+rates are those of two cores with AVX-512, measured while single layers of the 7B were exported.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Final
 
 from edge_vla.calibration.action_gradients import PROBES
 from edge_vla.calibration.sets import CalibrationSet
-from edge_vla.eta import Costs
+from edge_vla.eta import Costs, Step
 from edge_vla.export.golden import INSTRUCTIONS, MAX_CANDIDATES, NOISE_SEEDS
 from edge_vla.export.sizes import vision_weights
 from edge_vla.spec import DecoderSpec, PolicySpec
@@ -23,31 +22,35 @@ FLOAT64: Final = 1 / 45e9
 READ: Final = 6e-9  # seconds for a weight: read, or generated from its seed
 NEAREST: Final = 15e-9  # rounded to nearest, packed, hashed, written
 SEARCHED: Final = 150e-9  # its scale searched and its column rounded, without the products
-GRAPH: Final = 20.0  # seconds for tracing it
+EXPORTER: Final = 5.0  # seconds for importing what traces the graph
+BLOCK: Final = 0.3  # seconds for tracing one block of a tower
 TOWER: Final = 1.6  # a tower's products are so much slower for their operations
 REPEATED: Final = 1.45  # forward passes through a layer that is being quantised
 
 
 def stage_costs(spec: PolicySpec, frames: int, rows: int, calibration: CalibrationSet | None) -> Costs:
-    """Seconds for each step of each stage. `frames` may become golden frames; `rows` are calibrated on, if any."""
+    """Every step of each stage. `frames` may become golden frames; `rows` are calibrated on, if any."""
     decoder, layers, towers = spec.decoder, spec.decoder.layers, vision_weights(spec)
     weights = sum(map(math.prod, decoder.linears().values()))
     vision_pass = TOWER * 2 * towers * spec.patches * BF16
     forward, load = 2 * weights * rows * BF16, weights * READ
     actions = (min(frames, MAX_CANDIDATES) or len(INSTRUCTIONS)) + NOISE_SEEDS + 1
     action = vision_pass + 2 * weights * layers * spec.patches * BF16
-    costs = {"decoder": (layers, load + weights * NEAREST)}
+    costs = {"decoder": [Step(load + weights * NEAREST)] * layers}
     if calibration is not None:
         costs = {
-            "calibration, pictures": (1, towers * READ + len(calibration.frames) * vision_pass),
-            "calibration, forward": (layers, load + forward),
-            "calibration, back": (layers, load + forward * (2 + PROBES)),  # as much again for attention and sums
-            "decoder": (layers, 2 * load + REPEATED * forward + _quantising(decoder, rows)),
+            "calibration, pictures": [Step(towers * READ + len(calibration.frames) * vision_pass)],
+            "calibration, forward": [Step(load + forward)] * layers,
+            "calibration, back": [Step(load + forward * (2 + PROBES))] * layers,  # as much for attention and sums
+            "decoder": [Step(2 * load + REPEATED * forward + _quantising(decoder, rows))] * layers,
         }
+    ends = decoder.vocab_rows * decoder.width * (READ + NEAREST)
+    tracing = EXPORTER + BLOCK * sum(tower.depth for tower in spec.towers)
+    written = Step(towers * (READ + NEAREST) + 2 * vision_pass, tracing)
     return {
         **costs,
-        "vision": (3, (GRAPH + towers * (READ + NEAREST) + 4 * vision_pass) / 3),  # twice in float32
-        "golden frame": (1, weights * layers * READ + actions * action),
+        "vision": [Step(ends), written, Step(2 * vision_pass)],  # twice in float32
+        "golden frame": [Step(weights * layers * READ + actions * action)],
     }
 
 
