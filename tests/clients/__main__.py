@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.clients.environments import CLIENTS, Client, SkippedError, python_of
-from tests.clients.server import Addresses, serving_demo
+from tests.clients.server import Servers, serving_demo
 
 SCRIPTS: Final = Path(__file__).parent / "scripts"
 GOLDEN: Final = Path(__file__).parents[1] / "serve" / "golden"
@@ -27,12 +27,12 @@ CLIENT_S: Final = 120
 def main() -> int:
     options = _options()
     failed, skipped = [], []
-    with tempfile.TemporaryDirectory() as scratch, serving_demo(Path(scratch)) as addresses:
+    with tempfile.TemporaryDirectory() as scratch, serving_demo(Path(scratch)) as servers:
         for client in CLIENTS:
             if options.only and options.only not in client.name:
                 continue
             try:
-                if not _run(client, addresses, options, Path(scratch)):
+                if not _run(client, servers, options, Path(scratch)):
                     failed.append(client.name)
             except SkippedError as why:
                 skipped.append(client.name)
@@ -51,8 +51,8 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _run(client: Client, addresses: Addresses, options: argparse.Namespace, scratch: Path) -> bool:
-    settings = addresses.settings() | {"record": str(GOLDEN) if options.record else None}
+def _run(client: Client, servers: Servers, options: argparse.Namespace, scratch: Path) -> bool:
+    settings = servers.settings(client.name) | {"record": str(GOLDEN) if options.record else None}
     if client.needs_source:
         name, what = client.needs_source
         if getattr(options, name) is None:

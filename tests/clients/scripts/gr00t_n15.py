@@ -37,7 +37,7 @@ OBSERVATION = {
 }
 NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 client = service.ExternalRobotInferenceClient(SETTINGS["host"], SETTINGS["zmq_port"])
-client.api_token = SETTINGS["zmq_token"]
+client.api_token = SETTINGS["token"]
 
 
 def get_action(observation: dict) -> None:

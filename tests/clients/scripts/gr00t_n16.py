@@ -41,7 +41,7 @@ def observation(rows: int = 1) -> dict:
     }
 
 
-client = PolicyClient(SETTINGS["host"], SETTINGS["zmq_port"], api_token=SETTINGS["zmq_token"])
+client = PolicyClient(SETTINGS["host"], SETTINGS["zmq_port"], api_token=SETTINGS["token"])
 
 
 def get_action(rows: int) -> None:

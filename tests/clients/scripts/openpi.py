@@ -29,7 +29,7 @@ OBSERVATIONS = {
     },
 }
 
-client = WebsocketClientPolicy(HOST, PORT, api_key=SETTINGS.get("token"))
+client = WebsocketClientPolicy(HOST, PORT, api_key=SETTINGS["token"])
 
 
 def infer(name: str) -> None:

@@ -1,0 +1,1 @@
+"""What the server costs, how fairly it shares, what it survives. Every study starts a real `edge-vla serve`."""

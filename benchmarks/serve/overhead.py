@@ -1,0 +1,84 @@
+"""What does asking a server cost over acting in process? `python -m benchmarks.serve.overhead --out FILE`. 5 minutes.
+
+One robot, 224 x 224 pixels, loopback. Every frame goes to all four in turn: the policy and a session of it in this
+process, our WebSocket, and OpenVLA's REST.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Final
+
+import torch
+
+import edge_vla
+from benchmarks import study
+from benchmarks.serve.frames import Frame, frames
+from benchmarks.serve.results import OverheadResult, Spread
+from benchmarks.serve.server import demo_artifact, serving
+from benchmarks.serve.wire import Answer, RestRobot, WebSocketRobot
+from benchmarks.study import Target
+
+SIZE: Final = 224
+FRAMES: Final = 50
+WARM_UP: Final = 30
+WEBSOCKET_MS: Final = 1.0  # over a session in process
+REST_MS: Final = 3.0
+
+
+def measure(artifact: Path, actions: int) -> OverheadResult:
+    """Raises BackendError where the server does not start."""
+    seen = frames(artifact, FRAMES, SIZE)
+    policy = edge_vla.load(artifact)
+    torch.set_num_threads(1)
+    session = policy.session()
+    with serving(artifact, environment={"OMP_NUM_THREADS": "1"}) as server:
+        websocket = WebSocketRobot(server.addresses["native"], "websocket")
+        rest = RestRobot(server.port, "rest")
+        systems: dict[str, Callable[[Frame], object]] = {
+            "policy": lambda frame: policy.act(frame.image, frame.instruction),
+            "session": lambda frame: session.act(frame.image, frame.instruction),
+            "websocket": lambda frame: websocket.act(frame.image, frame.instruction),
+            "rest": lambda frame: rest.act(frame.image, frame.instruction),
+        }
+        times: dict[str, list[float]] = {name: [] for name in (*systems, "websocket_wire", "rest_wire")}
+        for index, frame in enumerate(islice(cycle(seen), actions + WARM_UP)):
+            for name, act in systems.items():
+                began = time.perf_counter()
+                found = act(frame)
+                if index >= WARM_UP:
+                    times[name].append(1e3 * (time.perf_counter() - began))
+                    if isinstance(found, Answer):
+                        times[f"{name}_wire"].append(times[name][-1] - found.infer_ms)
+        websocket.close()
+        rest.close()
+    spreads = {name: Spread.of(values) for name, values in times.items()}
+    alone = spreads["session"].p50_ms
+    return OverheadResult(
+        image=[SIZE, SIZE, 3],
+        **spreads,
+        targets=[
+            Target("WebSocket over a session, p50, ms", spreads["websocket"].p50_ms - alone, "at most", WEBSOCKET_MS),
+            Target("REST over a session, p50, ms", spreads["rest"].p50_ms - alone, "at most", REST_MS),
+        ],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serve.overhead", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--artifact", type=Path, help="made from the demo policy where there is none")
+    parser.add_argument("--actions", type=int, default=2_000)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        artifact = demo_artifact(given.artifact or Path(scratch) / "artifact")
+        study.write_result(given.out, measure(artifact, given.actions))
+
+
+if __name__ == "__main__":
+    study.run(main)
