@@ -42,7 +42,7 @@ NEUTRAL: Final[Mapping[str, frozenset[str]]] = {
         "temperature top_k top_p typical_p use_cache pad_token_id early_stopping length_penalty synced_gpus".split()  # noqa: SIM905
     ),
     "load": frozenset(
-        "attn_implementation low_cpu_mem_usage trust_remote_code use_safetensors use_fast local_files_only "  # noqa: SIM905
+        "attn_implementation low_cpu_mem_usage trust_remote_code use_safetensors use_fast "  # noqa: SIM905
         "resume_download code_revision use_flash_attention_2 use_flash_attn".split()
     ),
 }
@@ -55,6 +55,7 @@ NEUTRAL_VALUES: Final[Mapping[str, object]] = {
     "no_repeat_ngram_size": 0,
     "renormalize_logits": False,
 }
+SECRET: Final = frozenset({"token", "use_auth_token"})  # their values are not repeated
 WHY: Final[Mapping[str, str]] = {
     "do_sample": "actions are decoded greedily; pass do_sample=False",
     "num_beams": "actions are decoded greedily; pass num_beams=1",
@@ -69,6 +70,8 @@ WHY: Final[Mapping[str, str]] = {
     "quantization_config": "export first: edge-vla export PATH --out DIR --bits 4, then load DIR",
     "cache_dir": "set HF_HOME, which huggingface_hub reads",
     "token": "set HF_TOKEN, or run huggingface-cli login",
+    "use_auth_token": "set HF_TOKEN, or run huggingface-cli login",
+    "local_files_only": "set HF_HUB_OFFLINE=1, or give a directory",
     "max_memory": "name one device: device='cuda' or device='cpu'",
     "offload_folder": "nothing is offloaded: export with fewer --bits",
 }
@@ -79,7 +82,7 @@ def refuse_others(call: str, given: Mapping[str, object]) -> None:
     for name, value in given.items():
         neutral = name in NEUTRAL[call] or (name in NEUTRAL_VALUES and value == NEUTRAL_VALUES[name])
         if truth(value) and not neutral:
-            shown = value if isinstance(value, (str, int, float)) else type(value).__name__
+            shown = value if isinstance(value, (str, int, float)) and name not in SECRET else type(value).__name__
             raise UsageError(
                 f"{call} got {name}={shown!s:.60}: {WHY.get(name, 'it has no such argument; leave it out')}"
             )

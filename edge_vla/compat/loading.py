@@ -37,6 +37,8 @@ def load(
     kind = options.pop("torch_dtype", None)
     wanted = _dtype(dtype if kind is None else kind)
     place = _device(device, options.pop("device_map", None))
+    if Path(source).is_dir():
+        options.pop("local_files_only", None)
     for name, bits in BITS.items():
         if truth(options.get(name)) and _bits(source) == bits:
             del options[name]
@@ -58,6 +60,10 @@ class AutoProcessor:
     def from_pretrained(path: str | Path, **options: Any) -> Processor:
         """The processor alone, which reads no weights."""
         source = with_revision(path, options.pop("revision", None))
+        if Path(source).is_dir():
+            options.pop("local_files_only", None)
+        if options.get("use_fast") is False:
+            raise UsageError("use_fast=False: the slow tokenizer reads tokenizer.model, this one tokenizer.json")
         refuse_others("load", options)
         config, text = _tokenizer(source)
         prompter = Prompter(text, config.prompt, config.spec.decoder)

@@ -46,6 +46,7 @@ def test_arguments_that_are_met(options: dict[str, Any], dtype: torch.dtype, gol
         ({"device_map": {"vision_backbone": 0, "language_model": 1}}, "device_map over 2 modules"),
         ({"device_map": "balanced"}, "device 'balanced'"),
         ({"device": "cuda:3"}, "CUDA_VISIBLE_DEVICES"),
+        ({"token": "secret"}, "token=str.*HF_TOKEN"),
         ({"cache_dir": "/somewhere"}, "cache_dir.*HF_HOME"),
         ({"revision": "v2"}, "revision=v2.*has no revisions"),
         ({"norm_stats": {"a": 1}}, "norm_stats.*no such argument"),
@@ -73,6 +74,15 @@ def test_a_processor_by_itself_gives_the_same_inputs(
         picture = torch.zeros(50, 40, 3, dtype=torch.uint8).numpy()
         for name, expected in whole(PROMPT, picture).items():
             assert torch.equal(alone(PROMPT, picture)[name], expected)
+
+
+def test_local_files_only_and_the_slow_tokenizer(golden_checkpoint: Path) -> None:
+    """A directory is local; of a Hub id it cannot be promised."""
+    assert AutoProcessor.from_pretrained(golden_checkpoint, local_files_only=True)
+    with pytest.raises(UsageError, match="local_files_only.*HF_HUB_OFFLINE"):
+        compat.load("nobody/nothing", "cpu", local_files_only=True)
+    with pytest.raises(UsageError, match="use_fast=False"):
+        AutoProcessor.from_pretrained(golden_checkpoint, use_fast=False)
 
 
 def test_a_revision_is_the_hubs(monkeypatch: pytest.MonkeyPatch) -> None:
