@@ -79,7 +79,7 @@ def test_a_processor_by_itself_gives_the_same_inputs(
 def test_local_files_only_and_the_slow_tokenizer(golden_checkpoint: Path) -> None:
     """A directory is local; of a Hub id it cannot be promised."""
     assert AutoProcessor.from_pretrained(golden_checkpoint, local_files_only=True)
-    with pytest.raises(UsageError, match="local_files_only.*HF_HUB_OFFLINE"):
+    with pytest.raises(UsageError, match=r"local_files_only.*HF_HUB_OFFLINE"):
         compat.load("nobody/nothing", "cpu", local_files_only=True)
     with pytest.raises(UsageError, match="use_fast=False"):
         AutoProcessor.from_pretrained(golden_checkpoint, use_fast=False)
