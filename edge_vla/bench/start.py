@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from edge_vla.checkpoint import Checkpoint
 from edge_vla.data import Frame, check_pictures, check_recorded, read_frames
 from edge_vla.device import limits
 from edge_vla.device.sensors import device_state
-from edge_vla.errors import UsageError
+from edge_vla.errors import EdgeVLAWarning, UsageError
 from edge_vla.openvla import PolicyConfig
 from edge_vla.sensitivity import SensitivityReport
 
@@ -78,6 +79,8 @@ def start(
     """Check everything that can be wrong before the first measurement, and open it. Raises EdgeVLAError."""
     named = _named(artifacts, plan)
     checkpoint = reference.checkpoint()
+    for doubt in checkpoint.reading.doubts:
+        warnings.warn(doubt, EdgeVLAWarning, 3)
     opened = {name: Artifact(path) for name, path in named.items()}
     for artifact in opened.values():
         _check_comparable(artifact, checkpoint, reference.source)
@@ -169,6 +172,7 @@ def _empty(run: Run) -> Result:
 
 def _notes(run: Run, files: Sequence[Mapping[str, str]]) -> Iterator[str]:
     """What a reader must know before the first figure."""
+    yield from run.checkpoint.reading.doubts
     limit, count = run.reference.limit, len(run.frames)
     if limit and limit > count:
         yield f"{limit} frames were requested, the folder has {count}"

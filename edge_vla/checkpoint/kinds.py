@@ -7,7 +7,7 @@ those signs, as the projects' own scripts write them. A folder that edge-vla can
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -63,7 +63,7 @@ def recognise(directory: Path, adapters: tuple[Path, ...] = ()) -> Recognised:
     """What `directory` holds. `adapters` are those that the user gave, which may be this directory's own."""
     if not (directory / CONFIG).exists():
         return _without_config(directory)
-    raw, names = read_json(directory / CONFIG), sorted(path.name for path in directory.iterdir())
+    raw, names = read_json(directory / CONFIG), _names(directory)
     return (
         _prismatic(directory, raw)
         or _oft(directory, raw, names)
@@ -73,7 +73,21 @@ def recognise(directory: Path, adapters: tuple[Path, ...] = ()) -> Recognised:
     )
 
 
+def recognise_names(source: str, names: Sequence[str]) -> Recognised:
+    """What a Hub repository's file names alone tell, before its weights are fetched."""
+    return _parts(source, names) or Recognised(Kind.UNKNOWN, "its file names")
+
+
+def recognise_adapter(adapter: Path) -> Recognised:
+    """Whose adapter it is: openvla-oft saves one in `lora_adapter/`, beside the parts that it was trained with."""
+    around = adapter.resolve().parent
+    part = next(filter(OFT_PART.fullmatch, [*_names(adapter), *_names(around)]), None)
+    return _refuse_oft(str(adapter), part) if part else Recognised(Kind.ADAPTER, ADAPTER_CONFIG)
+
+
 def _without_config(directory: Path) -> Recognised:
+    if parts := _parts(str(directory), _names(directory)):
+        return parts  # an openvla-oft run that was not merged yet
     if (directory / ADAPTER_CONFIG).exists():
         return Recognised(
             Kind.ADAPTER,
@@ -125,18 +139,32 @@ def _refuse_minivla(directory: Path, sign: str) -> Recognised:
 
 def _oft(directory: Path, raw: Mapping[str, object], names: list[str]) -> Recognised | None:
     """openvla-oft keeps OpenVLA's config and tensors, and decodes a chunk of actions at once, often with a head."""
-    if sign := _oft_sign(directory, raw, names):
-        refusal = f"{directory} is an OpenVLA-OFT policy ({sign}): its tensors give other actions without its parts"
-        return Recognised(Kind.OFT, sign, f"{refusal}; not run yet: use openvla-oft, or move what is not this policy's")
+    if parts := _parts(str(directory), names):
+        return parts
+    sign = _oft_sign(directory, raw)
+    return _refuse_oft(str(directory), sign) if sign else None
+
+
+def _parts(source: str, names: Sequence[str]) -> Recognised | None:
+    """A head or a projector that was saved as a file of its own."""
+    if part := next(filter(OFT_PART.fullmatch, names), None):
+        return _refuse_oft(source, part)
     if part := next(filter(OTHER_PART.fullmatch, names), None):
-        refusal = f"{directory} has an action head in a file of its own ({part}), which OpenVLA has not"
+        refusal = f"{source} has an action head in a file of its own ({part}), which OpenVLA has not"
         return Recognised(Kind.OTHER_HEAD, part, f"{refusal}: use its own project's code, or move the file away")
     return None
 
 
-def _oft_sign(directory: Path, raw: Mapping[str, object], names: list[str]) -> str | None:
-    if part := next(filter(OFT_PART.fullmatch, names), None):
-        return part
+def _refuse_oft(source: str, sign: str) -> Recognised:
+    refusal = f"{source} is an OpenVLA-OFT policy ({sign}): its tensors give other actions without its parts"
+    return Recognised(Kind.OFT, sign, f"{refusal}; not run yet: use openvla-oft, or move what is not this policy's")
+
+
+def _names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def _oft_sign(directory: Path, raw: Mapping[str, object]) -> str | None:
     for key, value in raw.items():
         if OFT_KEYS.fullmatch(key) and (value is True or value not in (None, 0, 1, "")):
             return f"{CONFIG}: {key} is {value!r:.40}"

@@ -25,7 +25,9 @@ def open_directory(directory: Path) -> tuple[SafetensorsDirectory | DequantisedT
     """A directory's tensors, dequantised if its config.json says that they are quantised, and their files."""
     raw = read_json(directory / "config.json").get("quantization_config")
     if raw is None and (directory / SETTINGS).exists():
-        raw = {"quant_method": "gptq", **read_json(directory / SETTINGS)}
+        stored = SafetensorsDirectory(directory, BYTES)
+        if any(name.endswith(".qweight") for name in stored.names()):  # else it was left over
+            raw = {"quant_method": "gptq", **read_json(directory / SETTINGS)}
     if raw is None:
         plain = SafetensorsDirectory(directory)
         return plain, plain.files
@@ -46,6 +48,11 @@ class DequantisedTensors:
         plain = stored.names() - {name for parts in self._parts.values() for name in parts.names.values()}
         self._shape = {name: stored.shape(name) for name in plain}
         self._shape |= {name: layout.shape(parts) for name, parts in self._parts.items()}
+
+    @property
+    def matrices(self) -> int:
+        """How many matrices are stored quantised."""
+        return len(self._parts)
 
     def __str__(self) -> str:
         return f"{self.stored} ({self.layout.name})"

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from edge_vla.checkpoint.folder import STATISTICS, TOKENIZER, Use
 from edge_vla.checkpoint.keys import check_tensors
-from edge_vla.checkpoint.kinds import Kind, Recognised, recognise
+from edge_vla.checkpoint.kinds import Kind, Recognised, recognise, recognise_adapter, recognise_names
 from edge_vla.checkpoint.lora import Adapter, merge_adapters
 from edge_vla.checkpoint.lora_config import Arithmetic
 from edge_vla.checkpoint.quantised import open_directory
@@ -28,7 +29,7 @@ from edge_vla.checkpoint.reading import (
     statistics_doubts,
 )
 from edge_vla.checkpoint.tensors import TensorSource
-from edge_vla.errors import BackendError, CheckpointError, UsageError
+from edge_vla.errors import BackendError, CheckpointError, EdgeVLAWarning, UsageError
 from edge_vla.files import sha256_of, stand_in
 from edge_vla.openvla.config import PolicyConfig, read_statistics_file
 from edge_vla.openvla.prompt import Prompter, PromptStyle
@@ -90,7 +91,7 @@ def open_checkpoint(
     UsageError for what is no source, CheckpointError for one that is damaged or another kind of policy.
     """
     for path in adapters:
-        _directory(path)
+        refuse(recognise_adapter(_directory(path)))
     given = _statistics_file(statistics) if statistics is not None else None
     base = _open_base(str(source), tuple(adapters), given)
     check_tensors(base.tensors, base.config.spec)
@@ -102,16 +103,23 @@ def open_checkpoint(
 
 def _merge(base: Checkpoint, loaded: Sequence[Adapter], arithmetic: Arithmetic) -> Checkpoint:
     found = [find_run_statistics(adapter.directory) for adapter in loaded]
+    with warnings.catch_warnings():  # the reading has the same lines
+        warnings.simplefilter("ignore", EdgeVLAWarning)
+        tensors = merge_adapters(base.tensors, loaded, arithmetic)
     merged = replace(
         base,
-        tensors=merge_adapters(base.tensors, loaded, arithmetic),
+        tensors=tensors,
         files=(*base.files, *((adapter.directory / "adapter_config.json", adapter.path) for adapter in loaded)),
         adapters=tuple(map(str, loaded)),
         arithmetic=arithmetic,
         reading=replace(
             base.reading,
             merged=tuple(map(str, loaded)),
-            doubts=(*base.reading.doubts, *(doubt for one in found for doubt in one.doubts)),
+            doubts=(
+                *base.reading.doubts,
+                *(doubt for adapter in loaded for doubt in adapter.doubts(arithmetic)),
+                *(doubt for one in found for doubt in one.doubts),
+            ),
         ),
     )
     for one in found:
@@ -180,7 +188,7 @@ def diagnose(source: str | Path, adapters: Sequence[Path] = ()) -> Reading | Non
 def refuse(found: Recognised | Reading) -> None:
     """Raise what is to be said of it: UsageError for no checkpoint at all, CheckpointError for another policy's."""
     if found.refusal is not None:
-        usage = found.kind in (Kind.ADAPTER, Kind.ARTIFACT)
+        usage = found.kind in (Kind.ADAPTER, Kind.ARTIFACT)  # they exist, but are no source
         raise (UsageError if usage else CheckpointError)(found.refusal)
 
 
@@ -205,8 +213,22 @@ def _download(source: str) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as error:
         raise BackendError(f"{source} is not a local directory; to fetch it: pip install 'edge-vla[hub]'") from error
+    refuse(recognise_names(source, _hub_names(match["id"], match["revision"])))
     try:
         return Path(snapshot_download(match["id"], revision=match["revision"], allow_patterns=HUB_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{source} is no local directory and could not be fetched ({reason})") from error
+
+
+def _hub_names(repository: str, revision: str | None) -> tuple[str, ...]:
+    """Every file of a Hub repository; none where it cannot be asked and only a copy in the cache may be left."""
+    from huggingface_hub import HfApi
+
+    try:
+        return tuple(HfApi().list_repo_files(repository, revision=revision))
+    except (
+        OSError,
+        ValueError,
+    ):  # all that huggingface_hub raises for the network and the repository; the download tells
+        return ()

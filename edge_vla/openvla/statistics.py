@@ -91,7 +91,8 @@ class Statistics(Mapping[str, ActionStatistics]):
         """
         known = [*self, *self.unsound]
         if key is None and len(known) > 1:
-            raise UsageError(f"this policy knows {len(known)} data sets: pass unnorm_key, one of {sorted(self)}")
+            choices = f"{sorted(self)}" + (f" (not sound: {', '.join(self.unsound)})" if self.unsound else "")
+            raise UsageError(f"this policy knows {len(known)} data sets: pass unnorm_key, one of {choices}")
         key = known[0] if key is None else key
         if key in self.unsound:
             raise CheckpointError(f"{self.unsound[key]}: choose another unnorm_key, or give --statistics FILE")
