@@ -144,8 +144,9 @@ def _gemm(shape: Shape, chip: Chip) -> Iterator[Tile]:
         sums = block_n * held // (32 * warps)
         if not 16 <= sums <= MOST_SUMS or (warps == 8 and block_n == 64 and held <= 64):
             continue
-        if shape.format == "w8a16" and block_k == 128 and sums > MOST_SUMS // 2:
-            continue  # the converted codes take the registers
+        converted = block_n * block_k // 2 // (32 * warps) if shape.format.endswith("a16") else 0
+        if converted and sums + converted > (MOST_SUMS + 16 if warps == 8 else MOST_SUMS - 16):
+            continue
         for splits in (1,) if shape.whole else (1, 2, 4):
             programs = tile.rows(shape.m)[0] * -(-shape.n // block_n)
             if splits == 1 or programs * splits <= 6 * chip.sm_count:
