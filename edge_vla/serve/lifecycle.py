@@ -32,6 +32,7 @@ DRAIN_S: Final = 2.0  # for the action that runs
 FLUSH_S: Final = 0.1  # for the last replies to leave
 CLOSE_S: Final = 1  # for connections to close
 CHECK_S: Final = 0.25  # between two looks at the device
+BACKLOG: Final = 128
 SHORTEST_TOKEN: Final = 16
 
 
@@ -199,6 +200,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise ResourceError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error

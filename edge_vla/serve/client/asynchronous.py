@@ -89,7 +89,7 @@ class AsyncRobot:
         self.robot = robot
         self._address = f"{url.rstrip('/')}{PATH}?robot={quote(robot, safe='')}"
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        self._tls = ssl_context
+        self._tls: ssl.SSLContext | bool | None = ssl_context or (True if url.startswith("wss:") else None)
         self._numbers = itertools.count(1)
         self._connection: _Connection | None = None
         self._opening = asyncio.Lock()
