@@ -17,6 +17,14 @@ from benchmarks.commands import CommandsResult
 from benchmarks.cpu.results import DraftsResult, EngineResult, SoakResult
 from benchmarks.demo_policy.results import LadderResult, PolicyEvaluation, ReproductionResult
 from benchmarks.formats.results import FormatsResult, InteropResult
+from benchmarks.serve.fuzz import FuzzResult
+from benchmarks.serve.results import (
+    EpisodesResult,
+    FairnessResult,
+    OverheadResult,
+    ServeFaultsResult,
+    ServeSoakResult,
+)
 from benchmarks.study import Body
 from benchmarks.watcher_cost import WatcherCostResult
 from edge_vla import typed_json
@@ -33,11 +41,17 @@ BODIES: Final[Mapping[str, type[Body]]] = {
         CommandsResult,
         DraftsResult,
         EngineResult,
+        EpisodesResult,
+        FairnessResult,
         FormatsResult,
+        FuzzResult,
         InteropResult,
         LadderResult,
+        OverheadResult,
         PolicyEvaluation,
         ReproductionResult,
+        ServeFaultsResult,
+        ServeSoakResult,
         SoakResult,
         WatcherCostResult,
     )

@@ -27,6 +27,7 @@ from benchmarks.study import Target
 SIZE: Final = 224
 FRAMES: Final = 50
 WARM_UP: Final = 30
+ASKING: Final = ("websocket_wire", "websocket_cpu", "rest_wire", "rest_cpu")
 WEBSOCKET_MS: Final = 1.0  # over a session in process
 REST_MS: Final = 3.0
 
@@ -46,15 +47,18 @@ def measure(artifact: Path, actions: int) -> OverheadResult:
             "websocket": lambda frame: websocket.act(frame.image, frame.instruction),
             "rest": lambda frame: rest.act(frame.image, frame.instruction),
         }
-        times: dict[str, list[float]] = {name: [] for name in (*systems, "websocket_wire", "rest_wire")}
+        times: dict[str, list[float]] = {name: [] for name in (*systems, *ASKING)}
         for index, frame in enumerate(islice(cycle(seen), actions + WARM_UP)):
             for name, act in systems.items():
+                computed = 1e3 * time.thread_time() + server.loop_cpu_ms()
                 began = time.perf_counter()
                 found = act(frame)
+                elapsed = 1e3 * (time.perf_counter() - began)
                 if index >= WARM_UP:
-                    times[name].append(1e3 * (time.perf_counter() - began))
+                    times[name].append(elapsed)
                     if isinstance(found, Answer):
-                        times[f"{name}_wire"].append(times[name][-1] - found.infer_ms)
+                        times[f"{name}_wire"].append(elapsed - found.infer_ms)
+                        times[f"{name}_cpu"].append(1e3 * time.thread_time() + server.loop_cpu_ms() - computed)
         websocket.close()
         rest.close()
     spreads = {name: Spread.of(values) for name, values in times.items()}

@@ -11,9 +11,10 @@ from benchmarks.study import Target
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Of `count` times."""
+    """Of `count` times. On a busy machine `p5_ms` is nearest to what an idle one shows."""
 
     count: int
+    p5_ms: float
     p50_ms: float
     p99_ms: float
 
@@ -22,17 +23,18 @@ class Spread:
         """Nearest rank. Of no times: zeros."""
         ordered = sorted(times_ms)
         if not ordered:
-            return cls(count=0, p50_ms=0.0, p99_ms=0.0)
-        ranks = [ordered[min(len(ordered) - 1, int(q * len(ordered)))] for q in (0.5, 0.99)]
-        return cls(count=len(ordered), p50_ms=round(ranks[0], 4), p99_ms=round(ranks[1], 4))
+            return cls(count=0, p5_ms=0.0, p50_ms=0.0, p99_ms=0.0)
+        low, middle, high = (round(ordered[min(len(ordered) - 1, int(q * len(ordered)))], 4) for q in (0.05, 0.5, 0.99))
+        return cls(count=len(ordered), p5_ms=low, p50_ms=middle, p99_ms=high)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OverheadResult:
     """One observation at a time, systems in turns. `policy` and `session` act in this process, the others ask.
 
-    The server keeps a session per robot, so `session` is what the others are compared with. `websocket_wire` is the
-    round trip less what the server says it computed: what is left where another process holds up the engine.
+    The server keeps a session per robot, so `session` is what the others are compared with. `_wire` is the
+    round trip less what the server says it computed; `_cpu` what client and event loop computed beside the engine,
+    which other work on the machine does not lengthen much.
     """
 
     KIND: ClassVar[str] = "serve-overhead"
@@ -43,8 +45,10 @@ class OverheadResult:
     session: Spread
     websocket: Spread
     websocket_wire: Spread
+    websocket_cpu: Spread
     rest: Spread
     rest_wire: Spread
+    rest_cpu: Spread
     targets: Sequence[Target]
 
 

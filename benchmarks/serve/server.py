@@ -57,6 +57,10 @@ class Server:
             return bool(json.loads(self.http("/readyz"))["status"] == "ready")
         return False
 
+    def loop_cpu_ms(self) -> float:
+        """What the event loop's thread has computed, without the engine's."""
+        return int(Path(f"/proc/{self.pid}/task/{self.pid}/schedstat").read_text(encoding="ascii").split()[0]) / 1e6
+
     def rss_bytes(self) -> int:
         return int(Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 

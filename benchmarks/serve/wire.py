@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 from dataclasses import dataclass
@@ -34,7 +35,9 @@ class WebSocketRobot:
     """Our own protocol, one observation at a time."""
 
     def __init__(self, address: str, robot: str, timeout_s: float = TIMEOUT_S) -> None:
-        self._socket = connect(f"{address}?robot={robot}", compression=None, max_size=None, open_timeout=timeout_s)
+        self._open = contextlib.ExitStack()
+        opening = connect(f"{address}?robot={robot}", compression=None, max_size=None, open_timeout=timeout_s)
+        self._socket = self._open.enter_context(opening)
         self._timeout_s, self._next = timeout_s, 0
         self.greeting: dict[str, Any] = msgpack.unpackb(self._socket.recv(timeout_s))
 
@@ -48,7 +51,7 @@ class WebSocketRobot:
         self._socket.recv(self._timeout_s)
 
     def close(self) -> None:
-        self._socket.close()
+        self._open.close()
 
 
 class RestRobot:
