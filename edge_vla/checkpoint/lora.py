@@ -149,7 +149,8 @@ class Adapter:
         copy = self._stored(key)
         if apart := difference(copy, base.load(target)):
             raise CheckpointError(
-                f"{self} carries a copy of {target} that is not {base}'s ({apart}): it was trained on another base"
+                f"{self} carries a copy of {target} that differs from {base}'s: {apart}: another base; give "
+                "the one that it was trained on"
             )
         if infinite := int((~torch.isfinite(copy)).sum()):
             raise CheckpointError(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from edge_vla.checkpoint import open_checkpoint
-from edge_vla.checkpoint.lora import REFUSED, REFUSED_INITIALISATIONS
+from edge_vla.checkpoint.lora_config import REFUSED, REFUSED_INITIALISATIONS
 from edge_vla.errors import CheckpointError, EdgeVLAError, UsageError
 from tests.bad_input.damage import (
     WEIGHTS,
