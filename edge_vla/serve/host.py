@@ -12,16 +12,18 @@ import math
 import secrets
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Final
 
-import numpy as np
+import torch
 
-from edge_vla.errors import DeviceLostError, FrameError, NumericError
+from edge_vla.errors import DeviceLostError
 from edge_vla.runtime import Action, Session
+from edge_vla.serve.checks import explain, instruction_tokens, unfit
 from edge_vla.serve.engine import EngineThread, Outcome
 from edge_vla.serve.limits import Limits, check_observation
 from edge_vla.serve.loading import Choices, OnProgress, Served, open_policy
@@ -34,7 +36,7 @@ log = logging.getLogger("edge_vla.serve")
 STALL_S: Final = 10.0  # an action that takes longer is a device that hangs
 FRESH_MS: Final = 500.0  # how old an image may be when its action starts, unless the policy is slower
 FRESH_ACTIONS: Final = 4  # of the policy's own
-TOLERANCE: Final = 1e-6  # of the range of a dimension, for rounding
+INSTRUCTIONS: Final = 256  # whose length in tokens is kept
 
 
 class State(str, Enum):
@@ -90,6 +92,7 @@ class Host:
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._keys: dict[str, str] = {}
         self._wake: asyncio.TimerHandle | None = None
+        self._tokens: Callable[[str], int] = len  # until there is a tokenizer
         self._ids, self._count = secrets.token_hex(3), 0
         guard = None if self.options.slo is None else SloGuard(self.options.slo)
         self.scheduler = Scheduler[_Waiting](time.monotonic, 1.0, self.options.limits.robots, guard)
@@ -117,7 +120,10 @@ class Host:
         """Answer with this policy from now on."""
         self._served = served
         self._keys = dict.fromkeys(served.metadata.unnorm_keys, "") | dict(served.policy.config.statistics.unsound)
+        self._tokens = lru_cache(INSTRUCTIONS)(partial(instruction_tokens, served.policy))
         self.scheduler.service.mean = served.service_s
+        if served.policy.network.device.type == "cuda":
+            self.metrics.memory.set_function(partial(torch.cuda.memory_allocated, served.policy.network.device))
         self.metrics.model.labels(served.metadata.artifact, str(served.bits)).set(1)
         self.metrics.ready.set(1)
         self.state = State.READY
@@ -220,8 +226,7 @@ class Host:
             raise RefusedError(Code.NOT_READY, f"{detail}: ask /readyz", retry_after_s=1.0)
         limits = self.options.limits
         check_observation(observation, limits, self._keys)
-        prompter = self.served.policy.prompter
-        tokens = len(prompter(observation.instruction)) - len(prompter("x")) + 1
+        tokens = self._tokens(observation.instruction)
         if tokens > limits.instruction_tokens:
             raise RefusedError(
                 Code.INSTRUCTION,
@@ -273,24 +278,15 @@ class Host:
         self._pump()
 
     def _unfit(self, action: Action | None, waiting: _Waiting) -> Exception | None:
-        """What is wrong with an action: a number that no motor should get, or that comes too late."""
+        """What is wrong with an action: a number that no motor should get, or that it comes too late."""
         if action is None:
             return None
-        statistics = self.served.policy.config.statistics[action.unnorm_key]
-        low, high = np.minimum(statistics.q01, statistics.q99), np.maximum(statistics.q01, statistics.q99)
-        low, high = np.where(statistics.mask, low, -1.0), np.where(statistics.mask, high, 1.0)
-        slack = TOLERANCE * (high - low + 1)
-        if any(action.clipped):
-            self.metrics.invalid_tokens.inc()
-        if not np.isfinite(action.values).all():
-            return NumericError("a non-finite action")
-        if (action.values < low - slack).any() or (action.values > high + slack).any():
-            return NumericError("an action outside the range of its data set")
+        self.metrics.invalid_tokens.inc(sum(action.clipped))
         deadline = waiting.observation.deadline_ms
         elapsed = 1e3 * (time.monotonic() - waiting.observation.received_ns / 1e9)
         if deadline is not None and elapsed > deadline:
             return RefusedError(Code.DEADLINE, f"ready after {elapsed:.0f} ms, asked for within {deadline:.0f} ms")
-        return None
+        return unfit(action, self.served.policy.config.statistics[action.unnorm_key])
 
     def _reply(self, waiting: _Waiting, action: Action, queue_s: float, infer_s: float) -> None:
         observation = waiting.observation
@@ -315,14 +311,7 @@ class Host:
 
     def _explain(self, error: BaseException, waiting: _Waiting) -> RefusedError:
         """What a client is told of an error; the log has the error itself."""
-        if isinstance(error, RefusedError):
-            refusal = RefusedError(error.code, error.detail)
-        elif isinstance(error, NumericError):
-            refusal = RefusedError(Code.NUMERIC, "the policy gave no finite action for this observation: hold")
-        elif isinstance(error, FrameError):
-            refusal = RefusedError(Code.IMAGE_SHAPE, "the policy cannot read this image")
-        else:
-            refusal = RefusedError(Code.ENGINE, "the engine failed on this observation; the server's log has why")
+        refusal = explain(error)
         refusal.request_id = waiting.request_id
         if refusal.code in (Code.ENGINE, Code.NUMERIC):
             log.error("%s", refusal.code.value, exc_info=error, extra={"request_id": waiting.request_id})

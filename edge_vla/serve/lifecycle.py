@@ -101,6 +101,7 @@ async def serve(
     guard = application(host, access, exact=options.exact)
     listener = _listen(options.host, options.port)
     server = _Uvicorn(_config(guard, options))
+    host.metrics.connections.set_function(lambda: len(server.server_state.connections))
     serving = asyncio.create_task(server.serve([listener]))
     front_ends = set[asyncio.Task[None]]()
     with _signals(stop):

