@@ -28,6 +28,15 @@ from benchmarks.formats import tables as formats
 from benchmarks.formats.results import FormatsResult, InteropResult
 from benchmarks.markdown import percent, share, table
 from benchmarks.result_files import ResultFile, read_result
+from benchmarks.serve import tables as serve
+from benchmarks.serve.fuzz import FuzzResult
+from benchmarks.serve.results import (
+    EpisodesResult,
+    FairnessResult,
+    OverheadResult,
+    ServeFaultsResult,
+    ServeSoakResult,
+)
 from benchmarks.watcher_cost import WatcherCostResult
 from edge_vla.bench.reports import markdown
 from edge_vla.bench.reports.markdown import escaped
@@ -132,7 +141,26 @@ def _chapter(one: ResultFile) -> Iterator[str]:
         case ReproductionResult():
             yield from demo_policy.reproduction(one.body)
         case _:
-            raise AssertionError(f"no table for {type(one.body).__name__}")
+            yield from _served(one.body)
+
+
+def _served(body: object) -> Iterator[str]:
+    """The server's studies."""
+    match body:
+        case OverheadResult():
+            yield from serve.overhead(body)
+        case FairnessResult():
+            yield from serve.fairness(body)
+        case ServeSoakResult():
+            yield from serve.soak(body)
+        case EpisodesResult():
+            yield from serve.episodes(body)
+        case ServeFaultsResult():
+            yield from serve.faults(body)
+        case FuzzResult():
+            yield from serve.fuzz(body)
+        case _:
+            raise AssertionError(f"no table for {type(body).__name__}")
 
 
 def _checkouts(result: CheckoutsResult) -> Iterator[str]:

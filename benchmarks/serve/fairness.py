@@ -29,13 +29,13 @@ GOODPUT: Final = 0.9  # of the capacity, in overload
 
 def measure(artifact: Path, seconds: float) -> FairnessResult:
     """`seconds` per load."""
-    seen = frames(artifact, FRAMES)
+    pictures = frames(artifact, FRAMES)
     with serving(artifact) as server:
         address, longest = server.addresses["native"], float(json.loads(server.http("/metadata"))["valid_ms"])
-        loads = [asyncio.run(run(address, seen, robots, seconds, None, longest)) for robots in ROBOTS]
+        loads = [asyncio.run(run(address, pictures, robots, seconds, None, longest)) for robots in ROBOTS]
         capacity = max(load.actions_per_s for load in loads)
         hertz = round(OVERLOAD * capacity / ROBOTS[-1], 3)
-        overload = asyncio.run(run(address, seen, ROBOTS[-1], seconds, hertz, longest))
+        overload = asyncio.run(run(address, pictures, ROBOTS[-1], seconds, hertz, longest))
     slowest = min(robot.actions_per_s for robot in overload.robots)
     wrong = sum(load.crossed + load.stale + load.unanswered for load in (*loads, overload))
     return FairnessResult(

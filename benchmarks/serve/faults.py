@@ -37,10 +37,10 @@ GROWTH_MIB: Final = 64.0  # of the server, under a hostile peer
 Scene = Callable[[Server, list[Frame]], str]  # what was seen; AssertionError where it is not what it has to be
 
 
-def _acts(server: Server, seen: list[Frame], name: str) -> None:
+def _acts(server: Server, pictures: list[Frame], name: str) -> None:
     """A robot that behaves is answered right."""
     robot = WebSocketRobot(server.addresses["native"], name)
-    for frame in seen:
+    for frame in pictures:
         found = robot.act(frame.image, frame.instruction)
         assert found.tokens == frame.tokens, f"{name} got {found.tokens or found.code}, expected {frame.tokens}"
     robot.close()
@@ -52,9 +52,9 @@ def _ask_for_ever(address: str, frame: Frame) -> None:
         robot.act(frame.image, frame.instruction)
 
 
-def client_killed(server: Server, seen: list[Frame]) -> str:
+def client_killed(server: Server, pictures: list[Frame]) -> str:
     child = multiprocessing.get_context("spawn").Process(
-        target=_ask_for_ever, args=(server.addresses["native"], seen[0]), daemon=True
+        target=_ask_for_ever, args=(server.addresses["native"], pictures[0]), daemon=True
     )
     child.start()
     assert child.pid is not None
@@ -64,28 +64,28 @@ def client_killed(server: Server, seen: list[Frame]) -> str:
     assert asking, "the client never asked"
     _wait(lambda: _gauge(server, "edgevla_sessions") == 0, 5)
     left = _gauge(server, "edgevla_sessions")
-    _acts(server, seen, "other")
+    _acts(server, pictures, "other")
     assert not left, f"{left:g} sessions are still kept"
     return "its session was dropped, another robot got its own actions"
 
 
-def same_name_again(server: Server, seen: list[Frame]) -> str:
+def same_name_again(server: Server, pictures: list[Frame]) -> str:
     """A robot that reconnects under its name never hears what its older connection asked."""
     with connect(f"{server.addresses['native']}?robot=arm", compression=None) as old:
         old.recv(10)
-        old.send(observation(seen[0].image, seen[0].instruction, 1))
-        _acts(server, seen[1:], "arm")
+        old.send(observation(pictures[0].image, pictures[0].instruction, 1))
+        _acts(server, pictures[1:], "arm")
         with contextlib.suppress(ConnectionClosed, TimeoutError):
             while True:
                 old.recv(2)
     return "the new connection got the actions of its own pictures only"
 
 
-def server_frozen(server: Server, seen: list[Frame]) -> str:
+def server_frozen(server: Server, pictures: list[Frame]) -> str:
     robot = WebSocketRobot(server.addresses["native"], "patient", timeout_s=1.0)
     os.kill(server.pid, signal.SIGSTOP)
     try:
-        robot.act(seen[0].image, seen[0].instruction)
+        robot.act(pictures[0].image, pictures[0].instruction)
     except TimeoutError:
         return "the client's own deadline ended the wait, and there was no action"
     finally:
@@ -95,7 +95,7 @@ def server_frozen(server: Server, seen: list[Frame]) -> str:
     raise AssertionError("a frozen server answered")
 
 
-def huge_bodies(server: Server, seen: list[Frame]) -> str:
+def huge_bodies(server: Server, pictures: list[Frame]) -> str:
     before = server.rss_bytes()
     for _ in range(8):
         with socket.create_connection(("127.0.0.1", server.port), timeout=20) as peer:
@@ -104,12 +104,12 @@ def huge_bodies(server: Server, seen: list[Frame]) -> str:
                 for _ in range(HUGE >> 20):
                     peer.sendall(bytes(1 << 20))
     grown = (server.rss_bytes() - before) / 2**20
-    _acts(server, seen, "after-bodies")
+    _acts(server, pictures, "after-bodies")
     assert grown < GROWTH_MIB, f"the server grew by {grown:.0f} MiB"
     return f"refused; the server grew by {grown:.0f} MiB"
 
 
-def drips(server: Server, seen: list[Frame]) -> str:
+def drips(server: Server, pictures: list[Frame]) -> str:
     """Slow-loris: 50 peers that send a header's bytes for as long as they may."""
     peers = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(50)]
     began, alive = time.monotonic(), list(peers)
@@ -120,14 +120,14 @@ def drips(server: Server, seen: list[Frame]) -> str:
             except OSError:
                 alive.remove(peer)
         time.sleep(0.5)
-    _acts(server, seen, "beside-drips")
+    _acts(server, pictures, "beside-drips")
     for peer in peers:
         peer.close()
     assert not alive, f"{len(alive)} of {len(peers)} were let drip for 20 s"
     return f"all cut off after {time.monotonic() - began:.0f} s, others were answered"
 
 
-def thousand_connections(server: Server, seen: list[Frame]) -> str:
+def thousand_connections(server: Server, pictures: list[Frame]) -> str:
     before, peers, refused = server.rss_bytes(), [], 0
     for _ in range(CONNECTIONS + 100):
         try:
@@ -138,15 +138,15 @@ def thousand_connections(server: Server, seen: list[Frame]) -> str:
     for peer in peers:
         peer.close()
     time.sleep(1)
-    _acts(server, seen, "after-crowd")
+    _acts(server, pictures, "after-crowd")
     assert grown < GROWTH_MIB, f"the server grew by {grown:.0f} MiB"
     return f"{len(peers)} opened, {refused} refused; the server grew by {grown:.0f} MiB; robots were answered after it"
 
 
-def drain(server: Server, seen: list[Frame]) -> str:
+def drain(server: Server, pictures: list[Frame]) -> str:
     with connect(f"{server.addresses['native']}?robot=drained", compression=None) as robot:
         robot.recv(10)
-        for number, frame in enumerate(seen):
+        for number, frame in enumerate(pictures):
             robot.send(observation(frame.image, frame.instruction, number))
         began = time.monotonic()
         code = stop(server.process)
@@ -162,12 +162,12 @@ def drain(server: Server, seen: list[Frame]) -> str:
     return f"exit 0 after {took:.1f} s, the socket was closed with 1001"
 
 
-def server_killed(server: Server, seen: list[Frame]) -> str:
+def server_killed(server: Server, pictures: list[Frame]) -> str:
     robot = WebSocketRobot(server.addresses["native"], "orphan")
-    robot.act(seen[0].image, seen[0].instruction)
+    robot.act(pictures[0].image, pictures[0].instruction)
     os.kill(server.pid, signal.SIGKILL)
     try:
-        robot.act(seen[1].image, seen[1].instruction)
+        robot.act(pictures[1].image, pictures[1].instruction)
     except (ConnectionClosed, InvalidStatus, OSError) as error:
         return f"the client got {type(error).__name__}, and no action"
     raise AssertionError("a dead server answered")
@@ -187,14 +187,14 @@ SCENES: Final[dict[Scene, tuple[str, str]]] = {
 
 def measure(artifact: Path) -> ServeFaultsResult:
     """A server for each scene."""
-    seen, faults = frames(artifact, FRAMES), []
+    pictures, faults = frames(artifact, FRAMES), []
     for scene, (name, expected) in SCENES.items():
         with serving(artifact) as server:
             try:
-                found, held = scene(server, seen), True
+                found, held = scene(server, pictures), True
             except AssertionError as error:
                 found, held = str(error), False
-        faults.append(Fault(name=name, expected=expected, seen=found, held=held))
+        faults.append(Fault(name=name, expected=expected, observed=found, held=held))
     return ServeFaultsResult(faults=faults)
 
 

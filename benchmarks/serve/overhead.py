@@ -34,7 +34,7 @@ REST_MS: Final = 3.0
 
 def measure(artifact: Path, actions: int) -> OverheadResult:
     """Raises BackendError where the server does not start."""
-    seen = frames(artifact, FRAMES, SIZE)
+    pictures = frames(artifact, FRAMES, SIZE)
     policy = edge_vla.load(artifact)
     torch.set_num_threads(1)
     session = policy.session()
@@ -48,7 +48,7 @@ def measure(artifact: Path, actions: int) -> OverheadResult:
             "rest": lambda frame: rest.act(frame.image, frame.instruction),
         }
         times: dict[str, list[float]] = {name: [] for name in (*systems, *ASKING)}
-        for index, frame in enumerate(islice(cycle(seen), actions + WARM_UP)):
+        for index, frame in enumerate(islice(cycle(pictures), actions + WARM_UP)):
             for name, act in systems.items():
                 computed = 1e3 * time.thread_time() + server.loop_cpu_ms()
                 began = time.perf_counter()

@@ -133,7 +133,7 @@ class Fault:
 
     name: str
     expected: str
-    seen: str
+    observed: str
     held: bool
 
 

@@ -36,10 +36,10 @@ Sample = tuple[float, float]  # seconds, MiB
 
 
 def measure(artifact: Path, minutes: float, robots: int = ROBOTS, hertz: float = HERTZ) -> ServeSoakResult:
-    seen = frames(artifact, FRAMES)
+    pictures = frames(artifact, FRAMES)
     with serving(artifact) as server:
         longest = float(json.loads(server.http("/metadata"))["valid_ms"])
-        driving = run(server.addresses["native"], seen, robots, 60 * minutes, hertz, longest)
+        driving = run(server.addresses["native"], pictures, robots, 60 * minutes, hertz, longest)
         load, samples = asyncio.run(_watched(server, driving))
     fitted = samples[int(WARM_UP * len(samples)) :]
     slope = SLOPE_S * float(np.polyfit([at for at, _ in fitted], [mib for _, mib in fitted], 1)[0])

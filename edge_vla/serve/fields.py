@@ -33,7 +33,7 @@ def number(value: Value, name: str) -> float | None:
     try:
         return float(value)
     except OverflowError:
-        raise malformed(f"a number of {value.bit_length()} bits as '{name}'", "a number") from None  # type: ignore[union-attr]
+        raise malformed(f"a whole number beyond floats as '{name}'", "a number") from None
 
 
 def identifier(value: Value, name: str) -> int | str | None:

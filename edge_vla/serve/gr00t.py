@@ -85,9 +85,8 @@ class _Server:
     async def _handle(self, frames: Sequence[bytes]) -> None:
         """One request, one reply, whatever happens."""
         envelope, body, received = frames[:-1], frames[-1], time.monotonic_ns()
-        peer = self.peers.setdefault(frames[0], _Peer(unique("gr00t")))
-        peer.heard = time.monotonic()
         try:
+            peer = self._peer(frames[0])
             message = fields(await off_loop(len(body), lambda: codec.decode(body, self.limits)))
             self._authorise(message)
             reply = codec.encode(await self._answer(message, peer, received), peer.version)
@@ -99,6 +98,14 @@ class _Server:
             log.exception("a fault while answering a GR00T client")
             reply = self._refusal(RefusedError(Code.ENGINE, "the server failed on this message; its log says why"))
         await self.socket.send_multipart([*envelope, reply])
+
+    def _peer(self, identity: bytes) -> _Peer:
+        if identity not in self.peers and len(self.peers) >= self.limits.connections:
+            detail = f"{len(self.peers)} clients are connected: ask again later"
+            raise RefusedError(Code.OVERLOAD, detail, retry_after_s=IDLE_S)
+        peer = self.peers.setdefault(identity, _Peer(unique("gr00t")))
+        peer.heard = time.monotonic()
+        return peer
 
     def _authorise(self, message: dict[str, Value]) -> None:
         given = message.get("api_token")

@@ -8,6 +8,7 @@ JSON with its status; `exact` gives `deploy.py`'s 200 with `"error"` instead, fo
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
@@ -41,6 +42,7 @@ def routes(service: Service, limits: Limits, *, exact: bool = False) -> list[Bas
 async def _act(request: Request, service: Service, limits: Limits, *, exact: bool) -> Response:
     named = request.headers.get(f"{PREFIX}Robot")
     robot = named or unique("rest")
+    decoded: json_numpy.Request | None = None
     try:
         body = await _body(request, limits)
         received = time.monotonic_ns()
@@ -48,7 +50,8 @@ async def _act(request: Request, service: Service, limits: Limits, *, exact: boo
         observation = _observation(decoded.payload, request, robot, received, limits)
         reply = await _while_connected(request, service.act(observation))
     except RefusedError as error:
-        return _refusal(counted(service, error), exact=exact)
+        error = counted(service, error)
+        return _exact(error, readable=decoded is not None) if exact else response(error)
     except ClientDisconnect:
         return Response(status_code=400)  # nobody reads it
     finally:
@@ -136,9 +139,10 @@ def _headers(reply: Reply) -> dict[str, str]:
     return {f"{PREFIX}{name}": value for name, value in latin.items()} | {"Cache-Control": "no-store"}
 
 
-def _refusal(error: RefusedError, *, exact: bool) -> Response:
-    if not exact or error.code is Code.TOO_LARGE:
+def _exact(error: RefusedError, *, readable: bool) -> Response:
+    """As FastAPI answers a body that it cannot read, and `deploy.py` everything else."""
+    if error.code is Code.TOO_LARGE:
         return response(error)
-    if error.code is Code.MALFORMED and error.detail.endswith("expected UTF-8 JSON"):
-        return Response(b'{"detail":"' + error.detail.encode("ascii", "replace") + b'"}', UNREADABLE, media_type=JSON)
-    return Response(b'"error"', 200, {f"{PREFIX}Request-Id": error.request_id}, JSON)
+    if readable:
+        return Response(b'"error"', 200, {f"{PREFIX}Request-Id": error.request_id}, JSON)
+    return Response(json.dumps({"detail": error.detail}), UNREADABLE, media_type=JSON)

@@ -48,28 +48,28 @@ async def converse(socket: WebSocket, service: Service, robot: str, dialogue: Di
 
     An exception that is no refusal is a fault of ours: the client gets E_ENGINE and 1011, the log the exception.
     """
-    answers: set[asyncio.Task[None]] = set()
+    replies: set[asyncio.Task[None]] = set()
     incoming: asyncio.Task[Frame] | None = None
     sending = asyncio.Lock()
     try:
         while True:
-            if incoming is None and len(answers) < PIPELINED:
+            if incoming is None and len(replies) < PIPELINED:
                 incoming = asyncio.create_task(_receive(socket))
-            waited = answers | ({incoming} if incoming else set())
+            waited = replies | ({incoming} if incoming else set())
             done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-            for answer in done & answers:
-                answers.discard(answer)
+            for answer in done & replies:
+                replies.discard(answer)
                 answer.result()
             if incoming in done:
                 frame, incoming = incoming.result(), None
-                answers.add(asyncio.create_task(_handle(socket, service, dialogue, frame, sending)))
+                replies.add(asyncio.create_task(_handle(socket, service, dialogue, frame, sending)))
     except WebSocketDisconnect:
         pass
     except Exception:
         await _fail(socket, service, dialogue)
         raise
     finally:
-        tasks = answers | ({incoming} if incoming else set())
+        tasks = replies | ({incoming} if incoming else set())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -178,3 +178,25 @@ def test_a_silent_robot_is_forgotten(service: DemoService, monkeypatch: pytest.M
 
     asyncio.run(scene())
     assert service.left == [service.asked[0].robot]
+
+
+def test_more_clients_than_the_limit_are_refused(service: DemoService) -> None:
+    async def scene() -> list[Any]:
+        bound: list[str] = []
+        limits = Limits(connections=1)
+        serving = asyncio.create_task(gr00t.serve_zmq(service, "tcp://127.0.0.1:0", limits, on_bound=bound.append))
+        while not bound:
+            await asyncio.sleep(0.01)
+        replies: list[Any] = []
+        with zmq.asyncio.Context() as context, context.socket(zmq.REQ) as one, context.socket(zmq.REQ) as other:
+            for client in (one, other, one):
+                client.connect(bound[0]) if len(replies) < 2 else None
+                await client.send(packed("ping"))
+                replies.append(msgpack.unpackb(await asyncio.wait_for(client.recv(), 5)))
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        return replies
+
+    first, second, third = asyncio.run(scene())
+    assert first["status"] == third["status"] == "ok"
+    assert (second["code"], second["retry_after_s"]) == ("E_OVERLOAD", 60)
