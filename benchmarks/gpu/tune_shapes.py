@@ -12,13 +12,14 @@ from torch import Tensor
 
 from benchmarks.gpu.kernel_checks.check import RandomInputs
 from edge_vla.quant import Scheme
-from edge_vla.runtime.gpu.kernels import w4a8, w4a16, w8
+from edge_vla.runtime.gpu.kernels import w4a8, w4a16, w8, w16
 from edge_vla.runtime.gpu.kernels.tiles import BITS, GEMV_ROWS, Chip, Tile
 from edge_vla.runtime.gpu.kernels.weights import quantised, repack_int4, repack_int8
 from edge_vla.spec import PolicySpec
 
 KINDS: Final = (  # what pays most comes first
     "w4a16_gemv",
+    "w16_gemv",
     "w4a16_gemm",
     "w4a8_gemm",
     "w8a8_tower",
@@ -106,6 +107,10 @@ def work(shape: Shape, inputs: RandomInputs, group: int) -> Work:
         rows4 = quantised(x, for_int4=True)
         launch = lambda t: w4a8.kernel(rows4, weight, dtype, t, whole=shape.whole)  # noqa: E731
         return Work(launch, lambda: w4a8.reference(rows4, weight, dtype), moved, operations)
+    if shape.format == "w16":
+        dense = inputs.rows(n, k)
+        moved = dense.nbytes + out_bytes
+        return Work(lambda t: w16.kernel_gemv(x, dense, t), lambda: w16.reference_gemv(x, dense)[0], moved, 0)
     weight8 = repack_int8(inputs.packed(Scheme.INT8, n, k))
     moved = weight8.bytes + out_bytes
     if shape.kernel == "w8a16_gemv":
@@ -124,7 +129,7 @@ def candidates(shape: Shape, chip: Chip) -> list[Tile]:
 
 
 def _gemv(shape: Shape, chip: Chip) -> Iterator[Tile]:
-    deep = (128,) if shape.format == "w4a16" else (128, 256)
+    deep = {"w4a16": (128,), "w8a16": (128, 256), "w16": (64, 128, 256)}[shape.format]
     for block_n, warps, stages, block_k in combinations((32, 64, 128), (2, 4, 8), (3, 5), deep):
         if not 8 <= block_n // warps <= 32:  # outputs of a warp: 16 are one tensor-core instruction
             continue

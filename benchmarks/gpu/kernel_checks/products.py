@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.gpu.kernel_checks.check import KernelCheck, RandomInputs
 from edge_vla.quant import PackedWeight, Scheme, dequantise
-from edge_vla.runtime.gpu.kernels import w4a8, w4a16, w8
+from edge_vla.runtime.gpu.kernels import w4a8, w4a16, w8, w16
 from edge_vla.runtime.gpu.kernels.weights import in_input_order, quantised, repack_int4, repack_int8, summed
 
 MakeCheck: TypeAlias = Callable[[RandomInputs, int, int, int, int], KernelCheck]  # m, n, k, group
@@ -35,6 +35,12 @@ def _w8a16_gemv(inputs: RandomInputs, m: int, n: int, k: int, _: int) -> KernelC
     x, packed = inputs.rows(m, k), inputs.packed(Scheme.INT8, n, k)
     weight = repack_int8(packed)
     return _of_partial_sums(x, packed, lambda: w8.kernel_a16_gemv(x, weight))
+
+
+def _w16_gemv(inputs: RandomInputs, m: int, n: int, k: int, _: int) -> KernelCheck:
+    x, weight = inputs.rows(m, k), inputs.rows(n, k)
+    packed = PackedWeight(Scheme.BF16, (n, k), None, weight, None)
+    return _of_partial_sums(x, packed, lambda: w16.kernel_gemv(x, weight))
 
 
 def _w4a16_gemm(inputs: RandomInputs, m: int, n: int, k: int, group: int) -> KernelCheck:
@@ -116,6 +122,7 @@ def _of_integers(
 PRODUCTS: Final[Mapping[str, MakeCheck]] = {
     "w4a16_gemv": _w4a16_gemv,
     "w8a16_gemv": _w8a16_gemv,
+    "w16_gemv": _w16_gemv,
     "w4a16_gemm": _w4a16_gemm,
     "w8a16_gemm": _w8a16_gemm,
     "w8a8_gemm": _w8a8_gemm,

@@ -28,6 +28,7 @@ from edge_vla.runtime.gpu.kernels import (
     w4a8,
     w4a16,
     w8,
+    w16,
 )
 from edge_vla.runtime.gpu.kernels.head import Choice
 from edge_vla.runtime.gpu.kernels.weights import Rows
@@ -49,6 +50,7 @@ class Kernels:
     rms_norm: Callable[..., tuple[Tensor, Rows]]
     rotary: Callable[..., Tensor]
     swiglu: Callable[..., Rows]
+    w16_gemv: Callable[..., Tensor]
     w4a16_gemv: Callable[..., Tensor]
     w8a16_gemv: Callable[..., Tensor]
     w4a16_gemm: Callable[..., Tensor]
@@ -75,6 +77,7 @@ def kernels(backend: Backend) -> Kernels:
         rms_norm=of(rms_norm),
         rotary=of(rotary),
         swiglu=of(activations, "_swiglu"),
+        w16_gemv=of(w16, "_gemv"),
         w4a16_gemv=of(w4a16, "_gemv"),
         w8a16_gemv=of(w8, "_a16_gemv"),
         w4a16_gemm=of(w4a16, "_gemm"),

@@ -77,10 +77,10 @@ def _one(packed: PackedWeight, config: GpuConfig) -> Product:
 def _dense(packed: PackedWeight, config: GpuConfig) -> Product:
     weight = packed.codes.to(config.dtype)
 
-    def times(x: Tensor) -> Tensor:
-        return F.linear(x, weight)
+    def gemv(x: Tensor) -> Tensor:
+        return config.kernels.w16_gemv(x, weight)
 
-    return Product(times, times, PLAIN, ("torch", "torch"), weight.nbytes)
+    return Product(gemv, lambda x: F.linear(x, weight), PLAIN, ("w16_gemv", "torch"), weight.nbytes)
 
 
 def _int4(packed: PackedWeight, config: GpuConfig) -> Product:

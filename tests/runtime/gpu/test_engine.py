@@ -274,7 +274,7 @@ def test_products_of_different_formats_side_by_side() -> None:
     ]
     made = product(parts, GpuConfig(kernels("reference"), torch.bfloat16, "8"))
     assert made.row_format == PLAIN, "each would read int8 rows in its own order"
-    assert made.names == ("w4a16_gemv+w8a16_gemv+torch", "w4a16_gemm+w8a16_gemm+torch")
+    assert made.names == ("w4a16_gemv+w8a16_gemv+w16_gemv", "w4a16_gemm+w8a16_gemm+torch")
     x = torch.randn(5, 128, generator=generator).bfloat16()
     truth = x.double() @ torch.cat([dequantise(part).double() for part in parts]).T
     for out in (summed(made.gemv(x), torch.bfloat16), made.gemm(x)):

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels.language import check_rows, jit, overlap, tl, wait_for_inputs
+from edge_vla.runtime.gpu.kernels import w16
+from edge_vla.runtime.gpu.kernels.language import jit, overlap, tl, wait_for_inputs
 from edge_vla.runtime.gpu.kernels.row_kernel import block_of, rounded, sum_of, warps_of
-from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS, Chip, head_tile, split_k
+from edge_vla.runtime.gpu.kernels.tiles import Chip, head_tile
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,27 +33,8 @@ def reference(hidden: Tensor, head: Tensor) -> Choice:
 
 def kernel(hidden: Tensor, head: Tensor) -> Choice:
     """What `reference` computes, in two launches."""
-    (m, k), n, device = hidden.shape, head.shape[0], hidden.device
-    check_rows(hidden, head)
-    assert m <= GEMV_ROWS, f"{m} rows: the head takes at most {GEMV_ROWS}"
-    chip = Chip.of(device)
-    tile = head_tile(chip)
-    blocks = -(-k // tile.block_k)
-    splits, blocks_each = split_k(chip, tile, n, blocks)
-    logits = torch.empty(splits, m, n, dtype=torch.float32, device=device)
-    _logits[(-(-n // tile.block_n), splits)](
-        hidden,
-        head,
-        logits,
-        m,
-        n,
-        k,
-        blocks,
-        blocks_each,
-        **tile.launch(),
-        BLOCK_K=tile.block_k,
-        **overlap(device),
-    )
+    m, n, device = hidden.shape[0], head.shape[0], hidden.device
+    logits = w16.kernel_gemv(hidden, head, head_tile(Chip.of(device)))
     bins = torch.empty(m, dtype=torch.int32, device=device)
     margins = torch.empty(m, dtype=torch.float32, device=device)
     block = block_of(n)
@@ -62,44 +44,13 @@ def kernel(hidden: Tensor, head: Tensor) -> Choice:
         bins,
         margins,
         m,
-        SPLITS=splits,
+        SPLITS=logits.shape[0],
         COUNT=n,
         BLOCK=block,
         num_warps=warps_of(block),
         **overlap(device),
     )
     return Choice(bins, margins)
-
-
-@jit
-def _logits(
-    hidden: tl.tensor,
-    head: tl.tensor,
-    logits: tl.tensor,
-    m: tl.tensor,
-    n: tl.tensor,
-    k: tl.tensor,
-    blocks: tl.tensor,
-    blocks_each: tl.tensor,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    EARLY: tl.constexpr,
-) -> None:
-    output = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    row = tl.arange(0, BLOCK_M)
-    first = tl.program_id(1) * blocks_each
-    n_mask = (output < n)[:, None]
-    m_mask = (row < m)[None, :]
-    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    wait_for_inputs(EARLY)
-    for block in range(first, tl.minimum(first + blocks_each, blocks)):
-        place = block * BLOCK_K + tl.arange(0, BLOCK_K)
-        weight = tl.load(head + output[:, None] * k + place[None, :], mask=n_mask & (place < k)[None, :], other=0.0)
-        values = tl.load(hidden + row[None, :] * k + place[:, None], mask=m_mask & (place < k)[:, None], other=0.0)
-        acc = tl.dot(weight, values, acc)
-    place = (tl.program_id(1) * m + row[None, :]) * n + output[:, None]
-    tl.store(logits + place, acc, mask=n_mask & m_mask)
 
 
 @jit

@@ -68,6 +68,7 @@ def kernel(
         **layout(normed),
         BLOCK=block,
         num_warps=warps_of(block),
+        enable_fp_fusion=False,  # as in `rotary`
         **overlap(x.device),
     )
     return total, normed

@@ -107,6 +107,7 @@ def _best_first(rows: int) -> int:
 
 # For up to GEMV_ROWS rows, by the lowest capability that a line applies to.
 _GEMV: Final = {(8, 0): Tile(64, GEMV_ROWS, 128, 4, 4), (9, 0): Tile(128, GEMV_ROWS, 128, 4, 4)}
+_GEMV_16: Final = Tile(64, GEMV_ROWS, 128, 4, 4)  # four times the bytes of int4: narrower for as many programs
 
 # For more rows. On 9.0 a program holds up to 384 rows, because its tensor cores leave the registers for the sums.
 # The tensor memory of 10.0 does not hold both operands of a tall tile; 12.0 has half the shared memory.
@@ -133,7 +134,8 @@ _WARP_GROUPS: Final = {
     "w4a8": (Tile(64, 128, 128, 8, 3, 3), Tile(128, 128, 128, 8, 3, 1), Tile(64, 128, 128, 4, 3, 2)),
 }
 _GEMM: Final = {(8, 0): _SMALL, (9, 0): _WARP_GROUPS, (10, 0): _SMALL}
-BITS: Final = {"w4a16": (4, 16), "w8a16": (8, 16), "w8a8": (8, 8), "w4a8": (4, 8)}
+BITS: Final = {"w4a16": (4, 16), "w8a16": (8, 16), "w8a8": (8, 8), "w4a8": (4, 8), "w16": (16, 16)}
+GEMMS: Final = ("w4a16", "w8a16", "w8a8", "w4a8")  # 16-bit weights are multiplied by a library
 
 # Measured: (kernel, capability) -> (bits of N, bits of K) -> tile. Shapes of like size share one.
 TUNED: Final[Mapping[tuple[str, tuple[int, int]], Mapping[tuple[int, int], Tile]]] = {}
@@ -148,7 +150,7 @@ def gemv_tile(chip: Chip, kind: str, n: int, k: int) -> Tile:
     """For at most GEMV_ROWS rows; narrower where `n` outputs would leave half of the SMs without a program."""
     tile = TUNED.get((f"{kind}_gemv", chip.capability), {}).get(size_class(n, k))
     if tile is None:
-        tile = _of(_GEMV, chip)
+        tile = _GEMV_16 if kind == "w16" else _of(_GEMV, chip)
         if n < tile.block_n * chip.sm_count // 2:
             tile = replace(tile, block_n=_GEMV[(8, 0)].block_n)
     return tile.fitted(chip, *BITS[kind])
@@ -162,7 +164,7 @@ def head_tile(chip: Chip) -> Tile:
 def gemm_tile(chip: Chip, kind: str, n: int, k: int, *, whole: bool = True) -> Tile:
     """For more than GEMV_ROWS rows of a weight (n, k); `whole`: the reader adds no partial sums.
 
-    `kind` is one of BITS. Never depends on the number of rows.
+    `kind` is one of GEMMS. Never depends on the number of rows.
     """
     tile = TUNED.get((f"{kind}_gemm", chip.capability), {}).get(size_class(n, k))
     if tile is None:
