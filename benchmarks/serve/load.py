@@ -59,7 +59,8 @@ class Robot:
             self.ages_ms.append(said.age_ms)
             self.crossed += said.robot != self.name or said.tokens != frame.tokens
             late = isinstance(number, int) and number < self.answered  # an older image than one already acted on
-            self.stale += late or said.age_ms + said.valid_for_ms > self.longest_ms + 1e-6
+            usable = said.valid_for_ms > 0  # 0: the action came too late, and says so
+            self.stale += late or (usable and said.age_ms + said.valid_for_ms > self.longest_ms + 1e-6)
             self.answered = max(self.answered, number if isinstance(number, int) else 0)
 
     def load(self, seconds: float) -> RobotLoad:

@@ -86,7 +86,7 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class FairnessResult:
-    """`capacity_per_s`: actions of one robot that asks back to back. `overload`: robots ask for twice of that."""
+    """`capacity_per_s`: of 8 robots back to back, before and after `overload`, where they ask for twice that."""
 
     KIND: ClassVar[str] = "serve-fairness"
     VERSION: ClassVar[int] = 1
