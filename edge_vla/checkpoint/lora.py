@@ -98,6 +98,12 @@ class Adapter:
                 f"{self} sets {', '.join(self.config.unknown)}, which peft up to 0.21 does not have: if it changes the "
                 "merged weights, merge with peft first"
             )
+        unloaded = [one.module for one in self.updates.values() if not self.config.loaded_by_peft(one.module)]
+        if unloaded:
+            yield (
+                f"{self} merges {len(unloaded)} modules, first {unloaded[0]}, that its target_modules do not name: "
+                "peft would leave them out"
+            )
         hidden = sum(update.scale.old != update.scale.new for update in self.updates.values())
         if hidden and not self.config.new_search:
             yield (

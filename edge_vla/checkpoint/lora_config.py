@@ -56,9 +56,9 @@ HARMLESS: Final = (
     "r",
     "revision",
     "runtime_config",
-    "target_modules",
     "task_type",
 )
+ALL_LINEAR: Final = "all-linear"
 NEW_SEARCH: Final = "exclude_modules"  # peft has this option, and the new search, since 0.14
 
 
@@ -83,6 +83,7 @@ class AdapterConfig:
     use_rslora: bool | None = None
     bias: str | None = None
     init_lora_weights: object = None
+    target_modules: object = None
     new_search: bool = False  # whether the peft that saved it searched patterns as since 0.14; not from the file
     unknown: tuple[str, ...] = ()  # options that are set and that no peft up to 0.21 has; not from the file
 
@@ -91,6 +92,18 @@ class AdapterConfig:
         alphas, ranks = self.alpha_pattern or {}, self.rank_pattern or {}
         old, new = _search([*ranks, *alphas], module), _search(alphas, module)
         return Scale(self._alpha(old) / divisor, self._alpha(new) / divisor)
+
+    def loaded_by_peft(self, module: str) -> bool:
+        """Whether peft gives the module a place for its factors: by the end of its path, or by a pattern for all of it.
+
+        Layers that other options leave out are not looked at.
+        """
+        targets = self.target_modules
+        if isinstance(targets, list) and targets:
+            return any(module == target or module.endswith(f".{target}") for target in targets)
+        if isinstance(targets, str) and targets != ALL_LINEAR:
+            return re.fullmatch(targets, module) is not None
+        return True
 
     def _alpha(self, pattern: str) -> float:
         """The alpha of a module whose name matched `pattern`."""
@@ -108,6 +121,8 @@ def read_config(directory: Path) -> AdapterConfig:
         config = typed_json.from_json(AdapterConfig, raw, path.name, ignore_unknown=True)
         _check_patterns("rank_pattern", config.rank_pattern)
         _check_patterns("alpha_pattern", config.alpha_pattern)
+        if isinstance(config.target_modules, str):
+            _check_patterns("target_modules", {config.target_modules: None})
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}: save the adapter again") from error
     if config.peft_type != "LORA":

@@ -171,6 +171,27 @@ def test_hidden_alpha_patterns_are_said(tmp_path: Path) -> None:
         merge_adapters(base, [Adapter(new.write(tmp_path / "new"))], "upstream")
 
 
+@pytest.mark.parametrize("targets", [["q_proj"], r".*\.q_proj"])
+def test_modules_that_peft_would_leave_out_are_said(targets: object, tmp_path: Path) -> None:
+    """Live: a file with factors of two modules under a config that names one."""
+    names = ["layer.q_proj", "layer.k_proj"]
+    model = nn.ModuleDict({"layer": nn.ModuleDict({"q_proj": nn.Linear(4, 6), "k_proj": nn.Linear(4, 6)})})
+    base = Tensors({name: value.clone() for name, value in model.state_dict().items()})
+    factors = {
+        f"base_model.model.{name}.lora_{part}.weight": torch.randn(*size)
+        for name in names
+        for part, size in (("A", (2, 4)), ("B", (6, 2)))
+    }
+    adapter = write_adapter(tmp_path, factors, target_modules=targets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        merged = PeftModel.from_pretrained(model, str(tmp_path)).merge_and_unload().state_dict()
+    left_out = [name for name in names if torch.equal(merged[f"{name}.weight"], base.load(f"{name}.weight"))]
+    assert left_out == ["layer.k_proj"]
+    with pytest.warns(EdgeVLAWarning, match=r"merges 1 modules, first layer\.k_proj, .*peft would leave them out"):
+        merge_adapters(base, [adapter])
+
+
 def test_every_option_of_the_installed_peft_is_known() -> None:
     """A new option of peft may change the merge: read what it does, then name it."""
     known = {*HARMLESS, *REFUSED, *(field.name for field in fields(AdapterConfig))}
