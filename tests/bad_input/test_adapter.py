@@ -150,7 +150,9 @@ def test_a_wrong_adapter_is_refused(
     out = tmp_path / "out"
     with nothing_left(out):
         ended = command(capsys, "export", golden_checkpoint, "--adapter", adapter, "--out", out)
-    ended.refused_with(fault.error.exit_code, fault.words)
+    # What was read is said before the weights are, so a number that is not finite comes after it.
+    late = fault.name in ("NaN", "Inf", "alpha huge")
+    ended.refused_with(fault.error.exit_code, fault.words, lines=None if late else 1)
 
 
 def test_the_second_adapter_is_checked_on_top_of_the_first(
@@ -170,13 +172,12 @@ def test_the_second_adapter_is_checked_on_top_of_the_first(
         open_checkpoint(golden_checkpoint, [first, second["plain"]])
 
 
-@pytest.mark.parametrize("arguments", [("export", "--out", "out"), ("inspect",)])
 def test_an_adapter_is_no_source(
-    arguments: tuple[str, ...], adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with nothing_left(tmp_path / "out"):
-        ended = command(capsys, arguments[0], adapter, *arguments[1:])
+        ended = command(capsys, "export", adapter, "--out", "out")
     ended.refused_with(2, ["is an adapter", "base checkpoint", "--adapter"])
 
 
