@@ -9,6 +9,7 @@ runs in a process of its own whose address space is capped a little above what i
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import random
 import re
@@ -23,15 +24,19 @@ from typing import Any, ClassVar, Final
 
 import msgpack
 import numpy as np
+from PIL import Image
 
 from benchmarks import study
+from benchmarks.serve.wire import observation
 from edge_vla.serve.codec import gr00t, json_numpy, npy, openpi, vla_eval
-from edge_vla.serve.codec.image import rgb
+from edge_vla.serve.codec.image import compressed, rgb
+from edge_vla.serve.codec.packed import text_keys, unpack
 from edge_vla.serve.codec.values import Value
 from edge_vla.serve.fields import fields
 from edge_vla.serve.gr00t_fields import read
 from edge_vla.serve.limits import Limits
 from edge_vla.serve.messages import RefusedError
+from edge_vla.serve.native import pixels
 
 LIMITS: Final = Limits()
 GOLDEN: Final = study.ROOT / "tests" / "serve" / "golden"
@@ -89,6 +94,15 @@ def _read_gr00t(body: bytes) -> Value:
     return found
 
 
+def _read_native(body: bytes) -> Value:
+    found = fields(unpack(body, LIMITS, text_keys))
+    if found.get("format", "raw") == "raw":
+        pixels(found.get("image"), found.get("shape"), LIMITS)
+    else:
+        compressed(found.get("image"), found["format"], LIMITS)
+    return found
+
+
 def _read_npy(body: bytes) -> Value:
     return npy.decode(body, LIMITS)
 
@@ -99,6 +113,7 @@ FORMS: Final[dict[str, Callable[[bytes], Value]]] = {
     "vla-eval": _read_vla_eval,
     "gr00t": _read_gr00t,
     "npy": _read_npy,
+    "native": _read_native,
 }
 
 
@@ -122,6 +137,9 @@ def _images(value: Value) -> Value:
 
 def seeds(form: str) -> list[bytes]:
     """What the form's unmodified client sent."""
+    if form == "native":
+        picture = np.zeros((20, 24, 3), np.uint8)
+        return [observation(picture, "pick up the red block", 1), *(_compressed(kind) for kind in ("PNG", "JPEG"))]
     prefix = {"json-numpy": "rest"}.get(form, form)
     found = [path.read_bytes() for path in sorted(GOLDEN.glob(f"{prefix}*"))]
     if form == "npy":  # as numpy writes them, whole
@@ -129,6 +147,15 @@ def seeds(form: str) -> list[bytes]:
             npy.encode(np.zeros(shape, dtype)) for shape in ((), (7,), (1, 1, 20, 24, 3)) for dtype in ("|u1", "<f4")
         ]
     return found
+
+
+def _compressed(kind: str) -> bytes:
+    """Our own protocol's observation with a picture's file."""
+    written = io.BytesIO()
+    Image.new("RGB", (24, 20)).save(written, format=kind)
+    sent = {"type": "observation", "instruction": "x", "image": written.getvalue(), "format": kind.lower()}
+    packed: bytes = msgpack.packb(sent)
+    return packed
 
 
 def mutated(body: bytes, others: list[bytes], chance: random.Random) -> bytes:
@@ -181,7 +208,19 @@ def _value(form: str, chance: random.Random, depth: int) -> Any:
         return _array(form, chance)
     if kind < 0.7:
         return [_value(form, chance, depth + 1) for _ in range(chance.choice((0, 1, 2, 5, 40)))]
-    names = ("image", "images", "instruction", "observation", "video", "language", "video.x", "annotation.y", "state")
+    names = (
+        "image",
+        "shape",
+        "format",
+        "images",
+        "instruction",
+        "observation",
+        "video",
+        "language",
+        "video.x",
+        "annotation.y",
+        "state",
+    )
     picked = chance.sample(names, chance.randint(1, 5))
     return {name: _value(form, chance, depth + 1) for name in picked}
 
