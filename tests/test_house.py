@@ -35,6 +35,7 @@ RUN = (
 )
 HEAVY = ("transformers", "peft", "timm", "torchvision", "onnx", "onnxscript", "onnx_ir", "scipy", "pandas")
 RUN_MAY_IMPORT = {"torch", "numpy", "safetensors", "tokenizers", "PIL", "edge_vla"}
+SERVE_MAY_IMPORT = {"h11", "msgpack", "prometheus_client", "starlette", "uvicorn", "websockets", "zmq"}
 LAZY = {"onnxruntime", "tensorrt", "triton", "huggingface_hub", "pyarrow"}
 
 
@@ -58,6 +59,12 @@ def imports(path: Path) -> set[str]:
 def test_the_run_side_imports_few_packages(path: Path) -> None:
     outside = {name.partition(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
     assert outside <= RUN_MAY_IMPORT | LAZY, outside
+
+
+@pytest.mark.parametrize("path", sources("serve"), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_server_imports_its_extra_only(path: Path) -> None:
+    outside = {name.partition(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
+    assert outside <= RUN_MAY_IMPORT | SERVE_MAY_IMPORT, outside
 
 
 def test_importing_the_run_side_loads_no_build_tool() -> None:
@@ -123,7 +130,7 @@ def test_untyped_results_stand_at_json_borders_only() -> None:
 
 
 def test_the_run_side_parses_on_python_3_10() -> None:
-    for path in sources(*RUN):
+    for path in sources(*RUN, "serve"):
         ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import sys
 import threading
@@ -19,6 +20,7 @@ from edge_vla.terminal import err, out, say
 if TYPE_CHECKING:
     from edge_vla.serve.loading import Served
 
+log = logging.getLogger("edge_vla.serve")
 PACKAGES = ("msgpack", "prometheus_client", "starlette", "uvicorn", "websockets", "zmq")
 ENGINE = "engine"  # the name of the thread that runs the policy
 TOKEN = "EDGE_VLA_TOKEN"  # an environment variable's name
@@ -84,7 +86,8 @@ def serve(
         serving=HostOptions(Limits(robots=max_robots), None if slo is None else Slo.parse(slo), valid_for_ms),
     )
     logs.set_up("json" if choice("--log-format", log_format, ("json", "text")) == "json" else "text")
-    callbacks = lifecycle.Callbacks(show_addresses, show_stage, show_served)
+    on_stage, on_served = (log_stage, log_served) if log_format == "json" else (show_stage, show_served)
+    callbacks = lifecycle.Callbacks(show_addresses, on_stage, on_served)
     choices = Choices(device, vision, kernel, dtype, unnorm_key)
     try:
         asyncio.run(lifecycle.serve(artifact, choices, options, callbacks))
@@ -104,15 +107,31 @@ def show_stage(stage: str, fraction: float) -> None:
     err.print(f"{100 * fraction:3.0f} %  {STAGES[stage]}")
 
 
+def log_stage(stage: str, fraction: float) -> None:
+    log.info("%.0f %%: %s", 100 * fraction, STAGES[stage])
+
+
 def show_served(served: Served) -> None:
+    for line in described(served):
+        err.print(line)
+
+
+def log_served(served: Served) -> None:
+    for line in described(served):
+        log.info("%s", line)
+
+
+def described(served: Served) -> tuple[str, str]:
     """What is served, and what this device sustains."""
     from edge_vla.serve.pace import sustained
     from edge_vla.serve.server import RATES_HZ
 
     about = served.metadata
     robots = ", ".join(f"{sustained(served.service_s, rate)} robots at {rate} Hz" for rate in RATES_HZ)
-    err.print(f"ready: {about.model} ({about.artifact}), {served.bits} bits, unnorm_key {served.key}")
-    err.print(f"this device sustains {robots}: {1e3 * served.service_s:.1f} ms an action")
+    return (
+        f"ready: {about.model} ({about.artifact}), {served.bits} bits, unnorm_key {served.key}",
+        f"this device sustains {robots}: {1e3 * served.service_s:.1f} ms an action",
+    )
 
 
 def end_if_the_engine_runs(error: EdgeVLAError | None) -> None:

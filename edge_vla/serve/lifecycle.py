@@ -150,6 +150,7 @@ async def _live(
 async def _drain(
     host: Host, guard: Guard, server: uvicorn.Server, serving: asyncio.Task[None], front_ends: set[asyncio.Task[None]]
 ) -> None:
+    log.info("draining")
     for listener in getattr(server, "servers", []):
         listener.close()
     await host.drain(DRAIN_S)

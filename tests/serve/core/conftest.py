@@ -99,7 +99,7 @@ def running(directory: Path, options: ServeOptions | None = None, *, wait: bool 
         live.stop = ask_to_stop
         await serve(
             directory,
-            Choices(dtype="fp32"),
+            Choices(),
             options or patient(),
             Callbacks(on_listening, on_progress, on_ready),
             stop,
@@ -151,7 +151,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def policy(artifact: Path) -> Policy:
     """The same policy in this process, for what the wire should have brought."""
-    return edge_vla.load(artifact, dtype="fp32")
+    return edge_vla.load(artifact)
 
 
 @pytest.fixture(scope="module")

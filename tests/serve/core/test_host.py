@@ -40,7 +40,7 @@ def hosted(artifact: Path, use: Callable[[Host], Awaitable[T]], options: HostOpt
 
     async def run() -> T:
         host = Host(options or HostOptions(valid_ms=30_000))
-        await host.start(artifact, Choices(dtype="fp32"))
+        await host.start(artifact, Choices())
         try:
             return await use(host)
         finally:
@@ -84,7 +84,7 @@ def test_a_key_chosen_at_the_start_is_the_default_and_others_may_be_asked_for(ar
 
     async def use() -> tuple[Metadata, list[str]]:
         host = Host()
-        await host.start(directory, Choices(dtype="fp32", unnorm_key="other"))
+        await host.start(directory, Choices(unnorm_key="other"))
         asked = (None, "edge_vla_demo_world1")
         replies = [await host.act(observation("arm", unnorm_key=key)) for key in asked]
         await host.drain(5)
@@ -168,7 +168,7 @@ def test_a_reset_forgets_and_changes_nothing(artifact: Path) -> None:
 
 
 def test_actions_that_no_motor_should_get(artifact: Path) -> None:
-    policy = edge_vla.load(artifact, dtype="fp32", check=False)
+    policy = edge_vla.load(artifact, check=False)
     action = policy.act(picture(0), WORDS)
     statistics = policy.config.statistics[action.unnorm_key]
     assert unfit(action, statistics) is None

@@ -357,6 +357,21 @@ def test_a_lost_device_is_not_ready_in_a_second_and_ends_with_an_error(artifact:
     assert live.error.exit_code != 0
 
 
+def test_a_device_that_hangs_ends_the_server(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_vla.serve.host.STALL_S", 0.3)
+    with running(artifact) as live:
+        faulty = Faulty(live)
+        faulty.gate = threading.Event()
+        with native(live) as socket:
+            observe(socket, 1)
+            assert faulty.entered.wait(10)
+            wait_until(lambda: live.ended.is_set() or live.get("/readyz")[0] == 503, 10)
+            assert live.ended.wait(10)
+        faulty.gate.set()
+    assert isinstance(live.error, DeviceLostError)
+    assert "does not come back" in str(live.error)
+
+
 def test_tls(artifact: Path, tmp_path: Path) -> None:
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
@@ -377,7 +392,7 @@ class Process:
         self.notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.notices.bind(str(tmp_path / "notify"))
         self.notices.settimeout(60)
-        arguments = [str(artifact), "--port", "0", "--dtype", "fp32", "--valid-for-ms", "30000", *options]
+        arguments = [str(artifact), "--port", "0", "--valid-for-ms", "30000", *options]
         environment = os.environ | {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "900000"}
         command = [sys.executable, "-m", "edge_vla.cli", "serve", *arguments]
         self.process = subprocess.Popen(
