@@ -109,7 +109,7 @@ def read_folder(
         ignored.append(Use(f"{len(stored.ignored)} tensors (rotary_emb.*)", "every Llama computes them anew"))
     return Reading(
         kind=recognised.kind,
-        sign=recognised.sign,
+        sign=", ".join([recognised.sign, *_history(directory, tensors)]),
         read=tuple(read),
         ignored=tuple(ignored),
         prompt=f"{config.prompt.value}: the prompt of this language backbone (config.json, llm_backbone_id)",
@@ -211,6 +211,16 @@ def _image_doubts(directory: Path) -> Iterator[str]:
             f"{PREPROCESSOR} and {PROCESSOR} describe different images: the first is used, as transformers 4.40 does; "
             "transformers 5 uses the second"
         )
+
+
+def _history(directory: Path, tensors: SafetensorsDirectory | DequantisedTensors) -> Iterator[str]:
+    """What was done to the policy before it was saved here."""
+    origin = read_json(directory / CONFIG).get("_name_or_path")
+    if isinstance(origin, str) and origin:
+        tuned = "fine-tuned or merged" if (directory / STATISTICS).exists() else "saved"
+        yield f"{tuned} from {origin!r}"
+    if isinstance(tensors, DequantisedTensors) and tensors.matrices:
+        yield f"{tensors.matrices} matrices stored as {tensors.layout}"
 
 
 def _quantisation_doubts(directory: Path, tensors: SafetensorsDirectory | DequantisedTensors) -> Iterator[str]:

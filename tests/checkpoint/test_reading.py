@@ -218,6 +218,29 @@ def test_another_policy_on_the_hub_is_refused_before_its_weights_are_fetched(hub
     assert not [path for path in hub if "/resolve/" in path], "no file was asked for"
 
 
+def test_what_was_done_before_is_said(golden_checkpoint: Path, tmp_path: Path) -> None:
+    """finetune.py merges into the base's config, which then names the base; a quantiser's format is named too."""
+    directory = link(golden_checkpoint, tmp_path / "folder")
+    edit_json(directory / CONFIG, lambda raw: raw.update(_name_or_path="openvla/openvla-7b"))
+    assert "fine-tuned or merged from 'openvla/openvla-7b'" in open_checkpoint(directory).reading.sign
+    out = export_checkpoint(golden_checkpoint, tmp_path / "out", "gptq", Recipe(bits=8))
+    assert "21 matrices stored as gptq" in open_checkpoint(out).reading.sign
+
+
+def test_statistics_may_be_those_of_a_config(golden_checkpoint: Path, tmp_path: Path) -> None:
+    other = tmp_path / "config.json"
+    other.write_text(json.dumps({"model_type": "openvla", "norm_stats": {"theirs": {"action": MINE}}}))
+    assert [*open_checkpoint(golden_checkpoint, statistics=other).config.statistics] == ["theirs"]
+
+
+def test_files_that_nothing_needs_may_be_broken(golden_checkpoint: Path, tmp_path: Path) -> None:
+    directory = link(golden_checkpoint, tmp_path / "folder")
+    for name in ("generation_config.json", "processor_config.json", "trainer_state.json"):
+        put(directory / name, "{ not JSON")
+    edit_json(directory / CONFIG, lambda raw: raw.update(norm_stats={"unread": 5}))  # its file replaces it
+    assert open_checkpoint(directory).reading.doubts == ()
+
+
 def test_the_library_warns_of_each_doubt_once(golden_checkpoint: Path, tmp_path: Path) -> None:
     directory = link(golden_checkpoint, tmp_path / "folder")
     edit_json(directory / "generation_config.json", lambda raw: raw.update(num_beams=4))
