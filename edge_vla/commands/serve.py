@@ -52,6 +52,7 @@ def serve(
         str | None, typer.Option(help='openvla-exact: REST answers errors as OpenVLA\'s deploy.py, 200 and "error".')
     ] = None,
     zmq: Annotated[str | None, typer.Option(help="GR00T's ZeroMQ address, for example tcp://127.0.0.1:5555.")] = None,
+    page: Annotated[bool, typer.Option(help="A live page at the port's address.")] = True,
     dtype: Annotated[str, typer.Option(help="Arithmetic: bf16 or fp32.")] = "bf16",
     device: Device = "auto",
     vision: Vision = "auto",
@@ -83,6 +84,7 @@ def serve(
         origins=tuple(origin or ()),
         exact=compat is not None,
         zmq=zmq,
+        page=page,
         serving=HostOptions(Limits(robots=max_robots), None if slo is None else Slo.parse(slo), valid_for_ms),
     )
     logs.set_up("json" if choice("--log-format", log_format, ("json", "text")) == "json" else "text")

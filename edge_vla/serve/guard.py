@@ -22,7 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from edge_vla.serve.messages import Code, RefusedError, Service
 from edge_vla.serve.problem import counted, response
 
-OPEN: Final = ("/healthz", "/readyz")  # a supervisor has no token
+OPEN: Final = ("/", "/healthz", "/readyz")  # a supervisor has no token, and the page asks for it
 GOING_AWAY: Final = 1001
 LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 
@@ -60,7 +60,8 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        refusal = self._refusal(Headers(scope=scope), scope["path"])
+        path = scope["path"] if scope["type"] == "http" else ""
+        refusal = self._refusal(Headers(scope=scope), path)
         if refusal is not None:
             await _deny(counted(self.service, refusal), scope, receive, send)
         elif scope["type"] == "http":

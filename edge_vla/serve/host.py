@@ -23,6 +23,7 @@ import torch
 
 from edge_vla.errors import DeviceLostError
 from edge_vla.runtime import Action, Session
+from edge_vla.serve.activity import Activity
 from edge_vla.serve.checks import explain, instruction_tokens, unfit
 from edge_vla.serve.engine import EngineThread, Outcome
 from edge_vla.serve.limits import Limits, check_observation
@@ -82,6 +83,7 @@ class Host:
     def __init__(self, options: HostOptions | None = None, metrics: Metrics | None = None) -> None:
         self.options = options or HostOptions()
         self.metrics = metrics or Metrics()
+        self.activity = Activity(time.monotonic, self.options.limits.robots)
         self.state, self.progress = State.LOADING, Progress("verify", 0.0)
         self.lost = asyncio.Event()  # the device, for good
         self.error: BaseException | None = None
@@ -164,7 +166,7 @@ class Host:
             self._check(observation)
         except RefusedError as error:
             error.request_id = request_id
-            raise self._count_refusal(error, proto) from None
+            raise self._count_refusal(error, proto, observation.robot) from None
         waiting = _Waiting(observation, proto, request_id, asyncio.get_running_loop().create_future())
         received = observation.received_ns / 1e9
         deadline = NEVER if observation.deadline_ms is None else received + observation.deadline_ms / 1e3
@@ -195,6 +197,7 @@ class Host:
         if ticket is not None:
             ticket.what.future.cancel()
         self._sessions.pop(robot, None)
+        self.activity.left(robot)
         self._gauge()
 
     def refused(self, error: RefusedError, proto: str = "local") -> RefusedError:
@@ -306,7 +309,7 @@ class Host:
             infer_ms=1e3 * infer_s,
             artifact=self.metadata.artifact,
         )
-        log.debug("action", extra={"request_id": waiting.request_id, "robot": observation.robot})
+        self.activity.answered(reply, observation.instruction)
         waiting.future.set_result(reply)
 
     def _explain(self, error: BaseException, waiting: _Waiting) -> RefusedError:
@@ -315,7 +318,7 @@ class Host:
         refusal.request_id = waiting.request_id
         if refusal.code in (Code.ENGINE, Code.NUMERIC):
             log.error("%s", refusal.code.value, exc_info=error, extra={"request_id": waiting.request_id})
-        return self._count_refusal(refusal, waiting.proto)
+        return self._count_refusal(refusal, waiting.proto, waiting.observation.robot)
 
     def _lose(self, error: DeviceLostError) -> None:
         """Nothing in this process can use the device again: not ready, and the queue is answered."""
@@ -340,10 +343,12 @@ class Host:
                 request_id=waiting.request_id,
                 retry_after_s=None if after is None else math.ceil(1e3 * after) / 1e3,
             )
-            waiting.future.set_exception(self._count_refusal(error, waiting.proto))
+            waiting.future.set_exception(self._count_refusal(error, waiting.proto, waiting.observation.robot))
 
-    def _count_refusal(self, error: RefusedError, proto: str) -> RefusedError:
+    def _count_refusal(self, error: RefusedError, proto: str, robot: str | None = None) -> RefusedError:
         self.metrics.refused(proto, error.code)
+        if robot is not None and len(robot) <= self.options.limits.robot:
+            self.activity.refused(robot, error.code)
         log.debug("%s: %s", error.code.value, error.detail, extra={"request_id": error.request_id, "proto": proto})
         return error
 

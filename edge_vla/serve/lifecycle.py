@@ -49,6 +49,7 @@ class ServeOptions:
     origins: Sequence[str] = ()
     exact: bool = False
     zmq: str | None = None
+    page: bool = True
     serving: HostOptions = field(default_factory=HostOptions)
 
     def check(self) -> None:
@@ -98,7 +99,7 @@ async def serve(
     shown, stop = callbacks or Callbacks(), stop or asyncio.Event()
     host = Host(options.serving)
     access = Access(options.token, is_loopback(options.host) and options.token is None, options.origins)
-    guard = application(host, access, exact=options.exact)
+    guard = application(host, access, exact=options.exact, page=options.page)
     listener = _listen(options.host, options.port)
     server = _Uvicorn(_config(guard, options))
     host.metrics.connections.set_function(lambda: len(server.server_state.connections))

@@ -20,6 +20,7 @@ from edge_vla.serve.host import Counted, Host
 from edge_vla.serve.limits import Limits
 from edge_vla.serve.messages import Code, RefusedError
 from edge_vla.serve.pace import sustained
+from edge_vla.serve.page import routes as live_page
 from edge_vla.serve.problem import response
 
 RATES_HZ: Final = (5, 10)  # that /metadata and the start say how many robots are sustained at
@@ -45,9 +46,9 @@ def protocols(*, exact: bool) -> list[Protocol]:
     ]
 
 
-def application(host: Host, access: Access, *, exact: bool = False) -> Guard:
+def application(host: Host, access: Access, *, exact: bool = False, page: bool = True) -> Guard:
     """All routes behind the guard. Errors of the routing itself are problem JSON as well."""
-    found = [*operations(host)]
+    found = [*operations(host), *(live_page(host) if page else ())]
     for front in protocols(exact=exact):
         found += front.routes(Counted(host, front.name), host.options.limits)
     handlers = {404: _not_found, 405: _not_found, Exception: _failed}

@@ -1,0 +1,99 @@
+"""What each robot did in the last minute, for people who look at the live page. Bounded, in memory only, no images."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from edge_vla.serve.messages import Code, Reply
+from edge_vla.serve.pace import quantile
+
+WINDOW_S: Final = 60.0
+KEPT: Final = 2000  # samples of one robot
+
+
+@dataclass(frozen=True)
+class RobotView:
+    """One robot's last minute. Times in milliseconds, None where nothing was answered."""
+
+    robot: str
+    hz: float
+    p50_ms: float | None
+    p99_ms: float | None
+    age_p50_ms: float | None
+    silent_s: float
+    refused: dict[str, int]
+    instruction: str
+    unnorm_key: str
+    action: list[float]
+    margins: list[float]
+    latencies_ms: list[float]
+
+
+@dataclass
+class _Robot:
+    answered: deque[tuple[float, float, float]] = field(default_factory=lambda: deque(maxlen=KEPT))
+    refused: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=KEPT))
+    heard: float = 0.0
+    instruction: str = ""
+    last: Reply | None = None
+
+
+class Activity:
+    """Of robots that are connected, or have a name of their own: at most `robots`, the longest silent makes place."""
+
+    def __init__(self, clock: Callable[[], float], robots: int) -> None:
+        self._clock, self._most = clock, robots
+        self._robots: OrderedDict[str, _Robot] = OrderedDict()
+
+    def answered(self, reply: Reply, instruction: str) -> None:
+        robot = self._robot(reply.robot)
+        robot.answered.append((robot.heard, reply.queue_ms + reply.infer_ms, reply.age_ms))
+        robot.instruction, robot.last = instruction, reply
+
+    def refused(self, name: str, code: Code) -> None:
+        robot = self._robot(name)
+        robot.refused.append((robot.heard, code.value))
+
+    def left(self, name: str) -> None:
+        self._robots.pop(name, None)
+
+    def view(self) -> list[RobotView]:
+        """Robots that asked within the window, by name."""
+        since = self._clock() - WINDOW_S
+        return [
+            self._view(name, self._robots[name], since) for name in sorted(self._robots) if self._fresh(name, since)
+        ]
+
+    def _fresh(self, name: str, since: float) -> bool:
+        return self._robots[name].heard > since
+
+    def _robot(self, name: str) -> _Robot:
+        robot = self._robots.pop(name, None) or _Robot()
+        self._robots[name] = robot
+        robot.heard = self._clock()
+        while len(self._robots) > self._most:
+            self._robots.popitem(last=False)
+        return robot
+
+    def _view(self, name: str, robot: _Robot, since: float) -> RobotView:
+        rows = [row for row in robot.answered if row[0] > since]
+        span = max(1.0, min(WINDOW_S, self._clock() - rows[0][0])) if rows else WINDOW_S
+        latencies, ages = [row[1] for row in rows], [row[2] for row in rows]
+        last = robot.last
+        return RobotView(
+            robot=name,
+            hz=len(rows) / span,
+            p50_ms=quantile(latencies, 0.5) if rows else None,
+            p99_ms=quantile(latencies, 0.99) if rows else None,
+            age_p50_ms=quantile(ages, 0.5) if rows else None,
+            silent_s=self._clock() - robot.heard,
+            refused=dict(Counter(code for at, code in robot.refused if at > since)),
+            instruction=robot.instruction,
+            unnorm_key=last.unnorm_key if last is not None else "",
+            action=last.action.tolist() if last is not None else [],
+            margins=list(last.margins) if last is not None else [],
+            latencies_ms=[round(each, 2) for each in latencies[-120:]],
+        )
