@@ -62,7 +62,11 @@ def _run(client: Client, servers: Servers, options: argparse.Namespace, scratch:
     file = scratch / f"{client.name}.json"
     file.write_text(json.dumps(settings), encoding="utf-8")
     print(f"{client.name}:", flush=True)
-    done = subprocess.run([python, SCRIPTS / client.script, file], timeout=CLIENT_S, check=False)
+    try:
+        done = subprocess.run([python, SCRIPTS / client.script, file], timeout=CLIENT_S, check=False)
+    except subprocess.TimeoutExpired:
+        print(f"FAILED to end within {CLIENT_S} s", flush=True)
+        return False
     return done.returncode == 0
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 INSTALL_S: Final = 300
+OPENPI: Final = ("openpi-client==0.1.2", "typing-extensions")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,10 @@ CLIENTS: Final = (
         Client(f"rest-json-numpy-{version}", "rest.py", ("requests", f"json-numpy=={version}"))
         for version in ("1.0.1", "2.0.0", "2.1.1")
     ),
-    Client("openpi-client-0.1.2", "openpi.py", ("openpi-client==0.1.2", "typing-extensions")),  # it forgets the latter
+    *(  # which forgets typing-extensions, and takes the websockets that its robot has
+        Client(f"openpi-client-0.1.2, websockets {version}", "openpi.py", (*OPENPI, f"websockets=={version}"))
+        for version in ("11.0.3", "15.0.1", "17.4")
+    ),
     Client("vla-eval", "vla_eval_client.py", ("vla-eval>=0.8",)),
     Client(
         "gr00t-n1.5",
@@ -50,7 +54,7 @@ class SkippedError(Exception):
 
 def python_of(client: Client, folder: Path) -> Path:
     """The client's own interpreter. Raises SkippedError where its packages cannot be installed."""
-    root = folder / client.name
+    root = folder / client.name.replace(", ", "-").replace(" ", "-")
     python = root / "bin" / "python"
     if (root / "ready").exists():
         return python

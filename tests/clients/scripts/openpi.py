@@ -79,4 +79,5 @@ check("reconnect", reconnect)
 record(
     "openpi.encoded", msgpack_numpy.packb({"actions": ACTION[None], "a": np.float32(0.5), "b": {"c": [1, "x", None]}})
 )
+client._ws.close()  # websockets 11 waits for it at exit
 finish()
