@@ -42,7 +42,7 @@ class _Robot:
 
 
 class Activity:
-    """Of robots that are connected, or have a name of their own: at most `robots`, the longest silent makes place."""
+    """Keeps at most `robots` robots; the one that was silent longest makes place."""
 
     def __init__(self, clock: Callable[[], float], robots: int) -> None:
         self._clock, self._most = clock, robots
@@ -58,7 +58,10 @@ class Activity:
         robot.refused.append((robot.heard, code.value))
 
     def left(self, name: str) -> None:
-        self._robots.pop(name, None)
+        """Gone. Who asked once and left had a name for that one time, and would fill the page."""
+        robot = self._robots.get(name)
+        if robot is not None and len(robot.answered) + len(robot.refused) <= 1:
+            del self._robots[name]
 
     def view(self) -> list[RobotView]:
         """Robots that asked within the window, by name."""

@@ -174,7 +174,8 @@ class Host:
         self._refuse(self.scheduler.submit(ticket))
         self._pump()
         if deadline < NEVER and not waiting.future.done():
-            waiting.timer = asyncio.get_running_loop().call_later(max(0.0, deadline - time.monotonic()), self._expire)
+            left = max(0.0, deadline - time.monotonic())
+            waiting.timer = asyncio.get_running_loop().call_later(left, self._expire, waiting)
         try:
             return await waiting.future
         except asyncio.CancelledError:
@@ -327,9 +328,12 @@ class Host:
         self._refuse(self.scheduler.drain())
         self.lost.set()
 
-    def _expire(self) -> None:
-        """A deadline has passed in the queue."""
+    def _expire(self, waiting: _Waiting) -> None:
+        """A deadline has passed: in the queue, or on the device, whose action is thrown away."""
         self._refuse(self.scheduler.expire())
+        if not waiting.future.done():
+            late = RefusedError(Code.DEADLINE, f"not ready within {waiting.observation.deadline_ms:.0f} ms")
+            waiting.future.set_exception(self._explain(late, waiting))
 
     def _refuse(self, refusals: list[Refusal[_Waiting]]) -> None:
         for refusal in refusals:

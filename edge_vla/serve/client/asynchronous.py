@@ -25,6 +25,7 @@ from edge_vla.serve.client.watchdog import Watchdog
 PATH: Final = "/v1/robot"
 MOST: Final = 2**20  # bytes of a message from the server
 CONNECT_S: Final = 5.0
+RETURN, RETURN_MS = 0.1, 20.0  # of a deadline, at most: for the way back, so that a refusal still comes in time
 # From 15 on websockets would read proxies from the environment; a robot's server is never behind one by accident.
 NO_PROXY: Final[dict[str, None]] = {"proxy": None} if "proxy" in inspect.signature(connect).parameters else {}
 
@@ -173,7 +174,7 @@ class AsyncRobot:
         now = time.monotonic()
         passed = 1e3 * (now - started)
         asked = wire.Asked(next(self._numbers), now, age_ms + passed)
-        left = max(0.1, deadline_ms - passed)
+        left = max(0.1, deadline_ms - passed - min(RETURN_MS, RETURN * deadline_ms))
         frame = wire.observation(image, instruction, asked, deadline_ms=left, unnorm_key=unnorm_key)
         message = await self._answer(connection, asked.number, frame)
         try:

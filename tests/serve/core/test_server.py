@@ -466,3 +466,17 @@ def test_a_killed_server_is_an_error_to_its_robots(process: Process) -> None:
         for _ in range(2):
             with pytest.raises(ClientError):
                 robot.act(picture(0), WORDS, deadline_ms=500)
+
+
+def test_a_deadline_on_the_device_is_kept_too(live: Live, faulty: Faulty) -> None:
+    """Its refusal comes at the deadline, before the action is done, and the robot's connection lives."""
+    faulty.gate = threading.Event()
+    with Robot(live.ws, "arm") as robot:
+        before = robot.connect()
+        began = time.monotonic()
+        with pytest.raises(RefusedError, match="E_DEADLINE"):
+            robot.act(picture(0), WORDS, deadline_ms=1000)
+        assert 0.8 < time.monotonic() - began < 1
+        faulty.gate.set()
+        assert robot.act(picture(1), WORDS, deadline_ms=SOON).fresh
+        assert robot.connect() is before, "no second connection"
