@@ -45,8 +45,8 @@ def decode_request(body: bytes, limits: Limits) -> Request:
 def decode(body: bytes, limits: Limits) -> Value:
     """Strict JSON: UTF-8, no NaN, no key twice. Raises RefusedError, and only that."""
     check_body(body, limits)
-    # Each of these begins at most one value; a text of arrays holds none. They are counted before a parser allocates.
-    marks = sum(body.count(mark) for mark in b"[{,:")
+    # Each of these stands before at most one value or pair, and base64 has none: counted before a parser allocates.
+    marks = sum(body.count(mark) for mark in b"[{,")
     if marks > CONTAINERS * 2:
         raise too_large(f"JSON of {marks} parts", f"at most {CONTAINERS * 2}")
     try:
