@@ -53,6 +53,9 @@ def serve(
     ] = None,
     zmq: Annotated[str | None, typer.Option(help="GR00T's ZeroMQ address, for example tcp://127.0.0.1:5555.")] = None,
     page: Annotated[bool, typer.Option(help="A live page at the port's address.")] = True,
+    record: Annotated[Path | None, typer.Option(help="A folder for frames: images, instructions, actions.")] = None,
+    record_gb: Annotated[float, typer.Option(min=0.001, help="How large it may get.")] = 10,
+    redact: Annotated[bool, typer.Option("--redact", help="Record marks instead of instructions.")] = False,
     dtype: Annotated[str, typer.Option(help="Arithmetic: bf16 or fp32.")] = "bf16",
     device: Device = "auto",
     vision: Vision = "auto",
@@ -71,6 +74,7 @@ def serve(
     from edge_vla.serve.limits import Limits
     from edge_vla.serve.loading import Choices
     from edge_vla.serve.pace import Slo
+    from edge_vla.serve.record import RecordOptions
 
     if compat is not None:
         choice("--compat", compat, ("openvla-exact",))
@@ -85,6 +89,7 @@ def serve(
         exact=compat is not None,
         zmq=zmq,
         page=page,
+        record=None if record is None else RecordOptions(record, int(record_gb * 1e9), redact),
         serving=HostOptions(Limits(robots=max_robots), None if slo is None else Slo.parse(slo), valid_for_ms),
     )
     logs.set_up("json" if choice("--log-format", log_format, ("json", "text")) == "json" else "text")

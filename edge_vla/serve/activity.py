@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
-from edge_vla.serve.messages import Code, Reply
+from edge_vla.serve.messages import Code, Observation, Reply
 from edge_vla.serve.pace import quantile
 
 WINDOW_S: Final = 60.0
 KEPT: Final = 2000  # samples of one robot
+
+
+class Watcher(Protocol):
+    """Who looks on while observations are served. Called on the event loop: it must not wait."""
+
+    def answered(self, observation: Observation, reply: Reply, /) -> None: ...
+
+    def refused(self, robot: str, code: Code, /) -> None: ...
+
+    def reset(self, robot: str, /) -> None: ...
+
+    def left(self, robot: str, /) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -48,14 +60,17 @@ class Activity:
         self._clock, self._most = clock, robots
         self._robots: OrderedDict[str, _Robot] = OrderedDict()
 
-    def answered(self, reply: Reply, instruction: str) -> None:
-        robot = self._robot(reply.robot)
+    def answered(self, observation: Observation, reply: Reply) -> None:
+        robot = self._robot(observation.robot)
         robot.answered.append((robot.heard, reply.queue_ms + reply.infer_ms, reply.age_ms))
-        robot.instruction, robot.last = instruction, reply
+        robot.instruction, robot.last = observation.instruction, reply
 
     def refused(self, name: str, code: Code) -> None:
         robot = self._robot(name)
         robot.refused.append((robot.heard, code.value))
+
+    def reset(self, name: str) -> None:
+        """Episodes are not shown."""
 
     def left(self, name: str) -> None:
         """Gone. Who asked once and left had a name for that one time, and would fill the page."""

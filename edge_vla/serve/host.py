@@ -23,7 +23,7 @@ import torch
 
 from edge_vla.errors import DeviceLostError
 from edge_vla.runtime import Action, Session
-from edge_vla.serve.activity import Activity
+from edge_vla.serve.activity import Activity, Watcher
 from edge_vla.serve.checks import explain, instruction_tokens, unfit
 from edge_vla.serve.engine import EngineThread, Outcome
 from edge_vla.serve.limits import Limits, check_observation
@@ -84,6 +84,7 @@ class Host:
         self.options = options or HostOptions()
         self.metrics = metrics or Metrics()
         self.activity = Activity(time.monotonic, self.options.limits.robots)
+        self.watchers: list[Watcher] = [self.activity]
         self.state, self.progress = State.LOADING, Progress("verify", 0.0)
         self.lost = asyncio.Event()  # the device, for good
         self.error: BaseException | None = None
@@ -191,6 +192,8 @@ class Host:
         """An episode begins: the robot's drafts are forgotten."""
         if robot in self._sessions:
             self._sessions[robot].reset()
+        for watcher in self.watchers:
+            watcher.reset(robot)
 
     def leave(self, robot: str) -> None:
         """The robot is gone: what it has queued is cancelled, what is kept for it is dropped."""
@@ -198,7 +201,8 @@ class Host:
         if ticket is not None:
             ticket.what.future.cancel()
         self._sessions.pop(robot, None)
-        self.activity.left(robot)
+        for watcher in self.watchers:
+            watcher.left(robot)
         self._gauge()
 
     def refused(self, error: RefusedError, proto: str = "local") -> RefusedError:
@@ -310,7 +314,8 @@ class Host:
             infer_ms=1e3 * infer_s,
             artifact=self.metadata.artifact,
         )
-        self.activity.answered(reply, observation.instruction)
+        for watcher in self.watchers:
+            watcher.answered(observation, reply)
         waiting.future.set_result(reply)
 
     def _explain(self, error: BaseException, waiting: _Waiting) -> RefusedError:
@@ -352,7 +357,8 @@ class Host:
     def _count_refusal(self, error: RefusedError, proto: str, robot: str | None = None) -> RefusedError:
         self.metrics.refused(proto, error.code)
         if robot is not None and len(robot) <= self.options.limits.robot:
-            self.activity.refused(robot, error.code)
+            for watcher in self.watchers:
+                watcher.refused(robot, error.code)
         log.debug("%s: %s", error.code.value, error.detail, extra={"request_id": error.request_id, "proto": proto})
         return error
 
@@ -360,33 +366,6 @@ class Host:
         self.metrics.depth.set(self.scheduler.depth)
         self.metrics.inflight.set(self.scheduler.running is not None)
         self.metrics.sessions.set(len(self._sessions))
-
-
-class Counted:
-    """A host as one protocol's front end sees it: the same, counted under the protocol's name."""
-
-    def __init__(self, host: Host, proto: str) -> None:
-        self._host, self.proto = host, proto
-
-    @property
-    def metadata(self) -> Metadata:
-        return self._host.metadata
-
-    @property
-    def ready(self) -> bool:
-        return self._host.ready
-
-    async def act(self, observation: Observation) -> Reply:
-        return await self._host.act(observation, self.proto)
-
-    def reset(self, robot: str) -> None:
-        self._host.reset(robot)
-
-    def leave(self, robot: str) -> None:
-        self._host.leave(robot)
-
-    def refused(self, error: RefusedError) -> RefusedError:
-        return self._host.refused(error, self.proto)
 
 
 def _settle(future: asyncio.Future[Served], outcome: Outcome[Served]) -> None:

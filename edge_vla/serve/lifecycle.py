@@ -20,10 +20,12 @@ from typing import Final
 import uvicorn
 
 from edge_vla.errors import BackendError, DeviceLostError, ResourceError, UsageError
+from edge_vla.serve.counted import Counted
 from edge_vla.serve.gr00t import serve_zmq
 from edge_vla.serve.guard import Access, Guard, is_loopback, protocol
-from edge_vla.serve.host import Counted, Host, HostOptions
+from edge_vla.serve.host import Host, HostOptions
 from edge_vla.serve.loading import Choices, OnProgress, Served
+from edge_vla.serve.record import Recorder, RecordOptions
 from edge_vla.serve.server import application, protocols
 from edge_vla.serve.supervisor import Supervisor
 
@@ -50,6 +52,7 @@ class ServeOptions:
     exact: bool = False
     zmq: str | None = None
     page: bool = True
+    record: RecordOptions | None = None
     serving: HostOptions = field(default_factory=HostOptions)
 
     def check(self) -> None:
@@ -98,6 +101,8 @@ async def serve(
     options.check()
     shown, stop = callbacks or Callbacks(), stop or asyncio.Event()
     host = Host(options.serving)
+    recorder = None if options.record is None else Recorder(options.record)
+    host.watchers += [] if recorder is None else [recorder]
     access = Access(options.token, is_loopback(options.host) and options.token is None, options.origins)
     guard = application(host, access, exact=options.exact, page=options.page)
     listener = _listen(options.host, options.port)
@@ -114,6 +119,8 @@ async def serve(
             await _live(host, directory, choices, shown, stop, {serving, *front_ends})
         finally:
             await _drain(host, guard, server, serving, front_ends)
+            if recorder is not None:
+                recorder.close()
 
 
 async def _live(

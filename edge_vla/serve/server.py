@@ -15,8 +15,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from edge_vla.serve import native, openpi, rest, vla_eval
+from edge_vla.serve.counted import Counted
 from edge_vla.serve.guard import Access, Guard
-from edge_vla.serve.host import Counted, Host
+from edge_vla.serve.host import Host
 from edge_vla.serve.limits import Limits
 from edge_vla.serve.messages import Code, RefusedError
 from edge_vla.serve.pace import sustained

@@ -24,7 +24,8 @@ from edge_vla.commands.serve import read_token, require_extra
 from edge_vla.errors import BackendError, ResourceError, UsageError
 from edge_vla.serve import native
 from edge_vla.serve.checks import explain, unfit
-from edge_vla.serve.host import Counted, Host, HostOptions
+from edge_vla.serve.counted import Counted
+from edge_vla.serve.host import Host, HostOptions
 from edge_vla.serve.limits import Limits
 from edge_vla.serve.loading import Choices, default_key
 from edge_vla.serve.messages import Code, Metadata, Observation, RefusedError, Reply

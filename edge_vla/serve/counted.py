@@ -1,0 +1,33 @@
+"""The host as one protocol's front end has it: a `Service` whose outcomes are counted under the protocol's name."""
+
+from __future__ import annotations
+
+from edge_vla.serve.host import Host
+from edge_vla.serve.messages import Metadata, Observation, RefusedError, Reply
+
+
+class Counted:
+    """A host as one protocol's front end sees it: the same, counted under the protocol's name."""
+
+    def __init__(self, host: Host, proto: str) -> None:
+        self._host, self.proto = host, proto
+
+    @property
+    def metadata(self) -> Metadata:
+        return self._host.metadata
+
+    @property
+    def ready(self) -> bool:
+        return self._host.ready
+
+    async def act(self, observation: Observation) -> Reply:
+        return await self._host.act(observation, self.proto)
+
+    def reset(self, robot: str) -> None:
+        self._host.reset(robot)
+
+    def leave(self, robot: str) -> None:
+        self._host.leave(robot)
+
+    def refused(self, error: RefusedError) -> RefusedError:
+        return self._host.refused(error, self.proto)
