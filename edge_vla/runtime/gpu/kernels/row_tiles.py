@@ -33,11 +33,3 @@ def store_rows(
         total *= tl.load(row_scales + row, mask=row < m, other=0.0)[None, :]
     mask = (output < n)[:, None] & (row < m)[None, :]
     tl.store(out + row[None, :] * n + output[:, None], total.to(out.dtype.element_ty), mask=mask)
-
-
-@jit
-def prefetch(at: tl.tensor) -> None:
-    """The lines of 128 bytes at these addresses to the L2, without waiting; never called where Triton interprets."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
-    )

@@ -137,8 +137,57 @@ _GEMM: Final = {(8, 0): _SMALL, (9, 0): _WARP_GROUPS, (10, 0): _SMALL}
 BITS: Final = {"w4a16": (4, 16), "w8a16": (8, 16), "w8a8": (8, 8), "w4a8": (4, 8), "w16": (16, 16)}
 GEMMS: Final = ("w4a16", "w8a16", "w8a8", "w4a8")  # 16-bit weights are multiplied by a library
 
-# Measured: (kernel, capability) -> (bits of N, bits of K) -> tile. Shapes of like size share one.
-TUNED: Final[Mapping[tuple[str, tuple[int, int]], Mapping[tuple[int, int], Tile]]] = {}
+# Measured by `python -m benchmarks.gpu.tune`: (kernel, capability) -> (bits of N, bits of K) -> tile. Shapes of like
+# size share one. A "tower" is a GEMM that leaves no partial sums. 9.0: H200, 2026-11-26.
+TUNED: Final[Mapping[tuple[str, tuple[int, int]], Mapping[tuple[int, int], Tile]]] = {
+    ("w4a16_gemv", (9, 0)): {
+        (13, 13): Tile(64, 8, 128, 4, 3, 1, 8),
+        (13, 14): Tile(64, 8, 128, 4, 3, 1, 8),
+        (14, 13): Tile(128, 8, 128, 4, 3, 1, 6),
+        (15, 13): Tile(128, 8, 128, 4, 3, 1, 3),
+    },
+    ("w8a16_gemv", (9, 0)): {
+        (13, 13): Tile(64, 8, 128, 4, 5, 1, 4),
+        (13, 14): Tile(32, 8, 128, 2, 5, 1, 4),
+        (14, 13): Tile(32, 8, 256, 2, 3, 1, 2),
+        (15, 13): Tile(32, 8, 256, 2, 3, 1, 1),
+    },
+    ("w16_gemv", (9, 0)): {
+        (13, 13): Tile(64, 8, 64, 4, 5, 1, 4),
+        (13, 14): Tile(64, 8, 128, 4, 3, 1, 6),
+        (14, 13): Tile(64, 8, 128, 4, 3, 1, 2),
+        (15, 13): Tile(64, 8, 128, 4, 3, 1, 1),
+    },
+    ("w4a16_gemm", (9, 0)): {
+        (14, 13): Tile(128, 128, 128, 8, 2, 3, 4),
+    },
+    ("w8a8_tower", (9, 0)): {
+        (11, 13): Tile(64, 64, 128, 4, 5, 1, 1),
+        (12, 11): Tile(64, 64, 128, 4, 5, 1, 1),
+        (13, 11): Tile(64, 64, 128, 4, 4, 1, 1),
+        (13, 13): Tile(64, 64, 128, 4, 4, 1, 1),
+        (13, 14): Tile(64, 64, 128, 4, 4, 1, 1),
+        (14, 12): Tile(128, 64, 128, 8, 4, 1, 1),
+    },
+    ("w8a16_tower", (9, 0)): {
+        (11, 11): Tile(64, 64, 128, 4, 4, 1, 1),
+        (11, 13): Tile(64, 64, 128, 4, 4, 1, 1),
+        (12, 11): Tile(64, 64, 128, 4, 4, 1, 1),
+        (13, 11): Tile(64, 64, 128, 4, 3, 2, 1),
+        (13, 13): Tile(64, 128, 128, 4, 4, 1, 1),
+        (13, 14): Tile(64, 128, 128, 4, 4, 1, 1),
+        (14, 12): Tile(64, 64, 64, 4, 4, 2, 1),
+    },
+    ("w8a8_gemm", (9, 0)): {
+        (13, 13): Tile(64, 128, 128, 4, 3, 2, 2),
+        (14, 13): Tile(128, 64, 128, 8, 4, 1, 1),
+        (15, 13): Tile(128, 64, 128, 8, 4, 2, 1),
+    },
+    ("w8a16_gemm", (9, 0)): {
+        (13, 13): Tile(64, 128, 64, 8, 4, 3, 2),
+        (14, 13): Tile(64, 128, 128, 4, 2, 2, 2),
+    },
+}
 
 
 def size_class(n: int, k: int) -> tuple[int, int]:
@@ -166,7 +215,7 @@ def gemm_tile(chip: Chip, kind: str, n: int, k: int, *, whole: bool = True) -> T
 
     `kind` is one of GEMMS. Never depends on the number of rows.
     """
-    tile = TUNED.get((f"{kind}_gemm", chip.capability), {}).get(size_class(n, k))
+    tile = TUNED.get((f"{kind}_{'tower' if whole else 'gemm'}", chip.capability), {}).get(size_class(n, k))
     if tile is None:
         splits = (1,) if whole else (1, 2, 3, 4)
         candidates = [replace(tile, splits=s) for tile in gemm_candidates(chip, kind) for s in splits]

@@ -11,10 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edge_vla.runtime.gpu.kernels.language import check_rows, jit, overlap, tl, wait_for_inputs
-from edge_vla.runtime.gpu.kernels.row_tiles import prefetch
 from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS, Chip, Tile, gemv_tile, split_k
-
-LINE_K = 64  # inputs in a line of 128 bytes
 
 
 def reference_gemv(x: Tensor, weight: Tensor) -> Tensor:
@@ -44,7 +41,6 @@ def kernel_gemv(x: Tensor, weight: Tensor, tile: Tile | None = None) -> Tensor:
         blocks_each,
         EVEN_K=k % tile.block_k == 0,
         BLOCK_K=tile.block_k,
-        LINE_K=LINE_K,
         **tile.launch(),
         **overlap(x.device),
     )
@@ -65,7 +61,6 @@ def _w16_gemv(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    LINE_K: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     output = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -75,10 +70,6 @@ def _w16_gemv(
     n_mask = (output < n)[:, None]
     m_mask = (row < m)[None, :]
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    if EARLY:
-        line = tl.minimum(output, n - 1)[:, None] * k + tl.arange(0, BLOCK_K // LINE_K)[None, :] * LINE_K
-        for block in range(first, last):
-            prefetch(weights + line + block * BLOCK_K)
     wait_for_inputs(EARLY)
     for block in range(first, last):
         place = block * BLOCK_K + tl.arange(0, BLOCK_K)

@@ -19,7 +19,7 @@ from torch import Tensor
 from edge_vla.quant import dequantise
 from edge_vla.runtime.gpu.kernels.language import check_rows, jit, overlap, tl, wait_for_inputs
 from edge_vla.runtime.gpu.kernels.nibbles import MAGIC, assembly, block_of_weights, scale_k, weights_of
-from edge_vla.runtime.gpu.kernels.row_tiles import load_rows, prefetch, store_rows
+from edge_vla.runtime.gpu.kernels.row_tiles import load_rows, store_rows
 from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS, Chip, Tile, gemm_tile, gemv_tile, split_k
 from edge_vla.runtime.gpu.kernels.weights import BLOCK_K, SHIFT_K, WORDS, Int4Weight, restore_int4, sums_of
 
@@ -119,11 +119,6 @@ def _w4a16_gemv(
     n_mask = output < n
     m_mask = (row < m)[None, :]
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    if EARLY:
-        line = tl.program_id(0) * BLOCK_N * WORDS + tl.arange(0, BLOCK_N // 2) * 2 * WORDS  # two outputs each
-        line = tl.minimum(line, (n - 1) * WORDS)
-        for block in range(first, last):
-            prefetch(codes + block * n * WORDS + line)
     scale = tl.load(scales + first * BLOCK_K // GROUP * n + output, mask=n_mask, other=0.0)
     wait_for_inputs(EARLY)
     for block in range(first, last):

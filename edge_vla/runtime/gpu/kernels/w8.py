@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edge_vla.quant import dequantise
 from edge_vla.runtime.gpu.kernels.language import check_rows, jit, overlap, tl, wait_for_inputs
-from edge_vla.runtime.gpu.kernels.row_tiles import load_rows, prefetch, store_rows
+from edge_vla.runtime.gpu.kernels.row_tiles import load_rows, store_rows
 from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS, Chip, Tile, gemm_tile, gemv_tile, split_k
 from edge_vla.runtime.gpu.kernels.weights import Int8Rows, Int8Weight, restore_int8, sums_of
 
@@ -127,10 +127,6 @@ def _w8a16_gemv(
     output = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     first = tl.program_id(1) * blocks_each
     last = tl.minimum(first + blocks_each, blocks)
-    if EARLY:
-        line = codes + tl.minimum(output, n - 1) * k
-        for start in range(first * BLOCK_K, tl.minimum(last * BLOCK_K, k), 128):
-            prefetch(line + start)
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     scale = tl.load(scales + output, mask=output < n, other=0.0).to(tl.float32)
     wait_for_inputs(EARLY)
