@@ -72,6 +72,8 @@ class _Connection:
 class AsyncRobot:
     """`act` as a robot's loop calls it. All calls from one event loop.
 
+    `resize` makes images that are larger than the policy's as small before they are sent, bit for bit as it would.
+
     `on_hold(seconds)` is called in a thread when no fresh action came for `watchdog_ms`, counted from the first.
     """
 
@@ -82,12 +84,13 @@ class AsyncRobot:
         *,
         token: str | None = None,
         ssl_context: ssl.SSLContext | None = None,
+        resize: bool = False,
         watchdog_ms: float | None = None,
         on_hold: Callable[[float], None] | None = None,
     ) -> None:
         if (watchdog_ms is None) != (on_hold is None):
             raise ValueError("watchdog_ms and on_hold go together")
-        self.robot = robot
+        self.robot, self._resize = robot, resize
         self._address = f"{url.rstrip('/')}{PATH}?robot={quote(robot, safe='')}"
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._tls: ssl.SSLContext | bool | None = ssl_context or (True if url.startswith("wss:") else None)
@@ -170,7 +173,11 @@ class AsyncRobot:
         unnorm_key: str | None,
         age_ms: float,
     ) -> wire.Action:
+        if not isinstance(image, bytes) and (image.dtype != np.uint8 or image.ndim != 3):
+            raise ValueError(f"an image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
         connection = await self._open()
+        if self._resize and not isinstance(image, bytes):
+            image = wire.smaller(image, connection.hello)
         now = time.monotonic()
         passed = 1e3 * (now - started)
         asked = wire.Asked(next(self._numbers), now, age_ms + passed)

@@ -28,6 +28,7 @@ class Robot:
         *,
         token: str | None = None,
         ssl_context: ssl.SSLContext | None = None,
+        resize: bool = False,
         watchdog_ms: float | None = None,
         on_hold: Callable[[float], None] | None = None,
     ) -> None:
@@ -37,7 +38,13 @@ class Robot:
 
         async def make() -> AsyncRobot:
             return AsyncRobot(
-                url, robot, token=token, ssl_context=ssl_context, watchdog_ms=watchdog_ms, on_hold=on_hold
+                url,
+                robot,
+                token=token,
+                ssl_context=ssl_context,
+                resize=resize,
+                watchdog_ms=watchdog_ms,
+                on_hold=on_hold,
             )
 
         try:

@@ -15,8 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_vla.serve.client.errors import ProtocolError, RefusedError, StaleError
+from edge_vla.serve.client.resize import resize
 
 Message = dict[str, object]
+MIN_SIDE = 16  # pixels: less is the server's to refuse
+STRETCH = "resize-naive"  # what the server calls it
 SIGNS = ((b"\xff\xd8\xff", "jpeg"), (b"\x89PNG\r\n\x1a\n", "png"))
 
 
@@ -30,6 +33,7 @@ class Hello:
     default_unnorm_key: str
     dims: int
     image_size: int
+    preprocess: str
     version: str
 
 
@@ -88,8 +92,6 @@ def observation(
     if isinstance(image, bytes):
         message |= {"image": image, "format": _form(image)}
     else:
-        if image.dtype != np.uint8 or image.ndim != 3:
-            raise ValueError(f"an image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
         message |= {"image": image.tobytes(), "shape": list(image.shape)}
     return pack(message)
 
@@ -112,6 +114,13 @@ def read(frame: object) -> Message:
     return message
 
 
+def smaller(image: NDArray[np.uint8], server: Hello) -> NDArray[np.uint8]:
+    """The image as the policy resizes it, where that is known bit for bit and is less to send; else as it is."""
+    size, (height, width, channels) = server.image_size, image.shape
+    known = server.preprocess == STRETCH and channels == 3 and width >= height >= MIN_SIDE
+    return resize(image, size) if known and height * width > size * size else image
+
+
 def hello(message: Message) -> Hello:
     try:
         if message["type"] != "hello" or message["protocol"] != 1:
@@ -126,6 +135,7 @@ def hello(message: Message) -> Hello:
             default_unnorm_key=str(message["default_unnorm_key"]),
             dims=_whole(message["dims"]),
             image_size=_whole(message["image_size"]),
+            preprocess=str(message["preprocess"]),
             version=str(message["version"]),
         )
     except KeyError as error:

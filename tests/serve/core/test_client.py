@@ -203,7 +203,7 @@ def test_a_watchdog_that_is_fed_is_silent() -> None:
 
 HELLO = {
     "type": "hello", "protocol": 1, "robot": "arm", "artifact": "0", "model": "m", "unnorm_keys": ["k"],
-    "default_unnorm_key": "k", "dims": 7, "image_size": 112, "version": "0",
+    "default_unnorm_key": "k", "dims": 7, "image_size": 112, "preprocess": "resize-naive", "version": "0",
 }  # fmt: skip
 
 
