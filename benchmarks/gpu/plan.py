@@ -43,7 +43,10 @@ def plan(result: GpuResult) -> list[PlannedPart[Any]]:
         PlannedPart("memory int4", 15, result.memory["4"], partial(stages.memory, configuration=W4A16)),
         PlannedPart("memory int8", 15, result.memory["8"], partial(stages.memory, configuration=W8A16)),
         PlannedPart(
-            "latency", 120, result.latency[OURS], partial(latency_of, configurations=CONFIGURATIONS, peers=[EAGER])
+            f"latency {OURS}",
+            120,
+            result.latency[OURS],
+            partial(latency_of, configurations=CONFIGURATIONS, peers=[EAGER]),
         ),
         *(
             PlannedPart(f"stages {one.name}", 5, result.stages[one.name], partial(stages.stages, configuration=one))
