@@ -108,7 +108,7 @@ def test_a_flag_that_a_message_names_is_there(
 ) -> None:
     """Texts of the package that name a flag of `edge-vla`; other programs' and modules' own are named here."""
     monkeypatch.setenv("COLUMNS", "200")
-    commands = ("export", "run", "bench", "compare", "plan", "verify", "inspect", "demo")
+    commands = ("export", "run", "serve", "bench", "compare", "plan", "verify", "inspect", "demo")
     known = set().union(*(flags(command, capsys) for command in commands))
     others = {"--query-compute-apps", "--query-gpu", "--format", "--version", "--upgrade", "--schema", "--porcelain"}
     others |= {old for _, old in RENAMED}

@@ -18,7 +18,9 @@ from edge_vla.options import Device, Kernel, UnnormKey, Vision, choice
 from edge_vla.terminal import err, out, say
 
 if TYPE_CHECKING:
-    from edge_vla.serve.loading import Served
+    from edge_vla.serve.lifecycle import ServeOptions
+    from edge_vla.serve.loading import Choices, Served
+    from edge_vla.serve.logs import LogFormat
 
 log = logging.getLogger("edge_vla.serve")
 PACKAGES = ("msgpack", "prometheus_client", "starlette", "uvicorn", "websockets", "zmq")
@@ -67,10 +69,8 @@ def serve(
     Ready when its hashes, golden frames and rate are known. Ends on SIGTERM within five seconds.
     """
     require_extra(PACKAGES, "serve")
-    import asyncio
-
-    from edge_vla.serve import lifecycle, logs
     from edge_vla.serve.host import HostOptions
+    from edge_vla.serve.lifecycle import ServeOptions
     from edge_vla.serve.limits import Limits
     from edge_vla.serve.loading import Choices
     from edge_vla.serve.pace import Slo
@@ -78,7 +78,7 @@ def serve(
 
     if compat is not None:
         choice("--compat", compat, ("openvla-exact",))
-    options = lifecycle.ServeOptions(
+    options = ServeOptions(
         host=host,
         port=port,
         token=read_token(token_file),
@@ -92,10 +92,19 @@ def serve(
         record=None if record is None else RecordOptions(record, int(record_gb * 1e9), redact),
         serving=HostOptions(Limits(robots=max_robots), None if slo is None else Slo.parse(slo), valid_for_ms),
     )
-    logs.set_up("json" if choice("--log-format", log_format, ("json", "text")) == "json" else "text")
-    on_stage, on_served = (log_stage, log_served) if log_format == "json" else (show_stage, show_served)
+    form: LogFormat = "json" if choice("--log-format", log_format, ("json", "text")) == "json" else "text"
+    live(artifact, Choices(device, vision, kernel, dtype, unnorm_key), options, form)
+
+
+def live(artifact: Path, choices: Choices, options: ServeOptions, form: LogFormat) -> None:
+    """Serve until a signal comes."""
+    import asyncio
+
+    from edge_vla.serve import lifecycle, logs
+
+    logs.set_up(form)
+    on_stage, on_served = (log_stage, log_served) if form == "json" else (show_stage, show_served)
     callbacks = lifecycle.Callbacks(show_addresses, on_stage, on_served)
-    choices = Choices(device, vision, kernel, dtype, unnorm_key)
     try:
         asyncio.run(lifecycle.serve(artifact, choices, options, callbacks))
     except EdgeVLAError as error:
