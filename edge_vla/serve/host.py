@@ -198,8 +198,10 @@ class Host:
     def leave(self, robot: str) -> None:
         """The robot is gone: what it has queued is cancelled, what is kept for it is dropped."""
         ticket = self.scheduler.leave(robot)
-        if ticket is not None:
-            ticket.what.future.cancel()
+        if ticket is not None and not ticket.what.future.done():
+            gone = RefusedError(Code.SUPERSEDED, "the robot left, or connected anew, before this one was started")
+            ticket.what.future.set_exception(self._explain(gone, ticket.what))
+            ticket.what.future.exception()  # its task may have been cancelled: then nobody looks
         self._sessions.pop(robot, None)
         for watcher in self.watchers:
             watcher.left(robot)

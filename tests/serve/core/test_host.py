@@ -157,6 +157,20 @@ def test_sessions_are_bounded_and_leave_with_their_robot(artifact: Path) -> None
     hosted(artifact, use, HostOptions(Limits(robots=4)))
 
 
+def test_a_robot_that_leaves_is_told_and_its_task_lives(artifact: Path) -> None:
+    async def use(host: Host) -> str:
+        first, second = (asyncio.ensure_future(host.act(observation(name))) for name in ("busy", "leaver"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        host.leave("leaver")
+        assert isinstance(await first, Reply)
+        with pytest.raises(RefusedError) as refused:
+            await second
+        return refused.value.code.value
+
+    assert hosted(artifact, use) == "E_SUPERSEDED"
+
+
 def test_a_reset_forgets_and_changes_nothing(artifact: Path) -> None:
     async def use(host: Host) -> None:
         first = await host.act(observation("arm"))
