@@ -109,7 +109,10 @@ class Scheduler(Generic[T]):
             return [_superseded(ticket)]
         self._tighten(ticket, now)
         robot.ticket = ticket
-        robot.since = self._turn if robot.since is None else robot.since
+        if older is not None:
+            robot.since = robot.taken  # asked twice for a turn: more is wanted than there is, so by the longest untaken
+        elif robot.since is None:
+            robot.since = self._turn
         refused = [_superseded(older)] if older is not None else []
         late = self._overload(ticket, robot, now)
         if late is not None:
