@@ -40,7 +40,7 @@ class OverheadResult:
     KIND: ClassVar[str] = "serve-overhead"
     VERSION: ClassVar[int] = 1
 
-    image: Sequence[int]
+    image: list[int]
     policy: Spread
     session: Spread
     websocket: Spread
@@ -49,7 +49,7 @@ class OverheadResult:
     rest: Spread
     rest_wire: Spread
     rest_cpu: Spread
-    targets: Sequence[Target]
+    targets: list[Target]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class Load:
     `unanswered`: observations that got neither an action nor a refusal.
     """
 
-    robots: Sequence[RobotLoad]
+    robots: list[RobotLoad]
     seconds: float
     hertz: float | None
     actions_per_s: float
@@ -92,9 +92,9 @@ class FairnessResult:
     VERSION: ClassVar[int] = 1
 
     capacity_per_s: float
-    loads: Sequence[Load]
+    loads: list[Load]
     overload: Load
-    targets: Sequence[Target]
+    targets: list[Target]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ class ServeSoakResult:
     rss_start_mib: float
     rss_end_mib: float
     rss_slope_mib_per_10_min: float
-    targets: Sequence[Target]
+    targets: list[Target]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ class EpisodesResult:
     differing_episodes: int
     success_in_process: float
     success_served: float
-    targets: Sequence[Target]
+    targets: list[Target]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,4 +142,4 @@ class ServeFaultsResult:
     KIND: ClassVar[str] = "serve-faults"
     VERSION: ClassVar[int] = 1
 
-    faults: Sequence[Fault]
+    faults: list[Fault]
