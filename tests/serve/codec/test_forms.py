@@ -247,6 +247,8 @@ def test_a_scalar_fits_its_dtype(data: object, dtype: str) -> None:
     ("form", "body"),
     [
         ("json-numpy", b"[" + b"{}," * (5 << 20) + b"{}]"),
+        ("json-numpy", b",".join([b"[" * 900 + b"]" * 900] * 30)),
+        ("json-numpy", b"[" + b",".join([b"[" * 900 + b"]" * 900] * 30) + b"]"),
         ("json-numpy", b'{"a":"' + b"x" * (15 << 20) + b'"}'),
         ("openpi", b"\xdd\x00\xff\xff\xff" + b"\x80" * (15 << 20)),
         ("vla-eval", b"\xdc\x04\x00" * 5_000 + b"\x00" * (15 << 20)),
