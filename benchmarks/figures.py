@@ -26,6 +26,9 @@ from benchmarks.demo_policy.results import LadderResult, PolicyEvaluation, Repro
 from benchmarks.demo_policy.results_v1 import AdapterFormats
 from benchmarks.formats import tables as formats
 from benchmarks.formats.results import FormatsResult, InteropResult
+from benchmarks.gpu import tables as gpu
+from benchmarks.gpu.result import GpuResult
+from benchmarks.gpu.tune import TuneResult
 from benchmarks.markdown import percent, share, table
 from benchmarks.result_files import ResultFile, read_result
 from benchmarks.serve import tables as serve
@@ -49,6 +52,10 @@ END: Final = "<!-- end of figures -->"
 REPORT: Final = "REPORT.md"
 README_BENCH: Final = "demo-world1.json"  # the one bench in the README
 README_EXPORT: Final = "7b-int4-gptq-export.json"  # the one export
+README_GPU: Final = (  # the GPU engine, beside eager Hugging Face and beside bitsandbytes
+    "2026-11-26-nvidia-h200-6552a05c3217.json",
+    "2026-11-26-nvidia-h200-6552a05c3217-peers.json",
+)
 README_SYSTEMS: Final = ("int8", "W8A8", "int4", "int4 GPTQ", "mixed 3.25", "bnb-nf4", "bnb-int8", "gptqmodel")
 
 REPORT_HEAD: Final = """# Report
@@ -68,7 +75,7 @@ that it is about and speaks for no other.
 
 
 def readme(results: Path) -> str:
-    """The README's figures, at most 25 lines: the demo policy by format, and the engine at 7B shapes."""
+    """The README's figures: the demo policy by format, and both engines at 7B shapes."""
     found = {one.path.name: one for one in _read(results)}
     parts = list[str]()
     bench = found.get(README_BENCH)
@@ -82,6 +89,10 @@ def readme(results: Path) -> str:
             parts += [_export_line(export.body), ""]
             engines.append(export)
         parts += [_source(engines, "benchmarks/results"), ""]
+    cards = [found[name] for name in README_GPU if name in found]
+    if cards:
+        parts += [*gpu.readme([one.body for one in cards if isinstance(one.body, GpuResult)]), ""]
+        parts += [_source(cards, "benchmarks/results"), ""]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -140,6 +151,10 @@ def _chapter(one: ResultFile) -> Iterator[str]:
             yield from _watcher_cost(one.body)
         case ReproductionResult():
             yield from demo_policy.reproduction(one.body)
+        case GpuResult():
+            yield from gpu.chapter(one.body)
+        case TuneResult():
+            yield from gpu.tiles(one.body)
         case _:
             yield from _served(one.body)
 

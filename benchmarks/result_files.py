@@ -17,6 +17,8 @@ from benchmarks.commands import CommandsResult
 from benchmarks.cpu.results import DraftsResult, EngineResult, SoakResult
 from benchmarks.demo_policy.results import LadderResult, PolicyEvaluation, ReproductionResult
 from benchmarks.formats.results import FormatsResult, InteropResult
+from benchmarks.gpu.result import GpuResult
+from benchmarks.gpu.tune import TuneResult
 from benchmarks.serve.fuzz import FuzzResult
 from benchmarks.serve.results import (
     EpisodesResult,
@@ -58,13 +60,16 @@ BODIES: Final[Mapping[str, type[Body]]] = {
 }
 
 
+ON_GPUS: Final[Mapping[Any, type[GpuResult | TuneResult]]] = {"gpu": GpuResult, "gpu-tiles": TuneResult}
+
+
 @dataclass(frozen=True)
 class ResultFile:
     """A result as read. `body` is None for a kind that no code here writes any more."""
 
     path: Path
     provenance: Provenance
-    body: Body | Result | None
+    body: Body | Result | GpuResult | TuneResult | None
 
 
 def read_result(path: Path) -> ResultFile:
@@ -79,6 +84,9 @@ def read_result(path: Path) -> ResultFile:
         bench = result_file.from_json(raw)
         return ResultFile(path, bench.provenance, bench)
     try:
+        if (kind := ON_GPUS.get(raw.get("kind"))) is not None:
+            found = typed_json.from_json(kind, raw)
+            return ResultFile(path, found.provenance, found)
         return ResultFile(path, *_parse(raw))
     except (ValueError, KeyError, TypeError) as error:
         raise FrameError(f"{path} cannot be read: {error!r}; make it again with this checkout") from error

@@ -189,25 +189,51 @@ def _split(
     c = tl.load(cos + new, mask=in_rows, other=0.0).to(tl.float32)
     s = tl.load(sin + new, mask=in_rows, other=0.0).to(tl.float32)
     wait_for_inputs(EARLY)
-    stride, share = rows * ALL * WIDTH, HEADS // KV_HEADS
-    place, own = row * ALL * WIDTH + head * WIDTH + column, in_rows & is_new
-    kv_place = row * ALL * WIDTH + (HEADS + head // share) * WIDTH + column
+    stride, own, place = rows * ALL * WIDTH, in_rows & is_new, row * ALL * WIDTH + head * WIDTH + column
+    kv_place = row * ALL * WIDTH + (HEADS + head // (HEADS // KV_HEADS)) * WIDTH + column
     new_left, new_right = _summed(qkv, kv_place, own, stride, half, PARTS, TYPE)
-    value_place = kv_place + KV_HEADS * WIDTH
-    new_value_left, new_value_right = _summed(qkv, value_place, own, stride, half, PARTS, TYPE)
+    new_value_left, new_value_right = _summed(qkv, kv_place + KV_HEADS * WIDTH, own, stride, half, PARTS, TYPE)
     query_left, query_right = _summed(qkv, place, in_rows, stride, half, PARTS, TYPE)
     new_left, new_right = turned(new_left, new_right, c, s, TYPE)
     query_left, query_right = turned(query_left, query_right, c, s, TYPE)
-    tl.store(keys + new, new_left, mask=own)
-    tl.store(keys + new + half, new_right, mask=own)
-    tl.store(values + new, new_value_left.to(TYPE), mask=own)
-    tl.store(values + new + half, new_value_right.to(TYPE), mask=own)
+    _store_halves(keys + new, new_left, new_right, own, half)
+    _store_halves(values + new, new_value_left.to(TYPE), new_value_right.to(TYPE), own, half)
     if is_new:  # all heads that share keys write the same, so each may read what it wrote
         tl.debug_barrier()  # every thread's slots before any thread reads them
         mask = (slot < end)[:, None] & (column < half)
         key_left, key_right = _halves(keys, where, mask, half)
         value_left, value_right = _halves(values, where, mask, half)
+    _attend(
+        keys, values, key_left, key_right, value_left, value_right, query_left, query_right, to, slot, begin, end,
+        first, scale, WIDTH, HALF, ROWS, SLOTS,
+    )  # fmt: skip
 
+
+@jit
+def _attend(
+    keys: tl.tensor,
+    values: tl.tensor,
+    key_left: tl.tensor,
+    key_right: tl.tensor,
+    value_left: tl.tensor,
+    value_right: tl.tensor,
+    query_left: tl.tensor,
+    query_right: tl.tensor,
+    to: tl.tensor,
+    slot: tl.tensor,
+    begin: tl.tensor,
+    end: tl.tensor,
+    first: tl.tensor,
+    scale: tl.tensor,
+    WIDTH: tl.constexpr,
+    HALF: tl.constexpr,
+    ROWS: tl.constexpr,
+    SLOTS: tl.constexpr,
+) -> None:
+    """Online softmax over the slots `begin` .. `end`, whose first tile is loaded; the sum is left for others."""
+    half: tl.constexpr = WIDTH // 2
+    column = tl.arange(0, HALF)[None, :]
+    where = slot[:, None] * WIDTH + column
     last = first + tl.arange(0, ROWS)  # the slot up to which a row sees
     best = tl.full([ROWS], -1.0e30, tl.float32)
     weight = tl.zeros([ROWS], tl.float32)
@@ -221,8 +247,8 @@ def _split(
         exponentials = tl.math.exp2(scores - new_best[None, :])
         decay = tl.math.exp2(best - new_best)
         weight = weight * decay + tl.sum(exponentials, axis=0)
-        left = tl.dot(tl.trans(value_left), exponentials.to(TYPE), left * decay[None, :])
-        right = tl.dot(tl.trans(value_right), exponentials.to(TYPE), right * decay[None, :])
+        left = tl.dot(tl.trans(value_left), exponentials.to(keys.dtype.element_ty), left * decay[None, :])
+        right = tl.dot(tl.trans(value_right), exponentials.to(keys.dtype.element_ty), right * decay[None, :])
         best = new_best
         slot += SLOTS
         where += SLOTS * WIDTH
@@ -236,6 +262,12 @@ def _split(
 def _halves(tensor: tl.tensor, place: tl.tensor, mask: tl.tensor, half: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
     """Both halves of slots (slots, HALF)."""
     return tl.load(tensor + place, mask=mask, other=0.0), tl.load(tensor + place + half, mask=mask, other=0.0)
+
+
+@jit
+def _store_halves(to: tl.tensor, left: tl.tensor, right: tl.tensor, mask: tl.tensor, half: tl.constexpr) -> None:
+    tl.store(to, left, mask=mask)
+    tl.store(to + half, right, mask=mask)
 
 
 @jit

@@ -160,6 +160,7 @@ TUNED: Final[Mapping[tuple[str, tuple[int, int]], Mapping[tuple[int, int], Tile]
     },
     ("w4a16_gemm", (9, 0)): {
         (14, 13): Tile(128, 128, 128, 8, 2, 3, 4),
+        (15, 13): Tile(128, 128, 128, 8, 2, 3, 2),  # three splits are 4 % faster and hold 25 MB more
     },
     ("w8a8_tower", (9, 0)): {
         (11, 13): Tile(64, 64, 128, 4, 5, 1, 1),

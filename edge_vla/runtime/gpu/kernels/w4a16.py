@@ -171,8 +171,7 @@ def _w4a16_gemm(
     TYPE: tl.constexpr = x.dtype.element_ty
     row = tl.program_id(0) * (M0 + M1 + M2)
     output = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    n_mask = (output < n)[:, None]
-    line = output[:, None] * WORDS + tl.arange(0, WORDS)[None, :]
+    n_mask, line = (output < n)[:, None], output[:, None] * WORDS + tl.arange(0, WORDS)[None, :]
     first = tl.program_id(2) * blocks_each
     last = tl.minimum(first + blocks_each, blocks)
     row0 = row + tl.arange(0, M0)
@@ -196,8 +195,8 @@ def _w4a16_gemm(
             acc1 = tl.dot(weight, load_rows(x, row1, place, m, k, EVEN_K), acc1)
         if M2 > 0:
             acc2 = tl.dot(weight, load_rows(x, row2, place, m, k, EVEN_K), acc2)
-        later = tl.minimum(block + 1, last - 1)
-        weight = block_of_weights(words, scales, later, output, n, GROUP, SCALE_K, TYPE, MAGIC, OFFSET, ASSEMBLY)
+        at = tl.minimum(block + 1, last - 1)
+        weight = block_of_weights(words, scales, at, output, n, GROUP, SCALE_K, TYPE, MAGIC, OFFSET, ASSEMBLY)
         words = after
     out += tl.program_id(2) * m * n
     store_rows(out, acc0, row0, output, m, n, False, x)

@@ -1,0 +1,137 @@
+"""The GPU measurements as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from benchmarks.gpu.configurations import BF16, DRAFTED, W4A8, W8A8
+from benchmarks.gpu.peers import EAGER, NF4
+from benchmarks.gpu.result import GpuResult, LatencyTable, Memory, StageTable, SystemRow, TargetRow, Trace
+from benchmarks.gpu.tune import ShapeRow, TuneResult
+from benchmarks.markdown import table
+from edge_vla.runtime.gpu.kernels.tiles import Tile
+
+README_COLUMNS = (
+    "OpenVLA-7B's shapes, random weights, on {device}",
+    "one action",
+    "rate",
+    "times as fast as eager bf16",
+)
+README_SYSTEMS = (W4A8.name, W8A8.name, BF16.name, DRAFTED, EAGER, NF4)
+SHOWN_KERNELS = 8  # of a trace
+
+
+def readme(results: Sequence[GpuResult]) -> Iterator[str]:
+    """Our systems and their peers on one device, each as it was first measured."""
+    device, rows = next((one.device.name for one in results if one.device), "a GPU"), dict[str, tuple[str, ...]]()
+    for found in (one for result in results for one in result.latency_tables()):
+        for row in found.systems:
+            if row.times is not None and row.name in README_SYSTEMS:
+                ms = row.times.p50_ms
+                rows.setdefault(row.name, (row.name, f"{ms:.1f} ms", f"{1e3 / ms:.3g} Hz", _faster(found, row)))
+    yield from table([one.format(device=device) for one in README_COLUMNS], rows.values())
+
+
+def chapter(result: GpuResult) -> Iterator[str]:
+    yield from table(["target", "at most", "at least", "measured", "verdict"], map(_target, result.targets))
+    for name, part in result.latency.items():
+        if part.measured is not None:
+            yield from ("", f"### {name}", "")
+            yield from _latency(part.measured)
+    stages = {name: part.measured for name, part in result.stages.items() if part.measured is not None}
+    if stages:
+        yield from ("", "### Stages, each replayed alone", "")
+        yield from _stages(stages)
+    for bits, memory in result.memory.items():
+        if memory.measured is not None:
+            yield from ("", _memory(bits, memory.measured))
+    for name, trace in result.traces.items():
+        if trace.measured is not None:
+            yield from ("", f"### Kernels of one action: {name}", "")
+            yield from _trace(trace.measured)
+    yield from _tokens(result)
+
+
+def tiles(result: TuneResult) -> Iterator[str]:
+    """The default tile against the fastest of each shape."""
+    yield from table(["kernel", "rows x N x K", "default", "fastest", "tile"], map(_shape, result.rows))
+
+
+def _target(row: TargetRow) -> tuple[str, ...]:
+    bounds = ["" if bound is None else f"{bound:g}" for bound in (row.at_most, row.at_least)]
+    value = "" if row.value is None else f"{row.value:.4g} {row.unit}"
+    return (f"{row.what}{f' ({row.system})' if row.system else ''}", *bounds, value, row.verdict)
+
+
+def _latency(found: LatencyTable) -> Iterator[str]:
+    rows = [_system(found, row) for row in found.systems]
+    yield from table(["system", "p50", "95 % interval", "worst", "actions", "passes", "against eager bf16"], rows)
+
+
+def _system(found: LatencyTable, row: SystemRow) -> tuple[str, ...]:
+    if row.times is None:
+        return (row.name, f"failed: {row.failed}", "", "", "", "", "")
+    low, high = row.times.p50_interval_ms
+    passes = "" if row.times.passes_mean is None else f"{row.times.passes_mean:.2f}"
+    return (row.name, f"{row.times.p50_ms:.2f} ms", f"{low:.2f} to {high:.2f}", f"{row.times.worst_ms:.1f} ms",
+            str(row.times.actions), passes, _faster(found, row))  # fmt: skip
+
+
+def _faster(found: LatencyTable, row: SystemRow) -> str:
+    ratios = [one.faster for one in found.comparisons if (one.system, one.other) == (row.name, EAGER)]
+    if not ratios or ratios[0].low is None or ratios[0].high is None:
+        return ""
+    return f"{ratios[0].ratio:.1f} [{ratios[0].low:.1f}, {ratios[0].high:.1f}]"
+
+
+def _stages(stages: dict[str, StageTable]) -> Iterator[str]:
+    rows = [
+        (name, row.stage, f"{row.time_ms:.2f} ms", f"{row.limit_ms:.2f} ms", f"{row.share:.2f}", row.bound_by)
+        for name, found in stages.items()
+        for row in found.rows or ()
+    ]
+    yield from table(["configuration", "stage", "time", "limit", "share", "bound by"], rows)
+
+
+def _memory(bits: str, found: Memory) -> str:
+    peak = "" if found.peak_bytes is None else f"allocator peak {found.peak_bytes / 1e9:.3f} GB, "
+    nvml = None if found.nvml is None else found.nvml.process_peak_bytes
+    process = "" if nvml is None else f"{nvml / 1e9:.2f} GB by NVML, "
+    weights = found.weights_bytes / 1e9
+    return f"{bits}-bit decoder: {peak}{process}weights {weights:.3f} GB, loaded in {found.load_s:.1f} s."
+
+
+def _trace(found: Trace) -> Iterator[str]:
+    """Where launches overlap, a kernel's time includes its wait for the one in front."""
+    shown = found.kernels[:SHOWN_KERNELS]
+    rows = [(f"`{one.name[:48]}`", f"{one.launches:g}", f"{one.total_us / 1e3:.2f} ms") for one in shown]
+    yield from table([f"{found.launches:g} launches in {found.span_us / 1e3:.2f} ms", "launches", "time"], rows)
+
+
+def _tokens(result: GpuResult) -> Iterator[str]:
+    demo, kernels = result.demo_tokens.measured, result.kernels.measured
+    if demo is not None:
+        rows = [(row.configuration, f"{row.equal_frames} of {demo.frames}", str(row.high_margin_flips))
+                for row in demo.rows if row.failed is None]  # fmt: skip
+        yield ""
+        yield from table(["demo policy against the torch reference", "frames equal", "high-margin flips"], rows)
+    if kernels is not None:
+        yield from ("", f"{len(kernels.rows)} kernel checks against float64, {kernels.failing} failing.")
+
+
+def _shape(row: ShapeRow) -> tuple[str, ...]:
+    shape, best = row.shape, row.best[0] if row.best else None
+    times = ["" if us is None else f"{us:.1f} us" for us in (row.default.time_us, best.time_us if best else None)]
+    return (
+        f"{shape.kind} {shape.name}",
+        f"{shape.m} x {shape.n} x {shape.k}",
+        *times,
+        _tile(best.tile) if best else "",
+    )
+
+
+def _tile(tile: Tile) -> str:
+    return (
+        f"{tile.block_n} x {tile.block_m} x {tile.row_tiles}, K {tile.block_k}, {tile.warps} warps, "
+        f"{tile.stages} stages, {tile.splits} splits"
+    )
