@@ -6,6 +6,7 @@ Pure functions of numbers read off the device; importing this makes no CUDA call
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -47,9 +48,16 @@ INTERPRETER: Final = Chip((8, 0), 2, 99 * 1024)
 
 @cache
 def _chip(device: torch.device) -> Chip:
-    about: Any = torch.cuda.get_device_properties(device)  # torch's stubs lack the field, its CUDA builds do not
-    shared = getattr(about, "shared_memory_per_block_optin", about.shared_memory_per_block)
+    about: Any = torch.cuda.get_device_properties(device)
+    # torch before 2.7 does not tell; Triton asks the driver itself
+    shared = getattr(about, "shared_memory_per_block_optin", None) or _triton_shared_bytes(device)
     return Chip((about.major, about.minor), about.multi_processor_count, shared)
+
+
+def _triton_shared_bytes(device: torch.device) -> int:
+    driver: Any = importlib.import_module("triton.runtime").driver
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return int(driver.active.utils.get_device_properties(index)["max_shared_mem"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -135,3 +137,16 @@ def test_without_triton_references_work_and_a_kernel_says_what_to_install() -> N
         "else: raise SystemExit('launched')\n"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_torch_that_does_not_tell_the_shared_memory(told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.6, the oldest that is supported, has no such property: Triton is asked."""
+    known = {"shared_memory_per_block_optin": 232448} if told else {}
+    about = SimpleNamespace(major=9, minor=0, multi_processor_count=132, **known)
+    utils = SimpleNamespace(get_device_properties=lambda index: {"max_shared_mem": 101376 + index})
+    runtime = SimpleNamespace(driver=SimpleNamespace(active=SimpleNamespace(utils=utils)))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
+    monkeypatch.setitem(sys.modules, "triton.runtime", runtime)
+    chip = tiles._chip.__wrapped__(torch.device("cuda", 3))
+    assert chip == Chip((9, 0), 132, 232448 if told else 101379)
