@@ -24,6 +24,8 @@ from edge_vla.runtime.gpu.kernels import tiles
 from edge_vla.spec import OPENVLA_7B, PolicySpec
 
 PREFILL = 288
+SMALL_GROUPS = (32, 64)  # of int4 weights: they take branches of the kernels that a group of 128 does not
+INT4 = ("w4a16_gemv", "w4a16_gemm", "w4a8_gemm")
 
 
 @contextmanager
@@ -101,7 +103,8 @@ def compile_policy(spec: PolicySpec, chip: tiles.Chip) -> Iterator[dict[str, Any
     """One line a compiled kernel; kernels that differ in nothing that is compiled come once."""
     inputs = RandomInputs.seeded(0, torch.device("cpu"), torch.bfloat16)
     with compiling_for(chip) as compiled:
-        for case in of_policy(spec, PREFILL):
+        small = [case for group in SMALL_GROUPS for case in of_policy(spec, PREFILL, group) if case.kernel in INT4]
+        for case in [*of_policy(spec, PREFILL), *small]:
             known = len(compiled)
             case.make(inputs).kernel()
             yield from ({"case": case.name, **line} for line in compiled[known:])
