@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edge_vla.serve.messages import Code, Observation, Reply
 from edge_vla.serve.pace import quantile
 
 WINDOW_S: Final = 60.0
 KEPT: Final = 2000  # samples of one robot
+CODES: Final = tuple(Code)
 
 
 class Watcher(Protocol):
@@ -44,10 +48,28 @@ class RobotView:
     latencies_ms: list[float]
 
 
+class _Samples:
+    """The last KEPT rows, each a time and what was seen then. All the memory it will ever need is taken at once."""
+
+    def __init__(self, columns: int) -> None:
+        self._rows: NDArray[np.float64] = np.full((KEPT, columns), -np.inf)  # so long ago that nobody asks
+        self.count = 0
+
+    def add(self, *row: float) -> None:
+        self._rows[self.count % KEPT] = row
+        self.count += 1
+
+    def since(self, at: float) -> list[list[float]]:
+        """The rows after that time, oldest first."""
+        ordered = np.roll(self._rows, -(self.count % KEPT), axis=0)
+        found: list[list[float]] = ordered[ordered[:, 0] > at].tolist()
+        return found
+
+
 @dataclass
 class _Robot:
-    answered: deque[tuple[float, float, float]] = field(default_factory=lambda: deque(maxlen=KEPT))
-    refused: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=KEPT))
+    answered: _Samples = field(default_factory=lambda: _Samples(3))
+    refused: _Samples = field(default_factory=lambda: _Samples(2))
     heard: float = 0.0
     instruction: str = ""
     last: Reply | None = None
@@ -62,12 +84,12 @@ class Activity:
 
     def answered(self, observation: Observation, reply: Reply) -> None:
         robot = self._robot(observation.robot)
-        robot.answered.append((robot.heard, reply.queue_ms + reply.infer_ms, reply.age_ms))
+        robot.answered.add(robot.heard, reply.queue_ms + reply.infer_ms, reply.age_ms)
         robot.instruction, robot.last = observation.instruction, reply
 
     def refused(self, name: str, code: Code) -> None:
         robot = self._robot(name)
-        robot.refused.append((robot.heard, code.value))
+        robot.refused.add(robot.heard, CODES.index(code))
 
     def reset(self, name: str) -> None:
         """Episodes are not shown."""
@@ -75,7 +97,7 @@ class Activity:
     def left(self, name: str) -> None:
         """Gone. Who asked once and left had a name for that one time, and would fill the page."""
         robot = self._robots.get(name)
-        if robot is not None and len(robot.answered) + len(robot.refused) <= 1:
+        if robot is not None and robot.answered.count + robot.refused.count <= 1:
             del self._robots[name]
 
     def view(self) -> list[RobotView]:
@@ -97,7 +119,7 @@ class Activity:
         return robot
 
     def _view(self, name: str, robot: _Robot, since: float) -> RobotView:
-        rows = [row for row in robot.answered if row[0] > since]
+        rows = robot.answered.since(since)
         span = max(1.0, min(WINDOW_S, self._clock() - rows[0][0])) if rows else WINDOW_S
         latencies, ages = [row[1] for row in rows], [row[2] for row in rows]
         last = robot.last
@@ -108,7 +130,7 @@ class Activity:
             p99_ms=quantile(latencies, 0.99) if rows else None,
             age_p50_ms=quantile(ages, 0.5) if rows else None,
             silent_s=self._clock() - robot.heard,
-            refused=dict(Counter(code for at, code in robot.refused if at > since)),
+            refused=dict(Counter(CODES[int(code)].value for _, code in robot.refused.since(since))),
             instruction=robot.instruction,
             unnorm_key=last.unnorm_key if last is not None else "",
             action=last.action.tolist() if last is not None else [],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_vla.errors import FrameError, NumericError
 from edge_vla.openvla.statistics import ActionStatistics
@@ -14,16 +16,28 @@ from edge_vla.serve.messages import Code, RefusedError
 TOLERANCE: Final = 1e-6  # of the range of a dimension, for rounding
 
 
-def unfit(action: Action, statistics: ActionStatistics) -> NumericError | None:
+@dataclass(frozen=True, eq=False)
+class ActionRange:
+    """What a data set's actions may be, rounding included. (dims,) float64 each, in robot units."""
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, statistics: ActionStatistics) -> ActionRange:
+        low = np.where(statistics.mask, np.minimum(statistics.q01, statistics.q99), -1.0)
+        high = np.where(statistics.mask, np.maximum(statistics.q01, statistics.q99), 1.0)
+        slack = TOLERANCE * (high - low + 1)
+        return cls(low - slack, high + slack)
+
+
+def unfit(action: Action, allowed: ActionRange) -> NumericError | None:
     """Why an action is no action of this data set: a number that is not finite, or beyond its percentiles."""
-    if not np.isfinite(action.values).all():
-        return NumericError("a non-finite action")
-    low = np.where(statistics.mask, np.minimum(statistics.q01, statistics.q99), -1.0)
-    high = np.where(statistics.mask, np.maximum(statistics.q01, statistics.q99), 1.0)
-    slack = TOLERANCE * (high - low + 1)
-    if (action.values < low - slack).any() or (action.values > high + slack).any():
-        return NumericError("an action outside the range of its data set")
-    return None
+    values = action.values
+    if ((values >= allowed.low) & (values <= allowed.high)).all():  # neither holds for NaN
+        return None
+    finite = np.isfinite(values).all()
+    return NumericError("an action outside the range of its data set" if finite else "a non-finite action")
 
 
 def explain(error: BaseException) -> RefusedError:

@@ -24,7 +24,7 @@ import torch
 from edge_vla.errors import DeviceLostError
 from edge_vla.runtime import Action, Session
 from edge_vla.serve.activity import Activity, Watcher
-from edge_vla.serve.checks import explain, instruction_tokens, unfit
+from edge_vla.serve.checks import ActionRange, explain, instruction_tokens, unfit
 from edge_vla.serve.engine import EngineThread, Outcome
 from edge_vla.serve.limits import Limits, check_observation
 from edge_vla.serve.loading import Choices, OnProgress, Served, open_policy
@@ -94,11 +94,15 @@ class Host:
         self._served: Served | None = None
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._keys: dict[str, str] = {}
+        self._ranges: dict[str, ActionRange] = {}
         self._wake: asyncio.TimerHandle | None = None
         self._tokens: Callable[[str], int] = len  # until there is a tokenizer
         self._ids, self._count = secrets.token_hex(3), 0
         guard = None if self.options.slo is None else SloGuard(self.options.slo)
         self.scheduler = Scheduler[_Waiting](time.monotonic, 1.0, self.options.limits.robots, guard)
+        self.metrics.depth.set_function(lambda: self.scheduler.depth)
+        self.metrics.inflight.set_function(lambda: self.scheduler.running is not None)
+        self.metrics.sessions.set_function(lambda: len(self._sessions))
 
     async def start(self, directory: Path, choices: Choices, on_progress: OnProgress | None = None) -> Served:
         """Load, warm, replay, measure; ready after it. Raises what `open_policy` raises, and then is FAILED."""
@@ -123,6 +127,7 @@ class Host:
         """Answer with this policy from now on."""
         self._served = served
         self._keys = dict.fromkeys(served.metadata.unnorm_keys, "") | dict(served.policy.config.statistics.unsound)
+        self._ranges = {key: ActionRange.of(known) for key, known in served.policy.config.statistics.items()}
         self._tokens = lru_cache(INSTRUCTIONS)(partial(instruction_tokens, served.policy))
         self.scheduler.service.mean = served.service_s
         if served.policy.network.device.type == "cuda":
@@ -205,7 +210,6 @@ class Host:
         self._sessions.pop(robot, None)
         for watcher in self.watchers:
             watcher.left(robot)
-        self._gauge()
 
     def refused(self, error: RefusedError, proto: str = "local") -> RefusedError:
         """What a front end refused by itself: counted, logged, and given a request id."""
@@ -261,7 +265,6 @@ class Host:
             elif self.scheduler.wake < NEVER:
                 delay = max(0.0, self.scheduler.wake - time.monotonic())
                 self._wake = asyncio.get_running_loop().call_later(delay, self._pump)
-        self._gauge()
 
     def _session(self, robot: str) -> Session:
         """The robot's own, in the place of the one that was used longest ago where all places are taken."""
@@ -296,7 +299,7 @@ class Host:
         elapsed = 1e3 * (time.monotonic() - waiting.observation.received_ns / 1e9)
         if deadline is not None and elapsed > deadline:
             return RefusedError(Code.DEADLINE, f"ready after {elapsed:.0f} ms, asked for within {deadline:.0f} ms")
-        return unfit(action, self.served.policy.config.statistics[action.unnorm_key])
+        return unfit(action, self._ranges[action.unnorm_key])
 
     def _reply(self, waiting: _Waiting, action: Action, queue_s: float, infer_s: float) -> None:
         observation = waiting.observation
@@ -363,11 +366,6 @@ class Host:
                 watcher.refused(robot, error.code)
         log.debug("%s: %s", error.code.value, error.detail, extra={"request_id": error.request_id, "proto": proto})
         return error
-
-    def _gauge(self) -> None:
-        self.metrics.depth.set(self.scheduler.depth)
-        self.metrics.inflight.set(self.scheduler.running is not None)
-        self.metrics.sessions.set(len(self._sessions))
 
 
 def _settle(future: asyncio.Future[Served], outcome: Outcome[Served]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -21,6 +22,7 @@ DROPPED: Final = {
     Code.INSTRUCTION: "invalid",
     Code.UNNORM_KEY: "invalid",
 }
+STAGES: Final = ("queue", "infer", "total")
 REASONS: Final = (*sorted(set(DROPPED.values())), "disconnect")
 
 
@@ -50,12 +52,13 @@ class Metrics:
         self.model = Gauge("edgevla_model_info", "Which artifact is served.", ["sha", "bits"], registry=registry)
         for reason in REASONS:
             self.dropped.labels(reason)
+        self._stages = [self.seconds.labels(stage) for stage in STAGES]
+        self._answered = cache(lambda proto: self.requests.labels(proto, "OK"))  # a label's look-up is slow
 
     def answered(self, proto: str, queue_s: float, infer_s: float, age_s: float) -> None:
-        self.requests.labels(proto, "OK").inc()
-        self.seconds.labels("queue").observe(queue_s)
-        self.seconds.labels("infer").observe(infer_s)
-        self.seconds.labels("total").observe(queue_s + infer_s)
+        self._answered(proto).inc()
+        for stage, seconds in zip(self._stages, (queue_s, infer_s, queue_s + infer_s), strict=True):
+            stage.observe(seconds)
         self.age.observe(age_s)
 
     def refused(self, proto: str, code: Code) -> None:

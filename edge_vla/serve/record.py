@@ -13,7 +13,6 @@ import re
 import secrets
 import threading
 import time
-from collections import Counter
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -46,8 +45,8 @@ class Recorder:
     def __init__(self, options: RecordOptions) -> None:
         self.options, self.left_out, self.written = options, 0, 0
         self._run, self._count = f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(2)}", 0
-        self._episodes: Counter[str] = Counter()
-        self._steps: dict[str, int] = {}
+        self._episodes = 0  # begun, of all robots
+        self._steps: dict[str, tuple[int, int]] = {}  # a robot's episode and its next step
         try:
             options.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             _whole_lines(options.directory / INDEX)
@@ -62,8 +61,12 @@ class Recorder:
         robot = observation.robot
         if robot not in self._steps and len(self._steps) >= ROBOTS:
             self._steps.pop(next(iter(self._steps)))
-        step = self._steps[robot] = self._steps.get(robot, -1) + 1
-        episode = f"{_plain(robot)}-{self._run}-{self._episodes[robot]}"
+        if robot not in self._steps:
+            self._steps[robot] = self._episodes, 0
+            self._episodes += 1
+        number, step = self._steps[robot]
+        self._steps[robot] = number, step + 1
+        episode = f"{_plain(robot)}-{self._run}-{number}"
         try:
             self._queue.put_nowait((observation, reply, episode, step))
         except queue.Full:
@@ -74,8 +77,7 @@ class Recorder:
 
     def reset(self, robot: str) -> None:
         """The robot's next frame begins an episode."""
-        if self._steps.pop(robot, None) is not None:
-            self._episodes[robot] += 1
+        self._steps.pop(robot, None)
 
     def left(self, robot: str) -> None:
         self.reset(robot)

@@ -116,9 +116,10 @@ async def _while_connected(request: Request, act: Coroutine[Any, Any, Reply]) ->
             raise ClientDisconnect
         return reply.result()
     finally:
-        for task in (reply, gone):
-            task.cancel()
-        await asyncio.gather(reply, gone, return_exceptions=True)
+        gone.cancel()
+        if not reply.done():
+            reply.cancel()
+            await asyncio.gather(reply, return_exceptions=True)
 
 
 def _headers(reply: Reply) -> dict[str, str]:

@@ -49,27 +49,36 @@ async def converse(socket: WebSocket, service: Service, robot: str, dialogue: Di
     An exception that is no refusal is a fault of ours: the client gets E_ENGINE and 1011, the log the exception.
     """
     replies: set[asyncio.Task[None]] = set()
-    incoming: asyncio.Task[Frame] | None = None
-    sending = asyncio.Lock()
-    try:
+    free, sending = asyncio.Semaphore(PIPELINED), asyncio.Lock()
+    failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def answered(reply: asyncio.Task[None]) -> None:
+        replies.discard(reply)
+        free.release()
+        error = None if reply.cancelled() else reply.exception()
+        if error is not None and not failed.done():
+            failed.set_exception(error)
+
+    async def listen() -> None:
         while True:
-            if incoming is None and len(replies) < PIPELINED:
-                incoming = asyncio.create_task(_receive(socket))
-            waited = replies | ({incoming} if incoming else set())
-            done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-            for answer in done & replies:
-                replies.discard(answer)
-                answer.result()
-            if incoming in done:
-                frame, incoming = incoming.result(), None
-                replies.add(asyncio.create_task(_handle(socket, service, dialogue, frame, sending)))
+            await free.acquire()
+            frame = await _receive(socket)
+            reply = asyncio.create_task(_handle(socket, service, dialogue, frame, sending))
+            replies.add(reply)
+            reply.add_done_callback(answered)
+
+    listening = asyncio.create_task(listen())
+    try:
+        await asyncio.wait({listening, failed}, return_when=asyncio.FIRST_COMPLETED)
+        (failed if failed.done() else listening).result()
     except WebSocketDisconnect:
         pass
     except Exception:
         await _fail(socket, service, dialogue)
         raise
     finally:
-        tasks = replies | ({incoming} if incoming else set())
+        tasks = [listening, *replies]
+        failed.cancel()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import binascii
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, TypeAlias, cast
 
 from numpy.typing import NDArray
 
+from edge_vla.serve.codec import base64
 from edge_vla.serve.codec.ndarray import array, layout
 from edge_vla.serve.codec.values import CONTAINERS, Value, check_body, check_structure, kind, malformed, too_large
 from edge_vla.serve.limits import Limits
@@ -20,6 +22,7 @@ from edge_vla.serve.limits import Limits
 MARKER: Final = "__numpy__"
 COMMAS: Final = 32  # of a message whose parts are too scarce to count
 DIGITS: Final = 20  # of a whole number: more than 64 bits have
+BEGINNING: Final = re.compile(rb'"__numpy__"[ \t\r\n]*:[ \t\r\n]*"')
 Wire: TypeAlias = dict[str, Value]
 
 
@@ -46,21 +49,35 @@ def decode_request(body: bytes, limits: Limits) -> Request:
 def decode(body: bytes, limits: Limits) -> Value:
     """Strict JSON: UTF-8, no NaN, no key twice. Raises RefusedError, and only that."""
     check_body(body, limits)
+    rest, text = _lifted(body)
     # Counted before a parser allocates: a part has its comma, or stands in one of the parser's thousand levels.
-    commas = body.count(b",")
-    marks = commas + body.count(b"[") + body.count(b"{") if commas > COMMAS else 0
+    commas = rest.count(b",")
+    marks = commas + rest.count(b"[") + rest.count(b"{") if commas > COMMAS else 0
     if marks > CONTAINERS * 2:
         raise too_large(f"JSON of {marks} parts", f"at most {CONTAINERS * 2}")
     try:
         found = json.loads(
-            body.decode("utf-8"),
-            object_pairs_hook=lambda pairs: _object(pairs, limits),
+            rest.decode("utf-8"),
+            object_pairs_hook=lambda pairs: _object(pairs, text, limits),
             parse_constant=_constant,
             parse_int=_whole,
         )
     except (ValueError, RecursionError):
         raise malformed(f"{len(body)} bytes that are no JSON", "UTF-8 JSON") from None
     return check_structure(cast(Value, found), limits)
+
+
+def _lifted(body: bytes) -> tuple[bytes, memoryview | None]:
+    """The body with an empty text in the place of its one array's, and that text, which no parser need look at.
+
+    Only where no backslash is anywhere: then a text ends at its next quote. Else the body as it is.
+    """
+    found = BEGINNING.search(body)
+    end = -1 if found is None else body.find(b'"', found.end())
+    if found is None or end < 0 or b"\\" in body:
+        return body, None
+    rest = body[: found.end()] + body[end:]
+    return (rest, memoryview(body)[found.end() : end]) if rest.count(MARKER.encode()) == 1 else (body, None)
 
 
 def encode(values: NDArray[Any], *, compact: bool = True) -> bytes:
@@ -75,27 +92,26 @@ def encode_reply(values: NDArray[Any], *, doubled: bool) -> bytes:
     return json.dumps(encode(values, compact=False).decode("ascii")).encode("ascii") if doubled else encode(values)
 
 
-def _object(pairs: list[tuple[str, Value]], limits: Limits) -> Value:
+def _object(pairs: list[tuple[str, Value]], lifted: memoryview | None, limits: Limits) -> Value:
     if len(pairs) > limits.keys:
         raise too_large(f"a map of {len(pairs)} keys", f"at most {limits.keys}")
     found = dict(pairs)
     if len(found) != len(pairs):
         raise malformed("a key twice in one map", "each once")
-    return _array(found, limits) if MARKER in found else found
+    return _array(found, lifted, limits) if MARKER in found else found
 
 
-def _array(found: Wire, limits: Limits) -> NDArray[Any]:
+def _array(found: Wire, lifted: memoryview | None, limits: Limits) -> NDArray[Any]:
     if found.keys() != {MARKER, "dtype", "shape"}:
         raise malformed("an array with other fields", f"'{MARKER}', 'dtype' and 'shape'")
     form, text = layout(found["dtype"], found["shape"], limits), found[MARKER]
     if not isinstance(text, str):
         raise malformed(f"{kind(text)} as an array's data", "base64 text")
-    if len(text) != -(-form.nbytes // 3) * 4:
-        raise malformed(
-            f"{len(text)} base64 letters for shape {form.shape} {form.dtype}", f"{-(-form.nbytes // 3) * 4}"
-        )
+    size = len(text if lifted is None else lifted)
+    if size != -(-form.nbytes // 3) * 4:
+        raise malformed(f"{size} base64 letters for shape {form.shape} {form.dtype}", f"{-(-form.nbytes // 3) * 4}")
     try:
-        data = binascii.a2b_base64(text)  # skips what is no base64: then the bytes are too few
+        data = base64.decode(text.encode("ascii") if lifted is None else lifted)
     except ValueError:
         raise malformed("an array's text that is no base64", "base64") from None
     return array(data, form)

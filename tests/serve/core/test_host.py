@@ -23,7 +23,7 @@ from edge_vla.cli import main
 from edge_vla.commands.serve import read_token, require_extra
 from edge_vla.errors import BackendError, ResourceError, UsageError
 from edge_vla.serve import native
-from edge_vla.serve.checks import explain, unfit
+from edge_vla.serve.checks import ActionRange, explain, unfit
 from edge_vla.serve.counted import Counted
 from edge_vla.serve.host import Host, HostOptions
 from edge_vla.serve.limits import Limits
@@ -186,11 +186,12 @@ def test_actions_that_no_motor_should_get(artifact: Path) -> None:
     policy = edge_vla.load(artifact, check=False)
     action = policy.act(picture(0), WORDS)
     statistics = policy.config.statistics[action.unnorm_key]
-    assert unfit(action, statistics) is None
+    allowed = ActionRange.of(statistics)
+    assert unfit(action, allowed) is None
     for wrong in (np.nan, np.inf, float(statistics.q99[0]) + 0.1):
         values = action.values.copy()
         values[0] = wrong
-        assert unfit(dataclasses.replace(action, values=values), statistics) is not None
+        assert unfit(dataclasses.replace(action, values=values), allowed) is not None
 
 
 def test_no_text_of_an_exception_is_told() -> None:
