@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,9 +19,11 @@ from edge_vla.options import Device, Kernel, UnnormKey, Vision, choice
 from edge_vla.terminal import err, out, say
 
 if TYPE_CHECKING:
+    from edge_vla.serve.host import HostOptions
     from edge_vla.serve.lifecycle import ServeOptions
-    from edge_vla.serve.loading import Choices, Served
+    from edge_vla.serve.loading import Choices
     from edge_vla.serve.logs import LogFormat
+    from edge_vla.serve.middle import Middle, Ready
 
 log = logging.getLogger("edge_vla.serve")
 PACKAGES = ("msgpack", "prometheus_client", "starlette", "uvicorn", "websockets", "zmq")
@@ -34,6 +37,14 @@ STAGES = {
     "measure": "measuring",
 }
 
+ValidFor = Annotated[float | None, typer.Option(min=1, help="How old an image may be when its action starts.")]
+Compat = Annotated[
+    str | None, typer.Option(help='openvla-exact: REST answers errors as OpenVLA\'s deploy.py, 200 and "error".')
+]
+OnRay = Annotated[bool, typer.Option("--ray", help="Run the policy in Ray actors, one a GPU; robots share them.")]
+Replicas = Annotated[int | None, typer.Option(min=1, help="With --ray: how many policies; one a GPU by default.")]
+RayAddress = Annotated[str | None, typer.Option(help="With --ray: a cluster's address; by default this machine.")]
+
 
 def serve(
     artifact: Annotated[Path, typer.Argument(help="An artifact's directory.")],
@@ -46,13 +57,9 @@ def serve(
     origin: Annotated[list[str] | None, typer.Option(help="A web page's origin that may ask; repeat.")] = None,
     unnorm_key: UnnormKey = None,
     slo: Annotated[str | None, typer.Option(help="A latency to keep by refusing early, for example p99=150ms.")] = None,
-    valid_for_ms: Annotated[
-        float | None, typer.Option(min=1, help="How old an image may be when its action starts.")
-    ] = None,
+    valid_for_ms: ValidFor = None,
     max_robots: Annotated[int, typer.Option(min=1, help="Robots whose drafts are kept at a time.")] = 256,
-    compat: Annotated[
-        str | None, typer.Option(help='openvla-exact: REST answers errors as OpenVLA\'s deploy.py, 200 and "error".')
-    ] = None,
+    compat: Compat = None,
     zmq: Annotated[str | None, typer.Option(help="GR00T's ZeroMQ address, for example tcp://127.0.0.1:5555.")] = None,
     page: Annotated[bool, typer.Option(help="A live page at the port's address.")] = True,
     record: Annotated[Path | None, typer.Option(help="A folder for frames: images, instructions, actions.")] = None,
@@ -62,6 +69,9 @@ def serve(
     device: Device = "auto",
     vision: Vision = "auto",
     kernel: Kernel = "auto",
+    ray: OnRay = False,
+    replicas: Replicas = None,
+    ray_address: RayAddress = None,
     log_format: Annotated[str, typer.Option(help="Logs: json or text.")] = "text",
 ) -> None:
     """Serve an artifact to many robots: our own WebSocket, OpenVLA's REST, openpi, vla-eval and GR00T.
@@ -93,20 +103,43 @@ def serve(
         serving=HostOptions(Limits(robots=max_robots), None if slo is None else Slo.parse(slo), valid_for_ms),
     )
     form: LogFormat = "json" if choice("--log-format", log_format, ("json", "text")) == "json" else "text"
-    live(artifact, Choices(device, vision, kernel, dtype, unnorm_key), options, form)
+    middle = middle_of(ray, replicas, ray_address, device)
+    live(artifact, Choices(device, vision, kernel, dtype, unnorm_key), options, form, middle)
 
 
-def live(artifact: Path, choices: Choices, options: ServeOptions, form: LogFormat) -> None:
+def middle_of(
+    ray: bool, replicas: int | None, address: str | None, device: str
+) -> Callable[[HostOptions], Middle] | None:
+    """What makes the server's middle: the policy here (None), or a fleet on Ray."""
+    if not ray:
+        if replicas is not None or address is not None:
+            raise UsageError("--replicas and --ray-address are of a fleet: add --ray")
+        return None
+    require_extra(("ray",), "ray")
+    from edge_vla.serve.fleet import Fleet
+    from edge_vla.serve.ray_fleet import RayCluster
+
+    return partial(Fleet, RayCluster(address, replicas, device))
+
+
+def live(
+    artifact: Path,
+    choices: Choices,
+    options: ServeOptions,
+    form: LogFormat,
+    middle: Callable[[HostOptions], Middle] | None = None,
+) -> None:
     """Serve until a signal comes."""
     import asyncio
 
     from edge_vla.serve import lifecycle, logs
+    from edge_vla.serve.host import Host
 
     logs.set_up(form)
     on_stage, on_served = (log_stage, log_served) if form == "json" else (show_stage, show_served)
     callbacks = lifecycle.Callbacks(show_addresses, on_stage, on_served)
     try:
-        asyncio.run(lifecycle.serve(artifact, choices, options, callbacks))
+        asyncio.run(lifecycle.serve(artifact, choices, options, callbacks, middle=middle or Host))
     except EdgeVLAError as error:
         end_if_the_engine_runs(error)
         raise
@@ -127,26 +160,28 @@ def log_stage(stage: str, fraction: float) -> None:
     log.info("%.0f %%: %s", 100 * fraction, STAGES[stage])
 
 
-def show_served(served: Served) -> None:
+def show_served(served: Ready) -> None:
     for line in described(served):
         err.print(line)
 
 
-def log_served(served: Served) -> None:
+def log_served(served: Ready) -> None:
     for line in described(served):
         log.info("%s", line)
 
 
-def described(served: Served) -> tuple[str, str]:
+def described(served: Ready) -> tuple[str, str]:
     """What is served, and what this device sustains."""
     from edge_vla.serve.pace import sustained
     from edge_vla.serve.server import RATES_HZ
 
     about = served.metadata
-    robots = ", ".join(f"{sustained(served.service_s, rate)} robots at {rate} Hz" for rate in RATES_HZ)
+    count = served.replicas
+    robots = ", ".join(f"{count * sustained(served.service_s, rate)} robots at {rate} Hz" for rate in RATES_HZ)
+    device = "this device sustains" if count == 1 else f"{count} replicas sustain"
     return (
         f"ready: {about.model} ({about.artifact}), {served.bits} bits, unnorm_key {served.key}",
-        f"this device sustains {robots}: {1e3 * served.service_s:.1f} ms an action",
+        f"{device} {robots}: {1e3 * served.service_s:.1f} ms an action",
     )
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from edge_vla.serve.host import Host
 from edge_vla.serve.messages import Metadata, Observation, RefusedError, Reply
+from edge_vla.serve.middle import Middle
 
 
 class Counted:
     """A host as one protocol's front end sees it: the same, counted under the protocol's name."""
 
-    def __init__(self, host: Host, proto: str) -> None:
+    def __init__(self, host: Middle, proto: str) -> None:
         self._host, self.proto = host, proto
 
     @property

@@ -30,7 +30,7 @@ from edge_vla.serve.limits import Limits, check_observation
 from edge_vla.serve.loading import Choices, OnProgress, Served, open_policy
 from edge_vla.serve.messages import Code, Metadata, Observation, RefusedError, Reply
 from edge_vla.serve.metrics import Metrics
-from edge_vla.serve.pace import Slo, SloGuard
+from edge_vla.serve.pace import Slo, SloGuard, sustained
 from edge_vla.serve.scheduler import NEVER, Refusal, Scheduler, Ticket
 
 log = logging.getLogger("edge_vla.serve")
@@ -161,6 +161,20 @@ class Host:
     def valid_ms(self) -> float:
         """The greatest age of an image whose action may still be started."""
         return self.options.valid_ms or max(FRESH_MS, FRESH_ACTIONS * 1e3 * self.scheduler.service.mean)
+
+    @property
+    def action_s(self) -> float:
+        """What an action takes."""
+        return self.scheduler.service.mean
+
+    @property
+    def depth(self) -> int:
+        """Observations that wait."""
+        return self.scheduler.depth
+
+    def sustained(self, hertz: float) -> int:
+        """How many robots that ask `hertz` times a second are served with bounded waits."""
+        return sustained(self.action_s, hertz)
 
     async def act(self, observation: Observation, proto: str = "local") -> Reply:
         """The action for this observation, or `RefusedError`. Cancelling takes it out of the queue.

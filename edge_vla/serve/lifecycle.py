@@ -24,7 +24,8 @@ from edge_vla.serve.counted import Counted
 from edge_vla.serve.gr00t import serve_zmq
 from edge_vla.serve.guard import Access, Guard, is_loopback, protocol
 from edge_vla.serve.host import Host, HostOptions
-from edge_vla.serve.loading import Choices, OnProgress, Served
+from edge_vla.serve.loading import Choices, OnProgress
+from edge_vla.serve.middle import Middle, Ready
 from edge_vla.serve.record import Recorder, RecordOptions
 from edge_vla.serve.server import application, protocols
 from edge_vla.serve.supervisor import Supervisor
@@ -79,7 +80,7 @@ class Callbacks:
 
     on_listening: Callable[[dict[str, str]], None] = lambda _: None
     on_progress: OnProgress = lambda _stage, _fraction: None
-    on_ready: Callable[[Served], None] = lambda _: None
+    on_ready: Callable[[Ready], None] = lambda _: None
 
 
 class _Uvicorn(uvicorn.Server):
@@ -96,13 +97,14 @@ async def serve(
     options: ServeOptions,
     callbacks: Callbacks | None = None,
     stop: asyncio.Event | None = None,
+    middle: Callable[[HostOptions], Middle] = Host,
 ) -> None:
     """Until `stop` is set or a signal comes. Raises what ends the server: loading's errors, DeviceLostError."""
     options.check()
     shown, stop = callbacks or Callbacks(), stop or asyncio.Event()
-    host = Host(options.serving)
+    host = middle(options.serving)
     recorder = None if options.record is None else Recorder(options.record)
-    host.watchers += [] if recorder is None else [recorder]
+    host.watchers.extend([] if recorder is None else [recorder])
     access = Access(options.token, is_loopback(options.host) and options.token is None, options.origins)
     guard = application(host, access, exact=options.exact, page=options.page)
     listener = _listen(options.host, options.port)
@@ -124,7 +126,12 @@ async def serve(
 
 
 async def _live(
-    host: Host, directory: Path, choices: Choices, shown: Callbacks, stop: asyncio.Event, tasks: set[asyncio.Task[None]]
+    host: Middle,
+    directory: Path,
+    choices: Choices,
+    shown: Callbacks,
+    stop: asyncio.Event,
+    tasks: set[asyncio.Task[None]],
 ) -> None:
     """Load, be ready, and watch the device until it is time to stop."""
     supervisor = Supervisor()
@@ -156,7 +163,7 @@ async def _live(
 
 
 async def _drain(
-    host: Host, guard: Guard, server: uvicorn.Server, serving: asyncio.Task[None], front_ends: set[asyncio.Task[None]]
+    host: Middle, guard: Guard, server: uvicorn.Server, serving: asyncio.Task[None], front_ends: set[asyncio.Task[None]]
 ) -> None:
     log.info("draining")
     for listener in getattr(server, "servers", []):
@@ -233,7 +240,7 @@ def _signals(stop: asyncio.Event) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-def _lost(host: Host) -> DeviceLostError:
+def _lost(host: Middle) -> DeviceLostError:
     if isinstance(host.error, DeviceLostError):
         return host.error
     return DeviceLostError("the device does not come back from an action: the server ends, to be started again")

@@ -51,6 +51,7 @@ class Served:
     key: str
     bits: int
     service_s: float
+    replicas: int = 1
 
 
 def open_policy(directory: Path, choices: Choices, limits: Limits, on_progress: OnProgress) -> Served:

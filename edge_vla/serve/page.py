@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from edge_vla.serve.host import Host
+from edge_vla.serve.middle import Middle
 
 PAGE: Final = Path(__file__).with_name("page.html")
 POLICY: Final = (
@@ -25,7 +25,7 @@ HEADERS: Final = {
 }
 
 
-def routes(host: Host) -> list[BaseRoute]:
+def routes(host: Middle) -> list[BaseRoute]:
     text = PAGE.read_text(encoding="utf-8")
 
     async def page(_: Request) -> Response:
@@ -34,7 +34,7 @@ def routes(host: Host) -> list[BaseRoute]:
     async def live(_: Request) -> Response:
         robots = [dataclasses.asdict(robot) for robot in host.activity.view()]
         state = {"status": host.state.value, "stage": host.progress.stage, "fraction": host.progress.fraction}
-        queue = {"waiting": host.scheduler.depth, "action_ms": 1e3 * host.scheduler.service.mean}
+        queue = {"waiting": host.depth, "action_ms": 1e3 * host.action_s}
         return JSONResponse({**state, **queue, "robots": robots}, headers={"Cache-Control": "no-store"})
 
     return [Route("/", page), Route("/live", live)]

@@ -17,10 +17,9 @@ from starlette.routing import BaseRoute, Route
 from edge_vla.serve import native, openpi, rest, vla_eval
 from edge_vla.serve.counted import Counted
 from edge_vla.serve.guard import Access, Guard
-from edge_vla.serve.host import Host
 from edge_vla.serve.limits import Limits
 from edge_vla.serve.messages import Code, RefusedError
-from edge_vla.serve.pace import sustained
+from edge_vla.serve.middle import Middle
 from edge_vla.serve.page import routes as live_page
 from edge_vla.serve.problem import response
 
@@ -47,7 +46,7 @@ def protocols(*, exact: bool) -> list[Protocol]:
     ]
 
 
-def application(host: Host, access: Access, *, exact: bool = False, page: bool = True) -> Guard:
+def application(host: Middle, access: Access, *, exact: bool = False, page: bool = True) -> Guard:
     """All routes behind the guard. Errors of the routing itself are problem JSON as well."""
     found = [*operations(host), *(live_page(host) if page else ())]
     for front in protocols(exact=exact):
@@ -58,7 +57,7 @@ def application(host: Host, access: Access, *, exact: bool = False, page: bool =
     return Guard(app, access, Counted(host, "http"))
 
 
-def operations(host: Host) -> list[BaseRoute]:
+def operations(host: Middle) -> list[BaseRoute]:
     """What supervisors, dashboards and people ask."""
 
     async def healthz(_: Request) -> Response:
@@ -73,9 +72,8 @@ def operations(host: Host) -> list[BaseRoute]:
             found = dataclasses.asdict(host.metadata)
         except RefusedError as error:
             return response(host.refused(error, "http"))
-        seconds = host.scheduler.service.mean
-        robots = {str(rate): sustained(seconds, rate) for rate in RATES_HZ}
-        figures = {"action_ms": 1e3 * seconds, "robots_at_hz": robots, "valid_ms": host.valid_ms}
+        robots = {str(rate): host.sustained(rate) for rate in RATES_HZ}
+        figures = {"action_ms": 1e3 * host.action_s, "robots_at_hz": robots, "valid_ms": host.valid_ms}
         return JSONResponse({**found, **figures, "limits": dataclasses.asdict(host.options.limits)})
 
     async def metrics(_: Request) -> Response:

@@ -27,6 +27,7 @@ from edge_vla.runtime import Policy
 from edge_vla.serve.host import HostOptions
 from edge_vla.serve.lifecycle import Callbacks, ServeOptions, serve
 from edge_vla.serve.loading import Choices, Served
+from edge_vla.serve.middle import Ready
 
 WORDS = "pick up the red cube"
 Picture = NDArray[np.uint8]
@@ -83,7 +84,8 @@ def running(directory: Path, options: ServeOptions | None = None, *, wait: bool 
         live.port = int(addresses["rest"].rpartition(":")[2].partition("/")[0])
         listening.set()
 
-    def on_ready(served: Served) -> None:
+    def on_ready(served: Ready) -> None:
+        assert isinstance(served, Served)
         live.served = served
         ready.set()
 
