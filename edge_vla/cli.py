@@ -17,6 +17,7 @@ import typer
 
 from edge_vla.commands.bench import bench, compare
 from edge_vla.commands.demo import demo
+from edge_vla.commands.doctor import doctor
 from edge_vla.commands.export import export
 from edge_vla.commands.inspect import inspect, verify
 from edge_vla.commands.plan import plan
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (export, run, serve, bench, compare, plan, verify, inspect, demo):
+for command in (export, run, serve, bench, compare, plan, doctor, verify, inspect, demo):
     app.command()(command)
 
 
