@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
 from edge_vla.errors import UsageError
+
+if TYPE_CHECKING:
+    from edge_vla.openvla.evaluation import Preprocess
 
 Value = TypeVar("Value", bound=str)
 
@@ -36,6 +39,14 @@ UnnormKey = Annotated[str | None, typer.Option(help="Data set whose statistics t
 Vision = Annotated[str, typer.Option(help="Vision backend: auto, native, torch or onnx.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Kernel = Annotated[str, typer.Option(help="Kernel: auto, or a name, which runs or raises (docs/cpu.md, docs/gpu.md).")]
+Preprocessing = Annotated[
+    str,
+    typer.Option(
+        "--preprocess",
+        help="What an evaluation script does to images first: none, libero, libero-upright or simpler "
+        "(docs/evaluate.md).",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 # (command, old option) -> new option; and the old values of options that kept their name. They go in version 0.3.
@@ -72,3 +83,10 @@ def choice(option: str, value: Value, allowed: Sequence[str]) -> Value:
     if value not in allowed:
         raise UsageError(f"{option} {value}: choose one of {', '.join(allowed)}")
     return value
+
+
+def script(name: str) -> Preprocess:
+    """`--preprocess` as the library has it, or UsageError that lists what is allowed."""
+    from edge_vla.openvla.evaluation import chosen
+
+    return chosen(name)

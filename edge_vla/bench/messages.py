@@ -15,6 +15,7 @@ from edge_vla import typed_json
 from edge_vla.bench.result import CudaMemory, EpisodeRow, StageProfile
 from edge_vla.bench.schedule import Record, Warmed
 from edge_vla.checkpoint import Arithmetic
+from edge_vla.openvla.evaluation import Preprocess
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class System:
     calibration: str | None = None  # folder of frames for a peer that calibrates
     prompt: str | None = None  # in place of what a checkpoint says, as are the statistics
     statistics: str | None = None
+    preprocess: Preprocess = "none"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from edge_vla.checkpoint import Arithmetic, Checkpoint, open_checkpoint
 from edge_vla.data import Frame, synthetic_image, write_frames
 from edge_vla.errors import UsageError
 from edge_vla.openvla import PolicyConfig
+from edge_vla.openvla.evaluation import Preprocess, chosen
 
 SYNTHETIC: Final = 64
 INSTRUCTIONS: Final = ("pick up the object", "open the drawer", "put the spoon on the towel", "close the drawer")
@@ -38,6 +39,10 @@ class ReferencePlan:
     device: str = "auto"
     prompt: str | None = None  # in place of what the source says, as are the statistics
     statistics: str | None = None
+    preprocess: Preprocess = "none"  # of every system's images
+
+    def __post_init__(self) -> None:
+        chosen(self.preprocess)
 
     def checkpoint(self) -> Checkpoint:
         adapters = [Path(adapter) for adapter in self.adapters]
@@ -56,6 +61,7 @@ class ReferencePlan:
             unnorm_key=self.unnorm_key,
             prompt=self.prompt,
             statistics=self.statistics,
+            preprocess=self.preprocess,
         )
 
 

@@ -65,6 +65,7 @@ def cache_key(weights: str, settings: str, system: System, frames_hash: str, flo
         "settings": settings,
         "arithmetic": [system.merge_arithmetic, system.dtype, system.device],
         "unnorm_key": system.unnorm_key,
+        "preprocess": system.preprocess,
         "frames": frames_hash,
         "floor": floor,
         "code": code_hash(),

@@ -62,6 +62,7 @@ class Run:
                 vision=self.plan.vision,
                 kernel=self.plan.kernel,
                 unnorm_key=self.reference.unnorm_key,
+                preprocess=self.reference.preprocess,
             )
             for name, artifact in self.artifacts.items()
         }
@@ -154,6 +155,7 @@ def _empty(run: Run) -> Result:
             episodes=len(set(run.facts.episodes)),
             sha256=predictions.frames_hash(run.frames),
             by_phase=dict(Counter(run.facts.phase)),
+            preprocess=run.reference.preprocess,
         ),
         reference=Reference(
             name=source,

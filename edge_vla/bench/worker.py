@@ -82,6 +82,7 @@ def load_system(system: System) -> MeasuredPolicy:
             calibration=calibration,
             prompt=system.prompt,
             statistics=system.statistics,
+            preprocess=system.preprocess,
         )
     return OwnPolicy(
         load(
@@ -94,6 +95,7 @@ def load_system(system: System) -> MeasuredPolicy:
             merge_arithmetic=system.merge_arithmetic,
             prompt=system.prompt,
             statistics=system.statistics,
+            preprocess=system.preprocess,
         )
     )
 

@@ -16,16 +16,18 @@ from edge_vla.options import (
     Device,
     Kernel,
     MergeArithmetic,
+    Preprocessing,
     PromptChoice,
     StatisticsFile,
     UnnormKey,
     Vision,
     choice,
+    script,
 )
 from edge_vla.terminal import err
 
 if TYPE_CHECKING:
-    from edge_vla.bench.plan import Plan, ReferencePlan
+    from edge_vla.bench.plan import ClosedLoopPlan, Plan, ReferencePlan
 
 ENVIRONMENTS: Final[Mapping[str, str]] = {
     "demo:1": "edge_vla.demo.environments:world1",
@@ -95,13 +97,12 @@ def bench(
     device: Device = "auto",
     vision: Vision = "auto",
     kernel: Kernel = "auto",
+    preprocess: Preprocessing = "none",
 ) -> None:
     """Agreement, closed loop, latency and memory of artifacts against their reference. Exits with 1 on a red gate."""
     require_bench()
-    from edge_vla.bench.plan import FLOORS, ClosedLoopPlan, Plan, ReferencePlan
+    from edge_vla.bench.plan import FLOORS, Plan, ReferencePlan
 
-    if live and not env:
-        raise UsageError("--live needs an environment: add --env demo:1, or your own package.module:attribute")
     wanted = ReferencePlan(
         source=reference,
         adapters=tuple(map(str, adapter or ())),
@@ -112,12 +113,13 @@ def bench(
         device=device,
         prompt=prompt,
         statistics=None if statistics is None else str(statistics),
+        preprocess=script(preprocess),
     )
     plan = Plan(
         floors=tuple(floor or FLOORS[:1]),
         profile=profile,
         paces_hz=tuple(pace or ()),
-        closed_loop=ClosedLoopPlan(ENVIRONMENTS.get(env, env), episodes, margin, live) if env else None,
+        closed_loop=closed_loop_plan(env, episodes, margin, live),
         peers=tuple((name, python or None) for name, _, python in (one.partition("=") for one in peer or ())),
         peer_frames=peer_frames,
         vision=vision,
@@ -128,6 +130,17 @@ def bench(
         stage_profile=stage_profile,
     )
     print_report(artifacts, wanted, out_dir, plan)
+
+
+def closed_loop_plan(env: str | None, episodes: int, margin: float, live: bool) -> ClosedLoopPlan | None:
+    """UsageError for --live without an environment."""
+    from edge_vla.bench.plan import ClosedLoopPlan
+
+    if env:
+        return ClosedLoopPlan(ENVIRONMENTS.get(env, env), episodes, margin, live)
+    if live:
+        raise UsageError("--live needs an environment: add --env demo:1, or your own package.module:attribute")
+    return None
 
 
 def require_bench() -> None:

@@ -16,11 +16,13 @@ from edge_vla.options import (
     Device,
     Kernel,
     MergeArithmetic,
+    Preprocessing,
     PromptChoice,
     StatisticsFile,
     UnnormKey,
     Vision,
     choice,
+    script,
 )
 from edge_vla.terminal import err, out
 
@@ -41,10 +43,12 @@ def run(
     device: Device = "auto",
     vision: Vision = "auto",
     kernel: Kernel = "auto",
+    preprocess: Preprocessing = "none",
     as_json: AsJson = False,
 ) -> None:
     """One action from one image and one instruction."""
     from edge_vla.data import open_image
+    from edge_vla.openvla.evaluation import described
     from edge_vla.runtime import load
 
     picture = open_image(image)
@@ -59,6 +63,7 @@ def run(
         merge_arithmetic=cast(Literal["fp32", "upstream"], choice("--merge-arithmetic", merge_arithmetic, ARITHMETICS)),
         prompt=prompt,
         statistics=statistics,
+        preprocess=script(preprocess),
     )
     action = policy.act(picture, instruction, unnorm_key)
     if as_json:
@@ -71,4 +76,5 @@ def run(
         table.add_row(str(i), f"{token}{mark}", f"{action.values[i]:+.6f}", margin)
     out.print(table)
     kernels = ", ".join(f"{scheme}: {name}" for scheme, name in action.kernels.items())
+    err.print(described(action.preprocess))
     err.print(f"{action.unnorm_key}, {action.timing_ms['total']:.1f} ms ({kernels})")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edge_vla.errors import BackendError, EdgeVLAError, ResourceError, UsageError
-from edge_vla.options import Device, Kernel, UnnormKey, Vision, choice
+from edge_vla.options import Device, Kernel, Preprocessing, UnnormKey, Vision, choice, script
 from edge_vla.terminal import err, out, say
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def serve(
     device: Device = "auto",
     vision: Vision = "auto",
     kernel: Kernel = "auto",
+    preprocess: Preprocessing = "none",
     ray: OnRay = False,
     replicas: Replicas = None,
     ray_address: RayAddress = None,
@@ -104,7 +105,7 @@ def serve(
     )
     form: LogFormat = "json" if choice("--log-format", log_format, ("json", "text")) == "json" else "text"
     middle = middle_of(ray, replicas, ray_address, device)
-    live(artifact, Choices(device, vision, kernel, dtype, unnorm_key), options, form, middle)
+    live(artifact, Choices(device, vision, kernel, dtype, unnorm_key, script(preprocess)), options, form, middle)
 
 
 def middle_of(
@@ -170,8 +171,9 @@ def log_served(served: Ready) -> None:
         log.info("%s", line)
 
 
-def described(served: Ready) -> tuple[str, str]:
-    """What is served, and what this device sustains."""
+def described(served: Ready) -> tuple[str, str, str]:
+    """What is served, what is done to images first, and what this device sustains."""
+    from edge_vla.openvla import evaluation
     from edge_vla.serve.pace import sustained
     from edge_vla.serve.server import RATES_HZ
 
@@ -181,6 +183,7 @@ def described(served: Ready) -> tuple[str, str]:
     device = "this device sustains" if count == 1 else f"{count} replicas sustain"
     return (
         f"ready: {about.model} ({about.artifact}), {served.bits} bits, unnorm_key {served.key}",
+        evaluation.described(about.preprocess if about.preprocess in evaluation.SCRIPTS else "none"),
         f"{device} {robots}: {1e3 * served.service_s:.1f} ms an action",
     )
 

@@ -37,7 +37,7 @@ def replay(policy: Policy, directory: Path, golden: Sequence[GoldenFrame]) -> li
         if frame.steps is not None:
             _check_prompt(frame, found.prompt, frame.steps.prompt)
             _check_pixels(frame, found.pixels, frame.steps.pixels)
-        notes += _check_tokens(frame, policy.act(image, frame.instruction, frame.unnorm_key).tokens)
+        notes += _check_tokens(frame, policy.act(image, frame.instruction, frame.unnorm_key, preprocess="none").tokens)
         if frame.steps is not None:
             _check_action(frame, found.action, frame.steps.action)
     return notes

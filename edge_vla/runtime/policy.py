@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edge_vla.errors import NumericError, UsageError
-from edge_vla.openvla import ActionStatistics, ActionTokens, PolicyConfig, Prompter, Statistics, as_rgb, preprocess
+from edge_vla.openvla import ActionStatistics, ActionTokens, PolicyConfig, Prompter, Statistics
+from edge_vla.openvla.evaluation import Preprocess, chosen, pixels
 from edge_vla.runtime.decode import checked
 from edge_vla.runtime.network import Network
 from edge_vla.runtime.session import Session
@@ -53,10 +54,15 @@ class Stopwatch:
 
 
 class Policy:
-    """An engine with OpenVLA's conventions around it. Calls from several threads take turns."""
+    """An engine with OpenVLA's conventions around it. Calls from several threads take turns.
 
-    def __init__(self, engine: Engine, config: PolicyConfig, tokenizer_json: str) -> None:
-        self.engine, self.config = engine, config
+    `preprocess` names what an evaluation script does to every image first.
+    """
+
+    def __init__(
+        self, engine: Engine, config: PolicyConfig, tokenizer_json: str, preprocess: Preprocess = "none"
+    ) -> None:
+        self.engine, self.config, self.preprocess = engine, config, chosen(preprocess)
         self.prompter = Prompter(tokenizer_json, config.prompt, config.spec.decoder)
         self.tokens = ActionTokens(config.spec.action)
         self._turn = threading.Lock()
@@ -79,21 +85,25 @@ class Policy:
         instruction: str,
         unnorm_key: str | None = None,
         *,
+        preprocess: Preprocess | None = None,
         draft: Draft | None = None,
         bitwise_exact: bool = False,
     ) -> Action:
         """One action for an RGB image (Pillow, or uint8 H x W x 3) and an instruction.
 
-        Raises UsageError for an ambiguous or unknown `unnorm_key` or an instruction that does not fit, FrameError for
-        an image that cannot be read, NumericError instead of acting on a non-finite number. `draft` and
-        `bitwise_exact` are for `Session`.
+        `preprocess` stands for this call in the place of the policy's own. Raises UsageError for one that is not
+        known, an ambiguous or unknown `unnorm_key` or an instruction that does not fit, FrameError for an image that
+        cannot be read, NumericError instead of acting on a non-finite number. `draft` and `bitwise_exact` are for
+        `Session`.
         """
         key = self.config.statistics.resolve(unnorm_key)
+        script = self.preprocess if preprocess is None else chosen(preprocess)
         watch = Stopwatch(self.network.device)
         prompt = self._prompt(instruction) if instruction.strip() else self.prompter(instruction)
-        pixels = preprocess(as_rgb(image), self.config.image)
+        values = pixels(image, script, self.config.image)
         watch.mark("preprocess")
-        return self.decide(prompt, pixels, key, watch, draft=draft, bitwise_exact=bitwise_exact)
+        action = self.decide(prompt, values, key, watch, draft=draft, bitwise_exact=bitwise_exact)
+        return action if script == "none" else dataclasses.replace(action, preprocess=script)
 
     def decide(
         self,
@@ -151,9 +161,9 @@ class Policy:
 
     def forced(self, image: Image.Image | NDArray[Any], instruction: str, tokens: Sequence[int]) -> torch.Tensor:
         """Teacher forcing: hidden states (dims, width) before each of `tokens`, the earlier ones given."""
-        pixels = torch.from_numpy(preprocess(as_rgb(image), self.config.image))[None]
+        values = torch.from_numpy(pixels(image, self.preprocess, self.config.image))[None]
         with self._turn, torch.inference_mode():
-            return self.engine.forced(self.prompter(instruction), self.network.vision(pixels), tuple(tokens))
+            return self.engine.forced(self.prompter(instruction), self.network.vision(values), tuple(tokens))
 
     def use_statistics(self, raw: Mapping[str, Any]) -> None:
         """Replace all normalisation statistics by those of a `dataset_statistics.json` object."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edge_vla.openvla.evaluation import Preprocess
 from edge_vla.runtime.network import Network
 
 Bins = tuple[int, ...]
@@ -61,6 +62,7 @@ class Action:
 
     `margins`: each token's logit minus the second best, NaN-free. `kernels`: what ran, by weight format and part.
     `timing_ms`: milliseconds by stage, in order, and `total`. `passes` and `drafted` as in `Decision`.
+    `preprocess`: what was done to the image before OpenVLA's own preprocessing.
     """
 
     values: NDArray[np.float64]
@@ -72,6 +74,7 @@ class Action:
     timing_ms: Mapping[str, float]
     passes: int = 0
     drafted: tuple[int, ...] = ()
+    preprocess: Preprocess = "none"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -82,6 +85,7 @@ class Action:
             "clipped": list(self.clipped),
             "kernels": dict(self.kernels),
             "passes": self.passes,
+            "preprocess": self.preprocess,
             "timing_ms": {stage: round(value, 3) for stage, value in self.timing_ms.items()},
         }
 

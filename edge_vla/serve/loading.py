@@ -17,6 +17,7 @@ from edge_vla.artifact import MANIFEST, Artifact
 from edge_vla.data import open_image
 from edge_vla.data.frames import synthetic_image
 from edge_vla.errors import EdgeVLAWarning, UsageError
+from edge_vla.openvla.evaluation import Preprocess
 from edge_vla.runtime import Policy, load, replay
 from edge_vla.serve.limits import Limits
 from edge_vla.serve.messages import Metadata
@@ -40,6 +41,7 @@ class Choices:
     kernel: str = "auto"
     dtype: str = "bf16"
     unnorm_key: str | None = None
+    preprocess: Preprocess = "none"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,15 @@ def open_policy(directory: Path, choices: Choices, limits: Limits, on_progress: 
     key = default_key(artifact, choices.unnorm_key)
     artifact.verify()
     on_progress("load", 0.2)
-    policy = load(directory, choices.device, choices.vision, dtype=choices.dtype, kernel=choices.kernel, check=False)
+    policy = load(
+        directory,
+        choices.device,
+        choices.vision,
+        dtype=choices.dtype,
+        kernel=choices.kernel,
+        preprocess=choices.preprocess,
+        check=False,
+    )
     on_progress("warm", 0.6)
     policy.warm([INSTRUCTION], key)
     policy.act(synthetic_image(0, policy.config.image.size), INSTRUCTION, key)
@@ -109,7 +119,7 @@ def _metadata(artifact: Artifact, policy: Policy, key: str, limits: Limits) -> M
         default_unnorm_key=key,
         dims=policy.dims(key),
         image_size=policy.config.image.size,
-        preprocess=policy.config.image.resize,
+        preprocess=policy.config.image.resize if policy.preprocess == "none" else policy.preprocess,
         max_image_pixels=limits.image_pixels,
         version=__version__,
     )

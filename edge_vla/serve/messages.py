@@ -111,7 +111,7 @@ class Metadata:
     default_unnorm_key: str | None
     dims: int  # of the default's actions
     image_size: int
-    preprocess: str
+    preprocess: str  # an evaluation script's name, or how the policy itself makes an image its size
     max_image_pixels: int
     version: str
 

@@ -138,6 +138,21 @@ def test_the_reference_is_run_once(
     assert "rounding noise: predictions are cached" in progress
 
 
+def test_other_preprocessing_is_another_reference_and_stands_in_the_result(
+    run: tuple[Result, Path], tiny_artifacts: Mapping[int, Path], tmp_path: Path
+) -> None:
+    before, progress = run[0], list[str]()
+    plan = ReferencePlan(TINY, limit=12, preprocess="libero")
+    after = bench([tiny_artifacts[8]], plan, tmp_path / "out", Plan(profile="none"), progress.append)
+    assert "reference: predictions are cached" not in progress
+    assert (before.frames.preprocess, after.frames.preprocess) == ("none", "libero")
+    assert before.frames.sha256 == after.frames.sha256
+    assert reports.read(tmp_path / "out" / "result.json").frames == after.frames
+    assert "preprocess libero: turn by 180°" in reports.markdown(after)
+    assert "preprocess libero" not in reports.markdown(before)
+    assert "Different --preprocess (none, libero)" in reports.compare(before, after).markdown()
+
+
 def test_a_damaged_file_in_the_cache_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGE_VLA_CACHE", str(tmp_path))
     predictions.cache_directory().mkdir(parents=True)

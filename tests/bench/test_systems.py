@@ -19,6 +19,7 @@ from edge_vla.bench.schedule import Record
 from edge_vla.bench.systems import WorkerProcess
 from edge_vla.data import Frame, synthetic_image, write_frames
 from edge_vla.errors import ArtifactError, BackendError, ResourceError, UsageError
+from edge_vla.openvla.evaluation import chosen, prepare
 from edge_vla.runtime import load
 from tests.conftest import TINY
 
@@ -51,6 +52,25 @@ def test_predictions_are_those_of_the_policy(
         # Forced along its own tokens, the policy says them again.
         own = arrays["logits"].argmax(-1) + policy.config.spec.action.first
         assert (own == arrays["free"]).mean() > 0.9
+
+
+@pytest.mark.parametrize("peer", [None, "hf-bf16"])
+def test_a_system_prepares_its_images(peer: str | None, frames: Path, tmp_path: Path) -> None:
+    """Actions and forced passes of ours and of a peer are those of the prepared images."""
+    prepared = tmp_path / "prepared"
+    key = next(iter(load(TINY).config.statistics))
+    images = [prepare(synthetic_image(i, 28), "libero", 28) for i in range(4)]
+    write_frames(prepared, ((Frame(Path(f"{i}.png"), "go", key), image) for i, image in enumerate(images)))
+    found = []
+    for name, directory in (("libero", frames), ("none", prepared), ("none", frames)):
+        with WorkerProcess(System("reference", TINY, peer=peer, preprocess=chosen(name))) as process:
+            process.load(directory, None)
+            process.predict(tmp_path / "a.npz", None)
+        with np.load(tmp_path / "a.npz") as arrays:
+            found.append(dict(arrays))
+    for name, values in found[0].items():
+        assert np.array_equal(values, found[1][name]), name
+    assert not np.array_equal(found[0]["logits"], found[2]["logits"])
 
 
 def test_times_and_tokens_come_by_frame(process: WorkerProcess) -> None:

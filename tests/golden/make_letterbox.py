@@ -23,24 +23,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .seeded import seeded_tensor
+from .seeded import seeded_picture
 from .storage import write_npz
 from .torchvision_ops import import_torchvision
 
 FOLDER: Final = Path(__file__).parent
 SIZE: Final = 224
 SHAPES: Final = {"portrait": (97, 61), "landscape": (60, 113), "square": (64, 64), "sliver": (7, 120)}
-
-
-def picture(name: str, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """A gradient under noise, with hard edges that overshoot in a bicubic resize."""
-    rows, columns = np.mgrid[0:height, 0:width].astype(np.float64)
-    ramp = np.stack([rows / height, columns / width, 1 - rows / height], axis=-1) * 255
-    noise = seeded_tensor(f"letterbox/{name}", (height, width, 3), 40.0)
-    image = np.clip(np.rint(ramp + noise), 0, 255)
-    image[height // 3 : height // 2, width // 4 : width // 2] = (255, 0, 255)
-    whole: npt.NDArray[np.uint8] = image.astype(np.uint8)
-    return whole
 
 
 def prepare(image: Image.Image) -> npt.NDArray[np.float32]:
@@ -64,7 +53,7 @@ def prepare(image: Image.Image) -> npt.NDArray[np.float32]:
 def main() -> None:
     arrays: dict[str, npt.NDArray[Any]] = {}
     for name, (height, width) in SHAPES.items():
-        image = picture(name, height, width)
+        image = seeded_picture(f"letterbox/{name}", height, width)
         pixels = prepare(Image.fromarray(image))
         arrays[f"{name}/image"] = image
         arrays[f"{name}/sha256"] = np.array(hashlib.sha256(np.ascontiguousarray(pixels, "<f4").tobytes()).hexdigest())

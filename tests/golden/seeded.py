@@ -48,3 +48,14 @@ def seeded_weight(tower: str, key: str, shape: Sequence[int]) -> npt.NDArray[np.
     if last == "bias":
         return seeded_tensor(seed, shape, 0.2)
     return seeded_tensor(seed, shape, 0.5)  # cls_token, reg_token, pos_embed, attn_pool.latent
+
+
+def seeded_picture(key: str, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """A gradient under noise, with hard edges that overshoot in a bicubic resize."""
+    rows, columns = np.mgrid[0:height, 0:width].astype(np.float64)
+    ramp = np.stack([rows / height, columns / width, 1 - rows / height], axis=-1) * 255
+    noise = seeded_tensor(key, (height, width, 3), 40.0)
+    image = np.clip(np.rint(ramp + noise), 0, 255)
+    image[height // 3 : height // 2, width // 4 : width // 2] = (255, 0, 255)
+    whole: npt.NDArray[np.uint8] = image.astype(np.uint8)
+    return whole

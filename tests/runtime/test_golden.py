@@ -48,10 +48,10 @@ def preprocessed(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[pytest
     """The same wrong pixels wherever the policy and its replay make any."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
+        from edge_vla.openvla.evaluation import scripts
         from edge_vla.openvla.image import preprocess
-        from edge_vla.runtime import policy
 
-        for module in (policy, golden_module):
+        for module in (scripts, golden_module):
             patch.setattr(module, "preprocess", lambda image, contract: change(preprocess(image, contract)))
 
     return plant

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from edge_vla.bench.peers.policy import PeerPolicy
     from edge_vla.checkpoint import Arithmetic, Checkpoint
+    from edge_vla.openvla.evaluation import Preprocess
 
 __all__ = ["PEERS", "Engine", "load", "versions"]
 
@@ -51,6 +52,7 @@ def load(
     calibration: Path | None = None,
     prompt: str | None = None,
     statistics: str | None = None,
+    preprocess: Preprocess = "none",
 ) -> PeerPolicy:
     """A peer by its name in `PEERS`, on a checkpoint. `calibration` is a folder of frames for those that calibrate.
 
@@ -69,7 +71,7 @@ def load(
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     checkpoint = open_checkpoint(source, adapters, merge_arithmetic, prompt=prompt, statistics=statistics)
     llama = PEERS[name].decoder(checkpoint, DTYPES[dtype], place, calibration)
-    return PeerPolicy(checkpoint, llama, name, DTYPES[dtype], place)
+    return PeerPolicy(checkpoint, llama, name, DTYPES[dtype], place, preprocess)
 
 
 def _plain(

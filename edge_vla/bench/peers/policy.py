@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from edge_vla.checkpoint import Checkpoint
 from edge_vla.checkpoint.keys import vision_keys
 from edge_vla.errors import NumericError
-from edge_vla.openvla import ActionTokens, Prompter, as_rgb, preprocess
+from edge_vla.openvla import ActionTokens, Prompter
+from edge_vla.openvla.evaluation import Preprocess, pixels
 from edge_vla.runtime import Action, Stopwatch
 from edge_vla.runtime.vision.towers import torch_vision
 
@@ -30,10 +31,16 @@ class PeerPolicy:
     """What the bench needs of `edge_vla.runtime.Policy`, around a transformers LlamaForCausalLM."""
 
     def __init__(
-        self, checkpoint: Checkpoint, llama: nn.Module, name: str, dtype: torch.dtype, device: torch.device
+        self,
+        checkpoint: Checkpoint,
+        llama: nn.Module,
+        name: str,
+        dtype: torch.dtype,
+        device: torch.device,
+        preprocess: Preprocess = "none",
     ) -> None:
         spec, source = checkpoint.config.spec, checkpoint.tensors
-        self.config, self.llama, self.device = checkpoint.config, llama, device
+        self.config, self.llama, self.device, self.preprocess = checkpoint.config, llama, device, preprocess
         self.vision = torch_vision(spec, {key: source.load(key) for key in vision_keys(spec)}, dtype, device)
         self.prompter = Prompter(checkpoint.tokenizer_json, self.config.prompt, spec.decoder)
         self.tokens = ActionTokens(spec.action)
@@ -50,26 +57,27 @@ class PeerPolicy:
         statistics = self.config.statistics[key]
         watch = Stopwatch(self.device)
         prompt = self.prompter(instruction)
-        pixels = preprocess(as_rgb(image), self.config.image)
+        values = pixels(image, self.preprocess, self.config.image)
         watch.mark("preprocess")
         with torch.inference_mode():
-            image_rows = self.vision(torch.from_numpy(pixels)[None])
+            image_rows = self.vision(torch.from_numpy(values)[None])
             watch.mark("vision")
             decoded, logits = self._greedy(prompt, image_rows, statistics.dims, watch.mark)
             watch.mark("decode")
         # After an early stop upstream takes the last ids of prompt and decoded tokens together.
         tokens = tuple([*prompt, *decoded][-statistics.dims :])
-        values = statistics.unnormalise(self.tokens.decode(tokens))
+        action = statistics.unnormalise(self.tokens.decode(tokens))
         watch.mark("detokenise")
         timing = watch.stop()
         return Action(
-            values=values,
+            values=action,
             tokens=tokens,
             unnorm_key=key,
             margins=_margins(logits),
             clipped=tuple(not self.tokens.is_action(token) for token in tokens),
             kernels=self.kernels,
             timing_ms=timing,
+            preprocess=self.preprocess,
         )
 
     def forced(self, image: Picture, instruction: str, tokens: Sequence[int]) -> Tensor:
@@ -86,7 +94,7 @@ class PeerPolicy:
     def embed_image(self, image: Picture) -> Tensor:
         """Image embeddings (1, patches, width)."""
         with torch.inference_mode():
-            rows: Tensor = self.vision(torch.from_numpy(preprocess(as_rgb(image), self.config.image))[None])
+            rows: Tensor = self.vision(torch.from_numpy(pixels(image, self.preprocess, self.config.image))[None])
         return rows
 
     def action_logits(self, hidden: Tensor) -> Tensor:

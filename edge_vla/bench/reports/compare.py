@@ -70,7 +70,8 @@ def compare(a: Result, b: Result) -> Comparison:
     """Raises UsageError if the two are about different models."""
     if a.model.name != b.model.name:
         raise UsageError(f"results about {a.model.name} and {b.model.name}: compare two of the same model")
-    same_task = a.frames.sha256 == b.frames.sha256 and a.reference.identity == b.reference.identity
+    same_frames = (a.frames.sha256, a.frames.preprocess) == (b.frames.sha256, b.frames.preprocess)
+    same_task = same_frames and a.reference.identity == b.reference.identity
     before, after = ({one.name: dict(_measured(one, same_task)) for one in systems(result)} for result in (a, b))
     changes = {
         f"{name}: {measure}": Change(measured, after[name][measure])
@@ -99,6 +100,8 @@ COLUMNS: Final[Columns[Change]] = {
 def _warnings(a: Result, b: Result) -> Iterator[str]:
     if a.frames.sha256 != b.frames.sha256:
         yield f"Different frames ({a.frames.name}, {b.frames.name}): agreement is left out."
+    if a.frames.preprocess != b.frames.preprocess:
+        yield f"Different --preprocess ({a.frames.preprocess}, {b.frames.preprocess}): agreement is left out."
     if a.reference.identity != b.reference.identity:
         yield f"Different references ({a.reference.name}, {b.reference.name}): agreement is left out."
     for field, consequence in WARNINGS.items():

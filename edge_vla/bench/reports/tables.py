@@ -23,6 +23,7 @@ from edge_vla.bench.result import (
     SpeedRatio,
 )
 from edge_vla.device.sensors import DeviceState
+from edge_vla.openvla.evaluation import described
 
 VERDICTS: Final = {False: "failed", None: "undecided", True: "passed"}
 MARKS: Final[dict[bool | None, Mark]] = {False: "fail", None: "open", True: "pass"}
@@ -182,6 +183,8 @@ def conditions(result: Result) -> Table:
         f"{text.count(frames.episodes, 'episode')}" + (f" ({phases})" if phases else ""),
         "frames' sha256": frames.sha256,
     }
+    if frames.preprocess != "none":
+        facts["images"] = described(frames.preprocess)
     for row in result.candidates:
         facts[f"{row.name}: artifact"] = f"{row.artifact.name}, {row.artifact.identity}"
         facts[f"{row.name}: recipe"] = text.value_of(

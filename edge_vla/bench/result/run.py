@@ -10,6 +10,7 @@ from edge_vla.bench.result.agreement import AgainstPeer, Agreement, Count, Share
 from edge_vla.bench.result.closed_loop import ClosedLoop, Rate
 from edge_vla.bench.result.performance import Performance, StageProfile
 from edge_vla.device.limits import Limits
+from edge_vla.openvla.evaluation import Preprocess
 from edge_vla.sensitivity import SensitivityReport
 
 VERSION: Final = 3
@@ -33,6 +34,7 @@ class FrameSet:
     episodes: Count
     sha256: str
     by_phase: dict[str, Count]
+    preprocess: Preprocess = "none"  # what an evaluation script does to them first
 
 
 @dataclass(frozen=True, kw_only=True)
