@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 
 from docs import graph
 
-RUN = ("compat", "device", "openvla", "runtime", "serve")  # what a robot runs; robot when it is there
+RUN = ("compat", "device", "openvla", "robot", "runtime", "serve")  # what a robot runs
 BUILD_OR_EVIDENCE = {"export", "calibration", "bench", "demo", "cli"}
 CLIENT_MAY_IMPORT = {"numpy", "msgpack", "websockets"}
+ROBOT_MAY_IMPORT = {"numpy", "tomli"}  # tomli is Python 3.11's tomllib, for 3.10
+ROBOT_MAY_REACH = {"robot", "errors", "typed_json"}  # neither the policy, nor the server, nor torch
 
 MODULES = graph.module_graph()
 PACKAGES = graph.package_graph(MODULES)
@@ -55,6 +58,23 @@ def test_a_client_needs_no_policy() -> None:
         modules |= {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
         roots = {m.partition(".")[0] for m in modules if not m.startswith("edge_vla.serve.client")}
         assert roots <= CLIENT_MAY_IMPORT | set(sys.stdlib_module_names), name
+
+
+def test_a_limiter_needs_neither_policy_nor_server() -> None:
+    assert graph.reachable(PACKAGES, "robot") <= ROBOT_MAY_REACH
+    for name, path in graph.modules().items():
+        if name.startswith("edge_vla.robot"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            modules = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+            modules |= {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
+            roots = {m.partition(".")[0] for m in modules} - {"edge_vla"}
+            assert roots <= ROBOT_MAY_IMPORT | set(sys.stdlib_module_names), name
+
+
+def test_importing_a_limiter_loads_no_torch() -> None:
+    script = "import sys, edge_vla.robot; print(sorted({'torch', 'PIL', 'websockets'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_architecture_page_shows_the_graph_of_today() -> None:
