@@ -99,6 +99,14 @@ def test_a_full_disk_and_a_disk_with_room(artifact: Path, tmp_path: Path) -> Non
     assert "df -h" in full.remedy
 
 
+def test_a_slow_disk(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_vla.device.doctor.machine.read_rate", lambda path: 22e6)
+    slow = checks(machine(tmp_path), artifact, fast=True)["disk"]
+    assert slow.verdict is Verdict.WARNING
+    assert "reads 22 MB/s" in slow.found
+    assert slow.remedy.startswith(f"cp -r {artifact} ")
+
+
 def call(*arguments: str) -> int:
     with pytest.raises(SystemExit) as end:
         main(("doctor", *arguments))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,8 +211,8 @@ CASES = [
         {"outputs": smi(), **modules(tensorrt=Imported(error="ImportError: libnvonnxparser.so.11"))},
     ),
     Case("jetpack", OK, "JetPack 6.2 (L4T R36.4.3, CUDA 12.6)", "", {"files": orin()}),
-    Case("jetpack", FAILURE, "3.10 is needed", "flash", {"files": JETPACK_5}),
-    Case("jetpack", FAILURE, "older than JetPack 5", "flash", {"files": OLD_L4T}),
+    Case("jetpack", FAILURE, "3.10 is needed", "sdkmanager", {"files": JETPACK_5}),
+    Case("jetpack", FAILURE, "older than JetPack 5", "sdkmanager", {"files": OLD_L4T}),
     Case("power mode", OK, "MAXN", "", {"files": MAXN}),
     Case("power mode", WARNING, "MODE_30W", "sudo nvpmodel -m 0", {"files": orin()}),
     Case("power mode", WARNING, "unknown", "nvpmodel -q", {"files": JETPACK_5}),
@@ -243,7 +246,7 @@ CASES = [
     ),
     Case("heat", WARNING, "96 °C", "fan", {"files": {**HOT, **TRIP, "sys/class/thermal/thermal_zone0/temp": "96000"}}),
     Case("heat", WARNING, "hardware thermal slowdown", "nvidia-smi -q", {"outputs": smi(reasons="0x0000000000000040")}),
-    Case("heat", WARNING, "over-current", "power supply", {"files": orin()}),
+    Case("heat", WARNING, "over-current", "supply", {"files": orin()}),
     Case("time", OK, "synchronised", "", {"outputs": {TIME: "yes\n"}}),
     Case("time", OK, "by chrony, off by 0.0 ms", "", {"outputs": {"chronyc tracking": CHRONY.format("Normal")}}),
     Case("time", WARNING, "not synchronised", "set-ntp true", {"outputs": {TIME: "no\n"}}),
@@ -282,6 +285,15 @@ def test_what_a_check_says(case: Case, tmp_path: Path) -> None:
     assert case.says in found.found
     assert case.remedy in found.remedy
     assert bool(found.remedy) == (found.verdict in (WARNING, FAILURE))
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash to read commands")
+@pytest.mark.parametrize("case", [case for case in CASES if case.remedy], ids=lambda case: f"{case.name}: {case.says}")
+def test_a_remedy_can_be_pasted_into_a_shell(case: Case, tmp_path: Path) -> None:
+    found = CHECKS[case.name](recorded(tmp_path, **case.machine))
+    assert found is not None
+    assert subprocess.run(["bash", "-n", "-c", found.remedy], capture_output=True, check=False).returncode == 0
+    assert re.fullmatch(r"[a-z][\w.-]*", found.remedy.split()[0]), "a command comes first"
 
 
 @pytest.mark.parametrize("name", CHECKS)

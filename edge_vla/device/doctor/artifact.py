@@ -60,14 +60,14 @@ class Examined:
             return note(f"needs {gigabytes(needed)}, free memory is not visible")
         found = f"needs {gigabytes(needed)} of {gigabytes(free)} free on the {'GPU' if on_gpu else 'CPU'}"
         if needed > free:
-            return failure(found, "close other programs, or edge-vla export SOURCE --bits 4 --out SMALLER", RESOURCE)
+            return failure(found, "edge-vla export SOURCE --bits 4 --out SMALLER  # or close other programs", RESOURCE)
         return Found(found)
 
     def hashes(self) -> Found:
         try:
             self.opened.verify()
         except ArtifactError as error:
-            return failure(str(error), f"copy {self.directory} again, then edge-vla verify {self.directory}", ARTIFACT)
+            return failure(str(error), f"edge-vla verify {self.directory}  # after copying it again", ARTIFACT)
         return Found(f"{len(self.opened.manifest.files)} files, all hashes match")
 
     def kernels(self) -> Found:
@@ -108,7 +108,7 @@ def _no_artifact(directory: Path) -> Found:
             f"{directory} is a checkpoint, not an artifact", f"edge-vla export {directory} --bits 4 --out OUT", ARTIFACT
         )
     what = "has no manifest.json" if directory.is_dir() else "does not exist"
-    return failure(f"{directory} {what}", "edge-vla export SOURCE --bits 4 --out OUT, then doctor OUT", ARTIFACT)
+    return failure(f"{directory} {what}", "edge-vla export SOURCE --bits 4 --out OUT; edge-vla doctor OUT", ARTIFACT)
 
 
 def _similar(directory: Path) -> Iterator[Path]:

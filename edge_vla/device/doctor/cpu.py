@@ -32,10 +32,12 @@ def instructions(system: System) -> Found:
             return Found(f"{shown}: torch's kernels")
         return warning(
             f"{shown}: without dotprod int8 and int4 products are slow",
-            "edge-vla plan --device orin-64 (what would do)",
+            "edge-vla plan --device orin-64  # what would do",
         )
     if "avx2" not in found:
-        return warning(f"{shown}: without AVX2 torch's packed kernels are slow", "edge-vla plan --device orin-64")
+        return warning(
+            f"{shown}: without AVX2 torch's packed kernels are slow", "edge-vla plan --device rtx3090  # what would do"
+        )
     if set(NATIVE) <= found and system.compiler and not _native_off(system):
         return Found(f"{shown}: the C engine")
     return Found(f"{shown}: torch's kernels")

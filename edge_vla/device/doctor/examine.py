@@ -116,7 +116,7 @@ def _looked(row: Row, system: System) -> Check | None:
         found = row.look(system)
     except EdgeVLAError as error:
         code = error.exit_code if error.exit_code in (BACKEND, RESOURCE) else ARTIFACT
-        found = failure(str(error), "edge-vla verify ARTIFACT (the same in detail)", code)
+        found = failure(str(error), "edge-vla verify ARTIFACT  # the same in detail", code)
     except (OSError, MemoryError) as error:
         found = failure(f"{type(error).__name__}: {error}", "df -h; free -h; ls -l ARTIFACT", RESOURCE)
     except Exception as error:  # noqa: BLE001  a check that fails must not hide the others

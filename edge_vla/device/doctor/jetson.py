@@ -18,7 +18,7 @@ def release(system: System) -> Found | None:
         return None
     l4t = system.jetson.l4t
     known = jetpack(l4t)
-    remedy = "flash JetPack 6.2 or 7.2: https://developer.nvidia.com/embedded/jetpack"
+    remedy = "sdkmanager  # on a PC: flash JetPack 6.2 or 7.2, https://developer.nvidia.com/embedded/jetpack"
     if known is None:
         return failure(f"L4T {l4t} is older than JetPack 5", remedy)
     found = f"JetPack {known.name} (L4T {l4t}, CUDA {known.cuda})"

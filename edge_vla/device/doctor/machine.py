@@ -36,8 +36,8 @@ def memory(system: System) -> Found:
     found = f"{gigabytes(free)} free of {gigabytes(total)}{' shared with the GPU' if system.jetson else ''}"
     if (cma := _meminfo(system, "CmaTotal")) and system.jetson:
         found += f", CMA {gigabytes(_meminfo(system, 'CmaFree') or 0)} free of {gigabytes(cma)}"
-    headless = "; sudo systemctl isolate multi-user.target (stops the desktop)" if system.jetson else ""
-    remedy = f"ps aux --sort=-rss | head, and close what is large{headless}"
+    headless = "; sudo systemctl isolate multi-user.target  # stops the desktop" if system.jetson else ""
+    remedy = f"ps aux --sort=-rss | head{headless}"
     if free < LEAST_BYTES:
         return failure(found, remedy, RESOURCE)
     return warning(found, remedy) if free < LITTLE_BYTES else Found(found)
@@ -65,9 +65,9 @@ def heat(system: System) -> Found:
     """The zone nearest to where it throttles, and what has throttled."""
     slowed = sorted({why for gpu in system.gpus for why in gpu.throttled_by})
     cooling = (
-        "wait, and check the fan: sudo nvpmodel -d cool"
+        "sudo jetson_clocks --fan  # and let it cool"
         if system.jetson
-        else "check fans and dust; nvidia-smi -q -d TEMPERATURE"
+        else "nvidia-smi -q -d TEMPERATURE  # and check fans and dust"
     )
     if slowed:
         return warning(f"the GPU is slowed: {', '.join(slowed)}", "nvidia-smi -q -d PERFORMANCE")
@@ -83,7 +83,8 @@ def heat(system: System) -> Found:
     events = system.jetson.over_current_events if system.jetson else None
     if events:
         return warning(
-            f"{found}; {events} over-current events since boot", "use the maker's power supply, or sudo nvpmodel -m 2"
+            f"{found}; {events} over-current events since boot",
+            "sudo nvpmodel -q --verbose  # a stronger supply, or a mode of fewer watts",
         )
     return Found(found)
 
@@ -115,7 +116,7 @@ def disk(system: System, artifact: Path | None) -> Found:
         return Found(found)
     found = f"{found}, reads {rate / 1e6:.0f} MB/s"
     if rate < SLOW_DISK:
-        return warning(found, f"cp -r {folder} to an NVMe disk (loading time only, not the rate of actions)")
+        return warning(found, f"cp -r {folder} NVME_DISK  # loading takes longer, actions do not")
     return Found(found)
 
 
@@ -148,6 +149,6 @@ def clock(system: System) -> Found:
     if synchronised == "no" or tracking:
         return warning(
             "the clock is not synchronised: ages of observations from other machines are wrong",
-            "sudo timedatectl set-ntp true (offline: sudo apt install chrony, with the robot as its server)",
+            "sudo timedatectl set-ntp true  # offline: chrony, with the robot's computer as server",
         )
     return note("who sets the clock is not visible (a container?)")

@@ -40,10 +40,12 @@ def python(system: System) -> Found:
             f"{found}, 3.10 or later is needed", "sudo apt install python3.10-venv; python3.10 -m venv .venv"
         )
     if re.search(r"cpython-\d+t", abi):
-        return warning(f"{found} has no GIL, untested here", "python3.12 -m venv .venv, and install edge-vla there")
+        return warning(
+            f"{found} has no GIL, untested here", "python3.12 -m venv .venv && .venv/bin/pip install edge-vla"
+        )
     if "musl" in abi:
         return failure(
-            f"{found} is built for musl, torch has no wheels for it", "docker run -it python:3.12-slim (glibc)"
+            f"{found} is built for musl, torch has no wheels for it", "docker run -it python:3.12-slim  # has glibc"
         )
     known = pack(system)
     if known is not None and version[:2] != known.python:
@@ -109,7 +111,7 @@ def torchvision(system: System) -> Found:
     if found.version is None:
         return failure(
             f"torchvision {version} is broken and breaks transformers and timm with it: {found.error}",
-            "pip uninstall -y torchvision (edge-vla does not need it)",
+            "pip uninstall -y torchvision  # edge-vla does not need it",
         )
     return note(f"torchvision {version}, unused")
 
@@ -133,10 +135,10 @@ def cuda(system: System) -> Found:
     if supported is None:
         return failure(
             f"torch is built for CUDA {built}, the driver does not answer",
-            "nvidia-smi (install or load the driver; in a container: docker run --gpus all)",
+            "nvidia-smi  # install or load the driver; in a container: docker run --gpus all",
         )
     if numbers(built)[0] > numbers(supported)[0]:
-        update = "" if system.jetson else ", or update the driver: https://www.nvidia.com/drivers"
+        update = "" if system.jetson else "  # or a newer driver: https://www.nvidia.com/drivers"
         return failure(
             f"torch is built for CUDA {built}, the driver supports up to {supported}",
             torch_command(system) + update,
@@ -146,7 +148,7 @@ def cuda(system: System) -> Found:
         why = f" (CUDA_VISIBLE_DEVICES={hidden!r})" if hidden is not None else ""
         return failure(
             f"torch for CUDA {built} sees no GPU{why}, the driver supports {supported}",
-            "unset CUDA_VISIBLE_DEVICES; nvidia-smi -L (in a container: docker run --gpus all)",
+            "unset CUDA_VISIBLE_DEVICES; nvidia-smi -L  # in a container: docker run --gpus all",
         )
     return _capability(system, built, supported)
 
@@ -157,7 +159,7 @@ def _capability(system: System, built: str, supported: str) -> Found:
     if capability < MIN_CAPABILITY:
         return warning(
             f"{name} has compute capability {dotted(capability)}, the GPU engine needs {dotted(MIN_CAPABILITY)}",
-            "edge-vla run ARTIFACT --device cpu (or --kernel reference, slow)",
+            "edge-vla run ARTIFACT --device cpu  # or --kernel reference, slow",
         )
     if not runs_on(facts["architectures"], capability):
         return failure(
@@ -232,7 +234,7 @@ def tensorrt(system: System) -> Found | None:
     if known is not None and known.tensorrt is not None and version != known.tensorrt:
         return failure(
             f"tensorrt {found.version}, but JetPack {known.name} has {dotted(known.tensorrt)}",
-            "pip uninstall -y tensorrt; sudo apt install tensorrt python3-libnvinfer, in a venv with "
+            "pip uninstall -y tensorrt; sudo apt install tensorrt python3-libnvinfer  # and a venv with "
             "--system-site-packages",
         )
     return Found(f"tensorrt {found.version}")

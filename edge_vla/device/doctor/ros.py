@@ -29,7 +29,7 @@ def ros(system: System) -> Found:
     if found.version is None:
         return warning(
             f"ROS 2 {distribution} is sourced, but rclpy does not import: {found.error or 'not on the path'}",
-            f"source /opt/ros/{distribution}/setup.bash (packages: sudo apt install ros-{distribution}-ros-base)",
+            f"source /opt/ros/{distribution}/setup.bash  # or: sudo apt install ros-{distribution}-ros-base",
         )
     rmw = system.environment.get("RMW_IMPLEMENTATION", DEFAULT_RMW)
     library = f"opt/ros/{distribution}/lib/lib{rmw}.so"
