@@ -32,6 +32,7 @@ from benchmarks.gpu.tune import TuneResult
 from benchmarks.markdown import percent, share, table
 from benchmarks.result_files import ResultFile, read_result
 from benchmarks.serve import tables as serve
+from benchmarks.serve.fleet import FleetResult
 from benchmarks.serve.fuzz import FuzzResult
 from benchmarks.serve.results import (
     EpisodesResult,
@@ -174,6 +175,8 @@ def _served(body: object) -> Iterator[str]:
             yield from serve.faults(body)
         case FuzzResult():
             yield from serve.fuzz(body)
+        case FleetResult():
+            yield from serve.fleet(body)
         case _:
             raise AssertionError(f"no table for {type(body).__name__}")
 

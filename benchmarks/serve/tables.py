@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.markdown import table, targets
+from benchmarks.serve.fleet import FleetResult
 from benchmarks.serve.fuzz import FuzzResult
 from benchmarks.serve.results import (
     EpisodesResult,
@@ -78,6 +79,18 @@ def episodes(result: EpisodesResult) -> Iterator[str]:
 def faults(result: ServeFaultsResult) -> Iterator[str]:
     rows = [(one.name, one.expected, one.observed, "held" if one.held else "missed") for one in result.faults]
     yield from table(["what was done", "expected", "seen", ""], rows)
+
+
+def fleet(result: FleetResult) -> Iterator[str]:
+    yield from targets("demo policy, int4, replicas on one machine's cores", result.targets)
+    yield ""
+    answered = [load.round_trip.count for load in (result.undisturbed, result.killed)]
+    back = ", ".join(f"{each:.1f}" for each in result.back_s)
+    yield (
+        f"{result.replicas} replicas, {len(result.killed.robots)} robots back to back: {answered[0]} actions "
+        f"undisturbed, {answered[1]} while {result.kills} replicas were killed; {result.lost} observations answered as "
+        f"lost, replicas back after {back} s."
+    )
 
 
 def fuzz(result: FuzzResult) -> Iterator[str]:

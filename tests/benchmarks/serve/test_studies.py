@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.serve import episodes, fairness, faults, overhead, soak
+from benchmarks.serve import episodes, fairness, faults, fleet, overhead, soak
 from benchmarks.serve.server import demo_artifact
 
 pytestmark = pytest.mark.slow
@@ -47,3 +47,12 @@ def test_episodes(artifact: Path) -> None:
 
 def test_faults(artifact: Path) -> None:
     assert [fault.observed for fault in faults.measure(artifact).faults if not fault.held] == []
+
+
+def test_fleet(artifact: Path) -> None:
+    """On a local Ray of three processes: tokens as in this one; who was lost with a replica is told."""
+    pytest.importorskip("ray")
+    found = fleet.measure(artifact, 12.0, kills=1)
+    assert [target.name for target in found.targets[:3] if not target.met] == []
+    assert found.undisturbed.round_trip.count > 50
+    assert all(set(robot.refused) <= {"E_ENGINE"} for robot in found.killed.robots)

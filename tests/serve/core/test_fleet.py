@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from edge_vla.commands.serve import middle_of
+from edge_vla.commands.serve import ENGINE, middle_of
 from edge_vla.errors import BackendError, DeviceLostError, UsageError
 from edge_vla.runtime import Policy
 from edge_vla.serve import fleet
@@ -99,6 +100,11 @@ class Nearby:
         self.made.append(Near(options))
         return self.made[-1]
 
+    async def close(self) -> None:
+        """A process that dies ends its threads; here it has to be asked."""
+        for near in self.made:
+            await near.replica.drain(1)
+
 
 def fleeted(artifact: Path, use: Callable[[Fleet, Nearby], Awaitable[T]]) -> T:
     async def run() -> T:
@@ -109,6 +115,7 @@ def fleeted(artifact: Path, use: Callable[[Fleet, Nearby], Awaitable[T]]) -> T:
             return await use(found, cluster)
         finally:
             await found.drain(5)
+            await cluster.close()
 
     return asyncio.run(run())
 
@@ -256,17 +263,23 @@ def test_a_replica_of_another_artifact_stops_the_start(artifact: Path) -> None:
             return self.made[-1]
 
     async def run() -> None:
-        await Fleet(Mixed(), OPTIONS).start(artifact, Choices())
+        cluster = Mixed()
+        with pytest.raises(
+            BackendError, match=r"replica 1 found feedfacecafe .* every machine needs the same artifact"
+        ):
+            await Fleet(cluster, OPTIONS).start(artifact, Choices())
+        await cluster.close()
 
-    with pytest.raises(BackendError, match=r"replica 1 found feedfacecafe .* every machine needs the same artifact"):
-        asyncio.run(run())
+    asyncio.run(run())
 
 
 def test_what_stops_a_replica_stops_the_start_as_what_it_was(tmp_path: Path) -> None:
     async def run() -> Fleet:
-        found = Fleet(Nearby(), OPTIONS)
+        cluster = Nearby()
+        found = Fleet(cluster, OPTIONS)
         with pytest.raises(UsageError, match="is not an artifact"):
             await found.start(tmp_path, Choices())
+        await cluster.close()
         return found
 
     found = asyncio.run(run())
@@ -314,13 +327,15 @@ def test_the_same_server_stands_before_a_fleet(artifact: Path) -> None:
             lambda addresses: ports.append(int(addresses["rest"].rpartition(":")[2].partition("/")[0])),
             on_ready=lambda served: ready.set() if served.replicas == 2 else None,
         )
+        cluster = Nearby()
         serving = asyncio.create_task(
-            serve(artifact, Choices(), patient(), shown, stop, middle=partial(Fleet, Nearby()))
+            serve(artifact, Choices(), patient(), shown, stop, middle=partial(Fleet, cluster))
         )
         await asyncio.wait_for(ready.wait(), 60)
         texts = [await _get(ports[0], path) for path in ("/metadata", "/metrics")]
         stop.set()
         await asyncio.wait_for(serving, 10)
+        await cluster.close()
         return texts[0], texts[1]
 
     metadata, metrics = asyncio.run(run())
@@ -343,3 +358,8 @@ def test_a_fleet_without_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UsageError, match="add --ray"):
         middle_of(False, 2, None, "cpu")
     assert middle_of(False, None, None, "cpu") is None
+
+
+def test_no_engine_outlives_its_fleet() -> None:
+    """The command ends its process where one is still at work."""
+    assert not [thread for thread in threading.enumerate() if thread.name == ENGINE and thread.is_alive()]
