@@ -9,7 +9,9 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as some
 
@@ -132,6 +134,18 @@ def test_a_torch_that_ends_its_process_is_a_finding(
 
 
 def test_a_module_that_is_not_there_is_no_error() -> None:
+    assert imported("nowhere_to_be_found").missing
+
+
+def test_where_no_child_starts_the_import_is_made_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under an emulator, which cannot start another Python."""
+
+    def refused(*arguments: object, **options: object) -> None:
+        raise OSError(8, "Exec format error")
+
+    monkeypatch.setattr("edge_vla.device.doctor.system.subprocess.run", refused)
+    assert imported("numpy").version == np.__version__
+    assert imported("torch").facts["cuda"] == (torch.version.cuda or "")
     assert imported("nowhere_to_be_found").missing
 
 

@@ -154,6 +154,7 @@ CASES = [
         "",
         {"machine": "aarch64", "files": {"proc/cpuinfo": "Features\t: fp asimd aes fphp asimdhp asimddp\n"}},
     ),
+    Case("instructions", NOTE, "not visible", "", {"machine": "aarch64", "files": {"proc/cpuinfo": XEON}}),
     Case("instructions", WARNING, "without AVX2", "plan", {"files": {"proc/cpuinfo": "flags : sse2\n"}}),
     Case(
         "instructions",

@@ -11,12 +11,15 @@ from edge_vla.device.doctor.system import System
 # As /proc/cpuinfo has them; the C engine is the fastest where all of NATIVE are there.
 X86: Final = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")
 ARM: Final = ("asimddp", "i8mm", "bf16", "sve", "fphp")
+ARM_MACHINES: Final = ("aarch64", "arm64")
 ARM_NAMES: Final = {"asimddp": "dotprod", "fphp": "fp16"}
 NATIVE: Final = ("avx512bw", "avx512_vnni", "avx512_bf16")
 
 
 def features(system: System) -> frozenset[str]:
-    match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", system.text("proc/cpuinfo") or "", re.M)
+    """As this architecture's kernel lists them; an emulator may show the host's file, which has another line."""
+    line = "Features" if system.machine in ARM_MACHINES else "flags"
+    match = re.search(rf"^{line}\s*:\s*(.+)$", system.text("proc/cpuinfo") or "", re.M)
     return frozenset(match[1].split()) if match else frozenset()
 
 
@@ -25,7 +28,7 @@ def instructions(system: System) -> Found:
     found = features(system)
     if not found:
         return note(f"{system.machine}, its instructions are not visible")
-    arm = system.machine in ("aarch64", "arm64")
+    arm = system.machine in ARM_MACHINES
     shown = " ".join(ARM_NAMES.get(name, name) for name in (ARM if arm else X86) if name in found) or "no SIMD"
     if arm:
         if "asimddp" in found:
