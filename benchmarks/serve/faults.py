@@ -1,7 +1,7 @@
 """What happens when something breaks? `python -m benchmarks.serve.faults --out FILE`. Two minutes.
 
-Killed and frozen clients and servers, hostile peers, a drain. After each, a well-behaved robot must get exactly the
-action of its own newest picture, or none. Engine faults, NaN and clocks that jump are tests/serve's.
+Killed and frozen clients and servers, hostile peers, a drain, a cut network. After each, a well-behaved robot must get
+exactly the action of its own newest picture, or none. Engine faults, NaN and clocks that jump are tests/serve's.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from websockets.sync.client import connect
 
 from benchmarks import study
 from benchmarks.serve.frames import Frame, frames
+from benchmarks.serve.network import cut
 from benchmarks.serve.results import Fault, ServeFaultsResult
 from benchmarks.serve.server import Server, demo_artifact, serving, stop
 from benchmarks.serve.wire import WebSocketRobot, observation
@@ -195,7 +196,7 @@ def measure(artifact: Path) -> ServeFaultsResult:
             except AssertionError as error:
                 found, held = str(error), False
         faults.append(Fault(name=name, expected=expected, observed=found, held=held))
-    return ServeFaultsResult(faults=faults)
+    return ServeFaultsResult(faults=[*faults, cut(artifact, pictures)])
 
 
 def _wait(true: Callable[[], bool], seconds: float) -> bool:

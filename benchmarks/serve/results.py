@@ -30,7 +30,7 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class OverheadResult:
-    """One observation at a time, systems in turns. `policy` and `session` act in this process, the others ask.
+    """One observation at a time, systems in turns of `in_a_row`. `policy` and `session` act in this process.
 
     The server keeps a session per robot, so `session` is what the others are compared with. `_wire` is the
     round trip less what the server says it computed; `_cpu` what client and event loop computed beside the engine,
@@ -38,9 +38,10 @@ class OverheadResult:
     """
 
     KIND: ClassVar[str] = "serve-overhead"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     image: list[int]
+    in_a_row: int
     policy: Spread
     session: Spread
     websocket: Spread
@@ -129,12 +130,12 @@ class EpisodesResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What was done, what had to follow, and what did."""
+    """What was done, what had to follow, and what did. `held` None: not done, this machine does not allow it."""
 
     name: str
     expected: str
     observed: str
-    held: bool
+    held: bool | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,11 +17,12 @@ from benchmarks.serve.results import (
     Spread,
 )
 
+HELD = {True: "held", False: "missed", None: "skipped"}
 LOAD_COLUMNS = ("robots", "asking", "actions a second", "Jain", "round trip p50", "p99", "age p50", "p99", "refused")
 
 
 def overhead(result: OverheadResult) -> Iterator[str]:
-    yield from targets("demo policy, int4, in turns", result.targets)
+    yield from targets(f"demo policy, int4, in turns of {result.in_a_row}", result.targets)
     yield ""
     rows = {
         "policy in process": result.policy,
@@ -77,7 +78,7 @@ def episodes(result: EpisodesResult) -> Iterator[str]:
 
 
 def faults(result: ServeFaultsResult) -> Iterator[str]:
-    rows = [(one.name, one.expected, one.observed, "held" if one.held else "missed") for one in result.faults]
+    rows = [(one.name, one.expected, one.observed, HELD[one.held]) for one in result.faults]
     yield from table(["what was done", "expected", "seen", ""], rows)
 
 

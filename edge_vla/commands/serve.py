@@ -41,6 +41,9 @@ ValidFor = Annotated[float | None, typer.Option(min=1, help="How old an image ma
 Compat = Annotated[
     str | None, typer.Option(help='openvla-exact: REST answers errors as OpenVLA\'s deploy.py, 200 and "error".')
 ]
+WarmInstructions = Annotated[
+    Path | None, typer.Option(help="A text file, an instruction a line, whose first actions are not to wait.")
+]
 OnRay = Annotated[bool, typer.Option("--ray", help="Run the policy in Ray actors, one a GPU; robots share them.")]
 Replicas = Annotated[int | None, typer.Option(min=1, help="With --ray: how many policies; one a GPU by default.")]
 RayAddress = Annotated[str | None, typer.Option(help="With --ray: a cluster's address; by default this machine.")]
@@ -70,6 +73,7 @@ def serve(
     vision: Vision = "auto",
     kernel: Kernel = "auto",
     preprocess: Preprocessing = "none",
+    warm_instructions: WarmInstructions = None,
     ray: OnRay = False,
     replicas: Replicas = None,
     ray_address: RayAddress = None,
@@ -87,8 +91,7 @@ def serve(
     from edge_vla.serve.pace import Slo
     from edge_vla.serve.record import RecordOptions
 
-    if compat is not None:
-        choice("--compat", compat, ("openvla-exact",))
+    target, instructions = None if slo is None else Slo.parse(slo), read_instructions(warm_instructions)
     options = ServeOptions(
         host=host,
         port=port,
@@ -97,11 +100,11 @@ def serve(
         tls_cert=tls_cert,
         tls_key=tls_key,
         origins=tuple(origin or ()),
-        exact=compat is not None,
+        exact=compat is not None and bool(choice("--compat", compat, ("openvla-exact",))),
         zmq=zmq,
         page=page,
         record=None if record is None else RecordOptions(record, int(record_gb * 1e9), redact),
-        serving=HostOptions(Limits(robots=max_robots), None if slo is None else Slo.parse(slo), valid_for_ms),
+        serving=HostOptions(Limits(robots=max_robots), target, valid_for_ms, instructions),
     )
     form: LogFormat = "json" if choice("--log-format", log_format, ("json", "text")) == "json" else "text"
     middle = middle_of(ray, replicas, ray_address, device)
@@ -217,3 +220,17 @@ def read_token(path: Path | None) -> str | None:
     if not token or len(token.split()) != 1:
         raise UsageError(f"--token-file {path}: expected one line with one token: openssl rand -hex 32 > {path}")
     return token
+
+
+def read_instructions(path: Path | None) -> tuple[str, ...]:
+    """The lines of a file that say anything."""
+    if path is None:
+        return ()
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResourceError(f"--warm-instructions {path} cannot be read: {error}") from error
+    found = tuple(dict.fromkeys(line for line in lines if line))
+    if not found:
+        raise UsageError(f"--warm-instructions {path} is empty: write an instruction a line, as robots will send them")
+    return found

@@ -63,7 +63,7 @@ class StagedEngine:
             return self._decode_full_vocabulary(prompt, image, dims, mark)
         return self.decode(prompt, image, dims, draft, bitwise_exact=bitwise_exact, mark=mark)
 
-    def warm(self, prompts: Iterable[int], dims: int) -> None:
+    def warm(self, prompts: Iterable[int], dims: int, *, longest: int = 0) -> None:
         """Nothing is recorded ahead of an action."""
 
     def decode(

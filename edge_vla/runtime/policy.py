@@ -152,12 +152,16 @@ class Policy:
         """How many numbers an action has."""
         return self.config.statistics[self.config.statistics.resolve(unnorm_key)].dims
 
-    def warm(self, instructions: Iterable[str], unnorm_key: str | None = None) -> None:
-        """Prepare what the first action of a new prompt length would wait for: the GPU engine's graphs."""
-        lengths = {len(self.prompter(instruction)) for instruction in instructions}
-        if lengths:
+    def warm(self, instructions: Iterable[str], unnorm_key: str | None = None, *, longest: int = 0) -> None:
+        """Prepare what the first action of a new prompt length would wait for: the GPU engine's graphs.
+
+        And room for prompts of `longest` tokens, or as many as fit: making it later would drop every graph.
+        """
+        lengths, dims = {len(self.prompter(instruction)) for instruction in instructions}, self.dims(unnorm_key)
+        longest = min(longest, self.config.spec.decoder.max_positions - self.config.spec.patches - dims)
+        if lengths or longest > 0:
             with self._turn:
-                self.engine.warm(lengths, self.dims(unnorm_key))
+                self.engine.warm(lengths, dims, longest=longest)
 
     def forced(self, image: Image.Image | NDArray[Any], instruction: str, tokens: Sequence[int]) -> torch.Tensor:
         """Teacher forcing: hidden states (dims, width) before each of `tokens`, the earlier ones given."""

@@ -119,8 +119,8 @@ class Engine(Protocol):
         device has failed.
         """
 
-    def warm(self, prompts: Iterable[int], dims: int) -> None:
-        """Prepare for prompts of these lengths, so that no action waits for it."""
+    def warm(self, prompts: Iterable[int], dims: int, *, longest: int = 0) -> None:
+        """Prepare for prompts of these lengths, so that no action waits for it, and room for `longest` tokens."""
 
     def forced(self, prompt: tuple[int, ...], image: Tensor, tokens: tuple[int, ...]) -> Tensor:
         """Hidden states (dims, width) that predict each of `tokens`, given the image embeddings and earlier tokens."""

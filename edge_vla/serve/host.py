@@ -12,7 +12,7 @@ import math
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache, partial
@@ -59,11 +59,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class HostOptions:
-    """How observations are served. `valid_ms`: an image's greatest age when its action starts; None: by its speed."""
+    """How observations are served. `valid_ms`: an image's greatest age when its action starts; None: by its speed.
+
+    `instructions` are warmed before the server is ready, so that the first action for one does not wait.
+    """
 
     limits: Limits = field(default_factory=Limits)
     slo: Slo | None = None
     valid_ms: float | None = None
+    instructions: Sequence[str] = ()
 
 
 @dataclass(eq=False)
@@ -113,7 +117,7 @@ class Host:
             if on_progress is not None:
                 on_progress(stage, fraction)
 
-        work = partial(open_policy, directory, choices, self.options.limits, report)
+        work = partial(open_policy, directory, choices, self.options.limits, report, self.options.instructions)
         self._engine.run(work, partial(_settle, future))
         try:
             served = await future

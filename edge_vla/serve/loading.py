@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -56,8 +56,13 @@ class Served:
     replicas: int = 1
 
 
-def open_policy(directory: Path, choices: Choices, limits: Limits, on_progress: OnProgress) -> Served:
-    """Raises what `edge_vla.load` raises, and UsageError for a directory that is no artifact or a doubtful key."""
+def open_policy(
+    directory: Path, choices: Choices, limits: Limits, on_progress: OnProgress, instructions: Sequence[str] = ()
+) -> Served:
+    """Raises what `edge_vla.load` raises, and UsageError for a directory that is no artifact or a doubtful key.
+
+    UsageError too for `instructions` of more lengths than the engine keeps graphs for.
+    """
     if not (directory / MANIFEST).exists():
         raise UsageError(f"{directory} is not an artifact: make one with edge-vla export, and serve its directory")
     on_progress("verify", 0.0)
@@ -75,7 +80,7 @@ def open_policy(directory: Path, choices: Choices, limits: Limits, on_progress: 
         check=False,
     )
     on_progress("warm", 0.6)
-    policy.warm([INSTRUCTION], key)
+    warm(policy, [*instructions, INSTRUCTION], key, limits)
     policy.act(synthetic_image(0, policy.config.image.size), INSTRUCTION, key)
     golden = artifact.manifest.golden
     for done, frame in enumerate(golden):
@@ -84,8 +89,20 @@ def open_policy(directory: Path, choices: Choices, limits: Limits, on_progress: 
             warnings.warn(f"golden frame {note}", EdgeVLAWarning, 2)
     on_progress("measure", 0.9)
     seconds = _measure(policy, directory, artifact, key)
+    policy.warm(instructions, key)  # what the golden frames may have put out of its place
     on_progress("measure", 1.0)
     return Served(policy, _metadata(artifact, policy, key, limits), key, artifact.manifest.recipe.bits, seconds)
+
+
+def warm(policy: Policy, instructions: Sequence[str], key: str, limits: Limits) -> None:
+    """What the first action of a prompt's length would wait for.
+
+    Room for the longest prompt and the widest action first: making it later would drop every graph there is.
+    """
+    longest = len(policy.prompter("x")) - 1 + limits.instruction_tokens
+    widest = max(policy.config.statistics, key=policy.dims)
+    policy.warm((), widest, longest=longest)
+    policy.warm(instructions, key)
 
 
 def default_key(artifact: Artifact, asked: str | None) -> str:

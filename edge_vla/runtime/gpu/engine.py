@@ -81,7 +81,7 @@ class GpuEngine:
         mark("graph")
         return decision
 
-    def warm(self, prompts: Iterable[int], dims: int, pieces: Sequence[Piece] = PIECES) -> None:
+    def warm(self, prompts: Iterable[int], dims: int, pieces: Sequence[Piece] = PIECES, *, longest: int = 0) -> None:
         """Record the graphs for prompts of these lengths. UsageError for more than are kept at a time."""
         lengths, never = sorted(set(prompts)), () if self.decoder.prefill_matches_step else ("draft_in_prefill",)
         pieces = [piece for piece in pieces if piece == "action" or (dims > 1 and piece not in never)]
@@ -89,7 +89,7 @@ class GpuEngine:
         if needed > most:
             raise UsageError(f"{len(lengths)} prompt lengths need {needed} graphs, {most} are kept: warm fewer prompts")
         with self.cuda.guard("warming up"), torch.inference_mode():
-            self._fit(Shape(max(lengths), dims))
+            self._fit(Shape(max([*lengths, longest]), dims))
             for length in lengths:
                 shape = Shape(length, dims)
                 for piece in pieces:
