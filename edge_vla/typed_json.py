@@ -1,6 +1,7 @@
 """JSON to frozen dataclasses, checked against their annotations; `dataclasses.asdict` is the way back.
 
-Knows dataclasses (generic ones too), tuples, lists, dicts, enums, literals, optionals and plain values. Knows no file and no version.
+Knows dataclasses (generic ones too), tuples, lists, dicts, enums, literals, optionals and plain values. Knows no file
+and no version.
 """
 
 from __future__ import annotations

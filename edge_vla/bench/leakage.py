@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from edge_vla.artifact import EVIDENCE, Artifact
 from edge_vla.calibration.sequences import action_tokens
+from edge_vla.calibration.sets import frame_hash
 from edge_vla.data import Frame
 from edge_vla.errors import ArtifactError, FrameError, UsageError
 from edge_vla.openvla import PolicyConfig
@@ -28,8 +29,10 @@ def calibration_leakage(artifact: Artifact, frames: Sequence[Frame], config: Pol
         return None
     path = artifact.directory / EVIDENCE / LIST
     try:
-        hashes = [frame["sha256"] for frame in json.loads(path.read_text(encoding="utf-8"))["frames"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        listed = json.loads(path.read_text(encoding="utf-8"))["frames"]
+        hashes = [frame["sha256"] for frame in listed]
+        known = {digest for frame in listed for digest in (frame["sha256"], frame.get("asked"))}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"cannot read {path}, which lists the calibration frames ({error}): export again"
         ) from error
@@ -37,13 +40,16 @@ def calibration_leakage(artifact: Artifact, frames: Sequence[Frame], config: Pol
         raise ArtifactError(
             f"{path} lists other frames than those {artifact.directory} was calibrated on: export again"
         )
-    known = set(hashes)
-    return sum(_calibration_hash(frame, config) in known for frame in frames)
+    return sum(not known.isdisjoint(_calibration_hashes(frame, config)) for frame in frames)
 
 
-def _calibration_hash(frame: Frame, config: PolicyConfig) -> str | None:
-    """A frame's hash as in a calibration set; None for one without an action to calibrate on."""
+def _calibration_hashes(frame: Frame, config: PolicyConfig) -> set[str]:
+    """A frame's hashes as in a calibration set, of its instruction as typed and as a prompt has it, in lower case.
+
+    Empty for a frame without an action to calibrate on. Lists made before 0.2 hold instructions as typed alone.
+    """
     try:
-        return hashlib.sha256(f"{frame.sha256()} {action_tokens(frame, config)}".encode()).hexdigest()
+        tokens = action_tokens(frame, config)
+        return {frame_hash(frame, words, tokens) for words in {frame.instruction, frame.instruction.lower()}}
     except (FrameError, UsageError):
-        return None
+        return set()

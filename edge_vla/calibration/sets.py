@@ -36,7 +36,8 @@ class CalibrationSet:
 
     frames: tuple[Frame, ...]
     phases: tuple[Phase, ...]
-    hashes: tuple[str, ...]  # of what the policy is asked and the tokens of the recorded action
+    hashes: tuple[str, ...]  # of the image, the instruction as it was typed, and the tokens of the recorded action
+    asked: tuple[str, ...]  # the same with the instruction in lower case, as a prompt has it
     seed: int
 
     @property
@@ -48,8 +49,13 @@ class CalibrationSet:
         """The text of `evidence/calibration.json`: what was chosen, to be checked or chosen again."""
         ids = episodes(self.frames)
         frames = [
-            {"image": frame.image.name, "episode": episode, "step": frame.step, "phase": phase, "sha256": digest}
-            for frame, episode, phase, digest in zip(self.frames, ids, self.phases, self.hashes, strict=True)
+            {
+                **{"image": frame.image.name, "episode": episode, "step": frame.step, "phase": phase},
+                **{"sha256": digest, "asked": asked},
+            }
+            for frame, episode, phase, digest, asked in zip(
+                self.frames, ids, self.phases, self.hashes, self.asked, strict=True
+            )
         ]
         return json.dumps({"frames": frames, "seed": self.seed, "sha256": self.sha256}, indent=1)
 
@@ -76,8 +82,18 @@ def choose(frames: Sequence[Frame], config: PolicyConfig, limit: int, seed: int 
     count = min(limit, len(frames))
     chosen = sorted(ordered[(2 * number + 1) * len(frames) // (2 * count)] for number in range(count))
     check_pictures([frames[i] for i in chosen])
-    hashes = [hashlib.sha256(f"{frames[i].sha256()} {tokens[i]}".encode()).hexdigest() for i in chosen]
-    return CalibrationSet(tuple(frames[i] for i in chosen), tuple(phases[i] for i in chosen), tuple(hashes), seed)
+    return CalibrationSet(
+        frames=tuple(frames[i] for i in chosen),
+        phases=tuple(phases[i] for i in chosen),
+        hashes=tuple(frame_hash(frames[i], frames[i].instruction, tokens[i]) for i in chosen),
+        asked=tuple(frame_hash(frames[i], frames[i].instruction.lower(), tokens[i]) for i in chosen),
+        seed=seed,
+    )
+
+
+def frame_hash(frame: Frame, instruction: str, tokens: tuple[int, ...]) -> str:
+    """Of a frame's image, an instruction and the tokens of its action."""
+    return hashlib.sha256(f"{frame.sha256(instruction)} {tokens}".encode()).hexdigest()
 
 
 def phases_by_speed(frames: Sequence[Frame], config: PolicyConfig) -> list[Phase]:

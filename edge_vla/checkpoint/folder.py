@@ -23,6 +23,19 @@ TOKENIZER: Final = "tokenizer.json"
 STATISTICS: Final = "dataset_statistics.json"
 ADAPTER_CONFIG: Final = "adapter_config.json"
 ADAPTER_WEIGHTS: Final = ("adapter_model.safetensors", "adapter_model.bin")
+# Read where they are there; what holds without them is a default.
+OPTIONAL: Final = (
+    "added_tokens.json",
+    CONFIG,
+    STATISTICS,
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "quantize_config.json",
+    "special_tokens_map.json",
+    TOKENIZER,
+    "tokenizer_config.json",
+)
 PICKLES: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # transformers 5 reads these before all others: a folder of torch.distributed.checkpoint.
 DISTRIBUTED: Final = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
@@ -84,6 +97,20 @@ def choose_weights(directory: Path) -> Weights:
         raise CheckpointError(_nothing(directory, names))
     stale = f"before {INDEX}, as transformers does" if len(there) == 2 else "all tensors"
     return Weights(directory / there[0], stale if there[0] == SINGLE else "which shard holds which tensor")
+
+
+def check_links(directory: Path) -> None:
+    """CheckpointError for a file that is read where it is there, and is a link to nothing, as in a copied Hub cache.
+
+    transformers takes such a file for absent, and its default or the base's statistics in its place, without a word.
+    """
+    for name in (*OPTIONAL, ADAPTER_CONFIG, *ADAPTER_WEIGHTS):
+        path = directory / name
+        if path.is_symlink() and not path.exists():
+            raise CheckpointError(
+                f"{path} is a link to nothing ({path.readlink()}): download the directory again, or copy it with "
+                "what its links point to (cp -rL)"
+            )
 
 
 def shard(index: Path, file: str) -> Path:

@@ -6,7 +6,7 @@ network never runs (a tower's last block, final norm and pooling head) is named 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,6 +18,8 @@ TOWER_PREFIXES = ("vision_backbone.featurizer.", "vision_backbone.fused_featuriz
 DECODER_PREFIX = "language_model.model."
 EMBEDDINGS = DECODER_PREFIX + "embed_tokens.weight"
 HEAD = "language_model.lm_head.weight"
+# What training frameworks put around a module; it is in the names when a model is saved without unwrapping.
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "base_model.model.", "module.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +51,40 @@ def check_tensors(source: TensorSource, spec: PolicySpec) -> None:
     table = key_table(spec)
     unknown = sorted(set(source.names()) - set(table))
     if unknown:
-        raise CheckpointError(f"{source} has {len(unknown)} unknown tensors, first {unknown[0]!r}: wrong config.json?")
+        why = _why_unknown(unknown, table)
+        raise CheckpointError(f"{source} has {len(unknown)} unknown tensors, first {unknown[0]!r}: {why}")
     missing = [name for name, key in table.items() if key.live and name not in source.names()]
     if missing:
         raise CheckpointError(f"{source} lacks {len(missing)} tensors, first {missing[0]!r}: download it again")
     for name in source.names():
-        if source.shape(name) != table[name].shape:
+        if source.shape(name) != (shape := table[name].shape):
             raise CheckpointError(
-                f"{source}: {name} is {source.shape(name)}, but config.json makes it {table[name].shape}"
+                f"{source}: {name} is {source.shape(name)}, but config.json makes it {shape}"
+                f"{_why_shape(name, source.shape(name), shape)}"
             )
+
+
+def _why_unknown(unknown: Sequence[str], table: Mapping[str, Key]) -> str:
+    """What happened to a checkpoint that names its tensors so, and what to do."""
+    if any(".lora_" in name or ".base_layer." in name for name in unknown):
+        return "adapters are in it that were not merged: save it again after merge_and_unload()"
+    wrapper = next((one for one in WRAPPERS if unknown[0].startswith(one) or f".{one}" in unknown[0]), None)
+    if wrapper is not None and unknown[0].replace(wrapper, "") in table:
+        return f"they were saved from a wrapped model ({wrapper}): save the unwrapped one again"
+    if unknown[0].replace(".gamma", ".scale_factor") in table:
+        return "timm's own names, which transformers renames: convert with OpenVLA's convert_openvla_weights_to_hf.py"
+    return "wrong config.json?"
+
+
+def _why_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    if 0 in found:
+        return ": it was saved without its numbers; under DeepSpeed ZeRO-3, gather the weights when you save"
+    if name in (EMBEDDINGS, HEAD) and found[1:] == expected[1:]:
+        return (
+            f": the embeddings were resized to {found[0]} rows; set vocab_size in text_config to that, and "
+            "pad_to_multiple_of to the rows that are no pieces of the tokenizer"
+        )
+    return ""
 
 
 def vision_keys(spec: PolicySpec) -> list[str]:

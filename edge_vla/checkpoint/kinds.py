@@ -161,7 +161,8 @@ def _refuse_oft(source: str, sign: str) -> Recognised:
 
 
 def _names(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir())
+    """Files of a folder, without those that macOS puts beside each on a foreign disk."""
+    return sorted(path.name for path in directory.iterdir() if not path.is_dir() and not path.name.startswith("._"))
 
 
 def _oft_sign(directory: Path, raw: Mapping[str, object]) -> str | None:
@@ -221,6 +222,7 @@ def _doubts(kind: Kind, directory: Path, raw: Mapping[str, object], names: list[
             "by its name this is an ECoT policy, which reasons in words before it acts: asked for seven action tokens "
             "at once, as here, it answers what it was not trained to"
         )
+    yield from crop_doubt(directory)
     if kind is Kind.OPENVLA and "v01" in str(directory):
         yield (
             "its path holds 'v01', so OpenVLA's scripts would use the v0.1 prompt; its config.json has the Llama of "
@@ -231,13 +233,22 @@ def _doubts(kind: Kind, directory: Path, raw: Mapping[str, object], names: list[
             f"fine-tuned from {origin!r}, a path without 'v01', for which OpenVLA's finetune.py trains with the other "
             "prompt: --prompt openvla if it was"
         )
-    if "lora_adapter" in names:
+    if (directory / "lora_adapter").is_dir():
         yield "lora_adapter/ is what openvla-oft's finetune.py saves: if this is an OFT run, its actions are others"
     if ADAPTER_CONFIG in names:
         yield f"{ADAPTER_CONFIG} is there without an adapter's weights: ignored, where transformers with peft fails"
     unused = [name for name in names if name.endswith(".py") and OFT_CODE.search(_text(directory / name))]
     if unused:
         yield f"{unused[0]} is openvla-oft's, but config.json's auto_map does not use it: read as a plain OpenVLA"
+
+
+def crop_doubt(path: Path) -> Iterator[str]:
+    """What the pictures of a run must be cropped to is said by its name alone, which OpenVLA's evaluation reads."""
+    if "image_aug" in str(path):
+        yield (
+            f"{path.name} was trained on random crops (image_aug): OpenVLA's evaluation cuts the middle 90% of each "
+            "picture's area out before the processor sees it (center_crop); give them cropped so"
+        )
 
 
 def _model_code(directory: Path, raw: Mapping[str, object]) -> tuple[str, Path | None]:

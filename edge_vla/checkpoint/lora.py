@@ -12,6 +12,7 @@ fine-tuning script merged the checkpoints people run.
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Iterable, Iterator, KeysView, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ CONVERT: Final = (
     'python -c "import torch, safetensors.torch as s; '
     f"s.save_file(torch.load('{PICKLED}', weights_only=True), '{WEIGHTS}')\""
 )
+EMPTY: Final = "saved under DeepSpeed ZeRO-3? gather the weights when you save"
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ class Adapter:
         if not self.path.is_file() and (directory / PICKLED).is_file():
             raise CheckpointError(f"{directory} holds {PICKLED}, which is not read: there, run {CONVERT}")
         if not self.path.is_file():
-            raise CheckpointError(f"{self.path} is missing: expected a peft adapter saved as safetensors")
+            parts = sorted(path.name for path in directory.glob("adapter_model*-of-*.safetensors"))
+            whole = f", whole: {parts[0]} is a part; save it again with a larger max_shard_size" if parts else ""
+            raise CheckpointError(f"{self.path} is missing: expected a peft adapter saved as safetensors{whole}")
         with open_safetensors(self.path) as file:
             self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         keys = sort_keys(self.shapes, str(self.path))
@@ -85,8 +89,9 @@ class Adapter:
             self._check_update(update, base.shape(target))
         for target, key in {**self.replacements, **self.base_copies}.items():
             if self.shapes[key] != base.shape(target):
+                empty = f"; {EMPTY}" if 0 in self.shapes[key] else ""
                 raise CheckpointError(
-                    f"{self}: {key} is {self.shapes[key]}, the base's {target} is {base.shape(target)}"
+                    f"{self}: {key} is {self.shapes[key]}, the base's {target} is {base.shape(target)}{empty}"
                 )
         for target, key in self.base_copies.items():
             self._check_copy(key, target, base)
@@ -104,6 +109,7 @@ class Adapter:
                 f"{self} merges {len(unloaded)} modules, first {unloaded[0]}, that its target_modules do not name: "
                 "peft would leave them out"
             )
+        yield from self._untrained()
         hidden = sum(update.scale.old != update.scale.new for update in self.updates.values())
         if hidden and not self.config.new_search:
             yield (
@@ -119,6 +125,29 @@ class Adapter:
             yield (
                 f"{self} trained biases (bias={self.config.bias!r}) and holds none: peft before 0.21 lost them when "
                 "it saved; the base's stay"
+            )
+
+    def gaps(self, base: TensorSource) -> Iterator[str]:
+        """What the adapter's options name in `base` and its file lacks, so that the base's own is kept."""
+        modules = [name.removesuffix(".weight") for name in sorted(base.names()) if len(base.shape(name)) > 1]
+        bare = [one for one in modules if f"{one}.weight" not in self.updates and self.config.given_by_peft(one)]
+        if bare:
+            yield (
+                f"{self} has no factors for {len(bare)} modules that its target_modules name, first {bare[0]}: they "
+                "stay the base's, as in peft; if they were trained, it was not saved whole"
+            )
+        saved = self.config.modules_to_save
+        for name in saved if isinstance(saved, list) else ():
+            if not any(re.fullmatch(rf"(.*\.)?{re.escape(str(name))}\..*", one) for one in self.replacements):
+                yield f"{self} names {name} in modules_to_save and holds none of it: the base's stays"
+
+    def _untrained(self) -> Iterator[str]:
+        """One line if every product of factors is zero. Of a trained adapter it reads the first pair alone."""
+        pairs = ([self._stored(update.keys[part]) for part in ("b", "a")] for update in self.updates.values())
+        if self.updates and not self.replacements and not any(b.any() and a.any() for b, a in pairs):
+            yield (
+                f"{self} changes nothing, because every lora_B is zero, as before training: was it saved without its "
+                "trained numbers (DeepSpeed, FSDP)?"
             )
 
     def merge(self, name: str, weight: Tensor, arithmetic: Arithmetic) -> Tensor:
@@ -172,7 +201,10 @@ class Adapter:
         a, b = self.shapes[keys["a"]], self.shapes[keys["b"]]
         rank = a[0] if a else 0
         if len(a) < 2 or b[1:] != (rank, *[1] * (len(a) - 2)) or not rank:
-            raise CheckpointError(f"{self.path}: {module} has lora_A {a} and lora_B {b}: expected (r, in) and (out, r)")
+            empty = f"; {EMPTY}" if 0 in (*a, *b) else ""
+            raise CheckpointError(
+                f"{self.path}: {module} has lora_A {a} and lora_B {b}: expected (r, in) and (out, r){empty}"
+            )
         try:
             scale = self.config.scale(module, rank)
         except CheckpointError as error:

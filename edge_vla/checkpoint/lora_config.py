@@ -37,20 +37,15 @@ REFUSED: Final = (
 # They say what was trained and how; the tensors of the file show what came of it.
 HARMLESS: Final = (
     "auto_mapping",
-    "base_model_name_or_path",
     "corda_config",
     "ensure_weight_tying",
     "eva_config",
-    "exclude_modules",
     "inference_mode",
-    "layers_pattern",
-    "layers_to_transform",
     "loftq_config",
     "lora_dropout",
     "lora_ga_config",
     "megatron_config",
     "megatron_core",
-    "modules_to_save",
     "peft_version",
     "qalora_group_size",
     "r",
@@ -84,6 +79,11 @@ class AdapterConfig:
     bias: str | None = None
     init_lora_weights: object = None
     target_modules: object = None
+    modules_to_save: object = None
+    exclude_modules: object = None
+    layers_pattern: object = None
+    layers_to_transform: object = None
+    base_model_name_or_path: object = None
     new_search: bool = False  # whether the peft that saved it searched patterns as since 0.14; not from the file
     unknown: tuple[str, ...] = ()  # options that are set and that no peft up to 0.21 has; not from the file
 
@@ -105,6 +105,11 @@ class AdapterConfig:
             return re.fullmatch(targets, module) is not None
         return True
 
+    def given_by_peft(self, module: str) -> bool:
+        """Whether peft certainly gave the module factors: a list names it, and no other option leaves layers out."""
+        narrowed = self.exclude_modules or self.layers_pattern or self.layers_to_transform is not None
+        return not narrowed and isinstance(self.target_modules, list) and self.loaded_by_peft(module)
+
     def _alpha(self, pattern: str) -> float:
         """The alpha of a module whose name matched `pattern`."""
         alpha = (self.alpha_pattern or {}).get(pattern, self.lora_alpha)
@@ -116,6 +121,8 @@ class AdapterConfig:
 def read_config(directory: Path) -> AdapterConfig:
     """CheckpointError for an option that would change the merged weights in a way not implemented here."""
     path = directory / "adapter_config.json"
+    if not path.exists() and not path.is_symlink():
+        raise CheckpointError(_no_adapter(directory))
     raw = read_json(path)
     try:
         config = typed_json.from_json(AdapterConfig, raw, path.name, ignore_unknown=True)
@@ -137,6 +144,17 @@ def read_config(directory: Path) -> AdapterConfig:
     known = {*HARMLESS, *(field.name for field in dataclasses.fields(AdapterConfig))}
     unknown = tuple(sorted(option for option, value in raw.items() if value and option not in known))
     return dataclasses.replace(config, new_search=NEW_SEARCH in raw, unknown=unknown)
+
+
+def _no_adapter(directory: Path) -> str:
+    """What a directory without adapter_config.json may be, and what to give in its place."""
+    missing = f"{directory / 'adapter_config.json'} is missing: expected a peft adapter there"
+    inside = sorted(found.parent for found in directory.glob("*/adapter_config.json"))
+    if inside:
+        return f"{missing}; give {' or '.join(map(str, inside[:4]))}"
+    if (directory / "config.json").exists():
+        return f"{missing}, and this is a whole checkpoint: give it as SRC, without --adapter"
+    return missing
 
 
 def _check_patterns(name: str, patterns: Mapping[str, object] | None) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from edge_vla.checkpoint.keys import WRAPPERS
 from edge_vla.errors import CheckpointError
 
 PREFIX: Final = "base_model.model."
@@ -20,8 +21,6 @@ FACTORS: Final = {
     ".lora_magnitude_vector.weight": "magnitude",
     ".lora_magnitude_vector": "magnitude",
 }
-# What training frameworks put around a module; it is in the keys when the adapter is saved without unwrapping.
-WRAPPERS: Final = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", PREFIX, "module.")
 UNSAVED: Final = ".default."  # the adapter's name, which save_pretrained takes out
 
 

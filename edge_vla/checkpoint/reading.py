@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from edge_vla.checkpoint.folder import ADAPTER_CONFIG, CONFIG, INDEX, STATISTICS, TOKENIZER, Use, unread
 from edge_vla.checkpoint.kinds import Kind, Recognised
+from edge_vla.checkpoint.lora import Adapter
 from edge_vla.checkpoint.quantised import SETTINGS, DequantisedTensors
 from edge_vla.checkpoint.tensors import SafetensorsDirectory
 from edge_vla.openvla.config import PREPROCESSOR, PROCESSOR, PolicyConfig, read_json, read_statistics_file
@@ -168,11 +169,34 @@ def find_run_statistics(adapter: Path) -> StatisticsFound:
     return StatisticsFound(None, "", (doubt + BASE_APPLIES,))
 
 
+def merged_already(directory: Path, adapter: Adapter) -> Iterator[str]:
+    """One line if a folder may be the merged run of that same adapter: finetune.py of OpenVLA saves both.
+
+    A fine-tuned folder's config.json names what it was tuned from. An adapter of that name was not trained on it.
+    """
+    if not directory.is_dir() or not (directory / STATISTICS).exists():
+        return
+    tuned_from, trained_on = read_json(directory / CONFIG).get("_name_or_path"), adapter.config.base_model_name_or_path
+    run = re.sub(r"--\d+_chkpt$", "", directory.resolve().name)
+    same_run = RUN_NAME.fullmatch(run) is not None and adapter.directory.resolve().name == run
+    if same_run or (isinstance(tuned_from, str) and tuned_from and tuned_from == trained_on):
+        yield (
+            f"{directory} was fine-tuned from {tuned_from!r}, on which {adapter} was trained: if they are of one run, "
+            f"it is merged there already, and twice is too much; leave out --adapter, or give {trained_on!r} as SRC"
+        )
+
+
 def statistics_doubts(statistics: Statistics) -> Iterator[str]:
     for reason in statistics.unsound.values():
         yield f"{reason}: left out"
     for reason in statistics.strays.values():
         yield f"{reason}: ignored"
+    for key, one in statistics.items():
+        if turned := [str(i) for i, moves in enumerate(one.mask) if moves and one.q01[i] > one.q99[i]]:
+            yield (
+                f"data set {key!r} has q01 above q99 in dimension {', '.join(turned)}: actions are un-normalised "
+                "backwards there, as OpenVLA would; are they in each other's place?"
+            )
 
 
 def _escaped(name: str) -> str:

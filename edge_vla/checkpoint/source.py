@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from edge_vla.checkpoint.folder import STATISTICS, TOKENIZER, Use
+from edge_vla.checkpoint.folder import STATISTICS, TOKENIZER, Use, check_links
 from edge_vla.checkpoint.keys import check_tensors
-from edge_vla.checkpoint.kinds import Kind, Recognised, recognise, recognise_adapter, recognise_names
+from edge_vla.checkpoint.kinds import Kind, Recognised, crop_doubt, recognise, recognise_adapter, recognise_names
 from edge_vla.checkpoint.lora import Adapter, merge_adapters
 from edge_vla.checkpoint.lora_config import Arithmetic
 from edge_vla.checkpoint.quantised import open_directory
@@ -24,6 +24,7 @@ from edge_vla.checkpoint.reading import (
     BASE_APPLIES,
     Reading,
     find_run_statistics,
+    merged_already,
     read_folder,
     read_refused,
     statistics_doubts,
@@ -91,7 +92,11 @@ def open_checkpoint(
     UsageError for what is no source, CheckpointError for one that is damaged or another kind of policy.
     """
     for path in adapters:
-        refuse(recognise_adapter(_directory(path)))
+        check_links(_directory(path))
+        refuse(recognise_adapter(path))
+    twice = [path for number, path in enumerate(adapters) if any(path.samefile(one) for one in adapters[:number])]
+    if twice:
+        raise UsageError(f"--adapter {twice[0]} is given twice, and would be merged twice: give it once")
     given = _statistics_file(statistics) if statistics is not None else None
     base = _open_base(str(source), tuple(adapters), given)
     check_tensors(base.tensors, base.config.spec)
@@ -103,6 +108,7 @@ def open_checkpoint(
 
 def _merge(base: Checkpoint, loaded: Sequence[Adapter], arithmetic: Arithmetic) -> Checkpoint:
     found = [find_run_statistics(adapter.directory) for adapter in loaded]
+    folder = base.files[0][0].parent if base.files else Path(base.origin)
     with warnings.catch_warnings():  # the reading has the same lines
         warnings.simplefilter("ignore", EdgeVLAWarning)
         tensors = merge_adapters(base.tensors, loaded, arithmetic)
@@ -117,7 +123,9 @@ def _merge(base: Checkpoint, loaded: Sequence[Adapter], arithmetic: Arithmetic) 
             merged=tuple(map(str, loaded)),
             doubts=(
                 *base.reading.doubts,
-                *(doubt for adapter in loaded for doubt in adapter.doubts(arithmetic)),
+                *(doubt for adapter in loaded for doubt in crop_doubt(adapter.directory)),
+                *(doubt for adapter in loaded for doubt in merged_already(folder, adapter)),
+                *(doubt for adapter in loaded for doubt in (*adapter.doubts(arithmetic), *adapter.gaps(base.tensors))),
                 *(doubt for one in found for doubt in one.doubts),
             ),
         ),
@@ -164,6 +172,7 @@ def _open_base(source: str, adapters: tuple[Path, ...], statistics: Statistics |
     directory = Path(source)
     if not directory.is_dir():
         directory = _download(source)
+    check_links(directory)
     recognised = recognise(directory, adapters)
     refuse(recognised)
     if reason := stand_in(directory / TOKENIZER):
@@ -210,14 +219,13 @@ def _download(source: str) -> Path:
         raise UsageError(f"{source}: no such directory, and not a Hub id (org/name) nor {RANDOM}NAME")
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as error:
         raise BackendError(f"{source} is not a local directory; to fetch it: pip install 'edge-vla[hub]'") from error
     refuse(recognise_names(source, _hub_names(match["id"], match["revision"])))
     try:
         return Path(snapshot_download(match["id"], revision=match["revision"], allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # the Hub's own errors, or whatever its HTTP library raises
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{source} is no local directory and could not be fetched ({reason})") from error
 
 
@@ -227,8 +235,5 @@ def _hub_names(repository: str, revision: str | None) -> tuple[str, ...]:
 
     try:
         return tuple(HfApi().list_repo_files(repository, revision=revision))
-    except (
-        OSError,
-        ValueError,
-    ):  # all that huggingface_hub raises for the network and the repository; the download tells
+    except Exception:  # noqa: BLE001 - its HTTP library raises what it likes, offline above all; the download tells
         return ()

@@ -23,8 +23,17 @@ from edge_vla.checkpoint.folder import INDEX, choose_weights, shard
 from edge_vla.errors import CheckpointError
 from edge_vla.files import stand_in
 
-FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1}  # with what quantised checkpoints hold
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I8": 1,
+    "U8": 1,
+}  # with what quantised checkpoints hold
 # Tables that older Llamas saved and every Llama computes anew: transformers ignores them too.
 BUFFERS = re.compile(r".*\.rotary_emb\.(inv_freq|cos_cached|sin_cached)")
 
@@ -94,8 +103,8 @@ class SafetensorsDirectory:
             raise CheckpointError(f"{path} is missing: expected every shard that {INDEX} names; download it again")
         with open_safetensors(path) as file:
             names = set(file.keys())
-            if expected is not None and names != expected:
-                odd = sorted(names ^ expected)
+            odd = [] if expected is None else sorted(name for name in names ^ expected if not BUFFERS.fullmatch(name))
+            if odd:
                 raise CheckpointError(
                     f"{path} and {INDEX} disagree on {len(odd)} tensors, first {odd[0]!r}: download the directory again"
                 )

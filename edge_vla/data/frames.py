@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edge_vla import typed_json
-from edge_vla.errors import FrameError
+from edge_vla.errors import EdgeVLAWarning, FrameError
 from edge_vla.files import write_whole
 from edge_vla.openvla.image import as_rgb
 
 INDEX = "frames.jsonl"
+ORIENTATION = 0x0112  # the EXIF entry; 1 is upright
+TURNED = (
+    "a picture's EXIF says that it is to be turned or mirrored: it is read as it is stored, as OpenVLA's scripts do "
+    "(Pillow's open); if training saw it upright, save it with ImageOps.exif_transpose"
+)
 # What Pillow's readers raise on a damaged file, beside their own errors.
 BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, struct.error)
 
@@ -42,10 +48,10 @@ class Frame:
     def open(self) -> Image.Image:
         return open_image(self.image)
 
-    def sha256(self) -> str:
-        """Of what a policy reads: the image's size and pixels, however they are stored, and the instruction."""
-        image = self.open()
-        digest = hashlib.sha256(f"{image.width} {image.height} {self.instruction}\0".encode())
+    def sha256(self, instruction: str | None = None) -> str:
+        """Of the image's size and pixels, however they are stored, and the instruction as it was typed, or another."""
+        image, words = self.open(), self.instruction if instruction is None else instruction
+        digest = hashlib.sha256(f"{image.width} {image.height} {words}\0".encode())
         digest.update(image.tobytes())
         return digest.hexdigest()
 
@@ -70,6 +76,8 @@ def open_image(path: Path, content: BinaryIO | None = None) -> Image.Image:
     try:
         with Image.open(content or path) as image:
             image.load()
+            if image.getexif().get(ORIENTATION, 1) != 1:
+                warnings.warn(TURNED, EdgeVLAWarning, 2)
             return as_rgb(image)
     except FileNotFoundError as error:
         raise FrameError(f"{path}: no such file") from error
@@ -87,7 +95,7 @@ def read_folder(directory: Path) -> list[Frame]:
     """All frames of a folder, in the order of its index."""
     path = directory / INDEX
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # editors of Windows put a mark before
     except FileNotFoundError as error:
         raise FrameError(f"{path} is missing: expected a folder of images with a {INDEX}") from error
     except OSError as error:

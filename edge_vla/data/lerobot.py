@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,16 +21,21 @@ from PIL import Image
 
 from edge_vla import typed_json
 from edge_vla.data.frames import Frame, open_image
-from edge_vla.errors import BackendError, FrameError, UsageError
+from edge_vla.errors import BackendError, EdgeVLAWarning, FrameError, UsageError
 
 INFO: Final = Path("meta/info.json")
 VERSIONS: Final = ("v2.", "v3.")
+# As lerobot and makers of arms name joints; gripper alone names none.
+JOINT: Final = re.compile(r"joint|motor_\d|shoulder|elbow|waist|forearm|wrist_(angle|rotate|flex|roll|pitch|\d)", re.I)
 PLACE: Final = ("episode_index", "frame_index", "task_index")
 
 
 @dataclass(frozen=True)
 class Feature:
+    """`names` of a vector's numbers: a list, or lists by what they belong to."""
+
     dtype: str
+    names: object = None
 
 
 @dataclass(frozen=True)
@@ -74,9 +81,12 @@ def read_lerobot(directory: Path, camera: str | None = None) -> list[Frame]:
 
     BackendError without pyarrow, UsageError for a camera that must be named, FrameError for what cannot be read.
     """
-    column = _camera(directory, _info(directory), camera)
-    tasks = _tasks(directory)
-    tables = sorted((directory / "data").rglob("*.parquet"))
+    info = _info(directory)
+    column, tasks = _camera(directory, info, camera), _tasks(directory)
+    if (action := info.features.get("action")) is not None:
+        _warn_of_joints(directory, action.names)
+    # Without what macOS puts beside each file on a foreign disk.
+    tables = sorted(path for path in (directory / "data").rglob("*.parquet") if not path.name.startswith("._"))
     frames = [frame for table in tables for frame in _frames(directory, table, column, tasks)]
     if not frames:
         raise FrameError(f"{directory / 'data'} holds no frames: expected Parquet tables")
@@ -94,6 +104,26 @@ def _info(directory: Path) -> Info:
             f"{path}: got codebase_version {info.codebase_version!r}, expected v2.0 to v3.0: convert it with lerobot"
         )
     return info
+
+
+def _warn_of_joints(directory: Path, names: object) -> None:
+    joints = [name for name in _flat(names) if JOINT.search(name)]
+    if joints:
+        warnings.warn(
+            f"{directory} records joints as actions ({', '.join(joints[:3])}{', …' if len(joints) > 3 else ''}), where "
+            "OpenVLA's own data sets hold how far the hand moves and turns: right only for a policy trained on joints",
+            EdgeVLAWarning,
+            3,
+        )
+
+
+def _flat(names: object) -> Iterator[str]:
+    """Every name in lists and mappings of names."""
+    if isinstance(names, str):
+        yield names
+    elif isinstance(names, Mapping | Sequence):
+        for one in names.values() if isinstance(names, Mapping) else names:
+            yield from _flat(one)
 
 
 def _camera(directory: Path, info: Info, wanted: str | None) -> str:

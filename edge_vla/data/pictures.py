@@ -1,6 +1,6 @@
-"""What can be message of recorded pictures without a policy: that a camera gave nothing, or the same again and again.
+"""What can be seen of recorded pictures without a policy: that a camera gave nothing, or the same again and again.
 
-Red and blue in each other's place can't be message, nor that a picture stands on its head.
+Red and blue in each other's place can't be seen, nor that a picture stands on its head.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from edge_vla.artifact import Artifact, GoldenFrame
 from edge_vla.data import Frame, synthetic_image
 from edge_vla.export.writer import ArtifactWriter
 from edge_vla.runtime import Action, Policy, load, rounding_noise
+from edge_vla.runtime.golden import steps
 from edge_vla.runtime.kernels import AUTO_BF16, TORCH_BF16
 from edge_vla.runtime.noise import ROUNDING
-from edge_vla.runtime.golden import steps
 
 INSTRUCTIONS: Final = ("pick up the object", "open the drawer")  # for synthetic images
 MAX_CANDIDATES: Final = 8

@@ -225,7 +225,7 @@ def _tower(name: str, size: int, changes: Mapping[str, float]) -> TowerSpec:
 
 def _decoder(text: TextConfig) -> DecoderSpec:
     rope = text.rope_parameters or RopeParameters()
-    scaled = text.rope_scaling or rope.rope_type != "default"
+    scaled = _scaled(text.rope_scaling) or rope.rope_type != "default"
     if text.model_type != "llama" or scaled or text.hidden_act != "silu":
         raise CheckpointError(f"config.json: text_config must be a plain Llama (silu, no rope scaling), got {text}")
     if text.tie_word_embeddings or text.attention_bias or text.mlp_bias:
@@ -247,6 +247,13 @@ def _decoder(text: TextConfig) -> DecoderSpec:
     if text.head_dim not in (None, spec.head_width):
         raise CheckpointError(f"config.json: head_dim {text.head_dim}, but width over heads is {spec.head_width}")
     return spec
+
+
+def _scaled(rope_scaling: object) -> bool:
+    """Whether positions are scaled: "default", under its old name or its new, is no scaling."""
+    if not isinstance(rope_scaling, Mapping):
+        return bool(rope_scaling)
+    return rope_scaling.get("rope_type", rope_scaling.get("type")) != "default" and bool(rope_scaling)
 
 
 def _prompt(config: OpenVLAConfig) -> PromptStyle:

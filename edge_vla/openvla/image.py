@@ -174,7 +174,7 @@ def _values(contract: ImageContract) -> NDArray[np.float32]:
 
 
 def _stretch(image: Image.Image, size: int) -> Image.Image:
-    return image.resize((size, size), Image.Resampling.BICUBIC)
+    return _resized(image, size, size)
 
 
 def _letterbox(image: Image.Image, contract: ImageContract) -> Image.Image:
@@ -187,7 +187,13 @@ def _letterbox(image: Image.Image, contract: ImageContract) -> Image.Image:
     width, height = padded.size
     size = contract.size
     short, long = min(width, height), int(size * max(width, height) / min(width, height))
-    target = (size, long) if width == short else (long, size)
-    resized = padded if padded.size == target else padded.resize(target, Image.Resampling.BICUBIC)
+    resized = _resized(padded, size, long) if width == short else _resized(padded, long, size)
     left, top = round((resized.width - size) / 2.0), round((resized.height - size) / 2.0)
     return resized.crop((left, top, left + size, top + size))
+
+
+def _resized(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Along the width, then the height, as every Pillow until 12 does; 13 turns that round for some upright images."""
+    for size in ((width, image.height), (width, height)):
+        image = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+    return image

@@ -64,7 +64,9 @@ class Statistics(Mapping[str, ActionStatistics]):
         for key, entry in raw.items():
             self._add(key, entry, f"{origin}, data set {key!r}")
         if not self._sets:
-            raise CheckpointError(next(iter([*self.unsound.values(), *self.strays.values()])))
+            raise CheckpointError(
+                _misplaced(raw, origin) or next(iter([*self.unsound.values(), *self.strays.values()]))
+            )
 
     def _add(self, key: str, entry: object, where: str) -> None:
         try:
@@ -99,6 +101,24 @@ class Statistics(Mapping[str, ActionStatistics]):
         if key not in self:
             raise UsageError(f"unknown unnorm_key {key!r}: choose one of {sorted(self)}")
         return key
+
+
+def _misplaced(raw: Mapping[str, object], origin: str) -> str | None:
+    """What to do with statistics that lie one level too high or too deep; None if they lie nowhere."""
+    if _is_set(raw):
+        return (
+            f"{origin} holds the statistics of one data set without its name, as training caches them: put them under "
+            'a name, {"NAME": {"action": …}}'
+        )
+    for key, entry in raw.items():
+        if isinstance(entry, Mapping) and any(map(_is_set, entry.values())):
+            return f"{origin} holds its data sets inside {key!r}: keep what {key!r} holds alone, {{NAME: …, NAME: …}}"
+    return None
+
+
+def _is_set(entry: object) -> bool:
+    action = entry.get("action") if isinstance(entry, Mapping) else None
+    return isinstance(action, Mapping) and {"q01", "q99"} <= set(action)
 
 
 def _action(entry: object, where: str) -> dict[str, object]:

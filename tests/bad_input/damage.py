@@ -146,7 +146,8 @@ def write_adapter(
 ) -> Path:
     directory.mkdir()
     save_file({f"base_model.model.{name}": tensor for name, tensor in tensors.items()}, directory / WEIGHTS)
-    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": alpha, "target_modules": ["q_proj"], **(config or {})}
+    targets = sorted(name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight"))
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": alpha, "target_modules": targets, **(config or {})}
     (directory / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return directory
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from benchmarks.demo_policy import episodes
 from edge_vla.artifact import EVIDENCE, Artifact
 from edge_vla.bench.leakage import LIST, calibration_leakage
+from edge_vla.calibration.sets import choose
 from edge_vla.data import Frame
 from edge_vla.demo import BASE
 from edge_vla.errors import ArtifactError
@@ -34,6 +36,25 @@ def test_they_are_counted_wherever_they_lie(calibrated: tuple[Artifact, list[Fra
     config = artifact.manifest.config
     assert calibration_leakage(artifact, [*used, *other], config) == 8
     assert calibration_leakage(artifact, other, config) == 0
+
+
+def test_another_spelling_hides_nothing(calibrated: tuple[Artifact, list[Frame], list[Frame]]) -> None:
+    """Prompts are in lower case, so a frame with another is the same question."""
+    artifact, used, _ = calibrated
+    shouted = [replace(frame, instruction=frame.instruction.upper()) for frame in used]
+    assert calibration_leakage(artifact, shouted, artifact.manifest.config) == 8
+
+
+def test_nor_does_a_capital_in_the_calibration_set(
+    calibrated: tuple[Artifact, list[Frame], list[Frame]],
+) -> None:
+    """The list's own hashes are of instructions as they were typed: those of old artifacts stay as they are."""
+    artifact, used, _ = calibrated
+    config = artifact.manifest.config
+    typed = [replace(frame, instruction=frame.instruction.capitalize()) for frame in used]
+    chosen, plain = choose(typed, config, 8), choose(used, config, 8)
+    assert chosen.sha256 != plain.sha256
+    assert chosen.asked == plain.asked == plain.hashes
 
 
 def test_a_list_that_is_missing_or_another_is_refused(

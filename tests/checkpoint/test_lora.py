@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from edge_vla.checkpoint import Adapter, Arithmetic, SafetensorsDirectory, merge_adapters
-from edge_vla.errors import CheckpointError
+from edge_vla.errors import CheckpointError, EdgeVLAWarning
 from tests.checkpoint.tensors import Tensors, write_adapter
 from tests.golden.peft_merges import Merge, merges
 
@@ -116,7 +116,8 @@ def test_zero_b_changes_nothing(tmp_path: Path) -> None:
     base = Tensors({"q_proj.weight": torch.randn(6, 4).bfloat16()})
     arithmetics: tuple[Arithmetic, ...] = ("fp32", "upstream")
     for arithmetic in arithmetics:
-        merged = merge_adapters(base, [write_adapter(tmp_path, tensors)], arithmetic)
+        with pytest.warns(EdgeVLAWarning, match="changes nothing, because every lora_B is zero"):
+            merged = merge_adapters(base, [write_adapter(tmp_path, tensors)], arithmetic)
         assert torch.equal(merged.load("q_proj.weight"), base.load("q_proj.weight"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 import edge_vla.data.lerobot
 from edge_vla.data import read_frames, synthetic_image
+from edge_vla.data.lerobot import INFO
 from edge_vla.errors import BackendError, EdgeVLAError, FrameError, UsageError
 from edge_vla.export import Recipe, export
 
@@ -145,6 +147,33 @@ def test_what_cannot_be_read_is_said(damage: Any, words: str, tmp_path: Path) ->
     damage(folder)
     with pytest.raises(EdgeVLAError, match=words):
         read_frames(folder)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["shoulder_pan.pos", "elbow_flex.pos", "gripper.pos"], True),
+        ({"motors": ["joint_1", "joint_2", "gripper"]}, True),
+        (["x", "y", "z", "roll", "pitch", "yaw", "gripper"], False),
+        ({"axes": ["x", "y", "z"]}, False),
+        (None, False),
+    ],
+)
+def test_joints_recorded_as_actions_are_said(names: object, told: bool, tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "set", "v2.1")
+    info = json.loads((folder / INFO).read_text())
+    info["features"]["action"]["names"] = names
+    (folder / INFO).write_text(json.dumps(info))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        read_frames(folder)
+    assert ["records joints as actions" in str(one.message) for one in seen] == [True] * told
+
+
+def test_files_that_macos_leaves_are_no_tables(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "set", "v2.1")
+    (folder / "data/chunk-000/._episode_000000.parquet").write_bytes(b"\x00\x05\x16\x07")
+    assert len(read_frames(folder)) == EPISODES * STEPS
 
 
 def test_a_cell_without_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,3 +134,21 @@ def test_without_a_saved_fill_the_last_towers_mean_fills() -> None:
 def test_transforms_that_end_elsewhere_are_refused(changes: dict[str, object], said: str) -> None:
     with pytest.raises(CheckpointError, match=said):
         ImageContract.from_preprocessor(preprocessor(**changes), size=224, towers=1)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "recorded"),
+    [
+        (240, 320, "dafa1a63aa7ada8c"),
+        (720, 1280, "35e914a33fcbc828"),
+        (100, 1000, "f7adbefa2a342d6b"),
+        (48, 640, "5872e276bf662b58"),
+        (640, 480, "f88f727db4e0d773"),
+    ],
+)
+def test_an_upright_picture_is_what_the_pillow_of_training_made_of_it(width: int, height: int, recorded: str) -> None:
+    """Recorded with Pillow 10.3.0; Pillow 13 resizes some of these height first, up to 17 levels away."""
+    pixels = np.random.RandomState(width).randint(0, 256, (height, width, 3)).astype(np.uint8)
+    contract = ImageContract(224, "resize-naive", ((0.0, 0.0, 0.0),), ((1.0, 1.0, 1.0),))
+    levels = np.rint(preprocess(Image.fromarray(pixels), contract) * 255).astype(np.uint8).transpose(1, 2, 0)
+    assert hashlib.sha256(levels.tobytes()).hexdigest()[:16] == recorded
