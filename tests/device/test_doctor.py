@@ -46,14 +46,16 @@ def test_a_check_says_something_and_ends_with_a_code_of_ours() -> None:
         Found(" ")
     with pytest.raises(ValueError, match="exit code 1"):
         Found("x", Verdict.FAILURE, "y", 1)
+    with pytest.raises(ValueError, match="exit code 3 of a warning"):
+        Found("x", Verdict.WARNING, "y", BACKEND)
 
 
 def check(verdict: Verdict, code: int = BACKEND, found: str = "found") -> Check:
-    return Check(found, verdict, "do this", code, group="python", name="name")
+    return Check(found, verdict, "do this", code if verdict is Verdict.FAILURE else 0, group="python", name="name")
 
 
 def test_the_worst_failure_decides_and_warnings_do_not() -> None:
-    assert exit_code([]) == exit_code([check(Verdict.WARNING, ARTIFACT), check(Verdict.NOTE)]) == 0
+    assert exit_code([]) == exit_code([check(Verdict.WARNING), check(Verdict.NOTE)]) == 0
     assert exit_code([check(Verdict.FAILURE, BACKEND), check(Verdict.FAILURE, RESOURCE)]) == RESOURCE
     assert exit_code([check(Verdict.FAILURE, ARTIFACT), check(Verdict.FAILURE, BACKEND)]) == ARTIFACT
 

@@ -31,21 +31,22 @@ BAD: Final = (Verdict.WARNING, Verdict.FAILURE)
 class Found:
     """What one check found. ValueError for a warning or a failure without a remedy, which names the next command.
 
-    `exit_code` is that of `edge_vla.errors` which the command returns for a failure.
+    `exit_code` is that of `edge_vla.errors` which the command returns for a failure; 0 for anything else.
     """
 
     found: str
     verdict: Verdict = Verdict.OK
     remedy: str = ""
-    exit_code: int = BACKEND
+    exit_code: int = 0
 
     def __post_init__(self) -> None:
         if not self.found.strip():
             raise ValueError("a check says what it found")
         if self.verdict in BAD and not self.remedy.strip():
             raise ValueError(f"a {self.verdict.value} needs a remedy: {self.found}")
-        if self.exit_code not in (BACKEND, RESOURCE, ARTIFACT):
-            raise ValueError(f"exit code {self.exit_code}: expected one of {BACKEND}, {RESOURCE}, {ARTIFACT}")
+        expected = (BACKEND, RESOURCE, ARTIFACT) if self.verdict is Verdict.FAILURE else (0,)
+        if self.exit_code not in expected:
+            raise ValueError(f"exit code {self.exit_code} of a {self.verdict.value}: expected one of {expected}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,4 +82,4 @@ def failure(found: str, remedy: str, exit_code: int = BACKEND) -> Found:
 
 
 def exit_code(checks: Iterable[Check]) -> int:
-    return max((check.exit_code for check in checks if check.verdict is Verdict.FAILURE), default=0)
+    return max((check.exit_code for check in checks), default=0)
