@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edge_vla.errors import UsageError
 from edge_vla.options import ARITHMETICS, Adapters, PromptChoice, StatisticsFile, choice
 from edge_vla.terminal import err, export_progress
+
+if TYPE_CHECKING:
+    from edge_vla.data import Frame
+    from edge_vla.export import Recipe
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="Checkpoint directory, Hub id, or random:openvla-7b.")]
 Out = Annotated[Path, typer.Option("--out", help="Directory to make; must not exist.")]
@@ -69,8 +74,6 @@ def export(
     """
     from edge_vla.data import read_frames
     from edge_vla.export import Recipe
-    from edge_vla.export import export as run_export
-    from edge_vla.export.huggingface import export_checkpoint
     from edge_vla.export.recipe import METHODS, parse_bytes
     from edge_vla.interop import WRITTEN
 
@@ -94,26 +97,53 @@ def export(
     if decoder_only and form == "artifact":
         raise UsageError(f"--decoder-only needs --format {' or '.join(WRITTEN)}: an artifact is a whole policy")
     recorded = read_frames(frames) if frames else ()
+    said = Said(prompt, statistics)
+    made = _write(source, out_dir, form, chosen, adapter or (), recorded, said, decoder_only=decoder_only)
+    err.print(f"{out_dir}: {directory_bytes(out_dir) / 1e9:.3f} GB, {form}, {made}")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the user says of SRC where the folder cannot tell."""
+
+    prompt: str | None
+    statistics: Path | None
+
+
+def _write(
+    source: str,
+    out_dir: Path,
+    form: str,
+    recipe: Recipe,
+    adapters: Sequence[Path],
+    frames: Sequence[Frame],
+    said: Said,
+    *,
+    decoder_only: bool,
+) -> str:
+    """Export with a progress display; what was made, in a word or two."""
+    from edge_vla.export import export as run_export
+    from edge_vla.export.huggingface import export_checkpoint
+
     with export_progress() as progress:
         if form == "artifact":
             made = run_export(
-                source, out_dir, chosen, adapter or (), recorded, progress, prompt=prompt, statistics=statistics
-            ).identity[:12]
-        else:
-            export_checkpoint(
-                source,
-                out_dir,
-                form,
-                chosen,
-                adapter or (),
-                recorded,
-                progress,
-                decoder_only=decoder_only,
-                prompt=prompt,
-                statistics=statistics,
+                source, out_dir, recipe, adapters, frames, progress, prompt=said.prompt, statistics=said.statistics
             )
-            made = "decoder alone" if decoder_only else "whole policy"
-    err.print(f"{out_dir}: {directory_bytes(out_dir) / 1e9:.3f} GB, {form}, {made}")
+            return made.identity[:12]
+        export_checkpoint(
+            source,
+            out_dir,
+            form,
+            recipe,
+            adapters,
+            frames,
+            progress,
+            decoder_only=decoder_only,
+            prompt=said.prompt,
+            statistics=said.statistics,
+        )
+        return "decoder alone" if decoder_only else "whole policy"
 
 
 def directory_bytes(directory: Path) -> int:
