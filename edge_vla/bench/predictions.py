@@ -122,7 +122,7 @@ def predict(job: Job, frames: Path, limit: int | None, forced: Path | None) -> N
 
 
 def predict_all(
-    jobs: Sequence[Job], frames: Path, limit: int | None, forced: Path, parallel: int
+    jobs: Sequence[Job], frames: Path, limit: int | None, forced: Path | None, parallel: int
 ) -> list[EdgeVLAError | None]:
     """Run jobs, `parallel` at a time; what stopped a job, in its place.
 

@@ -23,6 +23,7 @@ from edge_vla.artifact import EVIDENCE, Artifact
 from edge_vla.bench import closed_loop, gates, predictions, reports, speed
 from edge_vla.bench.agreement import compare, compare_candidates, margin_floor
 from edge_vla.bench.environments import resolve
+from edge_vla.bench.place import Place
 from edge_vla.bench.plan import FLOAT32, NO_PROFILE, REPEAT, Plan, ReferencePlan
 from edge_vla.bench.predictions import Job
 from edge_vla.bench.result import (
@@ -59,10 +60,15 @@ def bench(
     out: Path,
     plan: Plan | None = None,
     on_progress: OnProgress = log.info,
+    place: Place | None = None,
 ) -> Result:
-    """Measure, check the gates, and write the reports to `out` after every phase."""
+    """Measure, check the gates, and write the reports to `out` after every phase.
+
+    `place`: where frames are predicted and episodes run; what is timed is timed here.
+    """
     with tempfile.TemporaryDirectory(prefix="edge-vla-bench-") as scratch:
         run = start(artifacts, reference, plan or Plan(), Path(scratch), on_progress)
+        run.place = place or run.place
         for phase in (_agreement, _speed, _stage_profiles, _episodes):
             try:
                 phase(run, out)
@@ -96,7 +102,7 @@ def _agreement(run: Run, out: Path) -> None:  # noqa: ARG001
     jobs = {name: job for name, job in floors.items() if not job.file.exists()} | systems
     parallel = speed.parallel({name: job.system for name, job in jobs.items()}, run.config.spec)
     run.on_progress(f"{', '.join(jobs)}: predicting {len(run.frames)} frames, {parallel} at a time")
-    errors = predictions.predict_all([*jobs.values()], run.directory, run.reference.limit, reference, parallel)
+    errors = run.place.predict_all([*jobs.values()], run.directory, run.reference.limit, reference, parallel)
     failed = {name: error for name, error in zip(jobs, errors, strict=True) if error is not None}
     _compare(run, reference, floors, systems, failed)
 
@@ -108,7 +114,9 @@ def _reference_predictions(run: Run) -> Path:
         run.on_progress(f"{REFERENCE}: predictions are cached")
         return path
     run.on_progress(f"{REFERENCE}: predicting {len(run.frames)} frames")
-    predictions.predict(job, run.directory, run.reference.limit, None)
+    (error,) = run.place.predict_all([job], run.directory, run.reference.limit, None, 1)
+    if error is not None:
+        raise error
     predictions.store(_cache_key(run, job), job.file)
     return job.file
 
@@ -283,7 +291,7 @@ def _episodes(run: Run, out: Path) -> None:
         delays = {name: [ms for block in run.measured[name].times() for ms in block] for name in systems}
         regimes[f"live {environment.control_hz:g} Hz"] = delays
     for regime, delays_ms in regimes.items():
-        found = closed_loop.run_all(
+        found = run.place.run_all(
             systems, plan.environment, environment.kinds, plan.episodes, run.directory, delays_ms, run.on_progress
         )
         reference = found.pop(REFERENCE)

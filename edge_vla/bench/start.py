@@ -16,6 +16,7 @@ from edge_vla.bench.leakage import calibration_leakage
 from edge_vla.bench.messages import System
 from edge_vla.bench.motion import FrameFacts
 from edge_vla.bench.peers import PEERS
+from edge_vla.bench.place import Here, Place
 from edge_vla.bench.plan import Plan, ReferencePlan, synthetic_frames
 from edge_vla.bench.provenance import provenance
 from edge_vla.bench.result import ArtifactFacts, Candidate, FrameSet, Model, Peer, Reference, Result
@@ -44,6 +45,7 @@ class Run:
     facts: FrameFacts
     scratch: Path
     on_progress: Callable[[str], None]
+    place: Place = field(default_factory=Here)
     result: Result = field(init=False)
     predictions: dict[str, Predictions] = field(default_factory=dict)
     measured: dict[str, Measured] = field(default_factory=dict)

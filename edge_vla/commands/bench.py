@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal, cast
@@ -27,6 +28,7 @@ from edge_vla.options import (
 from edge_vla.terminal import err
 
 if TYPE_CHECKING:
+    from edge_vla.bench.place import Place
     from edge_vla.bench.plan import ClosedLoopPlan, Plan, ReferencePlan
 
 ENVIRONMENTS: Final[Mapping[str, str]] = {
@@ -67,6 +69,12 @@ StageProfile = Annotated[
 ]
 ModelName = Annotated[str | None, typer.Option(help="What the tables call the policy.")]
 WithAgreement = Annotated[bool, typer.Option(help="Compare tokens; without, measure speed and memory alone.")]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray", help="Spread frames and episodes over a Ray cluster: its address, or local for this machine."
+    ),
+]
 TimeReference = Annotated[bool, typer.Option(help="Time the reference too; it may not fit in memory.")]
 
 
@@ -98,6 +106,7 @@ def bench(
     vision: Vision = "auto",
     kernel: Kernel = "auto",
     preprocess: Preprocessing = "none",
+    ray: Ray = None,
 ) -> None:
     """Agreement, closed loop, latency and memory of artifacts against their reference. Exits with 1 on a red gate."""
     require_bench()
@@ -122,14 +131,12 @@ def bench(
         closed_loop=closed_loop_plan(env, episodes, margin, live),
         peers=tuple((name, python or None) for name, _, python in (one.partition("=") for one in peer or ())),
         peer_frames=peer_frames,
-        vision=vision,
-        kernel=kernel,
         model=model,
         agreement=agreement,
         time_reference=time_reference,
         stage_profile=stage_profile,
     )
-    print_report(artifacts, wanted, out_dir, plan)
+    print_report(artifacts, wanted, out_dir, replace(plan, vision=vision, kernel=kernel), place_of(ray))
 
 
 def closed_loop_plan(env: str | None, episodes: int, margin: float, live: bool) -> ClosedLoopPlan | None:
@@ -150,13 +157,28 @@ def require_bench() -> None:
         raise BackendError(f"this command needs {', '.join(missing)}: pip install 'edge-vla[bench]'")
 
 
-def print_report(artifacts: Sequence[Path], reference: ReferencePlan, out_dir: Path, plan: Plan) -> None:
+def place_of(ray: str | None) -> Place | None:
+    """Where frames and episodes are computed: here (None), or on a cluster."""
+    if ray is None:
+        return None
+    if find_spec("ray") is None:
+        raise BackendError("--ray needs ray: pip install 'edge-vla[ray]'")
+    from edge_vla.bench.ray_place import RayPlace
+
+    return RayPlace(ray)
+
+
+def print_report(
+    artifacts: Sequence[Path], reference: ReferencePlan, out_dir: Path, plan: Plan, place: Place | None = None
+) -> None:
     """Run the bench under a status line and print its report. Exit 1 if a gate is red."""
     from edge_vla.bench.reports import markdown
     from edge_vla.bench.run import bench as run_bench
 
     with err.status("measuring") as status:
-        result = run_bench(artifacts, reference, out_dir, plan, lambda stage: status.update(f"measuring: {stage}"))
+        result = run_bench(
+            artifacts, reference, out_dir, plan, lambda stage: status.update(f"measuring: {stage}"), place
+        )
     print(markdown(result))
     if any(gate.passed is False for gate in result.gates):
         raise typer.Exit(1)

@@ -11,14 +11,13 @@ Imports Ray, so nothing imports this unless a fleet was asked for.
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Awaitable
 from typing import Any, Final, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from edge_vla.cluster import connect, machines
 from edge_vla.errors import BackendError, UsageError
 from edge_vla.serve.affinity import share
 from edge_vla.serve.fleet import LostError
@@ -29,36 +28,6 @@ from edge_vla.serve.replica import Asked, Facts, Failed, Pulse, Refused, Replica
 
 T = TypeVar("T")
 CALLS: Final = 10_000  # at a time, to one actor: the front end bounds them by its connections
-STORE_BYTES: Final = 256 << 20  # of a local Ray's shared memory: images on their way
-
-
-def connect(address: str | None, replicas: int = 1) -> None:
-    """Join the cluster at `address`, or start one on this machine. BackendError where none answers."""
-    if ray.is_initialized():
-        return
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # asks no other server
-    local: dict[str, Any] = {
-        "address": "local",
-        "num_cpus": max(os.cpu_count() or 1, replicas),
-        "include_dashboard": False,
-        "object_store_memory": STORE_BYTES,
-    }
-    where = local if address is None else {"address": address}
-    try:
-        ray.init(**where, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, OSError, RuntimeError, ValueError, RayError) as error:
-        where_to = "this machine" if address is None else address
-        reason = str(error).strip().partition("\n")[0]
-        raise BackendError(
-            f"no Ray on {where_to}: {reason}; start it there with ray start --head, or leave --ray-address out"
-        ) from error
-
-
-def nodes() -> list[tuple[int, int]]:
-    """CPUs and GPUs of each machine of the cluster that is alive."""
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [(int(resources.get("CPU", 0)), int(resources.get("GPU", 0))) for resources in alive]
 
 
 class RayCluster:
@@ -75,8 +44,8 @@ class RayCluster:
 
     def open(self) -> int:
         """Divide the cluster: how many replicas there will be. UsageError where they do not fit."""
-        machines = nodes()
-        gpus = sum(gpu for _, gpu in machines)
+        found = machines()
+        gpus = sum(gpu for _, gpu in found)
         if self._device != "cpu" and gpus:
             replicas = self._replicas or gpus
             if replicas > gpus:
@@ -86,9 +55,9 @@ class RayCluster:
         if self._device not in ("auto", "cpu"):
             raise BackendError(f"--device {self._device}: the cluster has no GPU; add a machine with one, or use cpu")
         replicas = self._replicas or 1
-        self._threads = share([cpu for cpu, _ in machines], replicas)
+        self._threads = share([cpu for cpu, _ in found], replicas)
         if not self._threads:
-            total = sum(cpu for cpu, _ in machines)
+            total = sum(cpu for cpu, _ in found)
             raise UsageError(f"--replicas {replicas}: the cluster has {total} CPUs, and each replica needs one")
         self._resources = {"num_cpus": self._threads}
         return replicas
