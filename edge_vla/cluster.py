@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from typing import Any, Final
 
 import ray
@@ -11,6 +12,7 @@ from ray.exceptions import RayError
 
 from edge_vla.errors import BackendError
 
+PROBE_S: Final = 5.0
 STORE_BYTES: Final = 256 << 20  # of a local Ray's shared memory: images on their way
 
 
@@ -31,6 +33,7 @@ def connect(address: str | None, processes: int = 1) -> None:
     }
     where = local if address is None else {"address": address}
     try:
+        _probe(address)
         ray.init(**where, log_to_driver=False, configure_logging=False)
     except (ConnectionError, OSError, RuntimeError, ValueError, RayError) as error:
         place = "this machine" if address is None else address
@@ -38,6 +41,13 @@ def connect(address: str | None, processes: int = 1) -> None:
         raise BackendError(
             f"no Ray on {place}: {reason}; start it there with ray start --head, or leave the address out"
         ) from error
+
+
+def _probe(address: str | None) -> None:
+    """OSError where nothing listens at HOST:PORT: Ray would try for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), PROBE_S).close()
 
 
 def machines() -> list[tuple[int, int]]:
