@@ -108,7 +108,7 @@ def test_a_flag_that_a_message_names_is_there(
 ) -> None:
     """Texts of the package that name a flag of `edge-vla`; other programs' and modules' own are named here."""
     monkeypatch.setenv("COLUMNS", "200")
-    commands = ("export", "run", "serve", "bench", "compare", "plan", "verify", "inspect", "demo")
+    commands = ("export", "run", "serve", "bench", "compare", "plan", "verify", "inspect", "demo", "doctor")
     known = set().union(*(flags(command, capsys) for command in commands))
     others = {"--query-compute-apps", "--query-gpu", "--format", "--version", "--upgrade", "--schema", "--porcelain"}
     others |= {old for _, old in RENAMED}
@@ -116,6 +116,8 @@ def test_a_flag_that_a_message_names_is_there(
     for file in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                if "doctor" in file.parts and "edge-vla" not in node.value:
+                    continue  # a remedy of another program; all remedies are parsed by tests/device
                 named |= set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", node.value))
     assert named - known - others == set()
 
