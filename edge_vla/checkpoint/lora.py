@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, KeysView, Mapping
+from collections.abc import Collection, Iterable, Iterator, KeysView, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, get_args
@@ -127,9 +127,13 @@ class Adapter:
                 "it saved; the base's stay"
             )
 
-    def gaps(self, base: TensorSource) -> Iterator[str]:
-        """What the adapter's options name in `base` and its file lacks, so that the base's own is kept."""
-        modules = [name.removesuffix(".weight") for name in sorted(base.names()) if len(base.shape(name)) > 1]
+    def gaps(self, base: TensorSource, dead: Collection[str] = ()) -> Iterator[str]:
+        """What the adapter's options name in `base` and its file lacks, so that the base's own is kept.
+
+        `dead` tensors take part in no action: nobody misses them.
+        """
+        names = sorted(base.names() - set(dead))
+        modules = [name.removesuffix(".weight") for name in names if len(base.shape(name)) > 1]
         bare = [one for one in modules if f"{one}.weight" not in self.updates and self.config.given_by_peft(one)]
         if bare:
             yield (

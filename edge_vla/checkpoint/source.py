@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from edge_vla.checkpoint.folder import STATISTICS, TOKENIZER, Use, check_links
-from edge_vla.checkpoint.keys import check_tensors
+from edge_vla.checkpoint.keys import check_tensors, key_table
 from edge_vla.checkpoint.kinds import Kind, Recognised, crop_doubt, recognise, recognise_adapter, recognise_names
 from edge_vla.checkpoint.lora import Adapter, merge_adapters
 from edge_vla.checkpoint.lora_config import Arithmetic
@@ -109,6 +109,7 @@ def open_checkpoint(
 def _merge(base: Checkpoint, loaded: Sequence[Adapter], arithmetic: Arithmetic) -> Checkpoint:
     found = [find_run_statistics(adapter.directory) for adapter in loaded]
     folder = base.files[0][0].parent if base.files else Path(base.origin)
+    dead = [name for name, key in key_table(base.config.spec).items() if not key.live]
     with warnings.catch_warnings():  # the reading has the same lines
         warnings.simplefilter("ignore", EdgeVLAWarning)
         tensors = merge_adapters(base.tensors, loaded, arithmetic)
@@ -125,7 +126,8 @@ def _merge(base: Checkpoint, loaded: Sequence[Adapter], arithmetic: Arithmetic) 
                 *base.reading.doubts,
                 *(doubt for adapter in loaded for doubt in crop_doubt(adapter.directory)),
                 *(doubt for adapter in loaded for doubt in merged_already(folder, adapter)),
-                *(doubt for adapter in loaded for doubt in (*adapter.doubts(arithmetic), *adapter.gaps(base.tensors))),
+                *(doubt for adapter in loaded for doubt in adapter.doubts(arithmetic)),
+                *(doubt for adapter in loaded for doubt in adapter.gaps(base.tensors, dead)),
                 *(doubt for one in found for doubt in one.doubts),
             ),
         ),
