@@ -92,8 +92,8 @@ def readme(results: Path) -> str:
         parts += [_source(engines, "benchmarks/results"), ""]
     cards = [found[name] for name in README_GPU if name in found]
     if cards:
-        parts += [*gpu.readme([one.body for one in cards if isinstance(one.body, GpuResult)]), ""]
-        parts += [_source(cards, "benchmarks/results"), ""]
+        line = gpu.readme([one.body for one in cards if isinstance(one.body, GpuResult)])
+        parts[-1:] = [f"{line} {_links(cards, 'benchmarks/results')}"]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -303,13 +303,17 @@ def _lowered(text: str) -> str:
 
 def _source(files: Sequence[ResultFile], folder: str) -> str:
     """The files, and the machine that they were measured on."""
-    links = ", ".join(f"[{one.path.name}]({folder}/{one.path.name})" for one in files)
+    links = _links(files, folder)
     first = files[0].provenance
     if len(files) > 1:
         return f"{links}: {escaped(first.device)}, {first.cores} cores"
     load = "" if first.load_average is None else f"load average {first.load_average} at the end, "
     commit = escaped((first.commit or "unknown")[:12])
     return f"{links}: {escaped(first.device)}, {first.cores} cores, {load}commit {commit}"
+
+
+def _links(files: Sequence[ResultFile], folder: str) -> str:
+    return ", ".join(f"[{one.path.name}]({folder}/{one.path.name})" for one in files)
 
 
 def main() -> None:

@@ -11,25 +11,18 @@ from benchmarks.gpu.tune import ShapeRow, TuneResult
 from benchmarks.markdown import table
 from edge_vla.runtime.gpu.kernels.tiles import Tile
 
-README_COLUMNS = (
-    "OpenVLA-7B's shapes, random weights, on {device}",
-    "one action",
-    "rate",
-    "times as fast as eager bf16",
-)
 README_SYSTEMS = (W4A8.name, W8A8.name, BF16.name, DRAFTED, EAGER, NF4)
 SHOWN_KERNELS = 8  # of a trace
 
 
-def readme(results: Sequence[GpuResult]) -> Iterator[str]:
-    """Our systems and their peers on one device, each as it was first measured."""
-    device, rows = next((one.device.name for one in results if one.device), "a GPU"), dict[str, tuple[str, ...]]()
+def readme(results: Sequence[GpuResult]) -> str:
+    """Our systems and their peers on one device, each as it was first measured, in a line."""
+    device, shown = next((one.device.name for one in results if one.device), "GPU"), dict[str, str]()
     for found in (one for result in results for one in result.latency_tables()):
         for row in found.systems:
             if row.times is not None and row.name in README_SYSTEMS:
-                ms = row.times.p50_ms
-                rows.setdefault(row.name, (row.name, f"{ms:.1f} ms", f"{1e3 / ms:.3g} Hz", _faster(found, row)))
-    yield from table([one.format(device=device) for one in README_COLUMNS], rows.values())
+                shown.setdefault(row.name, f"{row.name} {row.times.p50_ms:.1f} ms")
+    return f"The same shapes on an {device}, one action: {'; '.join(shown.values())}."
 
 
 def chapter(result: GpuResult) -> Iterator[str]:

@@ -247,7 +247,7 @@ def crop_doubt(path: Path) -> Iterator[str]:
     if "image_aug" in str(path):
         yield (
             f"{path.name} was trained on random crops (image_aug): OpenVLA's evaluation cuts the middle 90% of each "
-            "picture's area out before the processor sees it (center_crop); give them cropped so"
+            "picture's area out before the processor sees it (center_crop); --preprocess libero does so"
         )
 
 

@@ -1,8 +1,8 @@
 """The policy's own resize, in numpy alone: bit for bit what Pillow's bicubic makes of an image.
 
 So a robot may send (224, 224, 3) instead of what its camera gives, and the policy sees the same pixels. Pillow computes
-in whole numbers: weights of 22 bits, along the width first, rounded to 8 bits between the two passes. Of an upright
-image newer Pillows (13.0) begin with the height, by a rule of their own: those are not resized here.
+in whole numbers: weights of 22 bits, along the width first, rounded to 8 bits between the two passes. (Pillow 13 begins
+with the height of some upright images; the policy makes it begin with the width.)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SHARPNESS: Final = -0.5
 
 
 def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """(H, W, 3) with W at least H -> (size, size, 3), each side by its own factor."""
+    """(H, W, 3) -> (size, size, 3), each side by its own factor."""
     height, width, _ = image.shape
     if width != size:
         image = _rows(image.swapaxes(0, 1), size).swapaxes(0, 1)

@@ -117,7 +117,7 @@ def read(frame: object) -> Message:
 def smaller(image: NDArray[np.uint8], server: Hello) -> NDArray[np.uint8]:
     """The image as the policy resizes it, where that is known bit for bit and is less to send; else as it is."""
     size, (height, width, channels) = server.image_size, image.shape
-    known = server.preprocess == STRETCH and channels == 3 and width >= height >= MIN_SIDE
+    known = server.preprocess == STRETCH and channels == 3 and min(height, width) >= MIN_SIDE
     return resize(image, size) if known and height * width > size * size else image
 
 
