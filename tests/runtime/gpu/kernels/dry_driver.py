@@ -12,15 +12,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from benchmarks.gpu.kernel_checks.cases import of_policy
 from benchmarks.gpu.kernel_checks.check import RandomInputs
-from edge_vla.runtime.gpu.kernels import tiles
+from edge_vla.runtime.gpu.kernels import nibbles, tiles
 from edge_vla.spec import OPENVLA_7B, PolicySpec
 
 PREFILL = 288
@@ -77,10 +78,27 @@ def compiling_for(chip: tiles.Chip) -> Iterator[list[dict[str, Any]]]:
 
     before, tiles.INTERPRETER = tiles.INTERPRETER, chip  # type: ignore[misc]
     driver.set_active(Dry())
-    try:
-        yield compiled
-    finally:
-        tiles.INTERPRETER = before  # type: ignore[misc]
+    with as_on(chip):
+        try:
+            yield compiled
+        finally:
+            tiles.INTERPRETER = before  # type: ignore[misc]
+
+
+@contextmanager
+def as_on(chip: tiles.Chip) -> Iterator[None]:
+    """Within, kernels on CPU tensors take the branches of the chip: assembly, and overlapped launches."""
+    early = {"EARLY": True, "launch_pdl": True} if chip.capability >= (9, 0) else {"EARLY": False}
+    there = {
+        "assembly": lambda dtype, _: nibbles.assembly(dtype, torch.device("cuda")),
+        "overlap": lambda _: early,
+    }
+    with ExitStack() as stack:
+        for name, module in [*sys.modules.items()]:
+            if name.startswith("edge_vla.runtime.gpu.kernels.") and module is not nibbles:
+                for one in there.keys() & vars(module).keys():
+                    stack.enter_context(patch.object(module, one, there[one]))
+        yield
 
 
 def resources(tools: Path, binary: bytes) -> dict[str, Any]:
