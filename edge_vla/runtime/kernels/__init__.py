@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edge_vla.errors import UsageError
 from edge_vla.quant import PackedWeight, Scheme
-from edge_vla.runtime.kernels.arm import ARM, DynamicInt4
+from edge_vla.runtime.kernels.arm import DynamicInt4
 from edge_vla.runtime.kernels.cpu import CpuInt4, CpuInt8
 from edge_vla.runtime.kernels.gemm import DynamicInt8, GemmInt4, GemmInt8
 from edge_vla.runtime.kernels.probe import gemm_pays
@@ -49,7 +49,7 @@ KERNELS: Final[Mapping[Scheme, tuple[type[Kernel], ...]]] = {
     Scheme.INT8: (CpuInt8, GemmInt8, Reference, DynamicInt8),
     Scheme.W8A8: (CpuW8A8, RoundedRows),
     Scheme.UINT4: (CpuInt4, Reference),
-    Scheme.INT4: (DynamicInt4, CpuInt4, GemmInt4, Reference) if ARM else (CpuInt4, GemmInt4, Reference, DynamicInt4),
+    Scheme.INT4: (CpuInt4, GemmInt4, Reference, DynamicInt4),
 }
 NAMES: Final = tuple(
     sorted(

@@ -1,14 +1,13 @@
 """int4 on 64-bit Arm: torch's dynamic 4-bit product, which is KleidiAI there.
 
-It rounds each row of activations to int8, so `auto` chooses it only on Arm, where the packed product of
-`edge_vla.runtime.kernels.cpu` has no fast form. Elsewhere the operator is a slow loop with the same arithmetic, which
-is what the tests run; it has not been run on Arm itself.
+It rounds each row of activations to int8, which moves tokens of golden frames, so only its name chooses it. Elsewhere
+the operator is a slow loop with the same arithmetic; under emulation both were run, on an Arm processor neither.
 """
 
 from __future__ import annotations
 
-import platform
 from functools import cache
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from edge_vla.quant import PackedWeight, Scheme
 from edge_vla.runtime.kernels.cpu import agrees
 
 GROUPS = (32, 64, 128, 256)
-ARM = platform.machine() in ("aarch64", "arm64")
+ERROR: Final = 0.012  # over norm; rounding 256 activations of a row to int8 makes 0.008
 
 
 class DynamicInt4(nn.Module):
@@ -49,4 +48,4 @@ class DynamicInt4(nn.Module):
 def _works() -> bool:
     """The operator is there, and costs no more than rounding activations to int8."""
     names = ("_dyn_quant_pack_4bit_weight", "_dyn_quant_matmul_4bit")
-    return all(hasattr(torch.ops.aten, name) for name in names) and agrees(DynamicInt4, Scheme.INT4, 32, 0.03)
+    return all(hasattr(torch.ops.aten, name) for name in names) and agrees(DynamicInt4, Scheme.INT4, 32, ERROR)

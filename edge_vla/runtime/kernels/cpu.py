@@ -1,12 +1,14 @@
 """torch's own packed products on the CPU, which stream int4 or int8 weights at memory speed.
 
-They are private operators, fast in bf16 only: each is checked once against the reference before it is used.
+They are private operators, fast in bf16 only: each is checked once before it is used. One that is less exact than a
+bfloat16 product of the dequantised weight is not used, as its int4 product on 64-bit Arm, which rounds between.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,9 @@ from edge_vla.quant import PackedWeight, Scheme, dequantise, quantise, unpack_ni
 
 GROUPS = (32, 64, 128, 256)  # the groups that the operator accepts
 ROWS = 16  # its rows come in blocks of this many
+# Error over norm of a product. Weight and result rounded to bfloat16 make 0.0022; torch's int4 product has 0.0017 on
+# x86 and 0.0033 on Arm.
+BF16_ERROR: Final = 0.0026
 
 
 class CpuInt4(nn.Module):
@@ -74,14 +79,14 @@ def _int8_works() -> bool:
     return hasattr(torch.ops.aten, "_weight_int8pack_mm") and agrees(CpuInt8, Scheme.INT8, None)
 
 
-def agrees(kernel: Callable[..., nn.Module], scheme: Scheme, group: int | None, error: float = 2**-6) -> bool:
-    """Whether one small product is the dequantised one, up to `error` of its largest output."""
+def agrees(kernel: Callable[..., nn.Module], scheme: Scheme, group: int | None, error: float = BF16_ERROR) -> bool:
+    """Whether a small product is the dequantised one: the norm of what they differ by is at most `error` of its own."""
     generator = torch.Generator().manual_seed(0)
-    packed = quantise(torch.randn(64, 128, generator=generator), scheme, group)
-    x = torch.randn(3, 128, generator=generator).to(torch.bfloat16)
+    packed = quantise(torch.randn(64, 256, generator=generator), scheme, group)
+    x = torch.randn(16, 256, generator=generator).to(torch.bfloat16)
     expected = x.float() @ dequantise(packed).T
     try:
         got = kernel(packed, torch.bfloat16, torch.device("cpu"))(x).float()
     except (RuntimeError, NotImplementedError):
         return False
-    return bool((got - expected).abs().max() <= error * expected.abs().max())
+    return bool((got - expected).norm() <= error * expected.norm())

@@ -11,8 +11,10 @@ from edge_vla.errors import UsageError
 from edge_vla.quant import PackedWeight, Scheme, dequantise, quantise
 from edge_vla.runtime.cpu.native.int4 import BLOCK, dequantise_int4, dequantise_int4_torch
 from edge_vla.runtime.kernels import KERNELS, Kernel, gemm, pick
-from edge_vla.runtime.kernels.arm import ARM, DynamicInt4
+from edge_vla.runtime.kernels.arm import DynamicInt4
+from edge_vla.runtime.kernels.cpu import CpuInt4, agrees
 from edge_vla.runtime.kernels.gemm import GEMV_ROWS, DynamicInt8, GemmInt4
+from edge_vla.runtime.kernels.reference import Reference
 
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
 CASES = [
@@ -38,10 +40,10 @@ def packed(scheme: Scheme, group: int | None, n: int = 128, k: int = 256) -> Pac
 def test_kernel_is_as_exact_as_plain_bf16(kernel: type[Kernel], scheme: Scheme, group: int | None, rows: int) -> None:
     """Error against float64 at most twice that of a bf16 product with the same dequantised weight."""
     weight = packed(scheme, group)
-    may_not = kernel is GemmInt4 and torch.backends.cpu.get_cpu_capability() != "AVX512"
+    may_not = issubclass(kernel, CpuInt4) and torch.backends.cpu.get_cpu_capability() != "AVX512"
     assert kernel.runs(weight, BF16, CPU) or may_not, f"{kernel.name} is expected to run on this CPU"
     if not kernel.runs(weight, BF16, CPU):
-        pytest.skip("torch packs int4 in another way on this CPU")
+        pytest.skip("torch packs or multiplies int4 in another way on this CPU")
     x = torch.randn(2, rows, 256, generator=torch.Generator().manual_seed(2)).to(BF16)
     truth = x.double() @ dequantise(weight).double().T
     plain = torch.nn.functional.linear(x, dequantise(weight, BF16))
@@ -65,12 +67,33 @@ def test_codes_may_lie_anywhere(kernel: type[Kernel], scheme: Scheme, group: int
     assert torch.equal(kernel(shifted, BF16, CPU)(x), kernel(weight, BF16, CPU)(x))
 
 
-@pytest.mark.skipif(ARM, reason="on Arm another product comes first")
 def test_auto_takes_the_first_that_runs() -> None:
-    assert pick(packed(Scheme.INT4, 64), BF16, CPU).name == "torch-int4pack"
+    first = CpuInt4 if CpuInt4.runs(packed(Scheme.INT4, 64), BF16, CPU) else Reference
+    assert pick(packed(Scheme.INT4, 64), BF16, CPU) is first
     # The packed operator is fast in bf16 only, and takes no group of 16.
     assert pick(packed(Scheme.INT4, 64), torch.float32, CPU).name == "reference"
     assert pick(packed(Scheme.INT4, 16), BF16, CPU).name == "reference"
+
+
+class Rounding(Reference):
+    """torch's int4 product as it is on Arm: what is summed is rounded once more than elsewhere."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        half = x.shape[-1] // 2
+        left, right = x.clone(), x.clone()
+        left[..., half:], right[..., :half] = 0, 0
+        return super().forward(left) + super().forward(right)
+
+
+def test_a_product_less_exact_than_bf16_is_never_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert agrees(Reference, Scheme.INT4, 32), "rounded twice, weight and result: that is bf16"
+    assert not agrees(Rounding, Scheme.INT4, 32)
+    for scheme in (Scheme.INT4, Scheme.UINT4):
+        weight = packed(scheme, 64)
+        monkeypatch.setattr("edge_vla.runtime.kernels.cpu._int4_works", lambda: agrees(Rounding, Scheme.INT4, 32))
+        assert pick(weight, BF16, CPU, rows=300) is Reference
+        with pytest.raises(UsageError, match="does not run"):
+            pick(weight, BF16, CPU, "torch-int4pack")
 
 
 def test_a_named_kernel_runs_or_raises() -> None:
@@ -120,7 +143,7 @@ def test_int8_activations_cost_what_rounding_to_int8_costs(
     weight = packed(scheme, group)
     if not named.runs(weight, BF16, CPU):
         pytest.skip("this torch has no such product")
-    assert ARM or pick(weight, BF16, CPU, rows=300).name != named.name, "off Arm it is chosen by name only"
+    assert pick(weight, BF16, CPU, rows=300).name != named.name, "it is chosen by name only"
     kernel = pick(weight, BF16, CPU, named.name)(weight, BF16, CPU)
     x = torch.randn(40, 256, generator=torch.Generator().manual_seed(2)).to(BF16)
     truth = x.double() @ dequantise(weight).double().T
