@@ -27,6 +27,7 @@ RUN = (
     "interop",
     "model",
     "openvla",
+    "processor",
     "quant",
     "robot",
     "runtime",

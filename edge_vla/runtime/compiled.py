@@ -1,15 +1,12 @@
-"""C compiled once by the machine's own compiler, kept in the user's cache and loaded.
+"""C compiled by the machine's own compiler into the user's cache, once for each compiler, command and text.
 
-Without a compiler torch's operators run instead, slower. `EDGE_VLA_NATIVE=0` turns the compiler off.
+`EDGE_VLA_NATIVE=0` turns the compiler off.
 """
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
-import logging
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -17,40 +14,44 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from edge_vla.runtime.store import processor, user_cache
+from edge_vla.errors import BackendError
+from edge_vla.processor import machine
+from edge_vla.runtime.store import user_cache
 
-LOG: Final = logging.getLogger(__name__)
-X86: Final = platform.machine() in ("x86_64", "AMD64")
-FLAGS: Final = ("-O3", "-march=native", *(["-mprefer-vector-width=512"] if X86 else []), "-fPIC", "-shared")
+COMPILERS: Final = ("cc", "gcc", "clang")
+OFF: Final = "EDGE_VLA_NATIVE"  # an environment variable
 
 
-def compiled(name: str, sources: Sequence[Path], read: Sequence[Path], flags: Sequence[str]) -> ctypes.CDLL | None:
-    """`sources` as a loaded library; None without a compiler, or where the library does not compile or load.
+def off() -> bool:
+    """Whether the user wants no C at all."""
+    return os.environ.get(OFF) == "0"
 
-    Compiled again when the compiler, the processor, a flag or one of the files in `read` changes.
+
+def compiler() -> str | None:
+    return next((path for name in COMPILERS if (path := shutil.which(name))), None)
+
+
+def compiled(name: str, words: Sequence[str], about: str = "") -> Path:
+    """The library that `words`, sources and flags, make; compiled again when they, `about` or the compiler change.
+
+    Raises BackendError without a compiler, where C does not compile, and where the cache cannot be used.
     """
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if os.environ.get("EDGE_VLA_NATIVE") == "0" or compiler is None:
-        return None
-    words = [*FLAGS, *flags]
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    about = [
-        *(path.read_bytes() for path in read),
-        version,
-        " ".join([platform.machine(), processor(), *words]).encode(),
-    ]
-    file = f"{name}-{hashlib.sha256(bytes(1).join(about)).hexdigest()[:16]}.so"
+    program = compiler()
+    if program is None:
+        raise BackendError("no C compiler (cc, gcc or clang): install one, or a wheel that brings the library")
+    version = subprocess.run([program, "--version"], capture_output=True, check=False).stdout
+    key = hashlib.sha256(bytes(1).join([version, "\0".join([machine(), about, *words]).encode()])).hexdigest()[:16]
     try:
-        directory = user_cache()
-        target = directory / file
-        if not target.exists():
-            with tempfile.TemporaryDirectory(dir=directory) as beside:
-                made = Path(beside) / file
-                command = [compiler, *words, "-o", str(made), *map(str, sources), "-lm"]
-                subprocess.run(command, capture_output=True, check=True)
-                made.replace(target)
-        return ctypes.CDLL(str(target))
-    except (OSError, subprocess.CalledProcessError) as error:
-        said = error.stderr.decode(errors="replace") if isinstance(error, subprocess.CalledProcessError) else ""
-        LOG.warning("the C engine does not compile, torch's operators run instead: %s", said.strip() or error)
-        return None
+        kept = user_cache() / f"{name}-{key}.so"
+        if not kept.exists():
+            with tempfile.TemporaryDirectory(dir=kept.parent) as beside:
+                made = Path(beside) / kept.name
+                subprocess.run([program, "-o", str(made), *words], capture_output=True, check=True)
+                made.replace(kept)
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.decode(errors="replace").strip().splitlines()
+        wrong = next((line for line in said if "error" in line), said[0] if said else "no message")
+        raise BackendError(f"{name} does not compile with {program}: {wrong}; {OFF}=0 leaves it out") from error
+    except OSError as error:
+        raise BackendError(f"{name} cannot be kept in the user's cache: {error}") from error
+    return kept

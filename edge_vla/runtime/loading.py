@@ -17,6 +17,7 @@ from edge_vla.checkpoint import Arithmetic, open_checkpoint
 from edge_vla.errors import BackendError, EdgeVLAWarning, UsageError
 from edge_vla.openvla.evaluation import Preprocess, chosen
 from edge_vla.runtime import gpu
+from edge_vla.runtime.cpu.native.targets import split
 from edge_vla.runtime.golden import replay
 from edge_vla.runtime.kernels import AUTO, TORCH
 from edge_vla.runtime.policy import Policy
@@ -74,7 +75,7 @@ def load(
     place = _device(device)
     arithmetic = DTYPES[_one_of("--dtype", dtype, DTYPES)]
     _one_of("--head", head, get_args(HeadChoice))
-    _one_of("--vision", vision, VISIONS)
+    _one_of("--vision", split(vision)[0], VISIONS)
     chosen(preprocess)
     if (Path(path) / MANIFEST).exists():
         if adapters or head != "actions":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -23,6 +22,7 @@ from edge_vla.runtime.cpu.native.gemm import NativeGemm, NativeHead
 from edge_vla.runtime.cpu.native.layout import fits, fits_int8
 from edge_vla.runtime.cpu.native.library import library
 from edge_vla.runtime.cpu.native.structs import STRUCTS, Int8Inputs, Pass
+from edge_vla.runtime.cpu.native.targets import Target, runnable
 from edge_vla.runtime.cpu.native.vision import NativeVision, Weights, vision_fits
 from edge_vla.runtime.kernels.w8a8 import RoundedRows, round_rows
 from edge_vla.runtime.network import margins
@@ -31,16 +31,13 @@ from edge_vla.spec import OPENVLA_7B, TINY, PolicySpec
 
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
 NEEDS_COMPILER = pytest.mark.skipif(library() is None, reason="no C compiler here")
-PLAIN = "-DEDGE_VLA_PLAIN"  # without instructions for bfloat16
+EVERY_TARGET = pytest.mark.parametrize("target", runnable(), ids=lambda target: target.name)
 FORMATS = [(Scheme.BF16, None), (Scheme.INT8, None), (Scheme.INT4, 32), (Scheme.INT4, 128), (Scheme.INT4, 256)]
 
 
 @pytest.fixture
-def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    library.cache_clear()
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGE_VLA_NATIVE", "0")
-    yield
-    library.cache_clear()
 
 
 def weight(scheme: Scheme, group: int | None, n: int, k: int) -> PackedWeight:
@@ -48,15 +45,15 @@ def weight(scheme: Scheme, group: int | None, n: int, k: int) -> PackedWeight:
 
 
 @NEEDS_COMPILER
-@pytest.mark.parametrize("flags", [(), (PLAIN,)], ids=["instructions", "plain"])
+@EVERY_TARGET
 @pytest.mark.parametrize(("n", "k"), [(64, 256), (192, 512), (89, 768)])
 @pytest.mark.parametrize(("scheme", "group"), FORMATS)
 def test_a_gemm_is_as_exact_as_plain_bf16_and_batch_invariant(
-    scheme: Scheme, group: int | None, n: int, k: int, flags: tuple[str, ...]
+    scheme: Scheme, group: int | None, n: int, k: int, target: Target
 ) -> None:
     """Its error against float64 is at most twice that of torch's gemm, and a row has the same bits in any batch."""
     packed = weight(scheme, group, n, k)
-    product = NativeGemm(packed, library(*flags))
+    product = NativeGemm(packed, library(target))
     x = torch.randn(50, k, generator=torch.Generator().manual_seed(2)).to(BF16)
     truth = x.double() @ dequantise(packed).double().T
     plain = torch.nn.functional.linear(x, dequantise(packed, BF16))
@@ -77,12 +74,12 @@ def rows(count: int, k: int) -> Tensor:
 
 
 @NEEDS_COMPILER
-@pytest.mark.parametrize("flags", [(), (PLAIN,)], ids=["instructions", "plain"])
+@EVERY_TARGET
 @pytest.mark.parametrize(("n", "k"), [(64, 256), (192, 1040), (89, 36), (64, 11008)])
-def test_the_int8_gemm_equals_the_slow_one_bit_for_bit(n: int, k: int, flags: tuple[str, ...]) -> None:
+def test_the_int8_gemm_equals_the_slow_one_bit_for_bit(n: int, k: int, target: Target) -> None:
     packed, x = weight(Scheme.W8A8, None, n, k), rows(50, k)
     packed.codes[3], x[8] = 127, 3.0  # the largest sum there is
-    product = NativeGemm(packed, library(*flags))
+    product = NativeGemm(packed, library(target))
     whole = product(x)
     assert torch.equal(whole, RoundedRows(packed, BF16, CPU)(x))
     for count in (1, 2, 3, 4, 5, 6, 7):
@@ -90,16 +87,16 @@ def test_the_int8_gemm_equals_the_slow_one_bit_for_bit(n: int, k: int, flags: tu
 
 
 @NEEDS_COMPILER
-@pytest.mark.parametrize("flags", [(), (PLAIN,)], ids=["instructions", "plain"])
+@EVERY_TARGET
 @pytest.mark.parametrize(("scheme", "group"), [form for form in FORMATS if form[0] is not Scheme.BF16])
 def test_the_int8_gemm_of_narrower_weights_rounds_only_its_output(
-    scheme: Scheme, group: int | None, flags: tuple[str, ...]
+    scheme: Scheme, group: int | None, target: Target
 ) -> None:
     """Against float64 with the same int8 rows, the error is that of rounding the sum to bfloat16."""
     packed, x = weight(scheme, group, 89, 768), rows(50, 768)
     codes, steps = round_rows(x)
     truth = (codes.double() * steps.double()) @ dequantise(packed).double().T
-    got = NativeGemm(packed, library(*flags), int8_inputs=Int8Inputs.IN_PREFILL)(x)
+    got = NativeGemm(packed, library(target), int8_inputs=Int8Inputs.IN_PREFILL)(x)
     assert ((got.double() - truth).abs() <= 2**-8 * truth.abs() + 1e-5 * truth.abs().amax(dim=1, keepdim=True)).all()
 
 
@@ -211,15 +208,16 @@ def test_two_pools_at_once_do_not_wait_for_each_other(monkeypatch: pytest.Monkey
 @NEEDS_COMPILER
 def test_a_structure_that_differs_from_c_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_library, "STRUCTS", (Pass, *STRUCTS[1:]))
+    native_library.forget()
     with pytest.raises(AssertionError, match=r"differ in .*Pass"):
-        library("-DEDGE_VLA_PLAIN", "-O1")
+        library()
 
 
 def test_without_a_compiler_torch_does_it_all(no_compiler: None) -> None:
     formats = [{name: weight(Scheme.INT4, 32, *shape) for name, shape in TINY.decoder.linears().items()}]
     assert library() is None
     assert not Assembly(TINY, BF16, CPU, formats).native
-    with pytest.raises(UsageError, match="C compiler"):
+    with pytest.raises(UsageError, match="EDGE_VLA_NATIVE=0"):
         Assembly(TINY, BF16, CPU, formats, "native")
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
 from edge_vla.bench import predictions
+from edge_vla.errors import BackendError
 from edge_vla.runtime import store
-from edge_vla.runtime.compiled import compiled
+from edge_vla.runtime.compiled import compiled, compiler
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +38,35 @@ def test_predictions_kept_first_leave_a_cache_that_code_may_be_loaded_from(
     assert (store.user_cache() / "predictions" / "key.npz").exists()
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
-def test_c_that_does_not_compile_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.skipif(compiler() is None, reason="no C compiler here")
+def test_c_that_does_not_compile_says_so(tmp_path: Path) -> None:
     (tmp_path / "bad.c").write_text("this is no C")
-    assert compiled("bad", [tmp_path / "bad.c"], [tmp_path / "bad.c"], ()) is None
-    assert "torch's operators run instead" in caplog.text
-    assert "error" in caplog.text
+    with pytest.raises(BackendError, match=r"bad does not compile with .*error: .*EDGE_VLA_NATIVE=0"):
+        compiled("bad", ["-shared", str(tmp_path / "bad.c")])
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C compiler here")
+def test_c_is_compiled_once_for_each_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "good.c").write_text("int f(void) { return 1; }")
+    words = ["-shared", "-fPIC", str(tmp_path / "good.c")]
+    first = compiled("good", words, "text 1")
+    when = first.stat().st_mtime_ns
+    assert compiled("good", words, "text 1") == first
+    assert first.stat().st_mtime_ns == when
+    assert compiled("good", words, "text 2") != first
+
+
+def test_without_a_compiler_the_error_names_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BackendError, match=r"no C compiler \(cc, gcc or clang\): install one"):
+        compiled("good", ["good.c"])
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C compiler here")
+def test_a_cache_that_others_may_write_is_typed(tmp_path: Path) -> None:
+    store.user_cache().chmod(0o777)
+    with pytest.raises(BackendError, match="others: no code is loaded"):
+        compiled("good", ["good.c"])
 
 
 def test_the_table_stays_short(monkeypatch: pytest.MonkeyPatch) -> None:

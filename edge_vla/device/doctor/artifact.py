@@ -88,13 +88,12 @@ class Examined:
         return note(f"{held}, the others differ at a near-tie") if ties else Found(held)
 
     def _why(self) -> str:
-        from edge_vla.runtime.cpu.native.library import fast, library
+        from edge_vla.runtime.cpu.native.library import chosen, why_none
 
         if self.policy.network.device.type != "cpu":
             return "a GPU that torch sees"
-        if fast():
-            return "AVX-512 BF16 and VNNI, and a C compiler"
-        return "no C library" if library() is None else "the C engine is the fastest with AVX-512 BF16 and VNNI alone"
+        target = chosen()
+        return f"{target.name} is the best that this processor and C have" if target else why_none()
 
 
 def _no_artifact(directory: Path) -> Found:

@@ -19,8 +19,9 @@ from edge_vla.runtime.cpu.fused import FusedDecoder, FusedLayer, Products
 from edge_vla.runtime.cpu.native.decoder import NativeDecoder, NativeLayer, layer_fits
 from edge_vla.runtime.cpu.native.gemm import NativeHead
 from edge_vla.runtime.cpu.native.layout import Format, fits_int8
-from edge_vla.runtime.cpu.native.library import fast, library
+from edge_vla.runtime.cpu.native.library import library, wanted, why_none
 from edge_vla.runtime.cpu.native.structs import Int8Inputs
+from edge_vla.runtime.cpu.native.targets import SCALAR, split
 from edge_vla.runtime.kernels import AUTO, AUTO_BF16, NATIVE, NATIVE_INT8, TORCH, TORCH_BF16, pick
 from edge_vla.runtime.parts import FUSED, fuse
 from edge_vla.spec import PolicySpec
@@ -35,7 +36,7 @@ class Assembly:
     """Makes layers, and records which kernels it chose: scheme -> kernel name -> shapes (N, K).
 
     `formats` are those of all layers' linears. The decoder runs in C where C has all of them and either this machine
-    is fast at it or `want` names it; else each product has a kernel of its own.
+    is fast at it or `want` names it (`native@avx2`: and what C was compiled for); else each product has a kernel.
     """
 
     def __init__(
@@ -46,12 +47,17 @@ class Assembly:
         formats: Iterable[Mapping[str, Format]],
         want: str = AUTO,
     ) -> None:
-        self.spec, self.dtype, self.device, self.want = spec, dtype, device, want
-        self.native = want in (AUTO, AUTO_BF16, NATIVE, NATIVE_INT8) and self._runs_native(formats)
-        if want in (NATIVE, NATIVE_INT8) and not self.native:
+        self.spec, self.dtype, self.device = spec, dtype, device
+        self.want, name = split(want)
+        if name is not None and self.want not in (NATIVE, NATIVE_INT8):
+            raise UsageError(f"kernel {want}: only {NATIVE} and {NATIVE_INT8} have targets, as in {NATIVE}@{name}")
+        c = self.want in (AUTO, AUTO_BF16, NATIVE, NATIVE_INT8)
+        self.target = wanted(name) if c and dtype == torch.bfloat16 and device.type == "cpu" else None
+        self.native = c and self._runs_native(formats)
+        if self.want in (NATIVE, NATIVE_INT8) and not self.native:
             raise UsageError(
-                f"kernel {want} needs a C compiler, bf16 on the CPU, and formats bf16, int8, w8a8, int4 or narrower "
-                "only, in groups that C can read"
+                f"kernel {want} needs bf16 on the CPU, and formats bf16, int8, w8a8, int4 or narrower only, in groups "
+                "that C can read" + ("" if self.target else f"; {why_none()}")
             )
         self.rows = spec.patches + TEXT_ROWS
         self.chosen: dict[str, dict[str, set[tuple[int, int]]]] = defaultdict(lambda: defaultdict(set))
@@ -69,13 +75,15 @@ class Assembly:
         """Of the layers that this assembly made."""
         spec = self.spec.decoder
         if self.native:
-            return NativeDecoder(spec, [layer for layer in layers if isinstance(layer, NativeLayer)], norm)
+            native = [layer for layer in layers if isinstance(layer, NativeLayer)]
+            return NativeDecoder(spec, native, norm, library(self.target))
         return FusedDecoder(spec, [layer for layer in layers if isinstance(layer, FusedLayer)], self.norm(norm)).eval()
 
     def head(self, actions: Tensor) -> NativeHead | None:
         """The product by the head's action rows, if the decoder is native."""
         shape = (actions.shape[0], actions.shape[1])
-        return NativeHead(PackedWeight(Scheme.BF16, shape, None, actions, None)) if self.native else None
+        packed = PackedWeight(Scheme.BF16, shape, None, actions, None)
+        return NativeHead(packed, library(self.target)) if self.native else None
 
     def norm(self, weight: Tensor) -> RMSNorm:
         # A copy: the tensor read from a file keeps the whole file mapped.
@@ -92,13 +100,13 @@ class Assembly:
             )
 
     def kernels(self) -> dict[str, str]:
-        """Kernel by scheme; where shapes differ in theirs, each with its shapes."""
-        return {scheme: _words(names) for scheme, names in self.chosen.items()}
+        """Kernel by scheme, C with its target; where shapes differ in theirs, each with its shapes."""
+        at = f"@{self.target.name}" if self.native and self.target else ""
+        return {scheme: _words(names, at) for scheme, names in self.chosen.items()}
 
     def _runs_native(self, formats: Iterable[Mapping[str, Format]]) -> bool:
-        if self.dtype != torch.bfloat16 or self.device.type != "cpu":
-            return False
-        able = fast() if self.want in (AUTO, AUTO_BF16) else library() is not None
+        slow = self.target == SCALAR and self.want in (AUTO, AUTO_BF16)
+        able = self.target is not None and not slow
         return able and all(layer_fits(self.spec.decoder, _together(linears)) for linears in formats)
 
     def _native_layer(self, linears: Mapping[str, PackedWeight], norms: Mapping[str, Tensor]) -> NativeLayer:
@@ -127,8 +135,8 @@ def _together(linears: Mapping[str, Part]) -> dict[str, list[Part]]:
     return {name: [linears[part] for part in parts] for name, parts in FUSED.items()}
 
 
-def _words(names: Mapping[str, set[tuple[int, int]]]) -> str:
+def _words(names: Mapping[str, set[tuple[int, int]]], at: str) -> str:
     if len(names) == 1:
-        return next(iter(names))
-    listed = (f"{name} ({', '.join(f'{n}x{k}' for n, k in sorted(shapes))})" for name, shapes in names.items())
+        return next(iter(names)) + at
+    listed = (f"{name}{at} ({', '.join(f'{n}x{k}' for n, k in sorted(shapes))})" for name, shapes in names.items())
     return "; ".join(sorted(listed))

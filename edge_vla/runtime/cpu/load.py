@@ -38,7 +38,7 @@ def load_artifact(
     steps = None
     if isinstance(decoder, NativeDecoder) and head is not None:
         steps = NativeSteps(decoder, head, embeddings.actions)
-    vision_name, towers = load_vision(artifact, dtype, device, vision)
+    vision_name, towers = load_vision(artifact, dtype, device, vision, assembly.target)
     network = Network(
         spec=spec,
         dtype=dtype,

@@ -12,7 +12,8 @@ from edge_vla.artifact import VISION, Artifact
 from edge_vla.checkpoint import key_table
 from edge_vla.checkpoint.keys import vision_keys
 from edge_vla.errors import UsageError
-from edge_vla.runtime.cpu.native.library import fast, library
+from edge_vla.runtime.cpu.native.library import chosen, library, wanted, why_none
+from edge_vla.runtime.cpu.native.targets import SCALAR, Target, split
 from edge_vla.runtime.cpu.native.vision import NativeVision, vision_fits
 from edge_vla.runtime.kernels import AUTO, NATIVE, TORCH
 from edge_vla.runtime.network import Vision
@@ -20,8 +21,8 @@ from edge_vla.runtime.vision.onnx import OnnxVision
 from edge_vla.runtime.vision.towers import torch_vision, with_flat_patches
 from edge_vla.spec import PolicySpec
 
-Loader = Callable[[Artifact, torch.dtype, torch.device], "Vision | None"]
-"""None where the backend cannot run this artifact here."""
+Loader = Callable[[Artifact, torch.dtype, torch.device, Target | None], "Vision | None"]
+"""None where the backend cannot run this artifact here. The target is that of the C engine, None where it has none."""
 
 
 def shapes(spec: PolicySpec) -> dict[str, tuple[int, ...]]:
@@ -30,20 +31,20 @@ def shapes(spec: PolicySpec) -> dict[str, tuple[int, ...]]:
     return {name: keys[name].shape for name in vision_keys(spec)}
 
 
-def _native(artifact: Artifact, dtype: torch.dtype, device: torch.device) -> Vision | None:
+def _native(artifact: Artifact, dtype: torch.dtype, device: torch.device, target: Target | None) -> Vision | None:
     spec = artifact.manifest.config.spec
-    if dtype != torch.bfloat16 or device.type != "cpu" or library() is None:
+    if dtype != torch.bfloat16 or device.type != "cpu" or target is None:
         return None
     weights = artifact.vision_weights(shapes(spec))
-    return NativeVision(spec, weights) if vision_fits(spec, weights) else None
+    return NativeVision(spec, weights, library(target)) if vision_fits(spec, weights) else None
 
 
-def _torch(artifact: Artifact, dtype: torch.dtype, device: torch.device) -> Vision:
+def _torch(artifact: Artifact, dtype: torch.dtype, device: torch.device, target: Target | None) -> Vision:  # noqa: ARG001
     spec = artifact.manifest.config.spec
     return with_flat_patches(torch_vision(spec, artifact.tensors(VISION, shapes(spec)), dtype, device))
 
 
-def _onnx(artifact: Artifact, dtype: torch.dtype, device: torch.device) -> Vision:  # noqa: ARG001  always float32
+def _onnx(artifact: Artifact, dtype: torch.dtype, device: torch.device, target: Target | None) -> Vision:  # noqa: ARG001  always float32
     parameters = sum(map(math.prod, shapes(artifact.manifest.config.spec).values()))
     return OnnxVision(artifact.graph, device, parameters=parameters)
 
@@ -52,11 +53,20 @@ LOADERS: Final[Mapping[str, Loader]] = {NATIVE: _native, TORCH: _torch, "onnx": 
 VISIONS: Final = (AUTO, *LOADERS)
 
 
-def load_vision(artifact: Artifact, dtype: torch.dtype, device: torch.device, want: str) -> tuple[str, Vision]:
-    """The backend of this name, and its name; `auto`: C where that is fastest, else torch."""
-    names = [want] if want != AUTO else [NATIVE, TORCH] if fast() else [TORCH]
+def load_vision(
+    artifact: Artifact, dtype: torch.dtype, device: torch.device, want: str, target: Target | None = None
+) -> tuple[str, Vision]:
+    """The backend of this name, and its name; `auto`: C where that is fastest, else torch.
+
+    C is compiled for `target`, that of the decoder, unless `want` names another; default: the best.
+    """
+    kind, asked = split(want)
+    if asked is not None and kind != NATIVE:
+        raise UsageError(f"--vision {want}: only {NATIVE} has targets, as in {NATIVE}@{asked}")
+    target = wanted(asked) if asked else target or chosen()
+    names = [kind] if kind != AUTO else [NATIVE, TORCH] if target not in (None, SCALAR) else [TORCH]
     for name in names:
-        vision = LOADERS[name](artifact, dtype, device)
+        vision = LOADERS[name](artifact, dtype, device, target)
         if vision is not None:
-            return name, vision
-    raise UsageError(f"--vision {want} needs a C compiler, and bf16 on the CPU")
+            return f"{name}@{target.name}" if name == NATIVE and target else name, vision
+    raise UsageError(f"--vision {want} needs bf16 on the CPU" + ("" if target else f"; {why_none()}"))

@@ -116,8 +116,15 @@ class NativeDecoder:
 
     batch_invariant = True
 
-    def __init__(self, spec: DecoderSpec, layers: Sequence[NativeLayer], norm: Tensor) -> None:
-        self.spec, self._decode = spec, require_library().edge_vla_decode
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        layers: Sequence[NativeLayer],
+        norm: Tensor,
+        compiled: ctypes.CDLL | None = None,
+    ) -> None:
+        self.spec, self.library = spec, compiled or require_library()
+        self._decode = self.library.edge_vla_decode
         self._layers, self._norm = layers, vector(norm, spec.width)
         self._structures = (DecoderLayer * len(layers))(*(layer.structure for layer in layers))
         self._decoder = Decoder(

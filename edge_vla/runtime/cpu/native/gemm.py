@@ -62,8 +62,8 @@ class NativeGemm:
 class NativeHead(NativeGemm):
     """The gemm by the head's action rows, and the best action of each row."""
 
-    def __init__(self, packed: PackedWeight) -> None:
-        super().__init__(packed)
+    def __init__(self, packed: PackedWeight, compiled: ctypes.CDLL | None = None) -> None:
+        super().__init__(packed, compiled)
         self._logits = torch.empty(0, self.matrix.n, dtype=torch.bfloat16)
 
     def choose(self, hidden: Tensor) -> tuple[list[int], list[float]]:

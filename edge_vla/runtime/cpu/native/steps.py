@@ -14,7 +14,6 @@ from torch import Tensor
 from edge_vla.runtime.cpu.native.decoder import NativeCache, NativeDecoder
 from edge_vla.runtime.cpu.native.gemm import NativeHead
 from edge_vla.runtime.cpu.native.layout import address
-from edge_vla.runtime.cpu.native.library import require_library
 from edge_vla.runtime.cpu.native.structs import ActionHead
 
 
@@ -27,7 +26,7 @@ class NativeSteps:
     def __init__(self, decoder: NativeDecoder, head: NativeHead, embedding: Tensor) -> None:
         assert (embedding.is_contiguous(), embedding.dtype) == (True, torch.bfloat16)
         self._decoder, self._head, self._embedding = decoder, head, embedding
-        self._function, self._bins, self._rows = require_library().edge_vla_decode_steps, frozenset(range(head.n)), 0
+        self._function, self._bins, self._rows = decoder.library.edge_vla_decode_steps, frozenset(range(head.n)), 0
         self._reserve(1)
 
     def __call__(

@@ -40,8 +40,9 @@ class NativeVision:
     The next call overwrites the result.
     """
 
-    def __init__(self, spec: PolicySpec, weights: Weights) -> None:
-        self.spec, self._call, self._weights = spec, require_library().edge_vla_vision, weights
+    def __init__(self, spec: PolicySpec, weights: Weights, compiled: ctypes.CDLL | None = None) -> None:
+        self.spec, self._weights = spec, weights
+        self._call = (compiled or require_library()).edge_vla_vision
         self._kept, self._multiplications = list[object](), 0
         towers = [self._tower(tower, prefix) for tower, prefix in zip(spec.towers, TOWER_PREFIXES, strict=False)]
         linears = [self._matrix(f"projector.fc{i + 1}") for i in range(len(spec.projector_widths) - 1)]
