@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from edge_vla.errors import ResourceError, UsageError
 from edge_vla.robot.bounds import Percentiles
+from edge_vla.robot.faces import Kind, LinkError
 from edge_vla.robot.limiter import Counters, Limited, Limiter, NotFiniteError
 from edge_vla.robot.units import Declaration, Floats
 from edge_vla.robot.watchdog import Watch, Watchdog
@@ -58,6 +59,7 @@ class Gate:
         self._watchdog = Watchdog(robot.watchdog, robot.lapse_s)
         self._lock, self._wake = threading.Lock(), threading.Event()
         self._refused = 0
+        self.sending: Kind = "stop"  # what the values are that `send` is given, while it runs
         self._next_hold: float | None = None  # when, while it comes to rest
         self._reported = 0  # lapses
         self._stuck = self._closed = False
@@ -83,7 +85,8 @@ class Gate:
         """Limit an action (dims,) in the policy's units and send it; what was sent, or None while it must not pass.
 
         `valid_until`, in the clock's seconds, is the last moment to start it: an `Action` of the client says it.
-        NotFiniteError for a NaN or an infinity, ResourceError where `send` failed: both latch the gate.
+        NotFiniteError for a NaN or an infinity, ResourceError where `send` failed: both latch the gate. A LinkError of
+        `send` holds instead, as a missing action does: a robot whose link is cut comes to rest by itself.
         """
         pending = None
         try:
@@ -95,6 +98,30 @@ class Gate:
         finally:
             self._wake.set()
             self._report(pending)
+
+    def lapse(self, reason: str, *, latch: bool = False) -> None:
+        """Come to rest as declared, now: whoever calls knows already that no fresh action will come.
+
+        Before the first action nothing moves and nothing lapses, unless with `latch`: then only `reset` ends it.
+        """
+        pending = None
+        try:
+            with self._lock:
+                running = self._watchdog.state == "running"
+                if self._closed or (self._watchdog.state == "waiting" and not latch):
+                    return
+                self._watchdog.lapse(reason, latch=latch)
+                if running:
+                    self._rest(self._clock())
+                pending = self._pending()
+        finally:
+            self._wake.set()
+            self._report(pending)
+
+    @property
+    def resting(self) -> bool:
+        """Whether a lapse lasts and nothing more is to be sent on the way to rest."""
+        return self._watchdog.state != "running" and self._next_hold is None
 
     def tick(self) -> float | None:
         """What is due now: a lapse, or one more action on the way to rest. Seconds until the next; None: nothing is."""
@@ -124,7 +151,7 @@ class Gate:
         if self._lock.acquire(timeout=self._robot.lapse_s):
             try:
                 if not self._closed and self.limiter.started:
-                    self._deliver(self.limiter.stop().values)
+                    self._deliver(self.limiter.stop().values, "stop")
                 self._closed, self._next_hold = True, None
                 self._watchdog.lapse("the gate is closed", latch=True)
             finally:
@@ -156,10 +183,12 @@ class Gate:
         except NotFiniteError as error:
             self._watchdog.lapse(str(error), latch=True)
             self._next_hold = None
-            self._deliver(error.stop)
+            self._deliver(error.stop, "stop")
             raise
         self._next_hold = None
-        if (failure := self._deliver(limited.values)) is not None:
+        if (failure := self._deliver(limited.values, "action")) is not None:
+            if isinstance(failure, LinkError):
+                raise failure
             raise ResourceError(
                 f"the robot did not take the action: {failure!r}; mend the link, then reset"
             ) from failure
@@ -171,24 +200,36 @@ class Gate:
             self._hold(now)
         else:
             self._next_hold = None
-            self._deliver(self.limiter.stop().values)
+            self._deliver(self.limiter.stop().values, "stop")
 
     def _hold(self, now: float) -> None:
         """One action on the way to rest, and the time of the next until it rests."""
         held = self.limiter.hold()
         done = self.limiter.resting
         self._next_hold = None if done else now + self._robot.period_ms / 1e3
-        self._deliver(held.values)
+        self._deliver(held.values, "hold")
 
-    def _deliver(self, values: Floats) -> Exception | None:
-        """Send; where that fails nothing passes until a reset, because nobody knows what the robot does now."""
+    def _deliver(self, values: Floats, kind: Kind) -> Exception | None:
+        """Send; where that fails nothing passes until a reset, because nobody knows what the robot does now.
+
+        Behind a link that says what failed the robot rests by itself: it is as if it had been stopped.
+        """
+        self.sending = kind
         try:
             self._send(values)
+        except LinkError as error:
+            found: Exception = error
+            if kind == "action" and error.taken is False:
+                self.limiter.take_back()
+            self.limiter.stop()
+            self._watchdog.lapse(str(error))
         except Exception as error:  # noqa: BLE001 - whatever a motor's driver raises
             self._watchdog.lapse(f"send failed: {error!r}", latch=True)
-            self._next_hold = None
-            return error
-        return None
+            found = error
+        else:
+            return None
+        self._next_hold = None
+        return found
 
     def _pending(self) -> str | None:
         """The reason of a lapse that nobody has reported yet."""

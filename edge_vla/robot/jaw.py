@@ -21,9 +21,11 @@ class Jaw:
     def start(self) -> None:
         """An episode begins: the gripper is as it was declared to be at rest."""
         self.value, self._agreeing = self._at_rest, 0
+        self._before = self.value
 
     def follow(self, target: float) -> float:
         """What to send for a finite `target`: itself within the range, or the last value until enough have agreed."""
+        self._before = self.value
         target = min(max(target, self.low), self.high)
         if self._upper(target) == self._upper(self.value):
             self._agreeing = 0
@@ -34,6 +36,10 @@ class Jaw:
             self._agreeing = 0
         self.value = target
         return target
+
+    def take_back(self) -> None:
+        """The last value was not sent: the gripper is as it was."""
+        self.value, self._agreeing = self._before, 0
 
     def keep(self) -> float:
         """The last value; what has agreed so far no longer counts."""

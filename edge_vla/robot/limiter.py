@@ -79,6 +79,7 @@ class Limiter:
         self._limits = axis_limits(robot, statistics)
         self._axes: dict[int, AxisLimits] = {}
         self._states: dict[int, AxisState] = {}
+        self._before: dict[int, AxisState] = {}
         self._jaws: dict[int, Jaw] = {}
         if robot.gripper is not None and robot.robot.gripper is not None:
             grippers = [i for i in range(robot.dims) if i not in robot.moving]
@@ -125,6 +126,7 @@ class Limiter:
         if not np.isfinite(asked).all():
             self._non_finite += 1
             raise NotFiniteError(f"the action {asked.tolist()} is not finite: send `stop` instead", self.stop().values)
+        self._before = dict(self._states)
         found = asked.copy()
         causes: list[Causes] = [()] * self.robot.dims
         for i, state in self._states.items():
@@ -140,6 +142,12 @@ class Limiter:
         self._changes.update((i, cause) for i, each in enumerate(causes) for cause in each)
         self._clamped += any(causes)
         return Limited(found, asked, tuple(causes))
+
+    def take_back(self) -> None:
+        """The robot surely did not take the last action: positions are as before it. Once after each `limit`."""
+        self._states = dict(self._before)
+        for jaw in self._jaws.values():
+            jaw.take_back()
 
     def hold(self) -> Limited:
         """The next action on the quickest way to rest inside all limits; the gripper stays as it is."""

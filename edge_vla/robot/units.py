@@ -35,6 +35,7 @@ MOST: Final = {
     **dict.fromkeys(ANGLES, math.pi),
 }  # m or rad of one delta: more is a unit mistaken
 PERIODS: Final = 3.0  # after which a missing action counts as missing, unless declared
+AGE_PERIODS: Final = 2.0  # for which a picture may be acted on, unless declared
 UNITS_LINE: Final = 'units = ["m", "m", "m", "rad", "rad", "rad", "gripper"]'
 GRIPPER_LINE: Final = "gripper = { open = 1.0, closed = 0.0 }"
 
@@ -106,6 +107,19 @@ class Lapse:
 
 
 @dataclass(frozen=True)
+class Sight:
+    """Which pictures an action may come from.
+
+    `max_age_ms` when the action starts (None: two periods). `frozen_ms` for which pictures may be the same to the last
+    bit; 0: for ever, as a simulator that stands still. `black`: the mean brightness, of 255, below which one is black.
+    """
+
+    max_age_ms: float | None = None
+    frozen_ms: float = 1000.0
+    black: float = 8.0
+
+
+@dataclass(frozen=True)
 class Declaration:
     """A robot. `policy` is what the policy's actions mean, `robot` what the motors take."""
 
@@ -118,6 +132,7 @@ class Declaration:
     watchdog: Lapse
     gripper: Grip | None = None
     workspace: Workspace | None = None
+    camera: Sight = Sight()
 
     def __post_init__(self) -> None:
         _check_meanings(self)
@@ -169,6 +184,11 @@ class Declaration:
     def lapse_s(self) -> float:
         """Seconds after which a missing action counts as missing."""
         return (self.watchdog.after_ms or PERIODS * self.period_ms) / 1e3
+
+    @property
+    def max_age_s(self) -> float:
+        """Seconds for which an action may come from a picture."""
+        return (self.camera.max_age_ms or AGE_PERIODS * self.period_ms) / 1e3
 
     def to_robot(self, values: Floats) -> Floats:
         """An action (dims,) as the policy gives it, in the robot's units; unchanged bits where both mean the same."""
@@ -256,11 +276,22 @@ def _check_numbers(robot: Declaration) -> None:
         )
     if robot.gripper is not None and robot.gripper.debounce < 1:
         raise UsageError(f"got gripper.debounce {robot.gripper.debounce}, expected at least 1")
+    _check_sight(robot.camera)
     limits = robot.limits
     if (limits.bounds is None) == (limits.low is None) or (limits.low is None) != (limits.high is None):
         raise UsageError('limits: give bounds = "statistics", or low and high, one number for each moving dimension')
     for name in ("low", "high", "step", "jerk"):
         _check_list(getattr(limits, name), len(robot.moving), f"limits.{name}", positive=name in ("step", "jerk"))
+
+
+def _check_sight(camera: Sight) -> None:
+    age = camera.max_age_ms
+    if age is not None and not (math.isfinite(age) and age > 0):
+        raise UsageError(f"got camera.max_age_ms {age:g}, expected milliseconds, such as 400")
+    if not (math.isfinite(camera.frozen_ms) and camera.frozen_ms >= 0):
+        raise UsageError(f"got camera.frozen_ms {camera.frozen_ms:g}, expected milliseconds, or 0 for no check")
+    if not 0 <= camera.black < 256:
+        raise UsageError(f"got camera.black {camera.black:g}, expected a brightness from 0 (no check) to 255")
 
 
 def _check_workspace(robot: Declaration) -> None:
