@@ -21,6 +21,7 @@ from edge_vla.commands.doctor import doctor
 from edge_vla.commands.export import export
 from edge_vla.commands.inspect import inspect, verify
 from edge_vla.commands.plan import plan
+from edge_vla.commands.ros2 import ros2
 from edge_vla.commands.run import run
 from edge_vla.commands.serve import serve
 from edge_vla.errors import EdgeVLAError, ResourceError
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 for command in (export, run, serve, bench, compare, plan, doctor, verify, inspect, demo):
     app.command()(command)
+app.command(context_settings={"ignore_unknown_options": True})(ros2)  # most are ROS's
 
 
 @app.callback(invoke_without_command=True)

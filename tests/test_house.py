@@ -39,7 +39,19 @@ HEAVY = ("transformers", "peft", "timm", "torchvision", "onnx", "onnxscript", "o
 RUN_MAY_IMPORT = {"torch", "numpy", "safetensors", "tokenizers", "PIL", "edge_vla"}
 SERVE_MAY_IMPORT = {"h11", "msgpack", "prometheus_client", "starlette", "uvicorn", "websockets", "zmq"}
 FLEET = {"ray_fleet.py"}  # the only file of the server that imports Ray; nothing imports it unless a fleet is asked for
-LAZY = {"cv2", "onnxruntime", "serial", "tensorrt", "tomli", "triton", "huggingface_hub", "pyarrow"}
+LAZY = {
+    "cv2",
+    "onnxruntime",
+    "rcl_interfaces",
+    "rclpy",
+    "roslibpy",
+    "serial",
+    "tensorrt",
+    "tomli",
+    "triton",
+    "huggingface_hub",
+    "pyarrow",
+}
 
 
 def sources(*rooms: str) -> list[Path]:

@@ -18,6 +18,8 @@ ROBOT_MAY_IMPORT = {"numpy", "tomli"}  # tomli is Python 3.11's tomllib, for 3.1
 ADAPTERS_MAY_IMPORT = {  # each behind a face, imported when it is chosen
     "edge_vla.robot.cameras": {"PIL", "cv2"},
     "edge_vla.robot.links": {"serial"},
+    "edge_vla.robot.ros2": {"PIL", "rcl_interfaces", "rclpy"},
+    "edge_vla.robot.rosbridge": {"roslibpy"},
 }
 ROBOT_MAY_REACH = {"robot", "errors", "typed_json"}  # neither the policy, nor the server, nor torch
 

@@ -51,7 +51,7 @@ EVERYWHERE = {
     r"waterfalls?": "stage profile",
     r"foretold|foretells?": "ETA",
     r"judged?|judges|judging": "evaluate, measure, check",
-    r"steady": "batch-invariant",
+    r"steady(?!_TIME)": "batch-invariant",  # STEADY_TIME is what ROS calls its monotonic clock
 }
 AS_NAMES = {  # a whole name, or a word of one
     "lead": "margin",
