@@ -136,5 +136,5 @@ def file_name(target: Target) -> str:
 
 def words(target: Target, further: Sequence[str] = ()) -> list[str]:
     """What follows the compiler's name, all but the output file."""
-    told = [f"-D{target.define}", f'-DTARGET="{target.name}"', f'-DFINGERPRINT="{fingerprint(target)}"']
-    return [*FLAGS, *target.flags, *told, *further, *(str(HERE / source) for source in SOURCES), "-lm"]
+    defines = [f"-D{target.define}", f'-DTARGET="{target.name}"', f'-DFINGERPRINT="{fingerprint(target)}"']
+    return [*FLAGS, *target.flags, *defines, *further, *(str(HERE / source) for source in SOURCES), "-lm"]
