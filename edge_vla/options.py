@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 import typer
 
 from edge_vla.errors import UsageError
+from edge_vla.suggestions import choose
 
 if TYPE_CHECKING:
     from edge_vla.openvla.evaluation import Preprocess
@@ -81,7 +82,7 @@ def modernise(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def choice(option: str, value: Value, allowed: Sequence[str]) -> Value:
     """The value, or UsageError that lists what is allowed."""
     if value not in allowed:
-        raise UsageError(f"{option} {value}: choose one of {', '.join(allowed)}")
+        raise UsageError(f"{option} {value}: {choose(value, allowed)}")
     return value
 
 

@@ -160,7 +160,7 @@ def test_torchvision_is_absent() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(["run"], 2), (["nonsense"], 2), (["verify", "nowhere"], 6), (["inspect", "nowhere"], 2)],
+    [(["run"], 2), (["nonsense"], 2), (["verify", "nowhere"], 2), (["inspect", "nowhere"], 2)],
 )
 def test_exit_codes(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:

@@ -18,7 +18,7 @@ from edge_vla.artifact.manifest import (
     VisionCheck,
     layer_file,
 )
-from edge_vla.artifact.reader import NORMS, Artifact
+from edge_vla.artifact.reader import NORMS, Artifact, meant
 from edge_vla.artifact.tensors import VISION_SCALES, dequantise_vision, map_matrix, pack_vision, unpack_linear
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "dequantise_vision",
     "layer_file",
     "map_matrix",
+    "meant",
     "pack_vision",
     "unpack_linear",
 ]

@@ -17,22 +17,28 @@ from torch import Tensor
 from edge_vla import typed_json
 from edge_vla.artifact.manifest import GRAPH, HEAD, MANIFEST, VISION, Manifest, layer_file
 from edge_vla.artifact.tensors import dequantise_vision, pack_vision, unpack_linear
-from edge_vla.errors import ArtifactError, CheckpointError
+from edge_vla.errors import ArtifactError, CheckpointError, UsageError
 from edge_vla.files import sha256_of
 from edge_vla.quant import PackedWeight, as_int4
+from edge_vla.suggestions import no_such
 
 NORMS: Final = ("input_layernorm.weight", "post_attention_layernorm.weight")
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Artifact:
-    """An artifact opened for reading. Opening checks the manifest and every file's size; `verify` hashes all."""
+    """An artifact opened for reading. Opening checks the manifest and every file's size; `verify` hashes all.
+
+    UsageError where there is no such directory, ArtifactError where it is no artifact, or a damaged one.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         path = directory / MANIFEST
+        if not directory.is_dir():
+            raise UsageError(no_such(directory))
         if not path.is_file():
-            raise ArtifactError(f"{directory} is not an artifact: it has no {MANIFEST}")
+            raise ArtifactError(f"{directory} is not an artifact: it has no {MANIFEST}{meant(directory)}")
         self.bytes = path.read_bytes()
         try:
             raw = typed_json.parse(self.bytes)
@@ -129,6 +135,12 @@ class Artifact:
                 raise ArtifactError(
                     f"{path} has {path.stat().st_size} bytes, the manifest says {record.size}: copy it again"
                 )
+
+
+def meant(directory: Path) -> str:
+    """`; did you mean DIRECTORY/NAME?` where an artifact lies in the directory; or nothing."""
+    found = next(iter(sorted(path.parent for path in directory.glob(f"*/{MANIFEST}"))), None)
+    return "" if found is None else f"; did you mean {found}?"
 
 
 @contextmanager

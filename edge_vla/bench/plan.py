@@ -17,6 +17,7 @@ from edge_vla.data import Frame, synthetic_image, write_frames
 from edge_vla.errors import UsageError
 from edge_vla.openvla import PolicyConfig
 from edge_vla.openvla.evaluation import Preprocess, chosen
+from edge_vla.suggestions import choose
 
 SYNTHETIC: Final = 64
 INSTRUCTIONS: Final = ("pick up the object", "open the drawer", "put the spoon on the towel", "close the drawer")
@@ -101,7 +102,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.profile not in (*PROFILES, NO_PROFILE):
-            raise UsageError(f"--profile {self.profile}: choose one of {[*PROFILES, NO_PROFILE]}")
+            raise UsageError(f"--profile {self.profile}: {choose(self.profile, [*PROFILES, NO_PROFILE])}")
         timed = self.profile != NO_PROFILE and self.time_reference
         if self.closed_loop is not None and self.closed_loop.live and not timed:
             raise UsageError("--live needs the latencies of this run: add --profile quick and time the reference too")
@@ -110,12 +111,12 @@ class Plan:
                 raise UsageError(f"--pace {hz:g}: expected actions a second, above 0")
         for peer, python in self.peers:
             if peer not in PEERS:
-                raise UsageError(f"--peer {peer}: choose one of {list(PEERS)}")
+                raise UsageError(f"--peer {peer}: {choose(peer, PEERS)}")
             if python is not None and shutil.which(python) is None:
                 raise UsageError(f"--peer {peer}={python}: no such program; give the Python of its own environment")
         for name in self.floors:
             if name not in FLOORS:
-                raise UsageError(f"--floor {name}: choose one of {list(FLOORS)}")
+                raise UsageError(f"--floor {name}: {choose(name, FLOORS)}")
 
 
 def synthetic_frames(directory: Path, config: PolicyConfig, limit: int | None, key: str | None) -> Path:

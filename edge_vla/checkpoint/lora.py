@@ -28,6 +28,7 @@ from edge_vla.checkpoint.lora_config import Arithmetic, Scale, read_config
 from edge_vla.checkpoint.lora_keys import sort_keys, unknown_target
 from edge_vla.checkpoint.tensors import TensorSource, finite, open_safetensors
 from edge_vla.errors import CheckpointError, EdgeVLAWarning, UsageError
+from edge_vla.suggestions import choose
 
 WEIGHTS: Final = "adapter_model.safetensors"
 PICKLED: Final = "adapter_model.bin"
@@ -248,7 +249,7 @@ class MergedTensors:
 def merge_adapters(base: TensorSource, adapters: Iterable[Adapter], arithmetic: Arithmetic = "fp32") -> TensorSource:
     """`base` with the adapters merged in order, each checked against what came before it."""
     if arithmetic not in get_args(Arithmetic):
-        raise UsageError(f"merge arithmetic {arithmetic!r}: choose one of {get_args(Arithmetic)}")
+        raise UsageError(f"merge arithmetic {arithmetic!r}: {choose(arithmetic, get_args(Arithmetic))}")
     for adapter in adapters:
         base = MergedTensors(base, adapter, arithmetic)
     return base

@@ -25,6 +25,7 @@ from edge_vla.openvla.image import ImageContract
 from edge_vla.openvla.prompt import SPACE_PIECE, PromptStyle
 from edge_vla.openvla.statistics import Statistics
 from edge_vla.spec import OPENVLA_7B, TINY, PolicySpec
+from edge_vla.suggestions import choose
 
 SPECS: Final = {"openvla-7b": OPENVLA_7B, "openvla-tiny": TINY}
 STATISTICS: Final = {
@@ -78,7 +79,7 @@ class RandomTensors:
 def open_random(name: str) -> tuple[RandomTensors, PolicyConfig, str]:
     """Tensors, config and tokenizer.json of the policy called `name`."""
     if name not in SPECS:
-        raise UsageError(f"random:{name}: choose one of {['random:' + known for known in SPECS]}")
+        raise UsageError(f"random:{name}: {choose('random:' + name, ['random:' + known for known in SPECS])}")
     spec = SPECS[name]
     constants = [CONSTANTS[tower.layer_scale] for tower in spec.towers]
     image = ImageContract(spec.image_size, "resize-naive", *map(tuple, zip(*constants, strict=True)))

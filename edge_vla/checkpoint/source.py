@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,15 +29,16 @@ from edge_vla.checkpoint.reading import (
     statistics_doubts,
 )
 from edge_vla.checkpoint.tensors import TensorSource
-from edge_vla.errors import BackendError, CheckpointError, EdgeVLAWarning, UsageError
+from edge_vla.errors import CheckpointError, EdgeVLAWarning, UsageError
 from edge_vla.files import sha256_of, stand_in
+from edge_vla.hub import fetch, names, repository_or_refusal
 from edge_vla.openvla.config import PolicyConfig, read_statistics_file
 from edge_vla.openvla.prompt import Prompter, PromptStyle
 from edge_vla.openvla.statistics import Statistics
 from edge_vla.openvla.tokenizer import read_tokenizer
+from edge_vla.suggestions import choose, no_such
 
 RANDOM = "random:"
-HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?")
 HUB_FILES = ["*.json", "*.safetensors", "*.py"]  # code is copied by `--format`, never run
 
 
@@ -91,8 +91,9 @@ def open_checkpoint(
     `prompt` ("openvla" or "v01") and `statistics` (a dataset_statistics.json) replace what the folder says. Raises
     UsageError for what is no source, CheckpointError for one that is damaged or another kind of policy.
     """
+    adapters = [_local(path) for path in adapters]
     for path in adapters:
-        check_links(_directory(path))
+        check_links(path)
         refuse(recognise_adapter(path))
     twice = [path for number, path in enumerate(adapters) if any(path.samefile(one) for one in adapters[:number])]
     if twice:
@@ -157,7 +158,7 @@ def _with_statistics(checkpoint: Checkpoint, statistics: Statistics, why: str) -
 def _with_prompt(checkpoint: Checkpoint, prompt: str) -> Checkpoint:
     styles = [style.value for style in PromptStyle]
     if prompt not in styles:
-        raise UsageError(f"--prompt {prompt}: choose one of {', '.join(styles)}")
+        raise UsageError(f"--prompt {prompt}: {choose(prompt, styles)}")
     reading = checkpoint.reading
     doubts = tuple(doubt for doubt in reading.doubts if "--prompt" not in doubt)
     return replace(
@@ -205,37 +206,22 @@ def refuse(found: Recognised | Reading) -> None:
 
 def _statistics_file(path: str | Path) -> Statistics:
     if not Path(path).is_file():
-        raise UsageError(f"--statistics {path}: no such file; give a run's dataset_statistics.json")
+        raise UsageError(f"--statistics {no_such(Path(path), 'file')}; give a run's dataset_statistics.json")
     return read_statistics_file(Path(path))
 
 
-def _directory(path: Path) -> Path:
-    if not path.is_dir():
-        raise UsageError(f"--adapter {path}: no such directory")
-    return path
+def _local(path: Path) -> Path:
+    """An adapter's directory, here or fetched from the Hub."""
+    if path.is_dir():
+        return path
+    try:
+        repository = repository_or_refusal(str(path))
+    except UsageError as error:
+        raise UsageError(f"--adapter {error}") from error
+    return fetch(repository, HUB_FILES)
 
 
 def _download(source: str) -> Path:
-    match = HUB_ID.fullmatch(source)
-    if not match:
-        raise UsageError(f"{source}: no such directory, and not a Hub id (org/name) nor {RANDOM}NAME")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise BackendError(f"{source} is not a local directory; to fetch it: pip install 'edge-vla[hub]'") from error
-    refuse(recognise_names(source, _hub_names(match["id"], match["revision"])))
-    try:
-        return Path(snapshot_download(match["id"], revision=match["revision"], allow_patterns=HUB_FILES))
-    except Exception as error:  # the Hub's own errors, or whatever its HTTP library raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{source} is no local directory and could not be fetched ({reason})") from error
-
-
-def _hub_names(repository: str, revision: str | None) -> tuple[str, ...]:
-    """Every file of a Hub repository; none where it cannot be asked and only a copy in the cache may be left."""
-    from huggingface_hub import HfApi
-
-    try:
-        return tuple(HfApi().list_repo_files(repository, revision=revision))
-    except Exception:  # noqa: BLE001 - its HTTP library raises what it likes, offline above all; the download tells
-        return ()
+    repository = repository_or_refusal(source, f" nor {RANDOM}NAME")
+    refuse(recognise_names(source, names(repository)))
+    return fetch(repository, HUB_FILES)

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from edge_vla.data.frames import INDEX, Frame
 from edge_vla.errors import EdgeVLAWarning, FrameError
+from edge_vla.openvla.action import DIMENSIONS
 from edge_vla.openvla.statistics import ActionStatistics, Statistics
 
 Floats = NDArray[np.float64]
 
-NAMES: Final = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 ENOUGH: Final = 8  # frames: by chance all of so few lie outside once in 10^13 recordings
 BEYOND: Final = 0.05  # of the range, by which a value must be out to be wholly outside: a gripper's 1 where q99 is 0.98
 OFTEN: Final = 0.1  # of the frames, and three at least
@@ -75,9 +75,9 @@ class Dimension:
         times = float(np.percentile(np.abs(self.values), 95)) / max(abs(self.low), abs(self.high))
         if self.low >= 0 > self.values.max() or self.high <= 0 < self.values.min():
             return "has the other sign"
-        if self.name in NAMES[:3] and 300 < times < 3000:
+        if self.name in DIMENSIONS[:3] and 300 < times < 3000:
             return f"is {times:.0f} times as large: millimetres for metres?"
-        if self.name in NAMES[3:6] and 18 < times < 180:
+        if self.name in DIMENSIONS[3:6] and 18 < times < 180:
             return f"is {times:.0f} times as large: degrees for radians?"
         return f"is {times:.2g} times as large" if times >= FAR else "lies wholly outside"
 
@@ -116,7 +116,8 @@ def sound_action(frame: Frame, statistics: ActionStatistics) -> tuple[float, ...
 
 
 def _dimensions(actions: Floats, statistics: ActionStatistics) -> Iterator[Dimension]:
-    names = NAMES if statistics.dims == len(NAMES) else [f"dimension {number}" for number in range(statistics.dims)]
+    seven = statistics.dims == len(DIMENSIONS)
+    names = DIMENSIONS if seven else [f"dimension {number}" for number in range(statistics.dims)]
     for name, values, low, high in zip(names, actions.T, statistics.q01, statistics.q99, strict=True):
         yield Dimension(name, values, float(low), float(high))
 

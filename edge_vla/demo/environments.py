@@ -17,6 +17,7 @@ from edge_vla.demo.render import world
 from edge_vla.demo.rollout import OneByOne, Policy, rollout
 from edge_vla.demo.world import EVALUATION_SEEDS
 from edge_vla.errors import UsageError
+from edge_vla.suggestions import choose
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class DemoEnvironment:
         `delays_ms` are measured times from picture to action, used in turn. Raises UsageError for an unknown kind.
         """
         if kind not in self.kinds:
-            raise UsageError(f"task {kind!r} in demo world {self.world}: choose one of {', '.join(self.kinds)}")
+            raise UsageError(f"task {kind!r} in demo world {self.world}: {choose(kind, self.kinds)}")
         episodes = rollout(
             OneByOne(policy, unnorm_key),
             world(self.world),

@@ -13,6 +13,7 @@ from edge_vla import typed_json
 from edge_vla.checkpoint import Arithmetic
 from edge_vla.errors import UsageError
 from edge_vla.quant import BITS
+from edge_vla.suggestions import choose
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -63,9 +64,10 @@ class Recipe:
         if self.bits not in BITS:
             raise UsageError(f"got bits {self.bits}: choose one of {sorted(BITS)}")
         if self.merge_arithmetic not in get_args(Arithmetic):
-            raise UsageError(f"got merge_arithmetic {self.merge_arithmetic!r}: choose one of {get_args(Arithmetic)}")
+            known = choose(self.merge_arithmetic, get_args(Arithmetic))
+            raise UsageError(f"got merge_arithmetic {self.merge_arithmetic!r}: {known}")
         if self.method not in METHODS:
-            raise UsageError(f"got method {self.method!r}: choose one of {METHODS}")
+            raise UsageError(f"got method {self.method!r}: {choose(self.method, METHODS)}")
         if self.group is not None and self.bits > 4:
             raise UsageError(f"group {self.group} is for 4 bits and fewer; {self.bits} bits have none: leave it out")
         if self.vision_bits not in (16, INT8):
@@ -77,7 +79,7 @@ class Recipe:
         if self.mixed and self.method != "gptq":
             raise UsageError("a budget is spent by KL costs on recorded frames: add --method gptq --frames DIR")
         if self.device not in DEVICES:
-            raise UsageError(f"got device {self.device!r}: choose one of {DEVICES}")
+            raise UsageError(f"got device {self.device!r}: {choose(self.device, DEVICES)}")
         if self.device != "cpu" and self.method != "gptq":
             raise UsageError(f"--device {self.device} is for --method gptq; {self.method} calculates on the CPU")
         if self.bits_per_weight is not None and not 0 < self.bits_per_weight <= 16:

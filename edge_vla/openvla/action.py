@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,13 @@ from numpy.typing import NDArray
 from edge_vla.spec import ActionSpec
 
 Floats = NDArray[np.float64]
+
+DIMENSIONS: Final = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")  # of every data set that OpenVLA was trained on
+
+
+def dimension_names(dims: int) -> tuple[str, ...]:
+    """Names of an action's numbers; of another count than OpenVLA's seven, the numbers themselves."""
+    return DIMENSIONS if dims == len(DIMENSIONS) else tuple(map(str, range(dims)))
 
 
 @dataclass(frozen=True)

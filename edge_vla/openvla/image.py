@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -141,14 +142,49 @@ def as_rgb(image: Image.Image | NDArray[Any]) -> Image.Image:
             )
         return image.convert("RGB")
     if not isinstance(image, np.ndarray):
-        raise FrameError(f"an image must be a Pillow image or a numpy array, got {type(image).__name__}")
+        raise FrameError(f"an image must be a Pillow image or a numpy array, got {type(image).__name__}{_hint(image)}")
     if image.dtype != np.uint8:
-        raise FrameError(f"an image array must be uint8 in 0..255, got {image.dtype}: multiply by 255 and convert")
+        raise FrameError(f"an image array must be uint8 in 0..255, got {image.dtype}{_as_uint8(image)}")
     if image.ndim == 3 and image.shape[2] not in (3, 4) and image.shape[0] in (3, 4):
         raise FrameError(f"an image array must be height x width x channels, got {image.shape}: transpose it (1, 2, 0)")
+    if image.ndim == 4 and len(image) == 1:
+        raise FrameError(f"an image array must be one image, got {image.shape}: give image[0]")
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)) or 0 in image.shape:
         raise FrameError(f"an image array must be (H, W), (H, W, 3) or (H, W, 4), got {image.shape}")
     return Image.fromarray(image).convert("RGB")
+
+
+def _hint(image: object) -> str:
+    """What to call instead, for the things that are passed for images."""
+    shape = tuple(getattr(image, "shape", ()))
+    if type(image).__module__.partition(".")[0] == "torch" and shape:
+        turned = ".permute(1, 2, 0)" if len(shape) == 3 and shape[0] in (3, 4) else ""
+        return f" of shape {shape}: pass image{turned}.cpu().numpy(), as uint8"
+    if isinstance(image, str | Path):
+        return ": pass PIL.Image.open(path)"
+    if isinstance(image, bytes):
+        return ": pass PIL.Image.open(io.BytesIO(data))"
+    return ": pass np.asarray(image, dtype=np.uint8)" if isinstance(image, list) else ""
+
+
+def _as_uint8(image: NDArray[Any]) -> str:
+    """How an array of another type becomes one of bytes: by what its values look like."""
+    if image.dtype.kind not in "iuf" or not image.size or not np.isfinite(image).all():
+        return ": expected finite numbers"
+    low, high = float(image.min()), float(image.max())
+    return f" in {low:.6g}..{high:.6g}: {_remedy(image.dtype, low, high)}"
+
+
+def _remedy(dtype: np.dtype[Any], low: float, high: float) -> str:
+    if dtype.kind == "f" and low >= 0 and high <= 1:
+        return "multiply by 255 and convert: (255 * image).round().astype(np.uint8)"
+    if -1 <= low < 0 and high <= 1:
+        return "it looks normalised: give the camera's own picture"
+    if dtype == np.uint16 and high > 255:
+        return "16 bits a channel? (image // 257).astype(np.uint8); 12 bits: image // 16"
+    if low >= 0 and high <= 255:
+        return "convert it: image.astype(np.uint8)"
+    return "scale it to 0..255 and convert"
 
 
 def preprocess(image: Image.Image, contract: ImageContract) -> NDArray[np.float32]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_vla.errors import CheckpointError, UsageError
+from edge_vla.suggestions import choose
 
 Floats = NDArray[np.float64]
 
@@ -99,7 +100,7 @@ class Statistics(Mapping[str, ActionStatistics]):
         if key in self.unsound:
             raise CheckpointError(f"{self.unsound[key]}: choose another unnorm_key, or give --statistics FILE")
         if key not in self:
-            raise UsageError(f"unknown unnorm_key {key!r}: choose one of {sorted(self)}")
+            raise UsageError(f"unknown unnorm_key {key!r}: {choose(key, sorted(self))}")
         return key
 
 

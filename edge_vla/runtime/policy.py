@@ -7,10 +7,12 @@ and actions; which engine decides the tokens is not its business.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from edge_vla.arguments import typed
+from edge_vla.data import open_image
 from edge_vla.errors import NumericError, UsageError
 from edge_vla.openvla import ActionStatistics, ActionTokens, PolicyConfig, Prompter, Statistics
 from edge_vla.openvla.evaluation import Preprocess, chosen, pixels
@@ -56,29 +60,68 @@ class Stopwatch:
 class Policy:
     """An engine with OpenVLA's conventions around it. Calls from several threads take turns.
 
-    `preprocess` names what an evaluation script does to every image first.
+    `preprocess` names what an evaluation script does to every image first. As a context manager it closes at the end.
     """
 
     def __init__(
         self, engine: Engine, config: PolicyConfig, tokenizer_json: str, preprocess: Preprocess = "none"
     ) -> None:
-        self.engine, self.config, self.preprocess = engine, config, chosen(preprocess)
+        self._engine: Engine | None = engine
+        self.config, self.preprocess = config, chosen(preprocess)
         self.prompter = Prompter(tokenizer_json, config.prompt, config.spec.decoder)
         self.tokens = ActionTokens(config.spec.action)
         self._turn = threading.Lock()
         self._prompt = lru_cache(PROMPTS)(self.prompter.__call__)
+
+    def __repr__(self) -> str:
+        keys = list(self.unnorm_keys)
+        shown = f"{len(keys)} data sets" if len(keys) > 3 else f"unnorm_keys={keys}"
+        if self._engine is None:
+            return f"<edge_vla.Policy, closed, {shown}>"
+        kernels = ", ".join(f"{part} {name}" for part, name in self.network.kernels.items())
+        return f"<edge_vla.Policy: {kernels}; {shown}>"
+
+    def __enter__(self) -> Policy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the weights and the device's memory. What is asked afterwards is refused. May be repeated."""
+        with self._turn:
+            self._engine = None
+        torch.cuda.empty_cache()  # nothing to do where CUDA was not used
+
+    @property
+    def engine(self) -> Engine:
+        """What decides the tokens. UsageError once the policy is closed."""
+        if self._engine is None:
+            raise UsageError("this policy is closed: open it again with edge_vla.load")
+        return self._engine
+
+    @engine.setter
+    def engine(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def unnorm_keys(self) -> tuple[str, ...]:
+        """The data sets whose statistics turn tokens into robot units. `act` needs one, unless there is only one."""
+        return tuple(self.config.statistics)
 
     @property
     def network(self) -> Network:
         """The parts of the network, and which kernels run them."""
         return self.engine.network
 
+    @typed()
     def session(self, *, bitwise_exact: bool = True) -> Session:
         """A robot's own memory of its last action: see `Session`."""
         if self.engine.full_vocabulary:
             raise UsageError("a session decodes over the action ids: load the policy with --head actions")
         return Session(self.act, self.dims, self.config.spec.action.first, bitwise_exact=bitwise_exact)
 
+    @typed("image")
     def act(
         self,
         image: Image.Image | NDArray[Any],
@@ -91,6 +134,7 @@ class Policy:
     ) -> Action:
         """One action for an RGB image (Pillow, or uint8 H x W x 3) and an instruction.
 
+        `action.values` are (dims,) float64 in the units of `unnorm_key`'s data set; `action.named` has their names.
         `preprocess` stands for this call in the place of the policy's own. Raises UsageError for one that is not
         known, an ambiguous or unknown `unnorm_key` or an instruction that does not fit, FrameError for an image that
         cannot be read, NumericError instead of acting on a non-finite number. `draft` and `bitwise_exact` are for
@@ -104,6 +148,27 @@ class Policy:
         watch.mark("preprocess")
         action = self.decide(prompt, values, key, watch, draft=draft, bitwise_exact=bitwise_exact)
         return action if script == "none" else dataclasses.replace(action, preprocess=script)
+
+    @typed()
+    def act_many(
+        self,
+        images: Iterable[Any],
+        instruction: str | Sequence[str],
+        unnorm_key: str | None = None,
+    ) -> Iterator[Action]:
+        """An action for each image (or path of one), as it is asked for; one instruction for all, or one for each.
+
+        Each image stands for itself, as with `act`. Raises as `act`, and UsageError if the instructions run out.
+        """
+        given = itertools.repeat(instruction) if isinstance(instruction, str) else instruction
+        words: Iterator[str | None] = itertools.chain(given, itertools.repeat(None))
+        return (self._act_on(image, one, unnorm_key) for image, one in zip(images, words, strict=False))
+
+    def _act_on(self, image: Any, instruction: str | None, unnorm_key: str | None) -> Action:
+        if instruction is None:
+            raise UsageError("act_many: fewer instructions than images: give one for all, or one for each")
+        opened = open_image(Path(image)) if isinstance(image, str | Path) else image
+        return self.act(opened, instruction, unnorm_key)
 
     def decide(
         self,
@@ -148,10 +213,12 @@ class Policy:
             drafted=decision.drafted,
         )
 
+    @typed()
     def dims(self, unnorm_key: str | None = None) -> int:
         """How many numbers an action has."""
         return self.config.statistics[self.config.statistics.resolve(unnorm_key)].dims
 
+    @typed()
     def warm(self, instructions: Iterable[str], unnorm_key: str | None = None, *, longest: int = 0) -> None:
         """Prepare what the first action of a new prompt length would wait for: the GPU engine's graphs.
 
@@ -169,6 +236,7 @@ class Policy:
         with self._turn, torch.inference_mode():
             return self.engine.forced(self.prompter(instruction), self.network.vision(values), tuple(tokens))
 
+    @typed("raw")
     def use_statistics(self, raw: Mapping[str, Any]) -> None:
         """Replace all normalisation statistics by those of a `dataset_statistics.json` object."""
         with self._turn:

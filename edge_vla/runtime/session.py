@@ -12,6 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 from PIL import Image
 
+from edge_vla.arguments import typed
 from edge_vla.runtime.types import Action, Bins, Draft
 
 
@@ -31,6 +32,7 @@ class Session:
         self._lock = threading.Lock()
         self._resets = 0  # an action begun before a reset leaves nothing behind
 
+    @typed("image")
     def act(self, image: Image.Image | NDArray[Any], instruction: str, unnorm_key: str | None = None) -> Action:
         """One action. Raises as `Policy.act`; an error leaves the memory as it was."""
         with self._lock:

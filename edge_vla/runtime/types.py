@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edge_vla.openvla.action import dimension_names
 from edge_vla.openvla.evaluation import Preprocess
 from edge_vla.runtime.network import Network
 
@@ -62,7 +63,8 @@ class Action:
 
     `margins`: each token's logit minus the second best, NaN-free. `kernels`: what ran, by weight format and part.
     `timing_ms`: milliseconds by stage, in order, and `total`. `passes` and `drafted` as in `Decision`.
-    `preprocess`: what was done to the image before OpenVLA's own preprocessing.
+    `preprocess`: what was done to the image before OpenVLA's own preprocessing. `numpy.array(action)` is `values`, and
+    `action.named` has them by dimension: metres and radians a step in OpenVLA's own data sets, the gripper 1 for open.
     """
 
     values: NDArray[np.float64]
@@ -75,6 +77,14 @@ class Action:
     passes: int = 0
     drafted: tuple[int, ...] = ()
     preprocess: Preprocess = "none"
+
+    @property
+    def named(self) -> dict[str, float]:
+        """x, y, z, roll, pitch, yaw, gripper; by number where there are other than seven."""
+        return dict(zip(dimension_names(len(self.values)), map(float, self.values), strict=True))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.array(self.values, dtype=dtype, copy=copy is not False)
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -101,7 +101,7 @@ def test_a_damaged_image_is_refused_or_read(kind: str, tmp_path: Path) -> None:
 
 
 ARRAYS: Mapping[str, tuple[Any, str]] = {
-    "float": (PICTURE / 255.0, "uint8 in 0..255, got float64: multiply by 255"),
+    "float": (PICTURE / 255.0, "uint8 in 0..255, got float64 in 0..1: multiply by 255"),
     "int64": (PICTURE.astype(np.int64), "got int64"),
     "bool": (PICTURE > 9, "got bool"),
     "channels first": (PICTURE.transpose(2, 0, 1), "(3, 28, 28): transpose"),
@@ -211,7 +211,7 @@ def test_an_empty_instruction_is_answered_with_a_warning(
 CALLS: Mapping[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
     "too long": (("--instruction", "go " * 3000), 2, ("the prompt has", "rows with the image", "at most 2048")),
     "not Unicode": (("--instruction", "go \udcff"), 2, ("not valid Unicode", "UTF-8")),
-    "unknown key": (("--instruction", WORDS, "--unnorm-key", "mars"), 2, ("unknown unnorm_key 'mars'", "['random']")),
+    "unknown key": (("--instruction", WORDS, "--unnorm-key", "mars"), 2, ("unknown unnorm_key 'mars'", "choose one of random")),
     "full head": (("--instruction", WORDS, "--head", "full"), 2, ("is an artifact", "no full head")),
     "other head": (("--instruction", WORDS, "--head", "tail"), 2, ("--head tail", "actions", "full")),
     "adapter": (("--instruction", WORDS, "--adapter", "a"), 2, ("is an artifact", "merged already")),

@@ -283,8 +283,16 @@ def test_a_flipped_manifest_is_refused_or_another_identity(artifact: Path) -> No
 
 
 def test_a_directory_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for path in (tmp_path, tmp_path / "nowhere"):
-        command(capsys, "verify", path).refused_with(6, [str(path), "not an artifact", MANIFEST])
+    command(capsys, "verify", tmp_path).refused_with(6, [str(tmp_path), "not an artifact", MANIFEST])
+    nowhere = tmp_path / "nowhere"
+    command(capsys, "verify", nowhere).refused_with(2, [str(nowhere), "no such directory"])
+
+
+def test_a_directory_around_one(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command(capsys, "verify", artifact.parent).refused_with(6, [f"did you mean {artifact}?"])
+    picture = artifact / "golden" / "000.png"
+    run = ("run", artifact.parent, "--image", picture, "--instruction", "x")
+    command(capsys, *run).refused_with(2, [f"did you mean {artifact}?"])
 
 
 def test_stray_files_change_nothing(artifact: Path) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from edge_vla.bench.peers.packages import versions
 from edge_vla.errors import BackendError, UsageError
+from edge_vla.suggestions import choose
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +60,7 @@ def load(
     Raises UsageError for an unknown name, BackendError with the command that installs a missing package.
     """
     if name not in PEERS:
-        raise UsageError(f"--peer {name}: choose one of {list(PEERS)}")
+        raise UsageError(f"--peer {name}: {choose(name, PEERS)}")
     import torch
 
     from edge_vla.bench.peers.policy import PeerPolicy

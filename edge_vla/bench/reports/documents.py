@@ -22,6 +22,7 @@ from edge_vla.bench.reports.systems import failures
 from edge_vla.bench.reports.table import Table
 from edge_vla.bench.result import Result
 from edge_vla.errors import UsageError
+from edge_vla.suggestions import choose
 
 IMAGE: Final = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*")
 HUB_ID: Final = re.compile(r"([\w.-]+/[\w.-]+)(@[\w./-]+)?")
@@ -54,7 +55,7 @@ def model_card(result: Result, candidate_name: str) -> str:
     candidate = next((row for row in result.candidates if row.name == candidate_name), None)
     if candidate is None:
         names = [row.name for row in result.candidates]
-        raise UsageError(f"no candidate {candidate_name!r} in this result: choose one of {names}")
+        raise UsageError(f"no candidate {candidate_name!r} in this result: {choose(candidate_name, names)}")
     # Only this candidate's figures, beside the reference and its floors.
     gates = [gate for gate in result.gates if gate.system == candidate_name]
     own = dataclasses.replace(result, candidates=[candidate], peers=[], gates=gates)

@@ -21,6 +21,7 @@ from edge_vla.openvla.evaluation.crop import centre_crop
 from edge_vla.openvla.evaluation.jpeg import jpeg_round_trip
 from edge_vla.openvla.evaluation.lanczos import lanczos3_resize
 from edge_vla.openvla.image import ImageContract, as_rgb, preprocess
+from edge_vla.suggestions import choose
 
 Preprocess = Literal["none", "libero", "libero-upright", "simpler"]
 
@@ -50,7 +51,7 @@ SCRIPTS: Final[Mapping[str, tuple[Step, ...]]] = {
 def chosen(name: str) -> Preprocess:
     """The name, or UsageError that lists those that are known."""
     if name not in SCRIPTS:
-        raise UsageError(f"--preprocess {name}: choose one of {', '.join(SCRIPTS)}")
+        raise UsageError(f"--preprocess {name}: {choose(name, SCRIPTS)}")
     return cast(Preprocess, name)
 
 
