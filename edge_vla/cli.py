@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from edge_vla.commands.act import act
 from edge_vla.commands.bench import bench, compare
 from edge_vla.commands.demo import demo
 from edge_vla.commands.doctor import doctor
@@ -36,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (export, run, serve, bench, compare, plan, doctor, verify, inspect, demo):
+for command in (export, run, act, serve, bench, compare, plan, doctor, verify, inspect, demo):
     app.command()(command)
 app.command(context_settings={"ignore_unknown_options": True})(ros2)  # most are ROS's
 

@@ -27,7 +27,7 @@ HEAD = struct.Struct("<2sBBHHIIQI")  # "EV", 1, kind, bytes, values, number, val
 KINDS = {1: "action", 2: "hold", 3: "stop"}
 VERDICTS = ("none", "taken", "stale", "shape", "not now")
 MOST = 1024  # bytes of a message
-LONGEST_LINE = 4096
+LONGEST_LINE = 8192
 NO_AGE = 0xFFFFFFFF
 
 
@@ -227,7 +227,7 @@ def _accepted(listener: socket.socket, channel: int | None, receiver: Receiver) 
 
 
 def _read(channel: int) -> bytes:
-    data = os.read(channel, 4096)
+    data = os.read(channel, 8192)
     if not data:
         raise OSError("closed by the other end")
     return data

@@ -29,6 +29,12 @@ class Newest:
         self._content: Pixels | bytes | None = None
         self._taken, self._number = 0.0, 0
         self._failure: CameraError | None = None
+        self._broken = 0  # the number of the last one that could not be decoded: it is not looked at again
+
+    @property
+    def number(self) -> int:
+        """Of the newest picture; 0 before the first."""
+        return self._number
 
     def put(self, content: Pixels | bytes, taken: float | None = None) -> None:
         """A picture has come: pixels, which nobody may change any more, or a file's bytes. It ends a failure."""
@@ -46,7 +52,7 @@ class Newest:
     def newest(self, after: int, until: float) -> Picture:
         """As `Camera.newest`. A failure that was there before is waited out as silence is: it may end."""
         with self._changed:
-            while self._content is None or self._number <= after:
+            while self._content is None or self._number <= max(after, self._broken):
                 left = until - time.monotonic()
                 if left <= 0:
                     raise self._failure or CameraError("silent", f"{self.name} brought no new picture in time")
@@ -55,5 +61,7 @@ class Newest:
         if isinstance(content, bytes):
             if self._decode is None:
                 raise TypeError(f"{self.name} brings bytes and nothing decodes them")
+            self._broken = number
             content = self._decode(content)
+            self._broken = 0
         return Picture(content, taken, number)

@@ -27,7 +27,7 @@ class TcpPort:
         try:
             if not select.select([self._socket], [], [], WAIT_S)[0]:
                 return b""
-            data = self._socket.recv(4096)
+            data = self._socket.recv(8192)
         except ValueError as error:  # closed by another thread
             raise OSError("closed") from error
         if not data:

@@ -32,7 +32,7 @@ CRC: Final = struct.Struct("<I")
 NO_AGE: Final = 0xFFFFFFFF
 MOST_VALUES: Final = 64
 MOST: Final = HEAD.size + 8 * MOST_VALUES + CRC.size  # bytes of a message
-LONGEST_LINE: Final = 4096
+LONGEST_LINE: Final = 8192
 CRC_MARK: Final = b',"crc":"'
 
 

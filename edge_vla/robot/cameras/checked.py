@@ -1,0 +1,47 @@
+"""A camera whose pictures are looked at first: the same ones again and again, or black ones, are no pictures."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_vla.robot.faces import Camera, CameraError, Picture
+from edge_vla.robot.units import Sight
+
+SPARSE: Final = 8  # of so many rows and columns, one is looked at for brightness
+
+
+class Checked:
+    """A `Camera` around another one. CameraError `frozen` or `black` in the place of such a picture."""
+
+    def __init__(self, camera: Camera, sight: Sight) -> None:
+        self.name, self._camera, self._sight = camera.name, camera, sight
+        self._image: NDArray[np.uint8] | None = None
+        self._since = 0.0  # when the first of the same pictures was taken
+        self._looked = 0  # the last one's number: one that was refused is not looked at again
+
+    def newest(self, after: int, until: float) -> Picture:
+        picture = self._camera.newest(max(after, self._looked), until)
+        self._looked = picture.number
+        if self._image is None or not np.array_equal(picture.image, self._image):
+            self._image, self._since = picture.image, picture.taken
+        same = picture.taken - self._since
+        if self._sight.frozen_ms and 1e3 * same > self._sight.frozen_ms:
+            raise CameraError(
+                "frozen",
+                f"{self.name} has sent the same picture for {same:.1f} s: start it again, "
+                "or set camera.frozen_ms = 0 in robot.toml for a simulator that stands still",
+            )
+        bright = float(picture.image[::SPARSE, ::SPARSE].mean())
+        if bright < self._sight.black:
+            raise CameraError(
+                "black",
+                f"{self.name} is black ({bright:.1f} of 255): take off its cap, switch on the light, "
+                "or set camera.black in robot.toml",
+            )
+        return picture
+
+    def close(self) -> None:
+        self._camera.close()
