@@ -7,7 +7,6 @@ EDGE_VLA_LIBRARY=required.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -16,7 +15,6 @@ import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
@@ -25,20 +23,10 @@ ROOT: Final = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 
 from edge_vla.processor import MACHINES  # noqa: E402
+from edge_vla.runtime.cpu.native import targets  # noqa: E402  without torch, which is not here
 
 NATIVE: Final = "edge_vla/runtime/cpu/native"
 REQUIRED: Final = os.environ.get("EDGE_VLA_LIBRARY") == "required"
-
-
-def _targets() -> ModuleType:
-    """targets.py by its path: the packages above it import torch, which is not here."""
-    spec = importlib.util.spec_from_file_location("edge_vla_targets", ROOT / NATIVE / "targets.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def _compiler() -> list[str] | None:
@@ -57,7 +45,6 @@ class CompiledLibraries(BuildHookInterface[Any]):
         compiler = _compiler()
         if compiler is None or os.environ.get("EDGE_VLA_NATIVE") == "0":
             return self._without("no C compiler (cc, gcc, clang or $CC)")
-        targets = _targets()
         triple = subprocess.run([*compiler, "-dumpmachine"], capture_output=True, text=True, check=True).stdout.strip()
         of = MACHINES.get(triple.partition("-")[0], triple.partition("-")[0])
         editable = version == "editable"
@@ -65,7 +52,7 @@ class CompiledLibraries(BuildHookInterface[Any]):
         wanted = [target for target in able if target != targets.SCALAR][: 1 if editable else None]
         self._kept = tempfile.TemporaryDirectory()
         directory = ROOT / NATIVE / "compiled" if editable else Path(self._kept.name)
-        made = self._compile(compiler, targets, wanted, directory)
+        made = self._compile(compiler, wanted, directory)
         if not made:
             return self._without(f"nothing compiled for {of}")
         if editable:
@@ -81,11 +68,11 @@ class CompiledLibraries(BuildHookInterface[Any]):
         if kept := getattr(self, "_kept", None):
             kept.cleanup()
 
-    def _compile(self, compiler: list[str], targets: ModuleType, wanted: list[Any], directory: Path) -> list[Path]:
+    def _compile(self, compiler: list[str], wanted: list[targets.Target], directory: Path) -> list[Path]:
         """The libraries; what an old compiler cannot make is left out, with a line that says so."""
         directory.mkdir(parents=True, exist_ok=True)
 
-        def one(target: Any) -> Path | None:
+        def one(target: targets.Target) -> Path | None:
             path = directory / targets.file_name(target)
             command = [*compiler, "-o", str(path), *targets.words(target)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)

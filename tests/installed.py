@@ -16,19 +16,21 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[1]
+SCRIPT = """
+import json, shutil, edge_vla
+from edge_vla.runtime.cpu.native import library, targets
+compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+target, libraries = library.chosen(), sorted(path.name for path in targets.INSTALLED.glob("*.so"))
+print(json.dumps([edge_vla.__file__, compiler, target and target.name, libraries]))
+"""
 
 
 def main() -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PATH")}
     with tempfile.TemporaryDirectory() as directory:
         environment |= {"PATH": "", "XDG_CACHE_HOME": f"{directory}/cache", "PYTHONSAFEPATH": "1"}
-        script = (
-            "import json, shutil, edge_vla; from edge_vla.runtime.cpu.native import library; target = library.chosen();"
-            "print(json.dumps([edge_vla.__file__, shutil.which('cc') or shutil.which('gcc') or shutil.which('clang'),"
-            " target.name if target else None, library.INSTALLED.is_dir() and"
-            " sorted(path.name for path in library.INSTALLED.iterdir())]))"
-        )
-        where, compiler, target, libraries = json.loads(run([sys.executable, "-c", script], environment, directory))
+        asked = [sys.executable, "-c", SCRIPT]
+        where, compiler, target, libraries = json.loads(run(asked, environment, directory))
         require(not Path(where).is_relative_to(HERE), f"{where} is the checkout, not the installed package")
         require(compiler is None, f"{compiler} is on the path")
         require(bool(libraries), "no library was installed")

@@ -19,6 +19,7 @@ RUN = (
     "artifact",
     "checkpoint",
     "compat",
+    "cores",
     "data",
     "device",
     "errors",

@@ -20,7 +20,8 @@ HEADER: Final = (
     "| NVIDIA-SMI 560.35.03              Driver Version: 560.35.03      CUDA Version: {}     |\n"
 )
 PYTHON: Final = Interpreter((3, 12, 3), "cpython-312-x86_64-linux-gnu", True, "/usr/bin/python3")
-XEON: Final = "processor\t: 0\nflags\t\t: fpu sse2 avx2 avx512f avx512bw avx512_vnni avx512_bf16\n"
+AVX2: Final = "fpu sse2 fma movbe popcnt f16c abm bmi1 avx2 bmi2"
+XEON: Final = f"processor\t: 0\nflags\t\t: {AVX2} avx512f avx512dq avx512cd avx512bw avx512vl avx512_vnni avx512_bf16\n"
 MEMINFO: Final = (
     "MemTotal:       32000000 kB\nMemAvailable:   {} kB\nCmaTotal:         262144 kB\nCmaFree:          200000 kB\n"
 )
@@ -81,7 +82,8 @@ def recorded(
             "free_disk": lambda path: 10**11,
             "python": PYTHON,
             "machine": "x86_64",
-            "cores": 8,
+            "allowed": frozenset(range(8)),
+            "libraries": frozenset(),
             **others,
         }
     )

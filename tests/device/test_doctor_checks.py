@@ -17,9 +17,11 @@ from edge_vla.device.doctor.examine import MACHINE
 from edge_vla.device.doctor.jetpack import jetpack
 from edge_vla.device.doctor.packages import runs_on
 from edge_vla.device.doctor.system import Imported, Interpreter
+from edge_vla.runtime.cpu.native.targets import TARGETS, file_name
 from tests.device.recorded import CPU_TORCH, GPU_TORCH, MEMINFO, XEON, orin, recorded, smi
 
 OK, NOTE, WARNING, FAILURE = Verdict.OK, Verdict.NOTE, Verdict.WARNING, Verdict.FAILURE
+AVX512_BF16 = next(target for target in TARGETS if target.name == "avx512-bf16")
 CHECKS = {row.name: row.look for row in MACHINE}
 
 
@@ -146,7 +148,21 @@ CASES = [
         "apt install gcc python3-dev",
         {**GPU, "which": lambda name: None, "python": python((3, 12, 3), headers=False)},
     ),
-    Case("instructions", OK, "the C engine", "", {"files": {"proc/cpuinfo": XEON}}),
+    Case("instructions", OK, "the C engine, native@avx512-bf16; not here: ", "", {"files": {"proc/cpuinfo": XEON}}),
+    Case(
+        "instructions",
+        OK,
+        "avx512_bf16: torch's kernels",
+        "",
+        {"files": {"proc/cpuinfo": XEON}, "which": lambda name: None},
+    ),
+    Case(
+        "instructions",
+        OK,
+        "avx512_bf16: torch's kernels",
+        "",
+        {"files": {"proc/cpuinfo": XEON}, "environment": {"EDGE_VLA_NATIVE": "0"}},
+    ),
     Case(
         "instructions",
         OK,
@@ -164,19 +180,60 @@ CASES = [
         {"machine": "aarch64", "files": {"proc/cpuinfo": "Features : fp asimd\n"}},
     ),
     Case(
-        "compiler",
+        "engine",
         OK,
-        "cc 12.2.0",
+        "compiled by cc 12.2.0 into the user's cache, for avx512-bf16",
         "",
-        {"outputs": {"/usr/bin/cc --version": "cc (Debian 12.2.0-14) 12.2.0\nCopyright\n"}},
+        {
+            "files": {"proc/cpuinfo": XEON},
+            "outputs": {"/usr/bin/cc --version": "cc (Debian 12.2.0-14) 12.2.0\nCopyright\n"},
+        },
     ),
-    Case("compiler", WARNING, "no C compiler", "apt install gcc", {"which": lambda name: None}),
-    Case("compiler", WARNING, "does not run", "--reinstall"),
-    Case("threads", OK, "8 cores", "", {"environment": {"OMP_WAIT_POLICY": "PASSIVE"}}),
+    Case(
+        "engine",
+        OK,
+        "installed with the package, for avx512-bf16",
+        "",
+        {
+            "files": {"proc/cpuinfo": XEON},
+            "which": lambda name: None,
+            "libraries": frozenset({file_name(AVX512_BF16)}),
+        },
+    ),
+    Case(
+        "engine",
+        WARNING,
+        "no library for avx512-bf16 and no C compiler",
+        "apt install gcc",
+        {"files": {"proc/cpuinfo": XEON}, "which": lambda name: None},
+    ),
+    Case("engine", WARNING, "does not run", "--reinstall", {"files": {"proc/cpuinfo": XEON}}),
+    Case("engine", NOTE, "a plain one", "", {"files": {"proc/cpuinfo": "flags : sse2\n"}}),
+    Case("engine", NOTE, "is off", "", {"environment": {"EDGE_VLA_NATIVE": "0"}}),
+    Case(
+        "engine",
+        WARNING,
+        "EDGE_VLA_TARGET=amx: this processor or C has not, it has avx512-bf16, ",
+        "unset EDGE_VLA_TARGET",
+        {"files": {"proc/cpuinfo": XEON}, "environment": {"EDGE_VLA_TARGET": "amx"}},
+    ),
+    Case("threads", OK, "8 threads: 8 processors, OMP", "", {"environment": {"OMP_WAIT_POLICY": "PASSIVE"}}),
     Case("threads", WARNING, "spin", "PASSIVE", {"environment": {"OMP_WAIT_POLICY": "active"}}),
     Case(
-        "threads", WARNING, "2 of 8 cores", "OMP_NUM_THREADS=2", {"files": {"sys/fs/cgroup/cpu.max": "200000 100000\n"}}
+        "threads",
+        OK,
+        "2 threads: 8 processors, 2 by the control group",
+        "",
+        {"files": {"sys/fs/cgroup/cpu.max": "200000 100000\n"}},
     ),
+    Case(
+        "threads",
+        WARNING,
+        "2 by the control group, but OMP_NUM_THREADS=4",
+        "OMP_NUM_THREADS=2",
+        {"files": {"sys/fs/cgroup/cpu.max": "200000 100000\n"}, "environment": {"OMP_NUM_THREADS": "4"}},
+    ),
+    Case("threads", NOTE, "but OMP_NUM_THREADS=4", "", {"environment": {"OMP_NUM_THREADS": "4"}}),
     Case("threads", WARNING, "OMP_NUM_THREADS=16", "OMP_NUM_THREADS=8", {"environment": {"OMP_NUM_THREADS": "16"}}),
     Case(
         "onnxruntime",

@@ -49,7 +49,7 @@ MACHINE: Final = (
     Row("gpu", "cuda", packages.cuda),
     Row("gpu", "triton", packages.triton),
     Row("cpu", "instructions", cpu.instructions),
-    Row("cpu", "compiler", cpu.compiler),
+    Row("cpu", "engine", cpu.engine),
     Row("cpu", "threads", cpu.threads),
     Row("vision", "onnxruntime", packages.onnxruntime),
     Row("vision", "tensorrt", packages.tensorrt),

@@ -19,8 +19,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
+from edge_vla import cores
 from edge_vla.device import sensors
 from edge_vla.device.doctor import probe
+from edge_vla.runtime.cpu.native.targets import INSTALLED
+from edge_vla.threads import users_environment
 
 RUN_S: Final = 20.0
 IMPORT_S: Final = 180.0  # torch takes half a minute where another processor is emulated
@@ -105,16 +108,17 @@ def installed(name: str) -> str | None:
         return None
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _libraries() -> frozenset[str]:
+    """Names of the C engine's compiled libraries that came with the package."""
+    return frozenset(path.name for path in INSTALLED.glob("*.so"))
 
 
 @dataclass(frozen=True)
 class System:
-    """This machine, or a recorded one: give other functions and another root."""
+    """This machine, or a recorded one: give other functions and another root. `allowed`: processors by affinity."""
 
     root: Path = Path("/")
-    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    environment: Mapping[str, str] = field(default_factory=users_environment)
     run: Callable[[Sequence[str]], str | None] = run
     importing: Callable[[str], Imported] = imported
     installed: Callable[[str], str | None] = installed
@@ -122,7 +126,8 @@ class System:
     free_disk: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free
     python: Interpreter = field(default_factory=_interpreter)
     machine: str = field(default_factory=platform.machine)
-    cores: int = field(default_factory=_cores)
+    allowed: frozenset[int] = field(default_factory=lambda: frozenset(cores.affinity()))
+    libraries: frozenset[str] = field(default_factory=_libraries)
 
     def text(self, path: str) -> str | None:
         """A file below the root, stripped; None if it cannot be read or is empty."""

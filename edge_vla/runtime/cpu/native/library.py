@@ -15,10 +15,9 @@ from edge_vla.errors import BackendError
 from edge_vla.runtime.compiled import OFF, compiled, off
 from edge_vla.runtime.cpu.native import targets
 from edge_vla.runtime.cpu.native.structs import STRUCTS
-from edge_vla.runtime.cpu.native.targets import SCALAR, Target
+from edge_vla.runtime.cpu.native.targets import INSTALLED, SCALAR, Target
 
 LOG: Final = logging.getLogger(__name__)
-INSTALLED: Final = targets.HERE / "compiled"  # the wheel's build fills it
 FUNCTIONS: Final = ("decode", "decode_steps", "vision", "gemm", "argmax", "dequantise_int4")
 
 

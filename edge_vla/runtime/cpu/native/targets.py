@@ -79,9 +79,10 @@ def able(target: Target) -> bool:
     return target.machine in (ANY, machine()) and target.features <= features()
 
 
-def runnable() -> tuple[Target, ...]:
-    """The targets that this processor can run, the fastest first; `scalar` is always the last."""
-    return tuple(target for target in written() if able(target))
+def runnable(of: str | None = None, having: frozenset[str] | None = None) -> tuple[Target, ...]:
+    """The targets that a processor (default: this one) can run, the fastest first; `scalar` is always the last."""
+    there = features() if having is None else having
+    return tuple(target for target in written(of) if target.features <= there)
 
 
 def named(name: str) -> Target:
@@ -117,6 +118,7 @@ def forced() -> Target | None:
 
 
 HERE: Final = Path(__file__).parent
+INSTALLED: Final = HERE / "compiled"  # the wheel's build fills it
 SOURCES: Final = ("decoder.c", "vision.c", "int4.c", "target.c")
 FLAGS: Final = ("-O3", "-std=gnu11", "-fopenmp-simd", "-fPIC", "-shared")
 
