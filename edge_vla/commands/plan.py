@@ -9,21 +9,23 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from edge_vla.device.devices import DEVICES
 from edge_vla.options import AsJson
 from edge_vla.spec import OPENVLA_7B, OPENVLA_DIMS
 from edge_vla.terminal import out
 
 
 def plan(
-    device: Annotated[str, typer.Option(help="orin-64, orin-nano-super, thor, rtx3090, rtx4090, rtx5090, h100, h200.")],
+    device: Annotated[str, typer.Option(help=f"{', '.join(DEVICES)}.")],
     bits: Annotated[int, typer.Option(help="16, 8 or 4.")] = 4,
     vision_bits: Annotated[int, typer.Option(help="Bits of towers and projector: 16 or 8.")] = 16,
+    activations: Annotated[int, typer.Option(help="Bits of what a prefill multiplies: 16, or 8.")] = 16,
     as_json: AsJson = False,
 ) -> None:
     """On paper: would OpenVLA-7B fit on a device, and how fast could it be there? Nothing is run."""
     from edge_vla.device.planner import plan as planned
 
-    found = planned(OPENVLA_7B, device, bits, OPENVLA_DIMS, vision_bits)
+    found = planned(OPENVLA_7B, device, bits, OPENVLA_DIMS, vision_bits, activations)
     if as_json:
         print(json.dumps(asdict(found)))
         return
@@ -39,4 +41,6 @@ def plan(
     out.print(memory, times)
     out.print(f"fits in {found.memory_usable_bytes / 1e9:.1f} usable GB of {found.device}: {found.fits}")
     low, high = 1e3 / found.action.high_ms, 1e3 / found.action.low_ms
-    out.print(f"{low:.1f} to {high:.1f} Hz, on paper ({found.source}); not measured")
+    out.print(f"{low:.1f} to {high:.1f} Hz, on paper; not measured")
+    for what, source in found.sources.items():
+        out.print(f"{what}: {source}", style="dim")
