@@ -62,7 +62,7 @@ class Gate:
         self.sending: Kind = "stop"  # what the values are that `send` is given, while it runs
         self._next_hold: float | None = None  # when, while it comes to rest
         self._reported = 0  # lapses
-        self._stuck = self._closed = False
+        self._stuck = self._closed = self._used = False
         self._thread = threading.Thread(target=self._run, name=f"gate {robot.name}", daemon=True) if watch else None
         if self._thread is not None:
             self._thread.start()
@@ -147,10 +147,10 @@ class Gate:
         return due
 
     def close(self) -> None:
-        """Stop the robot, then the watch. Nothing passes afterwards."""
+        """Stop the robot, if it was ever sent anything, then the watch. Nothing passes afterwards."""
         if self._lock.acquire(timeout=self._robot.lapse_s):
             try:
-                if not self._closed and self.limiter.started:
+                if not self._closed and self._used:
                     self._deliver(self.limiter.stop().values, "stop")
                 self._closed, self._next_hold = True, None
                 self._watchdog.lapse("the gate is closed", latch=True)
@@ -214,7 +214,7 @@ class Gate:
 
         Behind a link that says what failed the robot rests by itself: it is as if it had been stopped.
         """
-        self.sending = kind
+        self.sending, self._used = kind, True
         try:
             self._send(values)
         except LinkError as error:

@@ -34,7 +34,7 @@ def opencv() -> ModuleType:
         import cv2
     except ImportError as error:
         raise BackendError(f"this --camera needs OpenCV ({error}): {REMEDY}") from error
-    cv2.setLogLevel(0)  # what failed is said once, in our words
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what failed is said once, in our words
     module: ModuleType = cv2
     return module
 

@@ -1,0 +1,1 @@
+"""Measurements of `edge-vla act`: the demo world as camera and robot, over real sockets, with faults at known times."""
