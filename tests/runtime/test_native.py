@@ -19,8 +19,8 @@ from edge_vla.runtime.cpu.assemble import Assembly
 from edge_vla.runtime.cpu.native import library as native_library
 from edge_vla.runtime.cpu.native import thread_pool
 from edge_vla.runtime.cpu.native.gemm import NativeGemm, NativeHead
-from edge_vla.runtime.cpu.native.layout import fits, fits_int8
-from edge_vla.runtime.cpu.native.library import library
+from edge_vla.runtime.cpu.native.layout import Layout, fits, fits_int
+from edge_vla.runtime.cpu.native.library import library, require_library
 from edge_vla.runtime.cpu.native.structs import STRUCTS, Int8Inputs, Pass
 from edge_vla.runtime.cpu.native.targets import Target, runnable
 from edge_vla.runtime.cpu.native.vision import NativeVision, Weights, vision_fits
@@ -32,6 +32,7 @@ from edge_vla.spec import OPENVLA_7B, TINY, PolicySpec
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
 NEEDS_COMPILER = pytest.mark.skipif(library() is None, reason="no C compiler here")
 EVERY_TARGET = pytest.mark.parametrize("target", runnable(), ids=lambda target: target.name)
+PAIRS, WORDS = Layout(False, 0), Layout(True, 128)
 FORMATS = [(Scheme.BF16, None), (Scheme.INT8, None), (Scheme.INT4, 32), (Scheme.INT4, 128), (Scheme.INT4, 256)]
 
 
@@ -133,11 +134,14 @@ def test_the_head_chooses_as_torch_does(value: float) -> None:
 
 
 def test_formats_that_lines_cannot_hold_do_not_fit() -> None:
-    assert not fits(weight(Scheme.INT4, 2, 64, 256)), "a group of two would be cut"
-    assert not fits(weight(Scheme.INT4, 160, 64, 320)), "pieces of 128 inputs would cut a group of 160"
-    assert not fits(weight(Scheme.UINT4, 32, 64, 256))
-    assert not fits_int8(weight(Scheme.INT4, 16, 64, 256)), "prefix sums of rows are kept for spans of 32"
-    assert not fits(weight(Scheme.W8A8, None, 1, 2**16 + 64)), "32 bits would not hold the sums"
+    for layout in (PAIRS, WORDS):
+        assert not fits(weight(Scheme.INT4, 2, 64, 256), layout), "a group of two would be cut"
+        assert not fits(weight(Scheme.INT4, 160, 64, 320), layout), "pieces of 128 inputs would cut a group of 160"
+        assert not fits(weight(Scheme.UINT4, 32, 64, 256), layout)
+        assert not fits(weight(Scheme.W8A8, None, 1, 2**16 + 64), layout), "32 bits would not hold the sums"
+    assert not fits_int(weight(Scheme.INT4, 16, 64, 256)), "prefix sums of rows are kept for spans of 32"
+    assert fits(weight(Scheme.INT4, 16, 64, 256), PAIRS)
+    assert not fits(weight(Scheme.INT4, 16, 64, 256), WORDS), "there rows are always integers"
 
 
 def eight_bits(spec: PolicySpec, bits: int) -> tuple[Weights, dict[str, Tensor]]:
@@ -164,14 +168,18 @@ FULL_WIDTH = dataclasses.replace(
 
 
 @NEEDS_COMPILER
+@EVERY_TARGET
 @pytest.mark.parametrize("bits", [16, 8])
 @pytest.mark.parametrize("spec", [TINY, FULL_WIDTH], ids=["tiny", "full width"])
-def test_vision_is_as_exact_as_torchs(spec: PolicySpec, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vision_is_as_exact_as_torchs(
+    spec: PolicySpec, bits: int, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Error against float64 at most twice that of plain bf16, in a batch, with one thread or three."""
     stored, dense = eight_bits(spec, bits)
     pixels = torch.randn(2, 3 * len(spec.towers), spec.image_size, spec.image_size)
-    assert vision_fits(spec, stored)
-    native, torchs = NativeVision(spec, stored), with_flat_patches(torch_vision(spec, dense, BF16, CPU))
+    loaded = require_library(target)
+    assert vision_fits(spec, stored, Layout.of(loaded))
+    native, torchs = NativeVision(spec, stored, loaded), with_flat_patches(torch_vision(spec, dense, BF16, CPU))
     with torch.inference_mode():
         truth = torch_vision(spec, dense, torch.float64, CPU)(pixels.to(BF16).double())
         got, plain = native(pixels).clone(), torchs(pixels)

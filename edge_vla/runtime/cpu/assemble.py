@@ -18,8 +18,8 @@ from edge_vla.quant import PackedWeight, Scheme
 from edge_vla.runtime.cpu.fused import FusedDecoder, FusedLayer, Products
 from edge_vla.runtime.cpu.native.decoder import NativeDecoder, NativeLayer, layer_fits
 from edge_vla.runtime.cpu.native.gemm import NativeHead
-from edge_vla.runtime.cpu.native.layout import Format, fits_int8
-from edge_vla.runtime.cpu.native.library import library, wanted, why_none
+from edge_vla.runtime.cpu.native.layout import Format, Layout, fits_int
+from edge_vla.runtime.cpu.native.library import library, require_library, wanted, why_none
 from edge_vla.runtime.cpu.native.structs import Int8Inputs
 from edge_vla.runtime.cpu.native.targets import SCALAR, split
 from edge_vla.runtime.kernels import AUTO, AUTO_BF16, NATIVE, NATIVE_INT8, TORCH, TORCH_BF16, pick
@@ -106,18 +106,20 @@ class Assembly:
 
     def _runs_native(self, formats: Iterable[Mapping[str, Format]]) -> bool:
         slow = self.target == SCALAR and self.want in (AUTO, AUTO_BF16)
-        able = self.target is not None and not slow
-        return able and all(layer_fits(self.spec.decoder, _together(linears)) for linears in formats)
+        if self.target is None or slow:
+            return False
+        self.layout = Layout.of(require_library(self.target))
+        return all(layer_fits(self.spec.decoder, _together(linears), self.layout) for linears in formats)
 
     def _native_layer(self, linears: Mapping[str, PackedWeight], norms: Mapping[str, Tensor]) -> NativeLayer:
         products = _together(linears)
         int8_inputs = Int8Inputs.IN_PREFILL if self.want == NATIVE_INT8 else Int8Inputs.NEVER
         for packed in linears.values():
-            name = self.want if int8_inputs and fits_int8(packed) and packed.scheme is not Scheme.W8A8 else NATIVE
+            name = self.want if int8_inputs and fits_int(packed) and packed.scheme is not Scheme.W8A8 else NATIVE
             self.chosen[packed.scheme.value][name].add(packed.shape)
         whole = {name: [one] if (one := fuse(parts)) is not None else parts for name, parts in products.items()}
         pair = norms["input_layernorm.weight"], norms["post_attention_layernorm.weight"]
-        return NativeLayer(whole, pair, int8_inputs)
+        return NativeLayer(whole, pair, self.layout, int8_inputs)
 
     def _product(self, parts: Sequence[PackedWeight]) -> nn.Module:
         whole = fuse(parts)

@@ -12,7 +12,8 @@ from edge_vla.artifact import VISION, Artifact
 from edge_vla.checkpoint import key_table
 from edge_vla.checkpoint.keys import vision_keys
 from edge_vla.errors import UsageError
-from edge_vla.runtime.cpu.native.library import chosen, library, wanted, why_none
+from edge_vla.runtime.cpu.native.layout import Layout
+from edge_vla.runtime.cpu.native.library import chosen, require_library, wanted, why_none
 from edge_vla.runtime.cpu.native.targets import SCALAR, Target, split
 from edge_vla.runtime.cpu.native.vision import NativeVision, vision_fits
 from edge_vla.runtime.kernels import AUTO, NATIVE, TORCH
@@ -36,7 +37,8 @@ def _native(artifact: Artifact, dtype: torch.dtype, device: torch.device, target
     if dtype != torch.bfloat16 or device.type != "cpu" or target is None:
         return None
     weights = artifact.vision_weights(shapes(spec))
-    return NativeVision(spec, weights, library(target)) if vision_fits(spec, weights) else None
+    loaded = require_library(target)
+    return NativeVision(spec, weights, loaded) if vision_fits(spec, weights, Layout.of(loaded)) else None
 
 
 def _torch(artifact: Artifact, dtype: torch.dtype, device: torch.device, target: Target | None) -> Vision:  # noqa: ARG001

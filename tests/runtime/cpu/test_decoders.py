@@ -18,12 +18,14 @@ from edge_vla.runtime.cpu.native.decoder import NativeDecoder
 from edge_vla.runtime.cpu.native.gemm import NativeHead
 from edge_vla.runtime.cpu.native.library import library
 from edge_vla.runtime.cpu.native.steps import NativeSteps
+from edge_vla.runtime.cpu.native.targets import runnable
 from edge_vla.runtime.parts import fuse
 from edge_vla.spec import TINY, DecoderSpec, PolicySpec
 
 CPU = torch.device("cpu")
 NEEDS_COMPILER = pytest.mark.skipif(library() is None, reason="no C compiler here")
 KERNELS = pytest.mark.parametrize("kernel", ["torch", pytest.param("native", marks=NEEDS_COMPILER)])
+EVERY_TARGET = pytest.mark.parametrize("target", [target.name for target in runnable()])
 SPECS = {
     "tiny": TINY.decoder,
     "grouped": DecoderSpec(vocab_rows=64, width=64, mlp_width=96, layers=2, heads=8, kv_heads=2),
@@ -91,11 +93,12 @@ def test_equal_to_the_plain_decoder(name: str, dtype: torch.dtype) -> None:
 
 
 @NEEDS_COMPILER
+@EVERY_TARGET
 @pytest.mark.parametrize("scheme", [Scheme.BF16, Scheme.INT8, Scheme.INT4])
 @pytest.mark.parametrize("name", SPECS)
-def test_native_is_as_exact_as_the_plain_decoder(name: str, scheme: Scheme) -> None:
+def test_native_is_as_exact_as_the_plain_decoder(name: str, scheme: Scheme, target: str) -> None:
     """Error against float64 at most twice that of plain bf16 torch."""
-    plain, fast = pair(SPECS[name], scheme, kernel="native")
+    plain, fast = pair(SPECS[name], scheme, kernel=f"native@{target}")
     assert isinstance(fast, NativeDecoder)
     x = torch.randn(1, 90, plain.spec.width, generator=torch.Generator().manual_seed(1)).bfloat16()
     exact = Decoder(plain.spec, embeddings=False).double()
@@ -106,12 +109,15 @@ def test_native_is_as_exact_as_the_plain_decoder(name: str, scheme: Scheme) -> N
 
 
 @NEEDS_COMPILER
+@EVERY_TARGET
 @pytest.mark.parametrize("scheme", [Scheme.BF16, Scheme.INT8, Scheme.INT4, Scheme.W8A8])
-def test_a_native_row_is_the_same_in_a_prefill_and_alone(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_native_row_is_the_same_in_a_prefill_and_alone(
+    scheme: Scheme, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not only a few rows: a row's bits never depend on what is computed beside it, nor on the number of threads."""
     monkeypatch.setattr("edge_vla.runtime.cpu.native.thread_pool.WORTH_A_THREAD", 1)
     spec = dataclasses.replace(TINY.decoder, width=256, mlp_width=320)
-    _, fast = pair(spec, scheme, kernel="native")
+    _, fast = pair(spec, scheme, kernel=f"native@{target}")
     x = torch.randn(1, 75, spec.width, generator=torch.Generator().manual_seed(1)).bfloat16()
     whole, threads = run(fast, x, 73), torch.get_num_threads()
     try:
@@ -124,21 +130,22 @@ def test_a_native_row_is_the_same_in_a_prefill_and_alone(scheme: Scheme, monkeyp
 
 
 @NEEDS_COMPILER
+@EVERY_TARGET
 @pytest.mark.parametrize(
     ("scheme", "kernel"), [(Scheme.INT4, "native"), (Scheme.INT4, "native/int8"), (Scheme.W8A8, "native")]
 )
 def test_decode_steps_are_embedding_pass_and_head_one_by_one(
-    scheme: Scheme, kernel: str, monkeypatch: pytest.MonkeyPatch
+    scheme: Scheme, kernel: str, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit, for drafts of any length and with any number of threads."""
     monkeypatch.setattr("edge_vla.runtime.cpu.native.thread_pool.WORTH_A_THREAD", 1)
-    decoder = pair(TINY.decoder, scheme, kernel=kernel)[1]
+    decoder = pair(TINY.decoder, scheme, kernel=f"{kernel}@{target}")[1]
     assert isinstance(decoder, NativeDecoder)
     generator = torch.Generator().manual_seed(1)
     prompt, embedding, actions = (
         torch.randn(rows, TINY.decoder.width, generator=generator).bfloat16() for rows in (40, 89, 89)
     )
-    head = NativeHead(PackedWeight(Scheme.BF16, (89, TINY.decoder.width), None, actions, None))
+    head = NativeHead(PackedWeight(Scheme.BF16, (89, TINY.decoder.width), None, actions, None), decoder.library)
     steps, cache, threads = NativeSteps(decoder, head, embedding), decoder.cache(56), torch.get_num_threads()
 
     def one_by_one(bins: list[int], further: int) -> tuple[list[int], list[float]]:

@@ -5,6 +5,7 @@
 #include <math.h>
 
 #include "gemm.h"
+#include "sums.h"
 
 typedef struct {
     uint8_t *keys;        /* bf16 lines [slots / 64, width / 4, line]: a slot is an output */
@@ -42,15 +43,10 @@ static void append_kv(const HeadCache *cache, int64_t slot, const bf16 *key, con
 
 /* The first `visible` of scores [slots] -> exp(scores - largest), the rest 0; returns one over the sum. */
 static float softmax(const float *scores, int64_t visible, int64_t slots, bf16 *probs) {
-    float largest = scores[0], sum = 0.0f;
+    float largest = scores[0];
 #pragma omp simd reduction(max : largest)
     for (int64_t i = 0; i < visible; i++) largest = scores[i] > largest ? scores[i] : largest;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < visible; i++) {
-        float prob = exponential(scores[i] - largest);
-        sum += prob;
-        probs[i] = to_bf16(prob);
-    }
+    float sum = sum_of_exponentials(scores, largest, visible, probs);
     for (int64_t i = visible; i < slots; i++) probs[i] = 0;
     return 1.0f / sum;
 }
@@ -66,14 +62,14 @@ static void attend(const HeadCache *cache, const bf16 *query, int64_t pitch, int
         float scale[TILE];
         memset(scratch.scores, 0, (size_t)(TILE * slots) * sizeof(float));
         for (int64_t slot = 0; slot < end; slot += BLOCK)
-            gemm_tiles(16, cache->keys + slot * width * sizeof(bf16), width / STEP, query + m * pitch, pitch, count,
-                       root, scratch.scores + slot, slots);
+            bf16_product(cache->keys + slot * width * sizeof(bf16), width, query + m * pitch, pitch, count, root,
+                         scratch.scores + slot, slots, 0);
         for (int64_t i = 0; i < count; i++)
             scale[i] = softmax(scratch.scores + i * slots, visible + (m + i) * causal, end, scratch.probs + i * slots);
         for (int64_t d = 0; d < width; d += BLOCK) {
             float sums[TILE * BLOCK] = {0};
-            gemm_tiles(16, cache->values + d * slots * sizeof(bf16), end / STEP, scratch.probs, slots, count, ones,
-                       sums, BLOCK);
+            bf16_product(cache->values + d * slots * sizeof(bf16), end, scratch.probs, slots, count, ones, sums, BLOCK,
+                         0);
             for (int64_t i = 0; i < count; i++)
                 for (int64_t at = 0; at < BLOCK && d + at < width; at++)
                     out[(m + i) * out_pitch + d + at] = to_bf16(sums[i * BLOCK + at] * scale[i]);

@@ -3,42 +3,42 @@
  * Rounds to bf16 where torch's operators do, but for the rotary embedding, which rounds once.
  */
 #include "attention.h"
-#include "gemm_int8.h"
 
-/* Whether `w` quantises its inputs in this pass. A pass that begins at position 0 is a prefill. */
-static int uses_int8(const Matrix *w, const Pass *pass) {
-    return w->int8_inputs == ALWAYS || (w->int8_inputs == IN_PREFILL && pass->start == 0);
+/* The integers in which `w` takes its rows in this pass, or 0: in bf16. A pass that begins at position 0 is a prefill. */
+static const IntRows *integers_of(const Matrix *w, const Pass *pass, const DecoderWorkspace *ws) {
+    int planes = planes_of(w, pass->start == 0);
+    return planes == 0 ? 0 : planes == 1 ? &ws->rows8 : &ws->rows16;
 }
 
-static int any_int8(const Linear *linear, const Pass *pass) {
+/* Whether a part of `linear` takes integers. */
+static int any_integers(const Linear *linear, const Pass *pass) {
     int any = 0;
-    for (int64_t i = 0; i < linear->parts; i++) any |= uses_int8(linear->part + i, pass);
+    for (int64_t i = 0; i < linear->parts; i++) any |= planes_of(linear->part + i, pass->start == 0);
     return any;
 }
 
-/* This thread's range of x [rows, k] -> int8, if `linear` needs it. */
+/* This thread's range of x [rows, k] -> the integers that `linear` needs. */
 static void quantise_rows(const Linear *linear, const Pass *pass, const bf16 *x, int64_t pitch, int64_t rows,
-                          const Int8Rows *to, Thread thread) {
-    if (any_int8(linear, pass))
-        for (int64_t m = range_begin(thread, rows); m < range_end(thread, rows); m++)
-            quantise_row(x + m * pitch, linear->part[0].k, to, m);
+                          const DecoderWorkspace *ws, Thread thread) {
+    int needed = 0; /* bit p: in p planes */
+    for (int64_t i = 0; i < linear->parts; i++) needed |= 1 << planes_of(linear->part + i, pass->start == 0);
+    for (int64_t m = range_begin(thread, rows); m < range_end(thread, rows); m++) {
+        if (needed & 2) quantise_row(x + m * pitch, linear->part[0].k, &ws->rows8, m);
+        if (needed & 4) quantise_row(x + m * pitch, linear->part[0].k, &ws->rows16, m);
+    }
 }
 
-/* x [rows, k] -> out [rows, sum of the parts' n]; `quantised` is x in int8. */
+/* x [rows, k] -> out [rows, sum of the parts' n]; parts that take integers find x there. */
 static void apply(const Linear *linear, const Pass *pass, const bf16 *x, int64_t pitch, int64_t rows, bf16 *out,
-                  int64_t out_pitch, Epilogue epilogue, const Int8Rows *quantised, Scratch scratch, Thread thread) {
+                  int64_t out_pitch, Epilogue epilogue, const DecoderWorkspace *ws, Scratch scratch, Thread thread) {
     for (int64_t i = 0; i < linear->parts; out += linear->part[i++].n)
-        if (uses_int8(linear->part + i, pass))
-            gemm_int8(linear->part + i, quantised, rows, out, out_pitch, epilogue, scratch, thread);
-        else gemm(linear->part + i, x, pitch, rows, out, out_pitch, epilogue, 0, scratch, thread);
+        gemm(linear->part + i, x, pitch, integers_of(linear->part + i, pass, ws), rows, out, out_pitch, epilogue, 0,
+             scratch, thread);
 }
 
 /* out[i] = x[i] / rms(x) weight[i], for one row. */
 static void rms_norm(const bf16 *x, const bf16 *weight, int64_t width, float eps, bf16 *out) {
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < width; i++) sum += to_float(x[i]) * to_float(x[i]);
-    float scale = 1.0f / sqrtf(sum / (float)width + eps);
+    float scale = 1.0f / sqrtf(sum_of_squares(x, 0.0f, width) / (float)width + eps);
     for (int64_t i = 0; i < width; i++) out[i] = to_bf16(round_bf16(to_float(x[i]) * scale) * to_float(weight[i]));
 }
 
@@ -54,8 +54,8 @@ static void rotate(bf16 *head, int64_t width, const float *cos, const float *sin
     int64_t half = width / 2;
     for (int64_t i = 0; i < half; i++) {
         float left = to_float(head[i]), right = to_float(head[half + i]);
-        head[i] = to_bf16(left * cos[i] - right * sin[i]);
-        head[half + i] = to_bf16(right * cos[half + i] + left * sin[half + i]);
+        head[i] = to_bf16(fused(left, cos[i], -(right * sin[i])));
+        head[half + i] = to_bf16(fused(right, cos[half + i], left * sin[half + i]));
     }
 }
 
@@ -95,7 +95,6 @@ static void gate(const bf16 *gate_up, int64_t width, bf16 *out) {
 static void forward(const Decoder *decoder, const DecoderWorkspace *ws, const Cache *cache, const Pass *pass,
                     const bf16 *in, bf16 *out, Scratch scratch, Thread thread) {
     int64_t width = decoder->width, pitch = ws->pitch, slots = cache->slots;
-    const Int8Rows *quantised = &ws->quantised;
     AttentionScratch attention_scratch = {scratch.sums, (bf16 *)(scratch.sums + TILE * slots)};
     for (int64_t m = range_begin(thread, pass->rows); m < range_end(thread, pass->rows); m++)
         memcpy(ws->x + m * pitch, in + m * width, (size_t)width * sizeof *in);
@@ -107,30 +106,30 @@ static void forward(const Decoder *decoder, const DecoderWorkspace *ws, const Ca
         const bf16 *context = ws->context + first * pitch;
         wait_for_all(thread);
         norm_rows(decoder, ws->x, layer->input_norm, pass->rows, ws->normed, pitch, pitch, thread);
-        quantise_rows(&layer->qkv, pass, ws->normed, pitch, pass->rows, quantised, thread);
+        quantise_rows(&layer->qkv, pass, ws->normed, pitch, pass->rows, ws, thread);
         wait_for_all(thread);
-        apply(&layer->qkv, pass, ws->normed, pitch, pass->rows, ws->qkv, ws->qkv_pitch, STORE, quantised, scratch,
+        apply(&layer->qkv, pass, ws->normed, pitch, pass->rows, ws->qkv, ws->qkv_pitch, STORE, ws, scratch,
               thread);
         wait_for_all(thread);
         attention(decoder, l, ws, cache, pass, first, end, attention_scratch, thread);
         wait_for_all(thread);
-        if (any_int8(&layer->o_proj, pass)) {
-            quantise_rows(&layer->o_proj, pass, context, pitch, rows, quantised, thread);
+        if (any_integers(&layer->o_proj, pass)) {
+            quantise_rows(&layer->o_proj, pass, context, pitch, rows, ws, thread);
             wait_for_all(thread);
         }
-        apply(&layer->o_proj, pass, context, pitch, rows, x, pitch, ADD, quantised, scratch, thread);
+        apply(&layer->o_proj, pass, context, pitch, rows, x, pitch, ADD, ws, scratch, thread);
         wait_for_all(thread);
         norm_rows(decoder, x, layer->attention_norm, rows, normed, pitch, pitch, thread);
-        quantise_rows(&layer->gate_up, pass, normed, pitch, rows, quantised, thread);
+        quantise_rows(&layer->gate_up, pass, normed, pitch, rows, ws, thread);
         wait_for_all(thread);
-        apply(&layer->gate_up, pass, normed, pitch, rows, ws->gate_up, ws->gate_up_pitch, STORE, quantised, scratch,
+        apply(&layer->gate_up, pass, normed, pitch, rows, ws->gate_up, ws->gate_up_pitch, STORE, ws, scratch,
               thread);
         wait_for_all(thread);
         for (int64_t m = range_begin(thread, rows); m < range_end(thread, rows); m++)
             gate(ws->gate_up + m * ws->gate_up_pitch, decoder->mlp_width, ws->hidden + m * ws->hidden_pitch);
-        quantise_rows(&layer->down_proj, pass, ws->hidden, ws->hidden_pitch, rows, quantised, thread);
+        quantise_rows(&layer->down_proj, pass, ws->hidden, ws->hidden_pitch, rows, ws, thread);
         wait_for_all(thread);
-        apply(&layer->down_proj, pass, ws->hidden, ws->hidden_pitch, rows, x, pitch, ADD, quantised, scratch, thread);
+        apply(&layer->down_proj, pass, ws->hidden, ws->hidden_pitch, rows, x, pitch, ADD, ws, scratch, thread);
     }
     wait_for_all(thread);
     int64_t wanted = pass->wanted_end - pass->wanted;
@@ -176,7 +175,7 @@ void edge_vla_decode_steps(const Decoder *decoder, const DecoderWorkspace *ws, c
         for (int64_t m = range_begin(thread, rows); m < range_end(thread, rows); m++)
             memcpy(actions->rows + m * width, actions->embedding + given[m] * width, (size_t)width * sizeof(bf16));
         forward(decoder, ws, cache, &pass, actions->rows, actions->hidden, scratch, thread);
-        gemm(&actions->head, actions->hidden, width, rows, actions->logits, n, STORE, 0, scratch, thread);
+        gemm(&actions->head, actions->hidden, width, 0, rows, actions->logits, n, STORE, 0, scratch, thread);
         wait_for_all(thread);
         for (int64_t m = range_begin(thread, rows); m < range_end(thread, rows); m++)
             best[m] = argmax(actions->logits + m * n, actions->bins, margins + m);
@@ -186,14 +185,12 @@ void edge_vla_decode_steps(const Decoder *decoder, const DecoderWorkspace *ws, c
     }
 }
 
-/* x [rows, k] x weight [n, k] -> out [rows, n], on one thread. `quantised`: buffers for a weight with int8 inputs. */
+/* x [rows, k] x weight [n, k] -> out [rows, n], on one thread. `integers`: buffers for a weight that takes such. */
 void edge_vla_gemm(const Matrix *weight, const bf16 *x, int64_t rows, bf16 *out, uint8_t *memory,
-                   const Int8Rows *quantised) {
-    Scratch scratch = gemm_scratch(memory);
+                   const IntRows *integers) {
     Thread thread = {0, 0, 1};
-    for (int64_t m = 0; m < rows && quantised; m++) quantise_row(x + m * weight->k, weight->k, quantised, m);
-    if (quantised) gemm_int8(weight, quantised, rows, out, weight->n, STORE, scratch, thread);
-    else gemm(weight, x, weight->k, rows, out, weight->n, STORE, 0, scratch, thread);
+    for (int64_t m = 0; m < rows && integers; m++) quantise_row(x + m * weight->k, weight->k, integers, m);
+    gemm(weight, x, weight->k, integers, rows, out, weight->n, STORE, 0, gemm_scratch(memory), thread);
 }
 
 /* values [rows, count], `pitch` apart -> best [rows], margins [rows]. */
@@ -201,11 +198,12 @@ void edge_vla_argmax(const bf16 *values, int64_t rows, int64_t count, int64_t pi
     for (int64_t m = 0; m < rows; m++) best[m] = argmax(values + m * pitch, count, margins + m);
 }
 
-int edge_vla_has_bf16_simd(void) { return EDGE_VLA_BF16_SIMD; }
+/* What Python must know to lay out weights: whether all lie in pairs, and what codes in words are stored plus. */
+const int32_t edge_vla_all_pairs = BF16_DOT, edge_vla_zero_point8 = ZERO_POINT(8);
 
 /* In the order of `STRUCTS` in structs.py. */
 const int64_t edge_vla_struct_sizes[] = {
-    sizeof(Matrix), sizeof(Int8Rows), sizeof(Linear), sizeof(DecoderLayer), sizeof(Decoder), sizeof(DecoderWorkspace),
+    sizeof(Matrix), sizeof(IntRows), sizeof(Linear), sizeof(DecoderLayer), sizeof(Decoder), sizeof(DecoderWorkspace),
     sizeof(Cache), sizeof(Pass), sizeof(ActionHead), sizeof(TowerLayer), sizeof(Tower), sizeof(Vision),
     sizeof(VisionWorkspace),
 };

@@ -20,11 +20,13 @@ from edge_vla.runtime.cpu.native.layout import (
     STEP,
     TILE,
     Format,
+    Layout,
     address,
     fits,
-    fits_int8,
-    int8_rows,
+    fits_int,
+    int_rows,
     matrix,
+    planes,
     scratch_bytes,
     vector,
 )
@@ -35,7 +37,6 @@ from edge_vla.runtime.cpu.native.structs import (
     DecoderLayer,
     DecoderWorkspace,
     Int8Inputs,
-    Int8Rows,
     Linear,
     Matrix,
     Pass,
@@ -81,11 +82,12 @@ class NativeLayer:
         self,
         weights: Mapping[str, Sequence[PackedWeight]],
         norms: tuple[Tensor, Tensor],
+        layout: Layout,
         int8_inputs: Int8Inputs = Int8Inputs.NEVER,
     ) -> None:
         parts = {
             name: [
-                matrix(packed, int8_inputs=int8_inputs if fits_int8(packed) else Int8Inputs.NEVER)
+                matrix(packed, layout, int8_inputs=int8_inputs if fits_int(packed) else Int8Inputs.NEVER)
                 for packed in weights[name]
             ]
             for name in NAMES
@@ -98,13 +100,15 @@ class NativeLayer:
         self.multiplications = sum(part.n * part.k for part in matrices)
         self.int8_prefill = any(part.int8_inputs == Int8Inputs.IN_PREFILL for part in matrices)
         self.int8 = any(part.int8_inputs != Int8Inputs.NEVER for part in matrices)
+        self.int16 = any(planes(part, layout) > 1 for part in matrices)
 
 
-def layer_fits(spec: DecoderSpec, weights: Mapping[str, Sequence[Format]]) -> bool:
+def layer_fits(spec: DecoderSpec, weights: Mapping[str, Sequence[Format]], layout: Layout) -> bool:
     """Whether C can run such a layer: formats it knows; of several side by side, all but the last with N in 64s."""
     apart = [parts for parts in weights.values() if len({(part.scheme, part.group) for part in parts}) > 1]
     aligned = all(part.shape[0] % BLOCK == 0 for parts in apart for part in parts[:-1])
-    return aligned and spec.head_width % STEP == 0 and all(fits(part) for parts in weights.values() for part in parts)
+    fit = all(fits(part, layout) for parts in weights.values() for part in parts)
+    return aligned and fit and spec.head_width % STEP == 0
 
 
 class NativeDecoder:
@@ -168,9 +172,12 @@ class NativeDecoder:
         attention = TILE * slots * 6  # scores in float32, probabilities in bfloat16
         scratch = padded(max(scratch_bytes(rows), scratch_bytes(0) + attention), BLOCK)
         buffers.append(torch.zeros(threads, scratch, dtype=torch.uint8))
-        int8 = any(layer.int8 for layer in self._layers)
-        self._quantised = int8_rows(rows, max(pitch, hidden)) if int8 else Int8Rows()
+        widest = max(pitch, hidden)
+        self._integers = (
+            int_rows(rows, widest, 1 if any(layer.int8 for layer in self._layers) else 0),
+            int_rows(rows, widest, 2 if any(layer.int16 for layer in self._layers) else 0),
+        )
         *activations, last = map(address, buffers)
-        self._workspace = DecoderWorkspace(*activations, pitch, qkv, gate_up, hidden, last, scratch, self._quantised)
+        self._workspace = DecoderWorkspace(*activations, pitch, qkv, gate_up, hidden, last, scratch, *self._integers)
         self._buffers, self._reserved = buffers, (rows, slots, threads)  # the workspace points into the buffers
         self._out = torch.zeros(1, rows, spec.width, dtype=torch.bfloat16)

@@ -5,20 +5,31 @@
 #ifndef EDGE_VLA_GEMM
 #define EDGE_VLA_GEMM
 
-#include "simd.h"
 #include "structs.h"
 #include "threads.h"
 
-#define TILE 3        /* rows at a time: their 24 accumulators fit the registers */
 #define PIECE 128     /* inputs that are summed in registers */
-#define GEMV_ROWS 6   /* up to so many rows, codes are dequantised for each tile; beyond, once for all */
 #define PREFETCH 4096 /* bytes ahead: the hardware prefetcher alone is too late for a stream of codes */
+
+#include "lanes.h"
+
+static const float ones[BLOCK] = {
+    1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+    1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+};
+
+#if BF16_DOT
+#include "gemm_bf16.h"
+#else
+#include "gemm_float.h"
+#endif
+#include "gemm_int.h"
 
 typedef enum { STORE, ADD, GELU } Epilogue; /* out = y, out += y, or out = gelu(y) */
 
 /* What one thread needs for a gemm of m rows. */
 typedef struct {
-    uint8_t *panel; /* PIECE inputs of 64 outputs, in bf16 or uint8 */
+    uint8_t *panel; /* PIECE inputs of 64 outputs, in 16 bits */
     float *sums;    /* [m, 64] float32 or int32 */
 } Scratch;
 
@@ -27,86 +38,10 @@ static inline Scratch gemm_scratch(uint8_t *memory) {
     return scratch;
 }
 
-static const float ones[BLOCK] = {
-    1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-    1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-};
-
-/* sums[m, 64] += scale[64] (x[m, k] x lines[64, k]) for k = 4 steps and m <= TILE rows. */
-INLINE void gemm_tile(const int rows, const int bits, const uint8_t *lines, int64_t steps, const bf16 *x, int64_t pitch,
-                      const float *scale, float *sums, int64_t sums_pitch) {
-    Acc even[TILE][PARTS], odd[TILE][PARTS];
-    for (int m = 0; m < rows; m++)
-        for (int part = 0; part < PARTS; part++) even[m][part] = odd[m][part] = zero_acc();
-    for (int64_t k = 0; k < steps; k++) {
-        if (bits < 16)
-            for (int at = 0; at < LINE(bits); at += 64) __builtin_prefetch(lines + k * LINE(bits) + at + PREFETCH);
-#pragma GCC unroll 4
-        for (int part = 0; part < PARTS; part++) {
-            Lanes first, second;
-            unpack_lanes(bits, lines + k * LINE(bits), part, &first, &second);
-#pragma GCC unroll 3
-            for (int m = 0; m < rows; m++) {
-                even[m][part] = dot_bf16(even[m][part], first, x + m * pitch + STEP * k);
-                odd[m][part] = dot_bf16(odd[m][part], second, x + m * pitch + STEP * k + 2);
-            }
-        }
-    }
-    for (int m = 0; m < rows; m++)
-        for (int part = 0; part < PARTS; part++)
-            add_scaled_acc(sums + m * sums_pitch + 16 * part, even[m][part], odd[m][part], scale + 16 * part);
-}
-
-/* `gemm_tile` over any number of rows. */
-INLINE void gemm_tiles_of(const int bits, const uint8_t *lines, int64_t steps, const bf16 *x, int64_t pitch,
-                          int64_t rows, const float *scale, float *sums, int64_t sums_pitch) {
-    int64_t m = 0;
-    for (; m + TILE <= rows; m += TILE)
-        gemm_tile(TILE, bits, lines, steps, x + m * pitch, pitch, scale, sums + m * sums_pitch, sums_pitch);
-    if (rows - m == 2) gemm_tile(2, bits, lines, steps, x + m * pitch, pitch, scale, sums + m * sums_pitch, sums_pitch);
-    if (rows - m == 1) gemm_tile(1, bits, lines, steps, x + m * pitch, pitch, scale, sums + m * sums_pitch, sums_pitch);
-}
-
-static void gemm_tiles(int64_t bits, const uint8_t *lines, int64_t steps, const bf16 *x, int64_t pitch, int64_t rows,
-                       const float *scale, float *sums, int64_t sums_pitch) {
-    if (bits == 4) gemm_tiles_of(4, lines, steps, x, pitch, rows, scale, sums, sums_pitch);
-    else if (bits == 8) gemm_tiles_of(8, lines, steps, x, pitch, rows, scale, sums, sums_pitch);
-    else gemm_tiles_of(16, lines, steps, x, pitch, rows, scale, sums, sums_pitch);
-}
-
-/* Lines in 4 or 8 bits -> the same lines in bf16, without scales. */
-INLINE void dequantise_panel(const int bits, const uint8_t *lines, int64_t steps, uint8_t *panel) {
-    for (int64_t k = 0; k < steps; k++)
-        for (int part = 0; part < PARTS; part++) {
-            Lanes first, second;
-            unpack_lanes(bits, lines + k * LINE(bits), part, &first, &second);
-            store_lanes(panel + k * LINE(16) + part * 4 * LANES, first);
-            store_lanes(panel + k * LINE(16) + part * 4 * LANES + 2 * LANES, second);
-        }
-}
-
-/* scratch.sums[m, 64] = x[m, k] x one block of 64 outputs [64, k]. */
-static void gemm_block(const Matrix *w, int64_t block, const bf16 *x, int64_t pitch, int64_t rows, Scratch scratch) {
-    int64_t piece = w->group < PIECE ? w->group : PIECE;
-    memset(scratch.sums, 0, (size_t)(rows * BLOCK) * sizeof(float));
-    for (int64_t k = 0; k < w->k; k += piece) {
-        int64_t steps = (w->k - k < piece ? w->k - k : piece) / STEP, bits = w->bits;
-        const uint8_t *lines = w->codes + (block * w->k + k) / STEP * LINE(bits);
-        const float *scale = ones;
-        float scale_row[BLOCK];
-        if (w->scales) {
-            const bf16 *scales = w->scales + (block * (w->k / w->group) + k / w->group) * BLOCK;
-            for (int i = 0; i < BLOCK; i++) scale_row[i] = to_float(scales[i]);
-            scale = scale_row;
-        }
-        if (rows > GEMV_ROWS && bits < 16) {
-            if (bits == 4) dequantise_panel(4, lines, steps, scratch.panel);
-            else dequantise_panel(8, lines, steps, scratch.panel);
-            lines = scratch.panel;
-            bits = 16;
-        }
-        gemm_tiles(bits, lines, steps, x + k, pitch, rows, scale, scratch.sums, BLOCK);
-    }
+/* The planes of integers in which `w` takes its rows; 0: in bf16. */
+static inline int planes_of(const Matrix *w, int in_prefill) {
+    if (w->int8_inputs == ALWAYS || (w->int8_inputs == IN_PREFILL && in_prefill)) return 1;
+    return BF16_DOT || w->bits == 16 ? 0 : MAX_PLANES;
 }
 
 /* out[m, 64] = epilogue((sums[m, 64] + bias[64]) out_scale[64]), rounded to bf16 where torch's operators round. */
@@ -125,13 +60,14 @@ static void store_block(const float *sums, int64_t rows, const bf16 *bias, Epilo
     }
 }
 
-/* x [rows, k] x w [n, k] -> out [rows, n]. Rows lie `pitch` apart. */
-static void gemm(const Matrix *w, const bf16 *x, int64_t pitch, int64_t rows, bf16 *out, int64_t out_pitch,
-                 Epilogue epilogue, const bf16 *out_scale, Scratch scratch, Thread thread) {
+/* x [rows, k] x w [n, k] -> out [rows, n]. Rows lie `pitch` apart; with `integers` they are taken from there. */
+static void gemm(const Matrix *w, const bf16 *x, int64_t pitch, const IntRows *integers, int64_t rows, bf16 *out,
+                 int64_t out_pitch, Epilogue epilogue, const bf16 *out_scale, Scratch scratch, Thread thread) {
     int64_t blocks = w->n / BLOCK;
     for (int64_t block = range_begin(thread, blocks); block < range_end(thread, blocks); block++) {
         int64_t column = block * BLOCK;
-        gemm_block(w, block, x, pitch, rows, scratch);
+        if (integers) int_block(w, block, integers, rows, scratch.sums, scratch.panel);
+        else gemm_block(w, block, x, pitch, rows, scratch.sums, scratch.panel);
         store_block(scratch.sums, rows, w->bias ? w->bias + column : 0, epilogue, out_scale ? out_scale + column : 0,
                     out + column, out_pitch);
     }

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from edge_vla.quant import PackedWeight
-from edge_vla.runtime.cpu.native.layout import BLOCK, address, fits_int8, int8_rows, matrix, scratch_bytes
+from edge_vla.runtime.cpu.native.layout import BLOCK, Layout, address, fits_int, int_rows, matrix, planes, scratch_bytes
 from edge_vla.runtime.cpu.native.library import require_library
-from edge_vla.runtime.cpu.native.structs import Int8Inputs, Int8Rows
+from edge_vla.runtime.cpu.native.structs import Int8Inputs, IntRows
 from edge_vla.runtime.padding import padded
 
 
 class NativeGemm:
     """x (M, K) bfloat16 -> x W^T (M, N) bfloat16, for a weight that `fits` and whose K is a multiple of 4.
 
-    Batch-invariant. Inputs are quantised to int8 unless `int8_inputs` is NEVER; those of W8A8 always.
+    Batch-invariant. Inputs are taken in 8 bits unless `int8_inputs` is NEVER; those of W8A8 always.
     """
 
     def __init__(
@@ -27,13 +27,15 @@ class NativeGemm:
         *,
         int8_inputs: Int8Inputs = Int8Inputs.NEVER,
     ) -> None:
-        assert int8_inputs == Int8Inputs.NEVER or fits_int8(packed), "the int8 gemm cannot run this weight"
+        assert int8_inputs == Int8Inputs.NEVER or fits_int(packed), "the int8 gemm cannot run this weight"
         self._library = compiled or require_library()
         self.n = packed.shape[0]
-        self.matrix = matrix(packed, int8_inputs=int8_inputs)
+        layout = Layout.of(self._library)
+        self.matrix = matrix(packed, layout, int8_inputs=int8_inputs)
+        self._planes = 1 if int8_inputs != Int8Inputs.NEVER else planes(self.matrix, layout)
         assert self.matrix.k == packed.shape[1], f"K is {packed.shape[1]}, expected a multiple of 4"
         self._scratch, self._rows = torch.empty(0, dtype=torch.uint8), 0
-        self._quantised: Int8Rows | None = None
+        self._integers: IntRows | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         out = torch.empty(x.shape[0], self.matrix.n, dtype=torch.bfloat16)
@@ -47,7 +49,7 @@ class NativeGemm:
         self._library.edge_vla_gemm(
             ctypes.byref(self.matrix), ctypes.c_void_p(address(x)), ctypes.c_int64(x.shape[0]),
             ctypes.c_void_p(address(out)), ctypes.c_void_p(address(self._scratch)),
-            None if self._quantised is None else ctypes.byref(self._quantised),
+            None if self._integers is None else ctypes.byref(self._integers),
         )  # fmt: skip
 
     def _reserve(self, rows: int) -> None:
@@ -55,8 +57,8 @@ class NativeGemm:
             return
         self._rows = rows
         self._scratch = torch.empty(scratch_bytes(padded(rows, BLOCK)), dtype=torch.uint8)
-        if self.matrix.int8_inputs != Int8Inputs.NEVER:
-            self._quantised = int8_rows(rows, self.matrix.k)
+        if self._planes:
+            self._integers = int_rows(rows, self.matrix.k, self._planes)
 
 
 class NativeHead(NativeGemm):

@@ -1,7 +1,9 @@
-"""Weights in the layout of the C files: lines of 64 outputs by 4 inputs, as `simd.h` describes them."""
+"""Weights in the layouts of the C files: lines of 64 outputs, as `lanes.h` describes them."""
 
 from __future__ import annotations
 
+import ctypes
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import torch
@@ -9,17 +11,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edge_vla.quant import EIGHT, NARROW, PackedWeight, Scheme, unpack_nibbles
-from edge_vla.runtime.cpu.native.structs import Int8Inputs, Int8Rows, Matrix
+from edge_vla.runtime.cpu.native.structs import Int8Inputs, IntRows, Matrix
 from edge_vla.runtime.padding import padded
 
 BLOCK: Final = 64  # outputs of a line
-STEP: Final = 4  # inputs of a line
-PARTS: Final = 4  # of a line, 16 outputs each
+STEP: Final = 4  # inputs of a line of pairs
+PARTS: Final = 4  # of a line of pairs, 16 outputs each
 PIECE: Final = 128  # inputs that are summed in registers
-TILE: Final = 3  # rows at a time
-MAX_INT8_K: Final = 2**16  # inputs of an int8 gemm: 32 bits hold their sum
+TILE: Final = 6  # most rows at a time
+MAX_INT_K: Final = 2**16  # inputs of a gemm of integers: 32 bits hold their sum
+MAX_PLANES: Final = 2  # of 8 bits each
 SPAN: Final = 32  # inputs between two prefix sums of a row
 BITS: Final = {Scheme.BF16: 16, Scheme.INT8: 8, Scheme.W8A8: 8, Scheme.INT4: 4}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a library wants its weights: all in pairs, or integers in words, 8-bit codes plus `zero_point`."""
+
+    words: bool
+    zero_point: int
+
+    @staticmethod
+    def of(library: ctypes.CDLL) -> Layout:
+        all_pairs, zero_point = (
+            ctypes.c_int32.in_dll(library, f"edge_vla_{name}").value for name in ("all_pairs", "zero_point8")
+        )
+        return Layout(not all_pairs, zero_point)
 
 
 class Format(Protocol):
@@ -33,23 +51,31 @@ class Format(Protocol):
     def group(self) -> int | None: ...
 
 
-def fits(weight: Format) -> bool:
+def fits(weight: Format, layout: Layout) -> bool:
     """Whether lines can hold it: a known format (narrow ones come as int4), and groups that no piece cuts."""
     group = weight.group
     uncut = group is None or (group % STEP == 0 and (group < PIECE or group % PIECE == 0))
     known = weight.scheme in (*BITS, *NARROW)
-    return uncut and known and (weight.scheme is not Scheme.W8A8 or fits_int8(weight))
+    integers = weight.scheme is Scheme.W8A8 or (layout.words and weight.scheme is not Scheme.BF16)
+    return uncut and known and (not integers or fits_int(weight))
 
 
-def fits_int8(weight: Format) -> bool:
-    """Whether the int8 gemm can run it: integer codes, groups that no span cuts, sums that 32 bits hold."""
-    return weight.scheme is not Scheme.BF16 and (weight.group or SPAN) % SPAN == 0 and weight.shape[1] <= MAX_INT8_K
+def fits_int(weight: Format) -> bool:
+    """Whether a gemm of integers can run it: integer codes, groups that no span cuts, sums that 32 bits hold."""
+    return weight.scheme is not Scheme.BF16 and (weight.group or SPAN) % SPAN == 0 and weight.shape[1] <= MAX_INT_K
 
 
-def matrix(packed: PackedWeight, bias: Tensor | None = None, *, int8_inputs: Int8Inputs = Int8Inputs.NEVER) -> Matrix:
-    """A weight (N, K) that `fits`, padded with zeros to N in 64s and K in fours. W8A8 always quantises its inputs."""
+def matrix(
+    packed: PackedWeight,
+    layout: Layout,
+    bias: Tensor | None = None,
+    *,
+    int8_inputs: Int8Inputs = Int8Inputs.NEVER,
+) -> Matrix:
+    """A weight (N, K) that `fits`, padded with zeros to N in 64s and K in fours. W8A8 always takes inputs in 8 bits."""
     n, k = (padded(packed.shape[0], BLOCK), padded(packed.shape[1], STEP))
-    codes = lines(packed)
+    in_words = layout.words and packed.scheme is not Scheme.BF16
+    codes = words(packed, layout.zero_point) if in_words else lines(packed)
     scales = None
     if packed.scales is not None:
         columns = packed.scales.view(packed.shape[0], -1)
@@ -64,12 +90,21 @@ def matrix(packed: PackedWeight, bias: Tensor | None = None, *, int8_inputs: Int
     return made
 
 
-def int8_rows(rows: int, k: int) -> Int8Rows:
-    """Buffers for rows of `k` inputs in int8."""
-    pitch, spans = padded(k, BLOCK), -(-k // SPAN) + 1
+def planes(made: Matrix, layout: Layout) -> int:
+    """Most planes of 8 bits in which a matrix takes its inputs as integers; 0: in bfloat16 alone."""
+    if layout.words and made.bits < 16 and made.int8_inputs != Int8Inputs.ALWAYS:
+        return MAX_PLANES
+    return 0 if made.int8_inputs == Int8Inputs.NEVER else 1
+
+
+def int_rows(rows: int, k: int, planes: int) -> IntRows:
+    """Buffers for rows of `k` inputs as integers of so many planes; for 0 planes none."""
+    if planes == 0:
+        return IntRows()
+    pitch, spans = padded(k, BLOCK) * planes, -(-k // SPAN) + 1
     codes = torch.zeros(rows, pitch, dtype=torch.int8)
     prefix_sum, scales = torch.zeros(rows, spans, dtype=torch.int32), torch.zeros(rows, dtype=torch.float32)
-    made = Int8Rows(address(codes), address(prefix_sum), address(scales), pitch, spans)
+    made = IntRows(address(codes), address(prefix_sum), address(scales), pitch, spans, planes)
     made.kept = (codes, prefix_sum, scales)
     return made
 
@@ -93,6 +128,19 @@ def lines(packed: PackedWeight) -> Tensor:
     if packed.scheme is Scheme.INT4:
         return (places[:, :, :, 0] | (places[:, :, :, 1] << 4)).reshape(n // BLOCK, k // STEP, -1)
     return places.contiguous().view(torch.uint8).view(n // BLOCK, k // STEP, -1)
+
+
+def words(packed: PackedWeight, zero_point: int) -> Tensor:
+    """An 8-bit or 4-bit weight as (N / 64, lines, 64, 4) uint8, padded: a line has 4 inputs in 8 bits, 8 in 4."""
+    n, k = padded(packed.shape[0], BLOCK), padded(packed.shape[1], STEP)
+    codes = (
+        unpack_nibbles(packed.codes) if packed.scheme is Scheme.INT4 else packed.codes.view(torch.uint8) ^ zero_point
+    )
+    codes = F.pad(codes, (0, k - packed.shape[1], 0, n - packed.shape[0]), value=zero_point)
+    if packed.scheme is not Scheme.INT4:
+        return codes.view(n // BLOCK, BLOCK, k // STEP, STEP).transpose(1, 2).contiguous()
+    halves = codes.view(n // BLOCK, BLOCK, k // (2 * STEP), 2, STEP).permute(3, 0, 2, 1, 4)
+    return (halves[0] | (halves[1] << 4)).contiguous()
 
 
 def vector(values: Tensor, length: int) -> Tensor:

@@ -4,25 +4,25 @@
 
 #include "scalar.h"
 
-/* When a gemm quantises its inputs to int8, one scale a row. */
+/* When a gemm takes its inputs in 8 bits, one scale a row. Where it takes integers, they have 16 bits else. */
 typedef enum { NEVER, IN_PREFILL, ALWAYS } Int8Inputs;
 
 /* A linear's weight [n, k] and bias [n]. n is padded to 64s and k to fours, with zeros. */
 typedef struct {
-    const uint8_t *codes; /* [n / 64, k / 4, line]: see `simd.h` */
+    const uint8_t *codes; /* lines: see `lanes.h` */
     const bf16 *scales;   /* [n / 64, k / group, 64]; NULL where codes are bfloat16 */
     const bf16 *bias;     /* NULL if there is none */
     int64_t n, k, group, bits;
     int64_t int8_inputs; /* an `Int8Inputs` */
 } Matrix;
 
-/* Activations [m, k] in int8, one scale a row. */
+/* Activations [m, k] as integers, one scale a row: see `rows.h`. */
 typedef struct {
-    int8_t *codes;       /* [m, pitch] */
+    int8_t *codes;       /* [m, pitch]: one plane, or the high and then the low one */
     int32_t *prefix_sum; /* [m, prefix_pitch]: the sum of the codes before each SPAN */
     float *scales;       /* [m] */
-    int64_t pitch, prefix_pitch;
-} Int8Rows;
+    int64_t pitch, prefix_pitch, planes;
+} IntRows;
 
 /* Up to three matrices of one input, with their outputs concatenated. */
 typedef struct {
@@ -48,7 +48,7 @@ typedef struct {
     int64_t pitch, qkv_pitch, gate_up_pitch, hidden_pitch;
     uint8_t *scratch; /* `scratch_bytes` for each thread */
     int64_t scratch_bytes;
-    Int8Rows quantised; /* inputs of the next gemm, where one quantises them */
+    IntRows rows8, rows16; /* inputs of the next gemm as integers, where one takes such */
 } DecoderWorkspace;
 
 /* The KV cache: a `HeadCache` of each layer and KV head, and the rotary tables. */
@@ -100,6 +100,7 @@ typedef struct {
     int64_t slots;
     uint8_t *scratch;
     int64_t scratch_bytes;
+    IntRows rows16;
 } VisionWorkspace;
 
 #endif

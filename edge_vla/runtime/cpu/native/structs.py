@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Int8Inputs(IntEnum):
-    """When a gemm quantises its inputs to int8, one scale a row."""
+    """When a gemm takes its inputs in 8 bits, one scale a row. Where it takes integers, they have 16 bits else."""
 
     NEVER, IN_PREFILL, ALWAYS = range(3)
 
@@ -31,8 +31,8 @@ class Matrix(ctypes.Structure):
     kept: tuple[Tensor | None, ...]
 
 
-class Int8Rows(ctypes.Structure):
-    _fields_ = (*_pointers("codes", "prefix_sum", "scales"), *_integers("pitch", "prefix_pitch"))
+class IntRows(ctypes.Structure):
+    _fields_ = (*_pointers("codes", "prefix_sum", "scales"), *_integers("pitch", "prefix_pitch", "planes"))
     kept: tuple[Tensor, ...]
 
 
@@ -61,7 +61,8 @@ class DecoderWorkspace(ctypes.Structure):
         *_integers("pitch", "qkv_pitch", "gate_up_pitch", "hidden_pitch"),
         *_pointers("scratch"),
         *_integers("scratch_bytes"),
-        ("quantised", Int8Rows),
+        ("rows8", IntRows),
+        ("rows16", IntRows),
     )
 
 
@@ -104,10 +105,11 @@ class VisionWorkspace(ctypes.Structure):
         *_integers("pitch", "qkv_pitch", "hidden_pitch", "patches_pitch", "features_pitch", "slots"),
         *_pointers("scratch"),
         *_integers("scratch_bytes"),
+        ("rows16", IntRows),
     )
 
 
 STRUCTS: Final = (
-    Matrix, Int8Rows, Linear, DecoderLayer, Decoder, DecoderWorkspace, Cache, Pass, ActionHead, TowerLayer, Tower,
+    Matrix, IntRows, Linear, DecoderLayer, Decoder, DecoderWorkspace, Cache, Pass, ActionHead, TowerLayer, Tower,
     Vision, VisionWorkspace,
 )  # fmt: skip

@@ -6,15 +6,10 @@
 
 /* out[i] = (x[i] - mean) / deviation weight[i] + bias[i], for one row. */
 static void layer_norm(const bf16 *x, const bf16 *weight, const bf16 *bias, int64_t width, float eps, bf16 *out) {
-    float sum = 0.0f, squares = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < width; i++) sum += to_float(x[i]);
-    float mean = sum / (float)width;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < width; i++) squares += (to_float(x[i]) - mean) * (to_float(x[i]) - mean);
-    float scale = 1.0f / sqrtf(squares / (float)width + eps);
+    float mean = sum_of(x, width) / (float)width;
+    float scale = 1.0f / sqrtf(sum_of_squares(x, mean, width) / (float)width + eps);
     for (int64_t i = 0; i < width; i++)
-        out[i] = to_bf16((to_float(x[i]) - mean) * scale * to_float(weight[i]) + to_float(bias[i]));
+        out[i] = to_bf16(fused((to_float(x[i]) - mean) * scale, to_float(weight[i]), to_float(bias[i])));
 }
 
 /* This thread's range of ws->x [rows, width] -> ws->normed [rows, width]. */
@@ -58,29 +53,41 @@ static void attention(const Tower *tower, const VisionWorkspace *ws, int64_t row
     }
 }
 
+/* `gemm` of rows that all threads have made; where `w` takes integers, they make those first. */
+static void product(const Matrix *w, const VisionWorkspace *ws, const bf16 *x, int64_t pitch, int64_t rows, bf16 *out,
+                    int64_t out_pitch, Epilogue epilogue, const bf16 *out_scale, Scratch scratch, Thread thread) {
+    const IntRows *integers = planes_of(w, 1) ? &ws->rows16 : 0;
+    if (integers) {
+        for (int64_t m = range_begin(thread, rows); m < range_end(thread, rows); m++)
+            quantise_row(x + m * pitch, w->k, integers, m);
+        wait_for_all(thread);
+    }
+    gemm(w, x, pitch, integers, rows, out, out_pitch, epilogue, out_scale, scratch, thread);
+}
+
 /* pixels [3, image, image] -> features [patches, width]. */
 static void forward(const Tower *tower, const VisionWorkspace *ws, const bf16 *pixels, int64_t image, bf16 *features,
                     uint8_t *memory, Scratch scratch, Thread thread) {
     int64_t patches = tower->grid * tower->grid, rows = tower->prefix + patches, pitch = ws->pitch;
     cut_patches(tower, ws, pixels, image, thread);
     wait_for_all(thread);
-    gemm(&tower->patch, ws->patches, ws->patches_pitch, patches, ws->x + tower->prefix * pitch, pitch, ADD, 0, scratch,
+    product(&tower->patch, ws, ws->patches, ws->patches_pitch, patches, ws->x + tower->prefix * pitch, pitch, ADD, 0, scratch,
          thread);
     for (const TowerLayer *layer = tower->layer; layer < tower->layer + tower->layers; layer++) {
         wait_for_all(thread);
         norm_rows(tower, ws, layer->norm1, layer->norm1_bias, rows, thread);
         wait_for_all(thread);
-        gemm(&layer->qkv, ws->normed, pitch, rows, ws->qkv, ws->qkv_pitch, STORE, 0, scratch, thread);
+        product(&layer->qkv, ws, ws->normed, pitch, rows, ws->qkv, ws->qkv_pitch, STORE, 0, scratch, thread);
         wait_for_all(thread);
         attention(tower, ws, rows, memory, thread);
         wait_for_all(thread);
-        gemm(&layer->proj, ws->context, pitch, rows, ws->x, pitch, ADD, layer->layer_scale1, scratch, thread);
+        product(&layer->proj, ws, ws->context, pitch, rows, ws->x, pitch, ADD, layer->layer_scale1, scratch, thread);
         wait_for_all(thread);
         norm_rows(tower, ws, layer->norm2, layer->norm2_bias, rows, thread);
         wait_for_all(thread);
-        gemm(&layer->fc1, ws->normed, pitch, rows, ws->hidden, ws->hidden_pitch, GELU, 0, scratch, thread);
+        product(&layer->fc1, ws, ws->normed, pitch, rows, ws->hidden, ws->hidden_pitch, GELU, 0, scratch, thread);
         wait_for_all(thread);
-        gemm(&layer->fc2, ws->hidden, ws->hidden_pitch, rows, ws->x, pitch, ADD, layer->layer_scale2, scratch, thread);
+        product(&layer->fc2, ws, ws->hidden, ws->hidden_pitch, rows, ws->x, pitch, ADD, layer->layer_scale2, scratch, thread);
     }
     wait_for_all(thread);
     for (int64_t p = range_begin(thread, patches); p < range_end(thread, patches); p++)
@@ -103,7 +110,7 @@ void edge_vla_vision(const Vision *vision, const VisionWorkspace *ws, const bf16
     for (int64_t i = 0; i < vision->linears; i++) {
         const Matrix *w = vision->linear + i;
         Epilogue epilogue = i + 1 < vision->linears ? GELU : STORE;
-        gemm(w, from, pitch, patches, ws->projected[i], w->n, epilogue, 0, scratch, thread);
+        product(w, ws, from, pitch, patches, ws->projected[i], w->n, epilogue, 0, scratch, thread);
         from = ws->projected[i];
         pitch = w->n;
         wait_for_all(thread);

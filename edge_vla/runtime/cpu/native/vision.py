@@ -14,7 +14,19 @@ from torch import Tensor
 
 from edge_vla.checkpoint.keys import TOWER_PREFIXES
 from edge_vla.quant import PackedWeight, Scheme
-from edge_vla.runtime.cpu.native.layout import BLOCK, STEP, TILE, address, fits, matrix, scratch_bytes, vector
+from edge_vla.runtime.cpu.native.layout import (
+    BLOCK,
+    STEP,
+    TILE,
+    Layout,
+    address,
+    fits,
+    int_rows,
+    matrix,
+    planes,
+    scratch_bytes,
+    vector,
+)
 from edge_vla.runtime.cpu.native.library import require_library
 from edge_vla.runtime.cpu.native.structs import Matrix, Tower, TowerLayer, Vision, VisionWorkspace
 from edge_vla.runtime.cpu.native.thread_pool import ThreadPool
@@ -28,10 +40,10 @@ LAYER_SCALES: Final = ("ls1.scale_factor", "ls2.scale_factor")
 Weights = Mapping[str, PackedWeight | Tensor]
 
 
-def vision_fits(spec: PolicySpec, weights: Weights) -> bool:
+def vision_fits(spec: PolicySpec, weights: Weights, layout: Layout) -> bool:
     """Whether C can run them: head widths in fours, formats it knows."""
     heads = all(tower.width // tower.heads % STEP == 0 for tower in spec.towers)
-    return heads and all(fits(weight) for weight in weights.values() if isinstance(weight, PackedWeight))
+    return heads and all(fits(weight, layout) for weight in weights.values() if isinstance(weight, PackedWeight))
 
 
 class NativeVision:
@@ -42,7 +54,8 @@ class NativeVision:
 
     def __init__(self, spec: PolicySpec, weights: Weights, compiled: ctypes.CDLL | None = None) -> None:
         self.spec, self._weights = spec, weights
-        self._call = (compiled or require_library()).edge_vla_vision
+        library = compiled or require_library()
+        self._call, self._layout, self._planes, self._widest = library.edge_vla_vision, Layout.of(library), 0, 0
         self._kept, self._multiplications = list[object](), 0
         towers = [self._tower(tower, prefix) for tower, prefix in zip(spec.towers, TOWER_PREFIXES, strict=False)]
         linears = [self._matrix(f"projector.fc{i + 1}") for i in range(len(spec.projector_widths) - 1)]
@@ -99,7 +112,8 @@ class NativeVision:
         if isinstance(weight, Tensor):
             flat = weight.flatten(1)
             weight = PackedWeight(Scheme.BF16, (flat.shape[0], flat.shape[1]), None, flat, None)
-        made = matrix(weight, self._tensor(f"{name}.bias"))
+        made = matrix(weight, self._layout, self._tensor(f"{name}.bias"))
+        self._planes, self._widest = max(self._planes, planes(made, self._layout)), max(self._widest, made.k)
         self._kept += made.kept
         self._multiplications += made.n * made.k * (rows or self.spec.patches)
         return made
@@ -127,8 +141,9 @@ class NativeVision:
         scratch = padded(max(scratch_bytes(rows), attention), BLOCK)
         buffers.append(torch.zeros(threads, scratch, dtype=torch.uint8))
         at = [address(buffer) for buffer in buffers]
+        self._integers = int_rows(max(rows, patches), self._widest, self._planes)
         projected = (ctypes.c_void_p * 3)(*at[7:-1])
         self._workspace = VisionWorkspace(
-            *at[:7], projected, pitch, qkv, hidden, patch, features, slots, at[-1], scratch
+            *at[:7], projected, pitch, qkv, hidden, patch, features, slots, at[-1], scratch, self._integers
         )
         self._buffers, self._threads = buffers, threads  # the workspace points into the buffers

@@ -1,0 +1,253 @@
+/* The product of rows of integers with 4-bit or 8-bit weights: sums are whole numbers, in whatever order they are added.
+ *
+ * Codes of weights are stored plus ZERO_POINT(bits), and what this adds to a sum, the zero point times the sum of the
+ * row's codes, is subtracted again. Rows in 16 bits are multiplied plane by plane, the first sum shifted between.
+ */
+#ifndef EDGE_VLA_GEMM_INT
+#define EDGE_VLA_GEMM_INT
+
+#include "lanes.h"
+#include "rows.h"
+
+/* Some rows of integers, from one input on. */
+typedef struct {
+    const int8_t *codes;
+    int64_t pitch, planes, plane_pitch;
+} IntTile;
+
+/* to[r] += scale[r] (sum[r] - correction), or to[r] += sum[r] in whole numbers without a scale. */
+INLINE void add_int_sums(void *to, Ints sum, int32_t correction, const float *scale) {
+    if (scale) {
+        Floats real = to_floats(subtract_all(sum, correction));
+        store_floats(to, multiply_add(real, load_floats(scale), load_floats(to)));
+    } else store_ints(to, add_ints(load_ints(to), sum));
+}
+
+/* sums[m, 64] += x[m, 4 steps] x panel[steps, 64 words]. */
+INLINE void int_tile(const int rows, const uint8_t *panel, int64_t steps, IntTile x, const int32_t *correction,
+                     const float *scale, float *sums) {
+    for (int column = 0; column < VECTORS; column += INT_COLUMNS) {
+        Ints sum[INT_ROWS][INT_COLUMNS];
+        for (int m = 0; m < rows; m++)
+            for (int c = 0; c < INT_COLUMNS; c++) sum[m][c] = zero_ints();
+        for (int64_t plane = 0; plane < x.planes; plane++) {
+            const int8_t *codes = x.codes + plane * x.plane_pitch;
+            for (int m = 0; m < rows && plane; m++)
+                for (int c = 0; c < INT_COLUMNS; c++) sum[m][c] = shift_left(sum[m][c], 8);
+            for (int64_t k = 0, end; k < steps; k = end) {
+                end = steps - k < CHAIN ? steps : k + CHAIN;
+                Chain chain[INT_ROWS][INT_COLUMNS];
+                for (int m = 0; m < rows; m++)
+                    for (int c = 0; c < INT_COLUMNS; c++) chain[m][c] = begin_chain(sum[m][c]);
+                for (int64_t step = k; step < end; step++) {
+                    Words weights[INT_COLUMNS];
+#pragma GCC unroll 4
+                    for (int c = 0; c < INT_COLUMNS; c++)
+                        weights[c] = load_words(panel + (step * BLOCK + (column + c) * WIDTH) * 4);
+#pragma GCC unroll 6
+                    for (int m = 0; m < rows; m++) {
+                        Words four = all_words(codes + m * x.pitch + STEP * step);
+#pragma GCC unroll 4
+                        for (int c = 0; c < INT_COLUMNS; c++) chain[m][c] = dot_bytes(chain[m][c], weights[c], four);
+                    }
+                }
+                for (int m = 0; m < rows; m++)
+                    for (int c = 0; c < INT_COLUMNS; c++) sum[m][c] = end_chain(sum[m][c], chain[m][c]);
+            }
+        }
+        for (int m = 0; m < rows; m++)
+            for (int c = 0; c < INT_COLUMNS; c++) {
+                int at = (column + c) * WIDTH;
+                add_int_sums(sums + m * BLOCK + at, sum[m][c], correction[m], scale ? scale + at : 0);
+            }
+    }
+}
+
+#if INT16_PRODUCT(8)
+#define INT16_COLUMNS 2
+
+/* The same for 8-bit weights where bytes have no exact product: x as 16-bit numbers, of each four 0, 2, 1, 3. */
+INLINE void int16_tile(const int rows, const uint8_t *panel, int64_t steps, IntTile x, const int32_t *correction,
+                      const float *scale, float *sums) {
+    int16_t x16[INT_ROWS][PIECE];
+    for (int m = 0; m < rows; m++)
+        for (int64_t i = 0; i < STEP * steps; i++) {
+            const int8_t *code = x.codes + m * x.pitch + (i & ~3) + (i & 1) * 2 + (i >> 1 & 1);
+            x16[m][i] = (int16_t)(x.planes == 1 ? *code : *code * 256 + code[x.plane_pitch]);
+        }
+    for (int column = 0; column < VECTORS; column += INT16_COLUMNS) {
+        Ints sum[INT_ROWS][INT16_COLUMNS];
+        for (int m = 0; m < rows; m++)
+            for (int c = 0; c < INT16_COLUMNS; c++) sum[m][c] = zero_ints();
+        for (int64_t step = 0; step < steps; step++) {
+            Words even[INT16_COLUMNS], odd[INT16_COLUMNS];
+#pragma GCC unroll 2
+            for (int c = 0; c < INT16_COLUMNS; c++)
+                split_bytes(load_words(panel + (step * BLOCK + (column + c) * WIDTH) * 4), even + c, odd + c);
+#pragma GCC unroll 4
+            for (int m = 0; m < rows; m++) {
+                Words first = all_words(x16[m] + STEP * step), second = all_words(x16[m] + STEP * step + 2);
+#pragma GCC unroll 2
+                for (int c = 0; c < INT16_COLUMNS; c++) sum[m][c] = dot_int16(sum[m][c], even[c], odd[c], first, second);
+            }
+        }
+        for (int m = 0; m < rows; m++)
+            for (int c = 0; c < INT16_COLUMNS; c++) {
+                int at = (column + c) * WIDTH;
+                add_int_sums(sums + m * BLOCK + at, sum[m][c], correction[m], scale ? scale + at : 0);
+            }
+    }
+}
+#endif
+
+static void int_tile_of(int64_t rows, int64_t bits, const uint8_t *panel, int64_t steps, IntTile x,
+                        const int32_t *correction, const float *scale, float *sums) {
+#if INT16_PRODUCT(8)
+#define CASE(rows) \
+    case rows: \
+        if (bits == 8) int16_tile(rows, panel, steps, x, correction, scale, sums); \
+        else int_tile(rows, panel, steps, x, correction, scale, sums); \
+        break
+#else
+#define CASE(rows) \
+    case rows: int_tile(rows, panel, steps, x, correction, scale, sums); break
+    (void)bits;
+#endif
+    switch (rows) {
+        CASE(1);
+        CASE(2);
+        CASE(3);
+        CASE(4);
+#if INT_ROWS == 6
+        CASE(5);
+        CASE(6);
+#endif
+    }
+#undef CASE
+}
+
+#if BF16_DOT
+/* Lines of pairs in 4 or 8 bits -> words of unsigned bytes [steps, 64]. */
+INLINE void unpack_pairs(const int bits, const uint8_t *lines, int64_t steps, uint8_t *panel) {
+    for (int64_t k = 0; k < steps; k++)
+        for (int part = 0; part < PARTS; part++) {
+            __builtin_prefetch(lines + k * LINE(bits) + part * (LINE(bits) / PARTS) + PREFETCH);
+            store_words(panel + (k * PARTS + part) * 2 * LANES, unpack_codes(bits, lines + k * LINE(bits), part));
+        }
+}
+#else
+/* Lines of words in 4 bits -> words of unsigned bytes [2 lines, 64]. */
+static void unpack_words(const uint8_t *lines, int64_t count, uint8_t *panel) {
+    for (int64_t line = 0; line < count; line++)
+        for (int at = 0; at < BLOCK * 4; at += WIDTH * 4) {
+            Words low, high;
+            if (at % 64 == 0) __builtin_prefetch(lines + line * BLOCK * 4 + at + PREFETCH);
+            split_nibbles(load_words(lines + line * BLOCK * 4 + at), &low, &high);
+            store_words(panel + 2 * line * BLOCK * 4 + at, low);
+            store_words(panel + (2 * line + 1) * BLOCK * 4 + at, high);
+        }
+}
+
+/* `int_tile` of one row and lines of words in 4 bits: both planes meet a nibble while it is in a register. */
+INLINE void nibble_row(const int planes, const uint8_t *lines, int64_t count, IntTile x, int32_t correction,
+                       const float *scale, float *sums) {
+    for (int column = 0; column < VECTORS; column += GEMV_COLUMNS) {
+        Ints sum[MAX_PLANES][GEMV_COLUMNS];
+        for (int c = 0; c < GEMV_COLUMNS; c++) sum[0][c] = sum[1][c] = zero_ints();
+        for (int64_t begin = 0, end; begin < count; begin = end) {
+            end = count - begin < CHAIN / 2 ? count : begin + CHAIN / 2;
+            Chain chain[MAX_PLANES][GEMV_COLUMNS];
+            for (int plane = 0; plane < planes; plane++)
+                for (int c = 0; c < GEMV_COLUMNS; c++) chain[plane][c] = begin_chain(sum[plane][c]);
+            for (int64_t line = begin; line < end; line++) {
+                const int8_t *eight = x.codes + 2 * STEP * line;
+                Words low_x[MAX_PLANES], high_x[MAX_PLANES];
+                for (int plane = 0; plane < planes; plane++) {
+                    low_x[plane] = all_words(eight + plane * x.plane_pitch);
+                    high_x[plane] = all_words(eight + plane * x.plane_pitch + STEP);
+                }
+#pragma GCC unroll 4
+                for (int c = 0; c < GEMV_COLUMNS; c++) {
+                    const uint8_t *at = lines + (line * BLOCK + (column + c) * WIDTH) * 4;
+                    Words low, high;
+                    if (c * WIDTH % 16 == 0) __builtin_prefetch(at + PREFETCH);
+                    split_nibbles(load_words(at), &low, &high);
+#pragma GCC unroll 2
+                    for (int plane = 0; plane < planes; plane++) {
+                        chain[plane][c] = dot_bytes(chain[plane][c], low, low_x[plane]);
+                        chain[plane][c] = dot_bytes(chain[plane][c], high, high_x[plane]);
+                    }
+                }
+            }
+            for (int plane = 0; plane < planes; plane++)
+                for (int c = 0; c < GEMV_COLUMNS; c++) sum[plane][c] = end_chain(sum[plane][c], chain[plane][c]);
+        }
+        for (int c = 0; c < GEMV_COLUMNS; c++) {
+            int at = (column + c) * WIDTH;
+            Ints whole = planes == 1 ? sum[0][c] : add_ints(shift_left(sum[0][c], 8), sum[1][c]);
+            add_int_sums(sums + at, whole, correction, scale ? scale + at : 0);
+        }
+    }
+}
+#endif
+
+/* `int_tile` over any number of rows, from input `k` on. */
+static void int_tiles(const IntRows *x, int64_t bits, int64_t k, int64_t steps, int64_t rows, const uint8_t *lines,
+                      const float *scale, float *sums, uint8_t *panel) {
+    int64_t plane_pitch = x->pitch / x->planes;
+    const uint8_t *bytes = lines;
+#if BF16_DOT
+    if (bits == 4) unpack_pairs(4, lines, steps, panel);
+    else unpack_pairs(8, lines, steps, panel);
+    bytes = panel;
+#else
+    int nibbles = bits == 4 && rows == 1;
+    if (bits == 4 && !nibbles) {
+        unpack_words(lines, steps / 2, panel);
+        bytes = panel;
+    }
+#endif
+    for (int64_t m = 0; m < rows; m += INT_ROWS) {
+        int64_t count = rows - m < INT_ROWS ? rows - m : INT_ROWS;
+        IntTile tile = {x->codes + m * x->pitch + k, x->pitch, x->planes, plane_pitch};
+        int32_t correction[INT_ROWS];
+        for (int64_t i = 0; i < count; i++) {
+            const int32_t *sum = x->prefix_sum + (m + i) * x->prefix_pitch;
+            correction[i] = ZERO_POINT(bits) * (sum[spans(k + STEP * steps)] - sum[k / SPAN]);
+        }
+#if !BF16_DOT
+        if (nibbles) {
+            if (x->planes == 1) nibble_row(1, lines, steps / 2, tile, correction[0], scale, sums);
+            else nibble_row(2, lines, steps / 2, tile, correction[0], scale, sums);
+            return;
+        }
+#endif
+        int_tile_of(count, bits, bytes, steps, tile, correction, scale, sums + m * BLOCK);
+    }
+}
+
+/* sums[m, 64] = x[m, k] x one block of 64 outputs [64, k]. In 8 bits and of one group, sums stay whole until the end. */
+static void int_block(const Matrix *w, int64_t block, const IntRows *x, int64_t rows, float *sums, uint8_t *panel) {
+    int whole = w->group >= w->k && x->planes == 1;
+    int64_t piece = w->group < PIECE ? w->group : PIECE;
+    float scale[BLOCK];
+    memset(sums, 0, (size_t)(rows * BLOCK) * sizeof(float));
+    for (int64_t k = 0; k < w->k; k += piece) {
+        int64_t steps = (w->k - k < piece ? w->k - k : piece) / STEP;
+        const uint8_t *lines = w->codes + (block * w->k + k) / STEP * LINE(w->bits);
+        const bf16 *scales = w->scales + (block * (w->k / w->group) + k / w->group) * BLOCK;
+        for (int i = 0; i < BLOCK; i++) scale[i] = to_float(scales[i]);
+        int_tiles(x, w->bits, k, steps, rows, lines, whole ? 0 : scale, sums, panel);
+    }
+    for (int64_t m = 0; m < rows; m++, sums += BLOCK) {
+        float x_scale = x->scales[m];
+        int32_t correction = ZERO_POINT(w->bits) * x->prefix_sum[m * x->prefix_pitch + spans(w->k)];
+        for (int i = 0; i < BLOCK; i++) {
+            int32_t sum;
+            memcpy(&sum, sums + i, sizeof sum);
+            sums[i] = whole ? (float)(sum - correction) * x_scale * scale[i] : sums[i] * x_scale;
+        }
+    }
+}
+
+#endif

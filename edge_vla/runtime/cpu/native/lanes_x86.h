@@ -1,0 +1,114 @@
+/* AVX2 and AVX-512, with and without VNNI: the same operations on 8 or 16 words. */
+#ifndef EDGE_VLA_LANES_X86
+#define EDGE_VLA_LANES_X86
+
+#include <immintrin.h>
+
+#if defined(LANES_AVX2) || defined(LANES_AVX2_VNNI)
+#define WIDTH 8
+#define V(operation) _mm256_##operation
+#define WHOLE(operation) _mm256_##operation##_si256
+typedef __m256 Floats;
+typedef __m256i Words;
+#define FLOAT_COLUMNS 2 /* vectors of outputs beside each other: FLOAT_ROWS times so many sums fit the registers */
+#define INT_COLUMNS 2
+#define GEMV_COLUMNS 4
+#else
+#define WIDTH 16
+#define V(operation) _mm512_##operation
+#define WHOLE(operation) _mm512_##operation##_si512
+typedef __m512 Floats;
+typedef __m512i Words;
+#define FLOAT_COLUMNS 4
+#define INT_COLUMNS 4
+#define GEMV_COLUMNS 4
+#endif
+#define FLOAT_ROWS 6
+
+/* Typed, or the compiler keeps sums as 64-bit numbers, copied before each addition. */
+typedef int32_t Ints __attribute__((vector_size(4 * WIDTH)));
+
+INLINE Floats load_floats(const float *from) { return V(loadu_ps)(from); }
+INLINE void store_floats(float *to, Floats values) { V(storeu_ps)(to, values); }
+INLINE Floats all_floats(float value) { return V(set1_ps)(value); }
+INLINE Floats multiply_add(Floats a, Floats b, Floats c) { return V(fmadd_ps)(a, b, c); }
+INLINE Floats to_floats(Ints values) { return V(cvtepi32_ps)((Words)values); }
+
+INLINE Words load_words(const void *from) { return WHOLE(loadu)((const Words *)from); }
+INLINE void store_words(void *to, Words words) { WHOLE(storeu)((Words *)to, words); }
+
+/* Four bytes in every word. */
+INLINE Words all_words(const void *from) {
+    int32_t word;
+    memcpy(&word, from, sizeof word);
+    return V(set1_epi32)(word);
+}
+
+/* Words of two bf16 -> the first and the second of each. */
+INLINE void widen(Words pairs, Floats *first, Floats *second) {
+    *first = (Floats)V(slli_epi32)(pairs, 16);
+    *second = (Floats)WHOLE(and)(pairs, V(set1_epi32)(-65536));
+}
+
+/* Words in 4 bits -> bytes of inputs 0 to 3, and of 4 to 7. */
+INLINE void split_nibbles(Words codes, Words *low, Words *high) {
+    Words mask = V(set1_epi8)(15);
+    *low = WHOLE(and)(codes, mask);
+    *high = WHOLE(and)(V(srli_epi16)(codes, 4), mask);
+}
+
+INLINE Ints zero_ints(void) { return (Ints)WHOLE(setzero)(); }
+INLINE Ints add_ints(Ints a, Ints b) { return (Ints)V(add_epi32)((Words)a, (Words)b); }
+INLINE Ints subtract_all(Ints sums, int32_t number) { return (Ints)V(sub_epi32)((Words)sums, V(set1_epi32)(number)); }
+INLINE Ints load_ints(const void *from) { return (Ints)load_words(from); }
+INLINE void store_ints(void *to, Ints sums) { store_words(to, (Words)sums); }
+INLINE Ints shift_left(Ints sums, int bits) { return (Ints)V(slli_epi32)((Words)sums, bits); }
+
+#define ZERO_POINT(bits) (1 << ((bits) - 1)) /* the instructions multiply unsigned by signed bytes */
+
+#if defined(LANES_AVX2) || defined(LANES_AVX512)
+/* Without VNNI products of bytes are added in pairs, in 16 bits: enough for so many of 4-bit codes, for none of 8. */
+#define CHAIN 8
+#define INT16_PRODUCT(bits) ((bits) == 8) /* inputs come as 16-bit numbers instead: `dot_int16` */
+#define INT_ROWS 4
+
+typedef int16_t Chain __attribute__((vector_size(4 * WIDTH)));
+
+INLINE Chain begin_chain(Ints sums) { return (Chain)(sums ^ sums); }
+INLINE Chain dot_bytes(Chain chain, Words weights, Words x) {
+    return (Chain)V(add_epi16)((Words)chain, V(maddubs_epi16)(weights, x));
+}
+INLINE Ints end_chain(Ints sums, Chain chain) {
+    return (Ints)V(add_epi32)((Words)sums, V(madd_epi16)((Words)chain, V(set1_epi16)(1)));
+}
+
+/* sums += inputs 0 and 2 of each word times the pair `even`, inputs 1 and 3 times the pair `odd`. */
+INLINE Ints dot_int16(Ints sums, Words even_weights, Words odd_weights, Words even, Words odd) {
+    sums = (Ints)V(add_epi32)((Words)sums, V(madd_epi16)(even_weights, even));
+    return (Ints)V(add_epi32)((Words)sums, V(madd_epi16)(odd_weights, odd));
+}
+INLINE void split_bytes(Words codes, Words *even, Words *odd) {
+    *even = WHOLE(and)(codes, V(set1_epi32)(0x00ff00ff));
+    *odd = V(srli_epi16)(codes, 8);
+}
+#else
+#define CHAIN (1 << 30) /* sums themselves are the chain */
+#define INT16_PRODUCT(bits) 0
+#define INT_ROWS 6
+
+typedef Ints Chain;
+
+INLINE Chain begin_chain(Ints sums) { return sums; }
+INLINE Chain dot_bytes(Chain chain, Words weights, Words x) {
+#ifdef LANES_AVX2_VNNI
+    return (Chain)_mm256_dpbusd_avx_epi32((Words)chain, weights, x);
+#else
+    return (Chain)_mm512_dpbusd_epi32((Words)chain, weights, x);
+#endif
+}
+INLINE Ints end_chain(Ints sums, Chain chain) {
+    (void)sums;
+    return chain;
+}
+#endif
+#endif
