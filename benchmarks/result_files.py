@@ -19,6 +19,7 @@ from benchmarks.demo_policy.results import LadderResult, PolicyEvaluation, Repro
 from benchmarks.formats.results import FormatsResult, InteropResult
 from benchmarks.gpu.result import GpuResult
 from benchmarks.gpu.tune import TuneResult
+from benchmarks.robot.ros2_results import Ros2Result
 from benchmarks.serve.fleet import FleetResult
 from benchmarks.serve.fuzz import FuzzResult
 from benchmarks.serve.results import (
@@ -54,6 +55,7 @@ BODIES: Final[Mapping[str, type[Body]]] = {
         OverheadResult,
         PolicyEvaluation,
         ReproductionResult,
+        Ros2Result,
         ServeFaultsResult,
         ServeSoakResult,
         SoakResult,

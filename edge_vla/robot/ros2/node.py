@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,17 +17,16 @@ from typing import Any, Final
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
-from rclpy.exceptions import ParameterUninitializedException
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.parameter import Parameter
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 
-from edge_vla.errors import BackendError, EdgeVLAError
+from edge_vla.errors import BackendError, EdgeVLAError, UsageError
 from edge_vla.robot.limiter import Limiter
 from edge_vla.robot.ros2 import pictures, report
+from edge_vla.robot.ros2.declared import DeclaredNode
 from edge_vla.robot.ros2.forms import Form, form_of
 from edge_vla.robot.ros2.freshness import AgeRule, ClockWatch, jump
 from edge_vla.robot.ros2.messages import DIAGNOSTICS, TEXT, Origin, Stamp, diagnostics
-from edge_vla.robot.ros2.parameters import LIVE, Parameters, described
+from edge_vla.robot.ros2.parameters import Parameters
 from edge_vla.robot.ros2.pilot import Pilot, Source
 from edge_vla.robot.ros2.topics import Topic, profile
 from edge_vla.robot.ros2.typed import build, message_class
@@ -58,20 +58,20 @@ class Ready:
     subscriptions: list[Any] = field(default_factory=list)
 
 
-class PolicyNode(LifecycleNode):  # type: ignore[misc]  # rclpy has no types where it is not installed
-    """`failure` is why it cannot act, empty while it can."""
+class PolicyNode(DeclaredNode):
+    """`failure` is why it cannot act, empty while it can. `mismatches`: the last ones that DDS reported."""
 
     def __init__(self, open_source: OpenSource, name: str = "edge_vla", **options: Any) -> None:
+        self._ready: Ready | None = None
         super().__init__(name, **options)
         self._open_source = open_source
-        self._ready: Ready | None = None
         self._pilot: Pilot | None = None
         self._instruction, self.failure = "", ""
+        self.mismatches = deque[str](maxlen=20)
         self.error: EdgeVLAError | None = None
         self._last_frame: float | None = None
         self._said = ""
         self._clock_watch = ClockWatch()
-        self._declare()
         # Lifecycle's services are in the default group: a policy that loads there keeps nothing else waiting.
         self._images, self._others = MutuallyExclusiveCallbackGroup(), MutuallyExclusiveCallbackGroup()
         self._diagnostics = self._make_diagnostics()
@@ -110,8 +110,11 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]  # rclpy has no types whe
             self._instruction = self._instruction or parameters.instruction
             self._connect(self._ready, qos)
         except EdgeVLAError as error:
-            source.close()
-            return self._refuse(error)
+            return self._refuse(error, source)
+        except (RuntimeError, ValueError) as error:  # rclpy's own, for a topic's name or its type
+            return self._refuse(
+                UsageError(f"a topic cannot be made: {error}: ros2 topic info --verbose shows it"), source
+            )
         self.get_logger().info(f"{source.name} is ready after {time.monotonic() - began:.1f} s")
         return SUCCESS
 
@@ -162,6 +165,8 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]  # rclpy has no types whe
         self.failure = self.failure or "a transition failed: see the log above"
         self.get_logger().error(f"finalised: {self.failure}")
         return FAILURE
+
+    # what `run.py` asks
 
     @property
     def ended(self) -> bool:
@@ -244,9 +249,13 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]  # rclpy has no types whe
             pilot.offer(origin, now, read)
 
     def _on_instruction(self, message: Any) -> None:
-        self._follow(message.data)
+        self.follow(message.data)
 
-    def _follow(self, instruction: str) -> None:
+    @property
+    def settled(self) -> bool:
+        return self._ready is not None
+
+    def follow(self, instruction: str) -> None:
         if instruction != self._instruction:
             self.get_logger().info(f"instruction: {instruction}")
         self._instruction = instruction
@@ -259,6 +268,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]  # rclpy has no types whe
             ready.publishers[channel.role].publish(build(channel.type, message))
 
     def _on_mismatch(self, reason: str) -> None:
+        self.mismatches.append(reason)
         self.get_logger().error(reason)
 
     # clocks and failures
@@ -289,7 +299,9 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]  # rclpy has no types whe
         self.error = error if isinstance(error, EdgeVLAError) else BackendError(f"{type(error).__name__}: {error}")
         self.failure = str(self.error)
 
-    def _refuse(self, error: EdgeVLAError) -> TransitionCallbackReturn:
+    def _refuse(self, error: EdgeVLAError, source: Source | None = None) -> TransitionCallbackReturn:
+        if self._ready is None and source is not None:
+            source.close()
         self._give_back()
         self._fail(error)
         self.get_logger().error(str(error))
@@ -317,40 +329,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]  # rclpy has no types whe
             raise RuntimeError("not configured")
         return self._ready
 
-    # parameters and reports
-
-    def parameters(self) -> Parameters:
-        """As they are set now. UsageError for a value that does not fit."""
-        return Parameters(**{name: self._value(name, default) for name, default, _ in described()})
-
-    def _value(self, name: str, default: Any) -> Any:
-        try:
-            value = self.get_parameter(name).value
-        except ParameterUninitializedException:
-            return default
-        return tuple(value) if isinstance(default, tuple) else value
-
-    def _declare(self) -> None:
-        from rcl_interfaces.msg import ParameterDescriptor
-
-        lists = {"joint_names": Parameter.Type.STRING_ARRAY, "start_pose": Parameter.Type.DOUBLE_ARRAY}
-        for name, default, text in described():
-            about = ParameterDescriptor(description=text)
-            self.declare_parameter(name, lists.get(name, default), about)
-        self.add_on_set_parameters_callback(self._on_set)
-
-    def _on_set(self, changed: list[Any]) -> Any:
-        from rcl_interfaces.msg import SetParametersResult
-
-        ours = {name for name, _, _ in described()} - set(LIVE)
-        fixed = sorted(each.name for each in changed if each.name in ours)
-        if fixed and self._ready is not None:
-            reason = f"{fixed[0]} is read when the node is configured: ros2 lifecycle set {self._name()} cleanup first"
-            return SetParametersResult(successful=False, reason=reason)
-        for each in changed:
-            if each.name == "instruction":
-                self._follow(each.value)
-        return SetParametersResult(successful=True)
+    # reports
 
     def _make_diagnostics(self) -> Any:
         try:
@@ -381,7 +360,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]  # rclpy has no types whe
     def _snapshot(self) -> report.Snapshot:
         ready, pilot, last = self._ready, self._pilot, self._last_frame
         return report.Snapshot(
-            node=self._name(),
+            node=self.full_name,
             state=self._label(),
             source="" if ready is None else ready.source.name,
             instruction=self._instruction,
@@ -393,6 +372,3 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]  # rclpy has no types whe
             pilot=None if pilot is None else pilot.state,
             gate=None if pilot is None else pilot.gate.state,
         )
-
-    def _name(self) -> str:
-        return f"{self.get_namespace().rstrip('/')}/{self.get_name()}"

@@ -18,15 +18,17 @@ from numpy.typing import NDArray
 
 from edge_vla.errors import DeviceLostError, EdgeVLAError, FrameError, UsageError
 from edge_vla.robot.bounds import Percentiles
+from edge_vla.robot.cameras.checked import Checked
+from edge_vla.robot.faces import CameraError, Picture
 from edge_vla.robot.gate import Gate
 from edge_vla.robot.ros2.freshness import AgeRule
 from edge_vla.robot.ros2.mailbox import Frame, Mailbox
 from edge_vla.robot.ros2.messages import Origin, Stamp
 from edge_vla.robot.units import Declaration, Floats
 
-Skip = Literal["superseded", "instruction", "stale", "unreadable", "policy", "clock", "gate"]
-"""Why a frame gave no action: a newer one came, no instruction, too old, no picture, the policy had no answer, the
-clock jumped meanwhile, the gate let nothing pass."""
+Skip = Literal["superseded", "instruction", "stale", "unreadable", "camera", "policy", "clock", "gate"]
+"""Why a frame gave no action: a newer one came, no instruction, too old, no picture, frozen or black, the policy had no
+answer, the clock jumped meanwhile, the gate let nothing pass."""
 
 RECENT: Final = 600  # frames whose times are kept
 WAIT_S: Final = 0.1
@@ -59,6 +61,28 @@ class Source(Protocol):
 
 Publish = Callable[[Floats, Origin, float], None]
 """Values (dims,) in the robot's units, what they come from, and the seconds since its stamp."""
+
+
+class Slot:
+    """A camera of one picture, for `Checked`, which remembers the ones before it."""
+
+    name = "the camera"
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._image: NDArray[np.uint8] | None = None
+        self._taken = 0.0
+
+    def put(self, image: NDArray[np.uint8], taken: float) -> None:
+        self._image, self._taken, self._number = image, taken, self._number + 1
+
+    def newest(self, after: int, until: float) -> Picture:  # noqa: ARG002
+        if self._image is None:
+            raise CameraError("silent", "no picture was put into the slot")
+        return Picture(self._image, self._taken, self._number)
+
+    def close(self) -> None:
+        """There is nothing to close."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +123,8 @@ class Pilot:
         self._policy_s, self._age_s = deque[float](maxlen=RECENT), deque[float](maxlen=RECENT)
         self._origin = Origin(Stamp(0, 0), "")  # of the frame that is being acted on
         self._taken = 0.0
+        self._slot = Slot()
+        self._eyes = Checked(self._slot, robot.camera)
         self.gate = Gate(robot, self._send, source.statistics, on_lapse=on_lapse)
         self._thread = threading.Thread(target=self._run, name=f"pilot {robot.name}", daemon=True)
 
@@ -173,10 +199,14 @@ class Pilot:
             return self._skip("stale", age.stale)
         taken = now - age.seconds
         try:
-            image = frame.read()
+            self._slot.put(frame.read(), taken)
+            image = self._eyes.newest(0, now).image
             answer = self._source.act(image, instruction, time.monotonic() - taken)
         except FrameError as error:
             return self._skip("unreadable", str(error))
+        except CameraError as error:  # frozen or black: surely no fresh action will come
+            self.gate.lapse(str(error))
+            return self._skip("camera", str(error))
         except DeviceLostError:
             raise
         except EdgeVLAError as error:
