@@ -14,9 +14,10 @@ from typing import Any, Final
 from benchmarks import results_v1
 from benchmarks.checkouts import CheckoutsResult
 from benchmarks.commands import CommandsResult
-from benchmarks.cpu.results import DraftsResult, EngineResult, SoakResult
+from benchmarks.cpu.results import CpuPeersResult, DraftsResult, EngineResult, SoakResult
 from benchmarks.demo_policy.results import LadderResult, PolicyEvaluation, ReproductionResult
 from benchmarks.formats.results import FormatsResult, InteropResult
+from benchmarks.gpu.counted.result import CountedResult
 from benchmarks.gpu.result import GpuResult
 from benchmarks.gpu.tune import TuneResult
 from benchmarks.robot.ros2_results import Ros2Result
@@ -43,7 +44,9 @@ BODIES: Final[Mapping[str, type[Body]]] = {
     for body in (
         CheckoutsResult,
         CommandsResult,
+        CountedResult,
         DraftsResult,
+        CpuPeersResult,
         EngineResult,
         EpisodesResult,
         FairnessResult,

@@ -30,6 +30,7 @@ from benchmarks.cpu.results import EAGER, LLAMA_CPP, PACKED, EngineResult, Stage
 from benchmarks.study import Target
 from edge_vla.device import limits
 from edge_vla.device.memory import peak_resident_bytes
+from edge_vla.runtime.cpu.native.targets import split
 from edge_vla.runtime.kernels import AUTO
 from edge_vla.spec import OPENVLA_7B, TINY, PolicySpec
 
@@ -150,7 +151,7 @@ def _system(name: str, times: Times, layers: int, of: int, dims: int, vision: fl
 
 def _arithmetic(kernels: Mapping[str, str], ceilings: limits.Ceilings) -> str:
     """What all kernels compute in, as their names end: int8 where activations are rounded too."""
-    found = {kernel.rpartition("/")[2] for kernel in kernels.values()}
+    found = {split(kernel)[0].rpartition("/")[2] for kernel in kernels.values()}
     return found.pop() if len(found) == 1 and found <= set(ceilings.gemm_flops) else "bf16"
 
 

@@ -67,6 +67,52 @@ class EngineResult:
         return next((system for system in self.systems if system.name == name), None)
 
 
+# peers
+
+
+@dataclass(frozen=True)
+class DecoderTimes:
+    """One decoder: medians of its turns, the best of them, and those medians as an action's prefill and steps."""
+
+    name: str
+    prefill_ms: float
+    step_ms: float
+    best_prefill_ms: float
+    best_step_ms: float
+    decoder_ms: float
+
+
+@dataclass(frozen=True)
+class ProductTimes:
+    """One product of so many rows: the median of its turns, and its error relative to float64."""
+
+    name: str
+    rows: int
+    milliseconds: float
+    relative_error: float
+
+
+@dataclass(frozen=True)
+class CpuPeersResult:
+    """The int4 decoder beside llama.cpp's, and one int4 product beside other libraries', random weights."""
+
+    KIND: ClassVar = "cpu-peers"
+    VERSION: ClassVar = 1
+
+    model: str
+    prompt_rows: int
+    steps: int
+    layers: int  # of the network; times are as if all had been measured
+    layers_measured: int
+    instructions: list[str]
+    ceilings: Ceilings
+    decoders: list[DecoderTimes]
+    llama_cpp: dict[str, LlamaCppFacts]
+    product: str
+    products: list[ProductTimes]
+    versions: dict[str, str]
+
+
 # soak
 
 
