@@ -1,8 +1,8 @@
 """What does asking a server cost over acting in process? `python -m benchmarks.serve.overhead --out FILE`. 5 minutes.
 
-One robot, 224 x 224 pixels, loopback. Frames go to all four in turns: the policy and a session of it in this process,
-our WebSocket, and OpenVLA's REST. A turn is IN_A_ROW frames, as a robot asks: with turns of one, each process finds
-the caches as the other left them, and the difference is that of cold caches.
+One robot, 224 x 224 pixels, loopback. Frames go to all four in turns: a session in this process, our WebSocket, the
+policy in this process, and OpenVLA's REST. A turn is IN_A_ROW frames, as a robot asks, and follows one of the other
+process: so each finds the caches as the other process left them, and none is warmed by its neighbour.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def measure(artifact: Path, actions: int, in_a_row: int = IN_A_ROW) -> OverheadR
         websocket = WebSocketRobot(server.addresses["native"], "websocket")
         rest = RestRobot(server.port, "rest")
         systems: dict[str, Callable[[Frame], object]] = {
-            "policy": lambda frame: policy.act(frame.image, frame.instruction),
             "session": lambda frame: session.act(frame.image, frame.instruction),
             "websocket": lambda frame: websocket.act(frame.image, frame.instruction),
+            "policy": lambda frame: policy.act(frame.image, frame.instruction),
             "rest": lambda frame: rest.act(frame.image, frame.instruction),
         }
         times: dict[str, list[float]] = {name: [] for name in (*systems, *ASKING)}

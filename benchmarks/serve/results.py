@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from benchmarks.study import Target
@@ -100,7 +100,10 @@ class FairnessResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSoakResult:
-    """`rss_slope_mib_per_10_min` by least squares over samples of every second, without the first tenth."""
+    """`rss_slope_mib_per_10_min` by least squares over samples of every second, without the first tenth.
+
+    `rss_mib_by_minute`: the last of each minute. `note`: what else the machine did.
+    """
 
     KIND: ClassVar[str] = "serve-soak"
     VERSION: ClassVar[int] = 1
@@ -110,6 +113,8 @@ class ServeSoakResult:
     rss_end_mib: float
     rss_slope_mib_per_10_min: float
     targets: list[Target]
+    rss_mib_by_minute: list[float] = field(default_factory=list)
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,11 +31,14 @@ VALID_MS: Final = 300.0  # three periods; given, because by default it follows t
 WARM_UP: Final = 0.1  # of the samples, which are not fitted
 SLOPE_MIB: Final = 1.0  # per ten minutes
 SLOPE_S: Final = 600.0
+MINUTE: Final = 60  # samples
 
 Sample = tuple[float, float]  # seconds, MiB
 
 
-def measure(artifact: Path, minutes: float, robots: int = ROBOTS, hertz: float = HERTZ) -> ServeSoakResult:
+def measure(
+    artifact: Path, minutes: float, robots: int = ROBOTS, hertz: float = HERTZ, note: str = ""
+) -> ServeSoakResult:
     pictures = frames(artifact, FRAMES)
     with serving(artifact, "--valid-for-ms", f"{VALID_MS:g}") as server:
         driving = run(server.addresses["native"], pictures, robots, 60 * minutes, hertz, VALID_MS)
@@ -47,6 +50,8 @@ def measure(artifact: Path, minutes: float, robots: int = ROBOTS, hertz: float =
         rss_start_mib=round(fitted[0][1], 2),
         rss_end_mib=round(fitted[-1][1], 2),
         rss_slope_mib_per_10_min=round(slope, 3),
+        rss_mib_by_minute=[round(mib, 2) for _, mib in samples[MINUTE - 1 :: MINUTE]],
+        note=note,
         targets=[
             Target("minutes", minutes, "at least", 10),
             Target("replies crossed", load.crossed, "at most", 0),
@@ -74,10 +79,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--robots", type=int, default=ROBOTS)
     parser.add_argument("--hertz", type=float, default=HERTZ, help="of each robot")
+    parser.add_argument("--note", default="", help="what else the machine does, for the result")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         artifact = demo_artifact(given.artifact or Path(scratch) / "artifact")
-        study.write_result(given.out, measure(artifact, given.minutes, given.robots, given.hertz))
+        study.write_result(given.out, measure(artifact, given.minutes, given.robots, given.hertz, given.note))
 
 
 if __name__ == "__main__":

@@ -54,6 +54,9 @@ def soak(result: ServeSoakResult) -> Iterator[str]:
     yield from table(LOAD_COLUMNS, [_load(result.load)])
     yield ""
     yield f"Resident memory: {result.rss_start_mib:.1f} MiB, at the end {result.rss_end_mib:.1f} MiB."
+    if result.note:
+        yield ""
+        yield f"Note: {result.note}."
 
 
 def _load(load: Load) -> list[str]:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import http.client
 import json
+import socket
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
-from websockets.sync.client import connect
+from websockets.client import ClientProtocol
+from websockets.frames import Frame as WebSocketFrame
+from websockets.frames import Opcode
+from websockets.uri import parse_uri
 
 TIMEOUT_S = 30.0
+RECEIVED = 65_536  # bytes at a time
 
 
 @dataclass(frozen=True)
@@ -32,26 +37,52 @@ class Answer:
 
 
 class WebSocketRobot:
-    """Our own protocol, one observation at a time."""
+    """Our own protocol, one observation at a time: `websockets` on a socket that blocks, without a thread that reads.
+
+    Nothing answers the server's pings while nobody waits for a reply.
+    """
 
     def __init__(self, address: str, robot: str, timeout_s: float = TIMEOUT_S) -> None:
-        self._open = contextlib.ExitStack()
-        opening = connect(f"{address}?robot={robot}", compression=None, max_size=None, open_timeout=timeout_s)
-        self._socket = self._open.enter_context(opening)
-        self._timeout_s, self._next = timeout_s, 0
-        self.greeting: dict[str, Any] = msgpack.unpackb(self._socket.recv(timeout_s))
+        uri = parse_uri(f"{address}?robot={robot}")
+        self._socket = socket.create_connection((uri.host, uri.port), timeout_s)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._protocol, self._heard, self._next = ClientProtocol(uri, max_size=None), deque[bytes](), 0
+        self._protocol.send_request(self._protocol.connect())
+        self._write()
+        self.greeting: dict[str, Any] = msgpack.unpackb(self._receive())
 
     def act(self, image: NDArray[np.uint8], instruction: str) -> Answer:
         self._next += 1
-        self._socket.send(observation(image, instruction, self._next))
-        return answer(self._socket.recv(self._timeout_s))
+        self._send(observation(image, instruction, self._next))
+        return answer(self._receive())
 
     def reset(self) -> None:
-        self._socket.send(msgpack.packb({"type": "reset"}))
-        self._socket.recv(self._timeout_s)
+        self._send(msgpack.packb({"type": "reset"}))
+        self._receive()
 
     def close(self) -> None:
-        self._open.close()
+        self._protocol.send_close()
+        self._write()
+        self._socket.close()
+
+    def _send(self, message: bytes) -> None:
+        self._protocol.send_binary(message)
+        self._write()
+
+    def _receive(self) -> bytes:
+        while not self._heard:
+            data = self._socket.recv(RECEIVED)
+            if not data:
+                raise ConnectionError("the server closed the connection")
+            self._protocol.receive_data(data)
+            self._write()
+            frames = [event for event in self._protocol.events_received() if isinstance(event, WebSocketFrame)]
+            self._heard.extend(bytes(frame.data) for frame in frames if frame.opcode is Opcode.BINARY)
+        return self._heard.popleft()
+
+    def _write(self) -> None:
+        for data in self._protocol.data_to_send():
+            self._socket.sendall(data)
 
 
 class RestRobot:
@@ -83,7 +114,12 @@ class RestRobot:
 
 
 def observation(image: NDArray[np.uint8], instruction: str, number: int) -> bytes:
-    sent = {"type": "observation", "id": number, "image": image.tobytes(), "shape": list(image.shape)}
+    sent = {
+        "type": "observation",
+        "id": number,
+        "image": np.ascontiguousarray(image).data.cast("B"),
+        "shape": list(image.shape),
+    }
     packed: bytes = msgpack.packb({**sent, "instruction": instruction})
     return packed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from edge_vla.errors import FrameError, NumericError
 from edge_vla.openvla.statistics import ActionStatistics
-from edge_vla.runtime import Action, Policy
+from edge_vla.runtime import Action, Policy, Session
 from edge_vla.serve.messages import Code, RefusedError
 
 TOLERANCE: Final = 1e-6  # of the range of a dimension, for rounding
@@ -38,6 +39,17 @@ def unfit(action: Action, allowed: ActionRange) -> NumericError | None:
         return None
     finite = np.isfinite(values).all()
     return NumericError("an action outside the range of its data set" if finite else "a non-finite action")
+
+
+def act_within(
+    session: Session, image: NDArray[np.uint8], instruction: str, key: str, ranges: Mapping[str, ActionRange]
+) -> Action:
+    """A session's action, or NumericError for one that no motor may get. For the engine's thread: no robot waits."""
+    action = session.act(image, instruction, key)
+    error = unfit(action, ranges[action.unnorm_key])
+    if error is not None:
+        raise error
+    return action
 
 
 def explain(error: BaseException) -> RefusedError:

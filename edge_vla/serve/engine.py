@@ -63,3 +63,13 @@ class EngineThread:
     def _finished(self, outcome: Outcome[T], done: Callable[[Outcome[T]], None]) -> None:
         self.busy_since = None
         done(outcome)
+
+
+def settle(future: asyncio.Future[T], outcome: Outcome[T]) -> None:
+    """The outcome, for whoever awaits `future`; nothing where nobody does any more."""
+    if future.done():
+        return
+    if outcome.error is not None:
+        future.set_exception(outcome.error)
+    elif outcome.value is not None:
+        future.set_result(outcome.value)

@@ -24,8 +24,8 @@ import torch
 from edge_vla.errors import DeviceLostError
 from edge_vla.runtime import Action, Session
 from edge_vla.serve.activity import Activity, Watcher
-from edge_vla.serve.checks import ActionRange, explain, instruction_tokens, unfit
-from edge_vla.serve.engine import EngineThread, Outcome
+from edge_vla.serve.checks import ActionRange, act_within, explain, instruction_tokens
+from edge_vla.serve.engine import EngineThread, Outcome, settle
 from edge_vla.serve.limits import Limits, check_observation
 from edge_vla.serve.loading import Choices, OnProgress, Served, open_policy
 from edge_vla.serve.messages import Code, Metadata, Observation, RefusedError, Reply
@@ -118,7 +118,7 @@ class Host:
                 on_progress(stage, fraction)
 
         work = partial(open_policy, directory, choices, self.options.limits, report, self.options.instructions)
-        self._engine.run(work, partial(_settle, future))
+        self._engine.run(work, partial(settle, future))
         try:
             served = await future
         except BaseException as error:
@@ -278,7 +278,7 @@ class Host:
                 began = time.monotonic()
                 asked = ticket.what.observation
                 session, key = self._session(asked.robot), asked.unnorm_key or self.served.key
-                work = partial(session.act, asked.image, asked.instruction, key)
+                work = partial(act_within, session, asked.image, asked.instruction, key, self._ranges)
                 self._engine.run(work, partial(self._done, ticket, began))
             elif self.scheduler.wake < NEVER:
                 delay = max(0.0, self.scheduler.wake - time.monotonic())
@@ -293,37 +293,37 @@ class Host:
         return session
 
     def _done(self, ticket: Ticket[_Waiting], began: float, outcome: Outcome[Action]) -> None:
+        """The robot has its answer first, then the device its next observation; figures can wait for both."""
         self.scheduler.finish(ticket, outcome.seconds)
         self._idle.set()
-        waiting = ticket.what
-        error = outcome.error or self._unfit(outcome.value, waiting)
+        waiting, reply = ticket.what, None
+        error = outcome.error or self._late(waiting)
         if isinstance(error, DeviceLostError):
             self._lose(error)
         if not waiting.future.done():
             if error is not None:
                 waiting.future.set_exception(self._explain(error, waiting))
             elif outcome.value is not None:
-                self._reply(waiting, outcome.value, began - ticket.received, outcome.seconds)
+                reply = self._reply(waiting, outcome.value, began - ticket.received, outcome.seconds)
+                waiting.future.set_result(reply)
         elif error is not None:
             self._explain(error, waiting)
         self._pump()
+        if outcome.value is not None:
+            asyncio.get_running_loop().call_soon(self._note, waiting, outcome.value, reply)
 
-    def _unfit(self, action: Action | None, waiting: _Waiting) -> Exception | None:
-        """What is wrong with an action: a number that no motor should get, or that it comes too late."""
-        if action is None:
-            return None
-        self.metrics.invalid_tokens.inc(sum(action.clipped))
+    def _late(self, waiting: _Waiting) -> RefusedError | None:
+        """Why an action that is ready is of no use any more."""
         deadline = waiting.observation.deadline_ms
         elapsed = 1e3 * (time.monotonic() - waiting.observation.received_ns / 1e9)
-        if deadline is not None and elapsed > deadline:
-            return RefusedError(Code.DEADLINE, f"ready after {elapsed:.0f} ms, asked for within {deadline:.0f} ms")
-        return unfit(action, self._ranges[action.unnorm_key])
+        if deadline is None or elapsed <= deadline:
+            return None
+        return RefusedError(Code.DEADLINE, f"ready after {elapsed:.0f} ms, asked for within {deadline:.0f} ms")
 
-    def _reply(self, waiting: _Waiting, action: Action, queue_s: float, infer_s: float) -> None:
+    def _reply(self, waiting: _Waiting, action: Action, queue_s: float, infer_s: float) -> Reply:
         observation = waiting.observation
         age = (observation.age_ms or 0.0) + (time.monotonic_ns() - observation.received_ns) / 1e6
-        self.metrics.answered(waiting.proto, queue_s, infer_s, age / 1e3)
-        reply = Reply(
+        return Reply(
             action=action.values,
             tokens=action.tokens,
             margins=action.margins,
@@ -337,9 +337,14 @@ class Host:
             infer_ms=1e3 * infer_s,
             artifact=self.metadata.artifact,
         )
+
+    def _note(self, waiting: _Waiting, action: Action, reply: Reply | None) -> None:
+        self.metrics.invalid_tokens.inc(sum(action.clipped))
+        if reply is None:  # nobody waited for it any more
+            return
+        self.metrics.answered(waiting.proto, reply.queue_ms / 1e3, reply.infer_ms / 1e3, reply.age_ms / 1e3)
         for watcher in self.watchers:
-            watcher.answered(observation, reply)
-        waiting.future.set_result(reply)
+            watcher.answered(waiting.observation, reply)
 
     def _explain(self, error: BaseException, waiting: _Waiting) -> RefusedError:
         """What a client is told of an error; the log has the error itself."""
@@ -384,12 +389,3 @@ class Host:
                 watcher.refused(robot, error.code)
         log.debug("%s: %s", error.code.value, error.detail, extra={"request_id": error.request_id, "proto": proto})
         return error
-
-
-def _settle(future: asyncio.Future[Served], outcome: Outcome[Served]) -> None:
-    if future.done():
-        return
-    if outcome.error is not None:
-        future.set_exception(outcome.error)
-    elif outcome.value is not None:
-        future.set_result(outcome.value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -141,6 +142,7 @@ async def _live(
         await asyncio.wait({loading, stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             shown.on_ready(loading.result())
+            gc.freeze()  # what was loaded stays: no collection looks at it again
             supervisor.notify("READY=1", "STATUS=ready")
         last = -1e9
         loop = asyncio.get_running_loop()

@@ -39,17 +39,20 @@ class Limits:
 
 def check_sides(shape: Sequence[int], limits: Limits) -> None:
     """E_IMAGE_SHAPE or E_TOO_LARGE unless `shape` is height, width, 3 within the caps. Costs no memory."""
-    shown = "x".join(str(size) for size in shape)
     if len(shape) == CHANNELS and shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4):
-        raise RefusedError(Code.IMAGE_SHAPE, f"got CHW ({shown}), expected HWC: transpose the image (1, 2, 0)")
+        raise RefusedError(Code.IMAGE_SHAPE, f"got CHW ({_shown(shape)}), expected HWC: transpose the image (1, 2, 0)")
     if len(shape) != CHANNELS or shape[2] != CHANNELS:
-        raise RefusedError(Code.IMAGE_SHAPE, f"an image must be height x width x 3, got {shown or 'a scalar'}")
+        raise RefusedError(Code.IMAGE_SHAPE, f"an image must be height x width x 3, got {_shown(shape) or 'a scalar'}")
     height, width = shape[0], shape[1]
     if min(height, width) < MIN_SIDE:
-        raise RefusedError(Code.IMAGE_SHAPE, f"an image must be at least {MIN_SIDE} pixels a side, got {shown}")
+        raise RefusedError(Code.IMAGE_SHAPE, f"an image must be at least {MIN_SIDE} pixels a side, got {_shown(shape)}")
     if max(height, width) > limits.image_side or height * width > limits.image_pixels:
         most = f"{limits.image_side} pixels a side and {limits.image_pixels} pixels"
-        raise RefusedError(Code.TOO_LARGE, f"an image may have {most}, got {shown}: resize it before sending")
+        raise RefusedError(Code.TOO_LARGE, f"an image may have {most}, got {_shown(shape)}: resize it before sending")
+
+
+def _shown(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def check_observation(observation: Observation, limits: Limits, keys: Mapping[str, str]) -> None:

@@ -48,40 +48,41 @@ async def converse(socket: WebSocket, service: Service, robot: str, dialogue: Di
 
     An exception that is no refusal is a fault of ours: the client gets E_ENGINE and 1011, the log the exception.
     """
-    replies: set[asyncio.Task[None]] = set()
+    turns: set[asyncio.Task[None]] = set()
     free, sending = asyncio.Semaphore(PIPELINED), asyncio.Lock()
-    failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def answered(reply: asyncio.Task[None]) -> None:
-        replies.discard(reply)
-        free.release()
-        error = None if reply.cancelled() else reply.exception()
-        if error is not None and not failed.done():
-            failed.set_exception(error)
-
-    async def listen() -> None:
-        while True:
-            await free.acquire()
+    async def turn() -> None:
+        """Whoever hears a message answers it, and leaves listening to the next: no message waits for a task."""
+        async with free:
             frame = await _receive(socket)
-            reply = asyncio.create_task(_handle(socket, service, dialogue, frame, sending))
-            replies.add(reply)
-            reply.add_done_callback(answered)
+            begin()
+            await _handle(socket, service, dialogue, frame, sending)
 
-    listening = asyncio.create_task(listen())
+    def begin() -> None:
+        task = asyncio.create_task(turn())
+        turns.add(task)
+        task.add_done_callback(finish)
+
+    def finish(task: asyncio.Task[None]) -> None:
+        turns.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not ended.done():
+            ended.set_exception(error)
+
+    begin()
     try:
-        await asyncio.wait({listening, failed}, return_when=asyncio.FIRST_COMPLETED)
-        (failed if failed.done() else listening).result()
+        await ended
     except WebSocketDisconnect:
         pass
     except Exception:
         await _fail(socket, service, dialogue)
         raise
     finally:
-        tasks = [listening, *replies]
-        failed.cancel()
-        for task in tasks:
+        left = list(turns)
+        for task in left:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*left, return_exceptions=True)
         service.leave(robot)
 
 

@@ -92,7 +92,7 @@ def observation(
     if isinstance(image, bytes):
         message |= {"image": image, "format": _form(image)}
     else:
-        message |= {"image": image.tobytes(), "shape": list(image.shape)}
+        message |= {"image": np.ascontiguousarray(image).data.cast("B"), "shape": list(image.shape)}
     return pack(message)
 
 
