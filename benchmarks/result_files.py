@@ -20,6 +20,7 @@ from benchmarks.formats.results import FormatsResult, InteropResult
 from benchmarks.gpu.counted.result import CountedResult
 from benchmarks.gpu.result import GpuResult
 from benchmarks.gpu.tune import TuneResult
+from benchmarks.robot.results import RobotActResult
 from benchmarks.robot.ros2_results import Ros2Result
 from benchmarks.serve.fleet import FleetResult
 from benchmarks.serve.fuzz import FuzzResult
@@ -58,6 +59,7 @@ BODIES: Final[Mapping[str, type[Body]]] = {
         OverheadResult,
         PolicyEvaluation,
         ReproductionResult,
+        RobotActResult,
         Ros2Result,
         ServeFaultsResult,
         ServeSoakResult,

@@ -73,7 +73,8 @@ class Screen:
         self._began = self._drawn = time.monotonic()
         if self._log is not None:
             wall = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            self._log.write("start", {"title": self._title, "wall": wall, "rate": 1e3 / self._robot.period_ms})
+            start = {"title": self._title, "wall": wall, "monotonic": self._began, "rate": 1e3 / self._robot.period_ms}
+            self._log.write("start", start)
         if self._live is None:
             self._console.print(self._title)
         else:
@@ -101,12 +102,13 @@ class Screen:
         else:
             self._live.update(self.panel(now - self._began), refresh=True)
 
-    def on_lapse(self, reason: str) -> None:
+    def on_lapse(self, reason: str, detail: str) -> None:
         """From any thread."""
-        self._why = reason
+        self._why = detail
         if self._log is not None:
-            self._log.write("lapse", {"at_s": round(time.monotonic() - self._began, 6), "reason": reason})
-        self._say(f"held: {reason}")
+            at_s = round(time.monotonic() - self._began, 6)
+            self._log.write("lapse", {"at_s": at_s, "reason": reason, "detail": detail})
+        self._say(f"held: {detail}")
 
     def on_end(self, why: str, error: EdgeVLAError | None, summary: Summary) -> None:
         if self._log is not None:

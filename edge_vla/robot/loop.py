@@ -41,10 +41,13 @@ class Miss(Exception):  # noqa: N818 - a turn's outcome
 
 @dataclass(frozen=True)
 class Watcher:
-    """Who is told what happens, in the loop's thread and between two turns; `on_lapse` in whichever noticed."""
+    """Who is told what happens, in the loop's thread and between two turns.
+
+    `on_lapse(reason, detail)`, in whichever thread noticed: a reason to count by, and a sentence with what helps.
+    """
 
     on_tick: Callable[[Tick], None]
-    on_lapse: Callable[[str], None]
+    on_lapse: Callable[[str, str], None]
 
 
 class Loop:
@@ -248,10 +251,10 @@ class Loop:
         """The gate's: a lapse began. Its watchdog only knows that nothing came; the loop knows why."""
         if self._resting:
             return
-        why = self._why
-        self.tally.lapses[why.reason if why else "no action"] += 1
+        why = self._why or Miss("no action", reason)
+        self.tally.lapses[why.reason] += 1
         if self.watcher is not None:
-            self.watcher.on_lapse(f"{reason}: {why}" if why and str(why) not in reason else reason)
+            self.watcher.on_lapse(why.reason, reason if str(why) in reason else f"{reason}: {why}")
 
     def _give_up(self) -> NoReturn:
         raise LapsedError(

@@ -68,12 +68,13 @@ class Receiver:
 
     def beat(self) -> bytes:
         """What to send every 50 ms, and at once after each `feed` that brought a command."""
-        verdict, moving, stamp = VERDICTS.index(self.verdict), self.moving, self.stamp()
+        verdict, state, stamp = VERDICTS.index(self.verdict), self.moving + 2 * self.ready, self.stamp()
         if self.framing == "json":
-            fields = {"v": 1, "kind": "beat", "verdict": self.verdict, "moving": moving, "number": self.number}
-            body = json.dumps({**fields, "stamp": stamp, "dims": self.dims}, separators=(",", ":")).encode()[:-1]
+            fields = {"v": 1, "kind": "beat", "verdict": self.verdict, "moving": self.moving, "ready": self.ready}
+            fields |= {"number": self.number, "stamp": stamp, "dims": self.dims}
+            body = json.dumps(fields, separators=(",", ":")).encode()[:-1]
             return body + b',"crc":"%08x"}\n' % zlib.crc32(body)
-        body = struct.pack("<2sBBHBBIQHH", b"EV", 1, 16, 28, verdict, moving, self.number, stamp, self.dims, 0)
+        body = struct.pack("<2sBBHBBIQHH", b"EV", 1, 16, 28, verdict, state, self.number, stamp, self.dims, 0)
         body += struct.pack("<I", zlib.crc32(body))
         return b"\0" + to_cobs(body) + b"\0" if self.framing == "cobs" else body
 

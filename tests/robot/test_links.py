@@ -209,13 +209,24 @@ def test_the_robot_s_dimensions_are_compared_before_anything_moves() -> None:
 
 
 def test_a_refusal_is_known_not_to_be_taken() -> None:
+    """Between its beats a robot may become unready: then the command's own answer says so."""
     with over_tcp() as (link, end):
         link.wait(SOON)
-        end.receiver.ready = False
+        may_start, end.receiver.ready = end.receiver._may_start, True
+
+        def refusing(command: Taken) -> bool:
+            end.receiver.ready = False
+            return may_start(command)
+
+        end.receiver._may_start = refusing  # type: ignore[method-assign]
         with pytest.raises(LinkError, match="emergency stop") as caught:
             link.send(command(1, 2, 3))
         assert (caught.value.fault, caught.value.taken) == ("refused", False)
+        with pytest.raises(LinkError, match="release it there") as caught:
+            link.ready()
+        del end.receiver._may_start
         end.receiver.ready = True
+        link.wait(SOON)
         link.send(command(4, 5, 6))
         assert [each.values[0] for each in end.taken] == [4]
 

@@ -46,7 +46,7 @@ class Rig:
             Checked(self, robot.camera),
             self,
             self,
-            watcher=Watcher(self.ticks.append, self.lapses.append),
+            watcher=Watcher(self.ticks.append, lambda reason, detail: self.lapses.append(detail)),
         )
 
     def newest(self, after: int, until: float) -> Picture:

@@ -186,9 +186,9 @@ def test_beats_come_through_in_any_pieces(
     framing: str, number: int, verdict: wire.Verdict, moving: bool, places: list[int]
 ) -> None:
     end, codec = robot(framing), FRAMINGS[framing]()
-    end.number, end.verdict, end.moving = number, verdict, moving
+    end.number, end.verdict, end.moving, end.ready = number, verdict, moving, number % 2 == 0
     found = [beat for piece in cut(end.beat() * 3, places) for beat in codec.feed(piece)]
-    assert found == [wire.Beat(number, verdict, end.stamp(), 7, moving)] * 3
+    assert found == [wire.Beat(number, verdict, end.stamp(), 7, moving, number % 2 == 0)] * 3
 
 
 @given(framings, st.lists(damage, min_size=1, max_size=3))

@@ -16,7 +16,7 @@ from edge_vla.robot.faces import Command, LinkError
 from edge_vla.robot.links.wire import Beat, Codec, Order
 
 SILENT_S: Final = 0.5  # without a beat: a robot sends one every 50 ms
-AGAIN_S: Final = (0.1, 1.0)  # between two attempts to connect: at first, at most
+AGAIN_S: Final = (0.1, 0.5)  # between two attempts to connect: at first, at most
 GIVE_UP_S: Final = 2.0  # without a beat: a port that is open and dead is opened again
 SKIP: Final = 1000  # numbers, at most, when a connection begins: no answer to an earlier command looks like ours
 LONGEST_US: Final = 60_000_000  # that a command may be valid
@@ -132,6 +132,8 @@ class AnsweredLink:
                 f"{self.name} takes {self._beat.dims} values and robot.toml declares {self._dims}: correct one of them",
                 taken=False,
             )
+        if not self._beat.ready:
+            raise LinkError("refused", f"{self.name}: {REFUSALS['not now']}", taken=False)
         return self._beat
 
     def _current(self, connection: int) -> tuple[Port, Beat, float]:
@@ -212,5 +214,5 @@ REFUSALS: Final = {
     "none": "it says that it has read none",
     "stale": "it came too late to be started",
     "shape": "it takes another number of values",
-    "not now": "it must not move now, such as after its emergency stop",
+    "not now": "the robot must not move now, such as after its emergency stop: release it there",
 }

@@ -27,7 +27,8 @@ KINDS: Final[dict[Kind, int]] = {"action": 1, "hold": 2, "stop": 3}
 BEAT: Final = 16
 VERDICTS: Final[tuple[Verdict, ...]] = ("none", "taken", "stale", "shape", "not now")
 HEAD: Final = struct.Struct("<2sBBHHIIQI")  # magic, version, kind, bytes, values, number, valid, echo, age
-BEAT_BODY: Final = struct.Struct("<2sBBHBBIQHH")  # magic, version, kind, bytes, verdict, moving, number, stamp, dims, 0
+BEAT_BODY: Final = struct.Struct("<2sBBHBBIQHH")  # magic, version, kind, bytes, verdict, state, number, stamp, dims, 0
+MOVING, READY = 1, 2  # of a beat's state
 CRC: Final = struct.Struct("<I")
 NO_AGE: Final = 0xFFFFFFFF
 MOST_VALUES: Final = 64
@@ -54,13 +55,14 @@ class Order:
 @dataclass(frozen=True)
 class Beat:
     """What a robot says of itself. `number` and `verdict` are of the last command that it read; `stamp` is its clock in
-    microseconds, `dims` how many values it takes."""
+    microseconds, `dims` how many values it takes. Not `ready`: it would refuse whatever comes."""
 
     number: int
     verdict: Verdict
     stamp: int
     dims: int
     moving: bool
+    ready: bool
 
 
 class Codec(Protocol):
@@ -164,10 +166,10 @@ def unpacked(message: bytes) -> Beat | None:
     """A beat's message; None for anything else."""
     if len(message) != BEAT_BODY.size + CRC.size or CRC.unpack(message[-4:])[0] != zlib.crc32(message[:-4]):
         return None
-    magic, version, kind, size, verdict, moving, number, stamp, dims, _ = BEAT_BODY.unpack(message[:-4])
+    magic, version, kind, size, verdict, state, number, stamp, dims, _ = BEAT_BODY.unpack(message[:-4])
     if (magic, version, kind, size) != (MAGIC, VERSION, BEAT, len(message)) or verdict >= len(VERDICTS):
         return None
-    return Beat(number, VERDICTS[verdict], stamp, dims, bool(moving))
+    return Beat(number, VERDICTS[verdict], stamp, dims, bool(state & MOVING), bool(state & READY))
 
 
 def stuffed(data: bytes) -> bytes:
@@ -214,6 +216,7 @@ def _beat_of(line: bytes) -> Beat:
         numbers: Sequence[object] = [fields[name] for name in ("number", "stamp", "dims")]
         if any(type(number) is not int for number in numbers):
             raise malformed()
-        return Beat(fields["number"], fields["verdict"], fields["stamp"], fields["dims"], fields["moving"] is True)
+        moving, ready = (fields[name] is True for name in ("moving", "ready"))
+        return Beat(fields["number"], fields["verdict"], fields["stamp"], fields["dims"], moving, ready)
     except (ValueError, KeyError, TypeError) as error:
         raise malformed() from error
