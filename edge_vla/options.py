@@ -48,6 +48,7 @@ Preprocessing = Annotated[
         "(docs/evaluate.md).",
     ),
 ]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also the whole report, as Markdown.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 # (command, old option) -> new option; and the old values of options that kept their name. They go in version 0.3.

@@ -32,7 +32,7 @@ class Bar:
     def __init__(self) -> None:
         from rich.progress import Progress as RichProgress
 
-        self.bar = RichProgress(*_columns(self._line), console=err, disable=not err.is_terminal, expand=True)
+        self.bar = RichProgress(*_columns(self._line), console=err, disable=not live(), expand=True)
         self.name, self.steps, self.done, self.resumed_at, self.started = "", 0, 0, 0, time.monotonic()
         self.task: TaskID | None = None
         self.detail = ""
@@ -58,7 +58,7 @@ class Bar:
         self.detail = detail
         if self.task is not None:
             self.bar.advance(self.task)
-        if not err.is_terminal:
+        if not live():
             each = (time.monotonic() - self.started) / (self.done - self.resumed_at)
             parts = [f"{self.name} {self.done}/{self.steps}", f"{each:.1f} s each", *self._left()]
             err.print(f"{', '.join(parts)}: {detail}")
@@ -128,6 +128,31 @@ def show_warning(
 
 def say(kind: str, colour: str, text: str) -> None:
     err.print(Text.assemble((kind, colour), f": {text}"))
+
+
+@contextmanager
+def steps(what: str) -> Iterator[Callable[[str], None]]:
+    """Shows the step under way: on a terminal a spinner with its name, elsewhere (a pipe, a log) a line a step."""
+    if not live():
+        yield lambda step: err.print(f"{what}: {step}")
+        return
+    with err.status(Text(what)) as status:
+        yield lambda step: status.update(Text(f"{what}: {step}", no_wrap=True, overflow="ellipsis"))
+
+
+def live() -> bool:
+    """Whether standard error is a terminal that can redraw a line."""
+    return err.is_terminal and not err.is_dumb_terminal
+
+
+@contextmanager
+def interruptible(kept: Callable[[], str]) -> Iterator[None]:
+    """After Ctrl-C: what is kept and how to go on, in a line; then exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("interrupted", "yellow", kept())
+        raise SystemExit(130) from None
 
 
 @contextmanager

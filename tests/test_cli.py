@@ -5,16 +5,20 @@ from __future__ import annotations
 import ast
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 import edge_vla
-from edge_vla.cli import main
+from edge_vla import errors
+from edge_vla.cli import app, main
 from edge_vla.commands.bench import require_bench
 from edge_vla.data import synthetic_image
 from edge_vla.errors import BackendError
+from edge_vla.errors import EdgeVLAError as Base
 from edge_vla.options import RENAMED
 from tests.conftest import TINY
 
@@ -71,15 +75,6 @@ def test_inspect_counts_every_parameter_of_the_7b(capsys: pytest.CaptureFixture[
     assert sum(part["tensors"] for part in parts) == 982
 
 
-def test_bench_prints_its_report(
-    tiny_artifacts: Mapping[int, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "evidence"
-    assert call("bench", str(tiny_artifacts[8]), "--reference", TINY, "--limit", "4", "--out", str(out)) == 0
-    assert capsys.readouterr().out.strip() == (out / "report.md").read_text().strip()
-    assert json.loads((out / "result.json").read_text())["frames"]["count"] == 4
-
-
 def test_full_head_is_for_checkpoints(
     picture: str, tiny_artifacts: Mapping[int, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,5 +128,41 @@ def test_help_names_what_may_be_chosen(monkeypatch: pytest.MonkeyPatch, capsys: 
     for command, names in (("bench", [*PROFILES, *PEERS, *FLOORS, *ENVIRONMENTS]), ("plan", list(DEVICES))):
         with pytest.raises(SystemExit):
             main([command, "--help"])
-        shown = capsys.readouterr().out
+        shown = re.sub(r"\s+", " ", re.sub(r"-\n\s+", "-", capsys.readouterr().out))
         assert [name for name in names if name not in shown] == []
+
+
+def test_no_help_text_is_cut_at_80_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in ("", *(command.callback.__name__ for command in app.registered_commands if command.callback)):
+        with pytest.raises(SystemExit):
+            main([*command.split(), "--help"])
+        shown = capsys.readouterr().out
+        assert "…" not in shown
+        assert "..." not in shown.replace("ARTIFACT...", "").replace("ARTIFACT...}...", "").replace("}...", ""), command
+        assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_the_exit_codes_stand_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    codes = {error.exit_code for error in vars(errors).values() if isinstance(error, type) and issubclass(error, Base)}
+    assert codes <= {int(code) for code in re.findall(r"^ +(\d+)  ", shown, re.M)}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
+@pytest.mark.parametrize("command", [("--help",), ("inspect", TINY), ("inspect", TINY, "--json"), ("plan",)])
+def test_output_that_cannot_be_written(command: tuple[str, ...]) -> None:
+    """A full disk is said, a reader that has gone is not; neither is a traceback."""
+    arguments = [sys.executable, "-m", "edge_vla", *command]
+    arguments += ["--device", "thor"] if command == ("plan",) else []
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, "No space left on device" in done.stderr) == (5, True), done.stderr
+    assert "Traceback" not in done.stderr
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read()

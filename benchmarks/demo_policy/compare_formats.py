@@ -56,7 +56,9 @@ def compare(
     reference = ReferencePlan(
         str(BASE), tuple(map(str, adapters)), frames=frames, limit=limit, unnorm_key=statistics_key(world)
     )
-    return bench(artifacts, reference, out, replace(plan, peer_frames=scratch / "calibration"), LOG.info)
+    return bench(
+        artifacts, reference, out, replace(plan, peer_frames=scratch / "calibration"), LOG.info, overwrite=True
+    )
 
 
 def main() -> None:

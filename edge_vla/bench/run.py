@@ -44,7 +44,7 @@ from edge_vla.bench.worst_frames import worst_frames
 from edge_vla.checkpoint.keys import HEAD
 from edge_vla.device import limits
 from edge_vla.device.limits import Limits
-from edge_vla.errors import EdgeVLAError, ResourceError
+from edge_vla.errors import EdgeVLAError, ResourceError, UsageError
 from edge_vla.files import write_whole
 from edge_vla.openvla import ActionTokens, Prompter
 
@@ -61,14 +61,20 @@ def bench(
     plan: Plan | None = None,
     on_progress: OnProgress = log.info,
     place: Place | None = None,
+    *,
+    overwrite: bool = False,
 ) -> Result:
     """Measure, check the gates, and write the reports to `out` after every phase.
 
-    `place`: where frames are predicted and episodes run; what is timed is timed here.
+    `place`: where frames are predicted and episodes run; what is timed is timed here. UsageError if `out` holds an
+    earlier bench, unless it is to be overwritten: then its files go when this one's inputs are found to be sound.
     """
+    require_free(out, overwrite)
     with tempfile.TemporaryDirectory(prefix="edge-vla-bench-") as scratch:
         run = start(artifacts, reference, plan or Plan(), Path(scratch), on_progress)
         run.place = place or run.place
+        for path in reports.left_behind(out):
+            path.unlink()
         for phase in (_agreement, _speed, _stage_profiles, _episodes):
             try:
                 phase(run, out)
@@ -80,6 +86,14 @@ def bench(
         if row.agreement is not None:
             _write_card(reports.model_card(run.result, row.name), run.artifacts[row.name], on_progress)
     return run.result
+
+
+def require_free(out: Path, overwrite: bool) -> None:
+    """UsageError if `out` is no directory to write to: a file, or the place of an earlier bench."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file: name a directory")
+    if not overwrite and (found := reports.left_behind(out)):
+        raise UsageError(f"--out {out} holds a bench already ({found[-1].name}): name another, or add --overwrite")
 
 
 def _write_card(card: str, artifact: Artifact, on_progress: OnProgress) -> None:

@@ -21,20 +21,25 @@ from edge_vla.options import (
     PromptChoice,
     StatisticsFile,
     UnnormKey,
+    Verbose,
     Vision,
     choice,
     script,
 )
-from edge_vla.terminal import err
+from edge_vla.terminal import interruptible, out, steps
 
 if TYPE_CHECKING:
     from edge_vla.bench.place import Place
     from edge_vla.bench.plan import ClosedLoopPlan, Plan, ReferencePlan
+    from edge_vla.bench.reports import Line
+    from edge_vla.bench.result import Result
 
 ENVIRONMENTS: Final[Mapping[str, str]] = {
     "demo:1": "edge_vla.demo.environments:world1",
     "demo:2": "edge_vla.demo.environments:world2",
 }
+
+TONES: Final[Mapping[str, str]] = {"good": "green", "bad": "red", "open": "yellow", "soft": "dim", "plain": ""}
 
 Artifacts = Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="The artifacts to measure.")]
 ReferenceSource = Annotated[str, typer.Option("--reference", help="The checkpoint that they were made from.")]
@@ -75,6 +80,7 @@ Ray = Annotated[
         "--ray", help="Spread frames and episodes over a Ray cluster: its address, or local for this machine."
     ),
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier bench in --out.")]
 TimeReference = Annotated[bool, typer.Option(help="Time the reference too; it may not fit in memory.")]
 
 
@@ -107,9 +113,12 @@ def bench(
     kernel: Kernel = "auto",
     preprocess: Preprocessing = "none",
     ray: Ray = None,
+    overwrite: Overwrite = False,
+    verbose: Verbose = False,
 ) -> None:
     """Agreement, closed loop, latency and memory of artifacts against their reference. Exits with 1 on a red gate."""
     require_bench()
+    from edge_vla.bench.peers import require
     from edge_vla.bench.plan import FLOORS, Plan, ReferencePlan
 
     wanted = ReferencePlan(
@@ -136,7 +145,9 @@ def bench(
         time_reference=time_reference,
         stage_profile=stage_profile,
     )
-    print_report(artifacts, wanted, out_dir, replace(plan, vision=vision, kernel=kernel), place_of(ray))
+    require(plan.peers)
+    plan = replace(plan, vision=vision, kernel=kernel)
+    measure(artifacts, wanted, out_dir, plan, place_of(ray), overwrite=overwrite, verbose=verbose)
 
 
 def closed_loop_plan(env: str | None, episodes: int, margin: float, live: bool) -> ClosedLoopPlan | None:
@@ -168,28 +179,58 @@ def place_of(ray: str | None) -> Place | None:
     return RayPlace(ray)
 
 
-def print_report(
-    artifacts: Sequence[Path], reference: ReferencePlan, out_dir: Path, plan: Plan, place: Place | None = None
+def measure(
+    artifacts: Sequence[Path],
+    reference: ReferencePlan,
+    out_dir: Path,
+    plan: Plan,
+    place: Place | None,
+    *,
+    overwrite: bool,
+    verbose: bool,
 ) -> None:
-    """Run the bench under a status line and print its report. Exit 1 if a gate is red."""
-    from edge_vla.bench.reports import markdown
+    """Run the bench and say what came of it. Exit code 1 if a gate is red, 3 if a requested peer did not run."""
     from edge_vla.bench.run import bench as run_bench
 
-    with err.status("measuring") as status:
-        result = run_bench(
-            artifacts, reference, out_dir, plan, lambda stage: status.update(f"measuring: {stage}"), place
-        )
-    print(markdown(result))
+    kept = f"what was measured is in {out_dir}; the same command with --overwrite measures again"
+    with interruptible(lambda: kept if (out_dir / "result.json").exists() else "nothing was measured yet"):
+        with steps("measuring") as on_step:
+            result = run_bench(artifacts, reference, out_dir, plan, on_step, place, overwrite=overwrite)
+        show(result, out_dir, verbose)
     if any(gate.passed is False for gate in result.gates):
         raise typer.Exit(1)
+    if any(peer.failed is not None for peer in result.peers):
+        raise typer.Exit(BackendError.exit_code)
+
+
+def show(result: Result, out_dir: Path, verbose: bool) -> None:
+    """The result in about ten lines, and where its report is; the whole report as Markdown if asked."""
+    from edge_vla.bench import reports
+
+    if verbose:
+        print(reports.markdown(result))
+    show_lines(reports.lines(result, reports.columns()))
+    out.print(f"report: {out_dir / 'report.html'}" + ("" if verbose else " (-v prints it here)"))
+
+
+def show_lines(lines: Sequence[Line]) -> None:
+    for line in lines:
+        out.print(line.text, style=TONES[line.tone])
 
 
 def compare(
-    before: Annotated[Path, typer.Argument(help="A result.json.")],
-    after: Annotated[Path, typer.Argument(help="Another result.json.")],
+    before: Annotated[Path, typer.Argument(help="A result.json, or a bench's directory.")],
+    after: Annotated[Path, typer.Argument(help="Another.")],
+    verbose: Verbose = False,
 ) -> None:
     """What changed from one bench result to another."""
     require_bench()
     from edge_vla.bench import reports
 
-    print(reports.compare(reports.read(before), reports.read(after)).markdown())
+    found = reports.compare(reports.read(before), reports.read(after))
+    if verbose:
+        print(found.markdown())
+        return
+    show_lines(found.brief(reports.columns()))
+    if found.table is not None:
+        out.print("-v prints every figure")

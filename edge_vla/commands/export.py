@@ -11,7 +11,7 @@ import typer
 
 from edge_vla.errors import UsageError
 from edge_vla.options import ARITHMETICS, Adapters, PromptChoice, StatisticsFile, choice
-from edge_vla.terminal import err, export_progress
+from edge_vla.terminal import err, export_progress, interruptible
 
 if TYPE_CHECKING:
     from edge_vla.data import Frame
@@ -98,7 +98,9 @@ def export(
         raise UsageError(f"--decoder-only needs --format {' or '.join(WRITTEN)}: an artifact is a whole policy")
     recorded = read_frames(frames) if frames else ()
     said = Said(prompt, statistics)
-    made = _write(source, out_dir, form, chosen, adapter or (), recorded, said, decoder_only=decoder_only)
+    kept = f"{out_dir}.partial keeps what is done; the same command goes on from there"
+    with interruptible(lambda: kept if Path(f"{out_dir}.partial").exists() else "nothing was written yet"):
+        made = _write(source, out_dir, form, chosen, adapter or (), recorded, said, decoder_only=decoder_only)
     err.print(f"{out_dir}: {directory_bytes(out_dir) / 1e9:.3f} GB, {form}, {made}")
 
 

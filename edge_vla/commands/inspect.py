@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from edge_vla.files import file_size
 from edge_vla.options import Adapters, AsJson, Device, Kernel, PromptChoice, StatisticsFile, Vision
 from edge_vla.terminal import err, out, say, show_reading
 
@@ -80,4 +81,15 @@ def _show(description: Description) -> None:
         table.add_row(part.part, part.format, str(part.tensors), f"{part.parameters:,}", f"{part.bytes:,}")
     out.print(table)
     for name, value in description.facts.items():
-        out.print(f"{name}: {value}")
+        out.print(f"{name}: {in_words(name, value)}")
+
+
+def in_words(name: str, value: object) -> str:
+    """A fact as people write it: no brackets, no quotes; bytes with their size in words."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key.replace('_', ' ')} {one}" for key, one in value.items() if one is not None)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    if isinstance(value, int) and "bytes" in name:
+        return f"{value:,} ({file_size(value)})"
+    return str(value)

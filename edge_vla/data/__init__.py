@@ -6,15 +6,18 @@ from edge_vla.data.frames import BROKEN, Frame, episodes, open_image, read_folde
 from edge_vla.data.lerobot import find_dataset, read_lerobot
 from edge_vla.data.pictures import check_pictures
 from edge_vla.data.recorded import check_recorded, sound_action
+from edge_vla.data.series import Shown, series
 
 __all__ = [
     "BROKEN",
     "Frame",
+    "Shown",
     "check_pictures",
     "check_recorded",
     "episodes",
     "open_image",
     "read_frames",
+    "series",
     "sound_action",
     "synthetic_image",
     "write_frames",

@@ -4,13 +4,16 @@ Merge the adapter, export int4 with its ONNX graph, verify, bench against bf16 o
 run both policies closed-loop there, draw an episode, and write one report.
 """
 
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from edge_vla.artifact import Artifact
 from edge_vla.bench.plan import ClosedLoopPlan, Plan, ReferencePlan
 from edge_vla.bench.reports import markdown
+from edge_vla.bench.result import Result
 from edge_vla.bench.run import bench
 from edge_vla.data import Frame, read_frames
 from edge_vla.demo import ADAPTER, BASE, statistics_key
@@ -20,21 +23,29 @@ from edge_vla.demo.rollout import OneByOne, strip
 from edge_vla.demo.world import EVALUATION_SEEDS, FRAME_SEEDS
 from edge_vla.errors import ResourceError, UsageError
 from edge_vla.export import Progress, Recipe, export
+from edge_vla.export.vision import require_exporter
 from edge_vla.files import write_whole
 from edge_vla.runtime import load, replay
 
 WORLD: Final = 2
+UNFINISHED: Final = ".unfinished"  # a file, until everything is there
 FRAMES_PER_EPISODE: Final = 8  # at least; so many seeds give enough frames
 
 
-def tour(out: Path, episodes: int, frames: int, progress: Progress, on_progress: Callable[[str], None]) -> str:
-    """Run everything into `out`, which must not exist; returns the report, which is also `out/report.md`."""
-    if out.exists():
-        raise UsageError(f"--out {out} exists already: remove it or choose another name")
-    try:
-        out.mkdir(parents=True)
-    except OSError as error:
-        raise ResourceError(f"--out {out}: {error.strerror}") from error
+@dataclass(frozen=True)
+class Tour:
+    """What a tour leaves: the bench's result, an episode in words, and the report that is also `out/report.md`."""
+
+    result: Result
+    episode: str
+    report: str
+    next_action: str  # a command
+
+
+def tour(out: Path, episodes: int, frames: int, progress: Progress, on_progress: Callable[[str], None]) -> Tour:
+    """Run everything into `out`, which must not exist, or be what an earlier tour left unfinished: that goes first."""
+    require_exporter()
+    _make(out)
     on_progress("recording the expert's episodes in the second world")
     record(out / "frames", None, world(WORLD), FRAME_SEEDS[: -(-frames // FRAMES_PER_EPISODE)])
     recorded = read_frames(out / "frames")
@@ -53,18 +64,37 @@ def tour(out: Path, episodes: int, frames: int, progress: Progress, on_progress:
     picture, episode = strip(robot, world(WORLD), EVALUATION_SEEDS[-1], "pick")
     picture.save(out / "episode.png")
     outcome = f"{'success' if episode.success else 'no success'} in {episode.steps} steps"
-    shown = f"![an episode](episode.png)\n\n{episode.instruction!r}: {outcome}.\n"
-    report = "\n".join([markdown(result), shown, _next_steps(artifact, recorded[0], out)])
+    said = f"{episode.instruction!r}: {outcome}"
+    action = _next_action(artifact, recorded[0], out)
+    report = "\n".join([markdown(result), f"![an episode](episode.png)\n\n{said}.\n", _files(out, action)])
     write_whole(out / "report.md", report)
-    return report
+    (out / UNFINISHED).unlink()
+    return Tour(result, said, report, action)
 
 
-def _next_steps(artifact: Artifact, frame: Frame, out: Path) -> str:
+def _make(out: Path) -> None:
+    """An empty directory, marked as unfinished. UsageError if anything else is there, or there is no place for it."""
+    try:
+        if (out / UNFINISHED).exists():
+            shutil.rmtree(out)
+        elif out.exists():
+            raise UsageError(f"--out {out} exists already: remove it or choose another name")
+        out.mkdir(parents=True)
+        (out / UNFINISHED).touch()
+    except OSError as error:
+        raise ResourceError(f"--out {out}: {error.strerror}") from error
+
+
+def _files(out: Path, action: str) -> str:
     return f"""## Files
 
 - `{out}/artifact`: the int4 artifact; `edge-vla inspect {out}/artifact` describes it
 - `{out}/bench/report.html`: this report with plots, for a browser
 - `{out}/bench/result.json`: every figure with its raw counts, command, commit and device
-- one action: `edge-vla run {out}/artifact --image {out}/frames/{frame.image.name} \
---instruction "{artifact.manifest.golden[0].instruction}"`
+- one action: `{action}`
 """
+
+
+def _next_action(artifact: Artifact, frame: Frame, out: Path) -> str:
+    instruction = artifact.manifest.golden[0].instruction
+    return f'edge-vla run {out}/artifact --image {out}/frames/{frame.image.name} --instruction "{instruction}"'

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from edge_vla.bench.peers.packages import versions
+from edge_vla.bench.peers.packages import lacking, versions
 from edge_vla.errors import BackendError, UsageError
 from edge_vla.suggestions import choose
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edge_vla.checkpoint import Arithmetic, Checkpoint
     from edge_vla.openvla.evaluation import Preprocess
 
-__all__ = ["PEERS", "Engine", "load", "versions"]
+__all__ = ["PEERS", "Engine", "lacking", "load", "require", "versions"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Engine:
     description: str
     decoder: Callable[[Checkpoint, torch.dtype, torch.device, Path | None], nn.Module]
     calibrates: bool = False
+    packages: tuple[str, ...] = ("transformers",)
 
     def described(self, calibration: Path | None) -> str:
         """The description, with what it was calibrated on."""
@@ -75,6 +76,15 @@ def load(
     return PeerPolicy(checkpoint, llama, name, DTYPES[dtype], place, preprocess)
 
 
+def require(peers: Sequence[tuple[str, str | None]]) -> None:
+    """BackendError unless the packages of every requested peer are in its Python: this one's, or the one named."""
+    for name, python in peers:
+        for package in PEERS[name].packages:
+            if command := lacking(package, python):
+                where = "this Python" if python is None else python
+                raise BackendError(f"--peer {name} needs {package}, which {where} does not have: {command}")
+
+
 def _plain(
     attention: str, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, _: Path | None
 ) -> nn.Module:
@@ -112,15 +122,18 @@ PEERS: Final[Mapping[str, Engine]] = {
         "hf-sdpa with the decoder's matrices as bitsandbytes NF4, computed in bfloat16 without double quantisation: "
         "as in OpenVLA's fine-tuning script (its `load_in_4bit` gives FP4 in float32, slower and coarser)",
         partial(_bitsandbytes, 4),
+        packages=("transformers", "bitsandbytes"),
     ),
     "bnb-int8": Engine(
         "hf-sdpa with the decoder's matrices as bitsandbytes LLM.int8, outliers beyond 6 in 16 bits: "
         "as `load_in_8bit` gives it",
         partial(_bitsandbytes, 8),
+        packages=("transformers", "bitsandbytes"),
     ),
     "gptqmodel": Engine(
         "hf-sdpa with the decoder's matrices as gptqmodel's GPTQ, 4 bits in groups of 128, on the kernel it selects",
         _gptqmodel,
         calibrates=True,
+        packages=("transformers", "gptqmodel"),
     ),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import re
+import subprocess
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Final
@@ -33,6 +34,16 @@ def required(package: str) -> ModuleType:
         raise BackendError(
             f"{package} {installed} is installed but does not import ({reason}): see pip check"
         ) from error
+
+
+def lacking(package: str, python: str | None = None) -> str | None:
+    """The command that installs a package which a Python lacks; None where it is there. Nothing is imported."""
+    requirement = REQUIREMENTS.get(package, f"{package}>={OLDEST[package]}")
+    if python is None:
+        return None if _version(package) else f"pip install '{requirement}'"
+    script = f"import importlib.metadata as m; m.version({package!r})"
+    done = subprocess.run([python, "-c", script], capture_output=True, check=False)
+    return f"{python} -m pip install '{requirement}'" if done.returncode else None
 
 
 def versions() -> dict[str, str]:

@@ -10,14 +10,29 @@ from pathlib import Path
 from typing import Final
 
 from edge_vla.bench import result_file
+from edge_vla.bench.reports.brief import Line, columns, lines
 from edge_vla.bench.reports.compare import compare
 from edge_vla.bench.reports.documents import html, markdown, model_card
 from edge_vla.bench.result import Result
 from edge_vla.bench.result_file import ResultError, read
 from edge_vla.files import write_whole
 
-__all__ = ["FILES", "ResultError", "compare", "html", "markdown", "model_card", "read", "write"]
+__all__ = [
+    "FILES",
+    "Line",
+    "ResultError",
+    "columns",
+    "compare",
+    "html",
+    "left_behind",
+    "lines",
+    "markdown",
+    "model_card",
+    "read",
+    "write",
+]
 
+RAW: Final = ("latency-*.npz", "episodes-*.json")  # what reports and figures were computed from
 FILES: Final[Mapping[str, Callable[[Result], str]]] = {"report.md": markdown, "report.html": html}
 
 
@@ -28,3 +43,9 @@ def write(result: Result, directory: Path) -> list[Path]:
         write_whole(directory / name, render(result))
         written.append(directory / name)
     return written
+
+
+def left_behind(directory: Path) -> list[Path]:
+    """Every file of an earlier bench in the directory; none of anything else."""
+    patterns = (result_file.FILE, result_file.REFUSED, *FILES, *RAW)
+    return sorted(path for pattern in patterns for path in directory.glob(pattern))

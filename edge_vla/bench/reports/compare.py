@@ -6,11 +6,13 @@ Times of two devices are, with a warning.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import textwrap
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from edge_vla.bench.reports import tables, text
+from edge_vla.bench.reports.brief import SHOWN, Line
 from edge_vla.bench.reports.markdown import escaped, markdown_table
 from edge_vla.bench.reports.systems import SystemResult, systems
 from edge_vla.bench.reports.table import Columns, Row, Table, table
@@ -58,6 +60,31 @@ class Comparison:
     model: str
     warnings: Sequence[str]
     table: Table | None
+    changes: Mapping[str, Change]
+
+    def brief(self, width: int) -> list[Line]:
+        """In about ten lines: how many figures changed, those beyond their intervals by name, what to distrust."""
+        sure = {name: one for name, one in self.changes.items() if one.significant}
+        better = sum(one.better for one in sure.values())
+        equal = all(one.a == one.b for one in self.changes.values())
+        if not self.changes:
+            found = [Line("The two results have no figure in common.", "open")]
+        elif equal:
+            found = [Line(f"Nothing changed: all {len(self.changes)} figures are equal.", "good")]
+        else:
+            sentence = (
+                f"{len(self.changes)} figures: {better} better, {len(sure) - better} worse beyond their intervals."
+            )
+            found = [Line(sentence, "bad" if better < len(sure) else "good")]
+        for name, one in [*sure.items()][:SHOWN]:
+            change = f"{name}: {one.a.shown} → {one.b.shown}"
+            found += [Line(line, "good" if one.better else "bad") for line in textwrap.wrap(change, width)]
+        if len(sure) > SHOWN:
+            found.append(Line(f"and {len(sure) - SHOWN} more"))
+        for warning in self.warnings:
+            wrapped = textwrap.wrap(f"note: {warning}", width, subsequent_indent="  ")
+            found += [Line(line, "open") for line in wrapped]
+        return found
 
     def markdown(self) -> str:
         lines = [f"# {escaped(self.model)}: what changed", ""]
@@ -84,17 +111,27 @@ def compare(a: Result, b: Result) -> Comparison:
         for name, change in changes.items()
     ]
     warnings = [*_warnings(a, b), *_missing(before, after, "A"), *_missing(after, before, "B")]
-    return Comparison(a.model.name, warnings, table("What changed", "system: measure", rows, COLUMNS, ["significant"]))
+    shown = table("What changed", "system: measure", rows, COLUMNS, ["significant"])
+    return Comparison(a.model.name, warnings, shown, changes)
 
 
 COLUMNS: Final[Columns[Change]] = {
     "A": lambda one: one.a.shown,
     "B": lambda one: one.b.shown,
     "change": lambda one: (
-        f"{text.signed(one.b.value - one.a.value)} pp" if one.a.share else f"×{one.b.value / one.a.value:.3f}"
+        f"{text.signed(one.b.value - one.a.value)} pp"
+        if one.a.share
+        else (f"×{one.b.value / one.a.value:.3f}" if one.a != one.b else "equal")
     ),
     "significant": lambda one: {None: text.ABSENT, False: "no: intervals overlap", True: "yes"}[one.significant],
 }
+
+
+def _change(one: Change) -> str:
+    if one.a == one.b:
+        return "equal"
+    difference = one.b.value - one.a.value
+    return f"{text.signed(difference)} pp" if one.a.share else f"×{one.b.value / one.a.value:.3f}"
 
 
 def _warnings(a: Result, b: Result) -> Iterator[str]:
