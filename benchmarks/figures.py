@@ -41,6 +41,8 @@ from benchmarks.serve.results import (
     ServeFaultsResult,
     ServeSoakResult,
 )
+from benchmarks.tensorrt import tables as tensorrt
+from benchmarks.tensorrt.results import EngineBuildsResult, Int8VisionResult
 from benchmarks.watcher_cost import WatcherCostResult
 from edge_vla.bench.reports import markdown
 from edge_vla.bench.reports.markdown import escaped
@@ -156,6 +158,10 @@ def _chapter(one: ResultFile) -> Iterator[str]:
             yield from gpu.chapter(one.body)
         case TuneResult():
             yield from gpu.tiles(one.body)
+        case EngineBuildsResult():
+            yield from tensorrt.builds(one.body)
+        case Int8VisionResult():
+            yield from tensorrt.int8_vision(one.body)
         case _:
             yield from _served(one.body)
 

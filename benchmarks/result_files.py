@@ -32,6 +32,7 @@ from benchmarks.serve.results import (
     ServeSoakResult,
 )
 from benchmarks.study import Body
+from benchmarks.tensorrt.results import EngineBuildsResult, Int8VisionResult
 from benchmarks.watcher_cost import WatcherCostResult
 from edge_vla import typed_json
 from edge_vla.bench import result_file
@@ -48,12 +49,14 @@ BODIES: Final[Mapping[str, type[Body]]] = {
         CountedResult,
         DraftsResult,
         CpuPeersResult,
+        EngineBuildsResult,
         EngineResult,
         EpisodesResult,
         FairnessResult,
         FleetResult,
         FormatsResult,
         FuzzResult,
+        Int8VisionResult,
         InteropResult,
         LadderResult,
         OverheadResult,

@@ -57,7 +57,7 @@ def disk_errors(action: str) -> Iterator[None]:
         raise ResourceError(f"cannot {action}: {error.strerror}") from error
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_whole(path: Path, content: str | bytes | memoryview) -> None:
     """Write beside, sync, rename: a reader sees the old file or the new one, never half of it."""
     beside = path.with_name(f".{path.name}.partial")
     try:

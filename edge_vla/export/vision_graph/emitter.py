@@ -18,6 +18,7 @@ from edge_vla.artifact import VISION_SCALES
 from edge_vla.errors import ArtifactError
 from edge_vla.files import disk_errors, write_whole
 from edge_vla.runtime.gpu.staging import Entry, read_header
+from edge_vla.runtime.vision.graphs import INPUT, OUTPUT
 from edge_vla.runtime.vision.precision import Arithmetic
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 OPSET: Final = 20  # the last that TensorRT 10.3's parser reads
 IR_VERSION: Final = 9  # of ONNX 1.15, where opset 20 came
 BATCH: Final = "batch"
-INPUT: Final = "pixel_values"
-OUTPUT: Final = "image_embeddings"
+
+
 Attribute = int | float | str | Sequence[int]
 Dimension = int | str
 

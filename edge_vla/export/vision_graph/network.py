@@ -15,7 +15,8 @@ from typing import Final
 import torch
 
 from edge_vla.checkpoint.keys import TOWER_PREFIXES
-from edge_vla.export.vision_graph.emitter import BATCH, INPUT, Emitter
+from edge_vla.export.vision_graph.emitter import BATCH, Emitter
+from edge_vla.runtime.vision.graphs import INPUT
 from edge_vla.runtime.vision.precision import Arithmetic
 from edge_vla.spec import PolicySpec, TowerSpec
 

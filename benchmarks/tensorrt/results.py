@@ -1,0 +1,62 @@
+"""What the studies of vision on TensorRT write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from benchmarks.study import Target
+from edge_vla.bench.result import Interval
+
+
+@dataclass(frozen=True)
+class EngineBuild:
+    """One engine, built in a process of its own. `fused_attentions` is counted in the plan's own text."""
+
+    policy: str
+    precision: str
+    target: str
+    seconds: float  # parsing and building
+    peak_bytes: int  # resident, of the process
+    plan_bytes: int
+    attentions: int  # in the graph
+    fused_attentions: int
+    int8_linears: int
+
+
+@dataclass(frozen=True)
+class EngineBuildsResult:
+    """Strongly typed engines by TensorRT-RTX, built without a GPU; none of them was run."""
+
+    KIND: ClassVar = "tensorrt-builds"
+    VERSION: ClassVar = 1
+
+    library: str
+    builds: list[EngineBuild]
+    targets: list[Target]
+
+
+@dataclass(frozen=True)
+class VisionTokens:
+    """The demo policy's decoder in float32 behind one vision, against float32 vision on the same frames."""
+
+    vision: str
+    embeddings_error: float  # of the norm, over all frames
+    tokens: Interval  # share equal, free-running
+    actions: Interval  # share with all tokens equal
+
+
+@dataclass(frozen=True)
+class Int8VisionResult:
+    """`linears`: how many compute in int8, how many have int8 weights alone, how many keep 16 bits."""
+
+    KIND: ClassVar = "int8-vision"
+    VERSION: ClassVar = 1
+
+    frames: int
+    episodes: int
+    calibration_frames: int
+    linears: tuple[int, int, int]
+    kept: list[str]
+    visions: list[VisionTokens]
+    targets: list[Target]

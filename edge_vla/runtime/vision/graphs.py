@@ -1,0 +1,57 @@
+"""Typed vision graphs of an artifact: where they lie and what identifies them.
+
+A 16-bit graph points into the artifact's own `vision.safetensors`; the int8 graph has its own weights beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from edge_vla.artifact import VISION, Artifact
+from edge_vla.errors import BackendError
+from edge_vla.files import sha256_of
+from edge_vla.runtime.vision.precision import INT8_DATA, Precision
+
+INPUT: Final = "pixel_values"  # (batch, 3 x towers, H, W) float32
+OUTPUT: Final = "image_embeddings"  # (batch, patches, decoder width) float32
+ROWS: Final = "image_rows"  # the same in the decoder's type, as an engine ends
+
+
+@dataclass(frozen=True)
+class TypedGraph:
+    """A graph, the folder that its weights' file names mean, and the SHA-256 of that file."""
+
+    path: Path
+    folder: Path
+    weights: str
+
+    @property
+    def identity(self) -> str:
+        return hashlib.sha256(f"{sha256_of(self.path)} {self.weights}".encode()).hexdigest()
+
+
+def graph_in(folder: Path, artifact: Artifact, precision: Precision) -> TypedGraph:
+    """Of the files in `folder`, whether they exist or not."""
+    path = folder / precision.graph
+    if precision is Precision.INT8:
+        data = folder / INT8_DATA
+        return TypedGraph(path, folder, sha256_of(data) if data.is_file() else "")
+    return TypedGraph(path, artifact.directory, artifact.manifest.files[VISION].sha256)
+
+
+def find_graph(folder: Path, artifact: Artifact, precision: Precision) -> TypedGraph:
+    """The graph of this precision in the artifact's device cache; BackendError with the command that makes it."""
+    graph = graph_in(folder, artifact, precision)
+    if not graph.path.is_file() or not graph.weights:
+        raise BackendError(
+            f"no {precision.value} graph of {artifact.directory} on this device: {build_command(artifact, precision)}"
+        )
+    return graph
+
+
+def build_command(artifact: Artifact, precision: Precision) -> str:
+    frames = " --frames DIR" if precision is Precision.INT8 else ""
+    return f"edge-vla build-engine {artifact.directory} --precision {precision.value}{frames}"
