@@ -34,7 +34,7 @@ class OverheadResult:
 
     The server keeps a session per robot, so `session` is what the others are compared with. `_wire` is the
     round trip less what the server says it computed; `_cpu` what client and event loop computed beside the engine,
-    which other work on the machine does not lengthen much.
+    which other work on the machine does not lengthen much. `core`: the one where all of it ran, None where anywhere.
     """
 
     KIND: ClassVar[str] = "serve-overhead"
@@ -51,6 +51,8 @@ class OverheadResult:
     rest_wire: Spread
     rest_cpu: Spread
     targets: list[Target]
+    core: int | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
