@@ -57,6 +57,7 @@ def result(lines: Sequence[Line], here: Site, injected: Sequence[Injected], minu
         policy_ms=Percentiles(**end["policy_ms"]),
         age_ms=Percentiles(**end["age_ms"]),
         outcomes=dict(Counter(here.table.outcomes)),
+        priority=priority(),
         load_average=[round(each, 2) for each in os.getloadavg()],
         targets=targets,
     )
@@ -108,3 +109,10 @@ def _compared(ticks: Sequence[Line], here: Site, injected: Sequence[Injected]) -
         else:
             wrong += 1
     return unheard, wrong + len(sent) - reached
+
+
+def priority() -> str:
+    """How the system's scheduler treats this process."""
+    policy, niceness = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
+    named = {os.SCHED_RR: "SCHED_RR", os.SCHED_FIFO: "SCHED_FIFO"}
+    return f"{named[policy]} {os.sched_getparam(0).sched_priority}" if policy in named else f"nice {niceness}"

@@ -2,7 +2,9 @@
 
 The demo world is a camera (MJPEG over HTTP) and a robot (the reference receiver behind a relay) in this process;
 `edge-vla act` is another one, at 5 Hz. Faults are injected at known times, one after another; every turn of the loop's
-log is then held against them, and every command that the robot took against the log.
+log is then held against them, and every command that the robot took against the log. On a machine that others use,
+put `chrt --rr 1 env OMP_NUM_THREADS=1` before the command: both processes then get the processor when they need it,
+which is a few per cent of the time. One thread, because the CPU engine's threads wait for each other without sleeping.
 """
 
 from __future__ import annotations

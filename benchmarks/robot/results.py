@@ -32,7 +32,7 @@ class RobotActResult:
     `beyond`: misses in turns that no fault explains, by reason. The robot took `taken` actions, of which the loop did
     not hear in `unheard` cases because the link was cut; it refused some, by reason. `wrong`: actions that it took and
     nobody sent, or twice, or out of order, and those that were sent and did not arrive. `outcomes` of the demo world's
-    tables. `load_average` of the machine at the end, over 1, 5 and 15 minutes.
+    tables. `priority` is that of both processes, `load_average` the machine's at the end, over 1, 5 and 15 minutes.
     """
 
     KIND: ClassVar[str] = "robot-act"
@@ -54,5 +54,6 @@ class RobotActResult:
     policy_ms: Percentiles
     age_ms: Percentiles
     outcomes: dict[str, int]
+    priority: str
     load_average: list[float]
     targets: list[Target]
