@@ -21,21 +21,22 @@ class Step:
 class MessageRun:
     """`sent` images at `rate_hz`, each with a stamp of its own, and what became of them.
 
-    `lost` had no action and were not replaced by a newer image, which the node counts as `superseded`. `doubled` had
-    more than one action. `out_of_order` came after one of a later image. `wrong` is not, number for number, what
-    `policy.act` gives for that picture in the study's own process. `paced`: an image waited for the action before it.
+    `skipped` by the node, which counts why: superseded by a newer image, too old by now. `lost` had neither an action
+    nor a reason. `doubled` had more than one action. `out_of_order` came after one of a later image. `wrong` is not,
+    number for number, what `policy.act` gives for that picture in the study's own process. `unasked`: rest commands
+    while images came. `paced`: an image waited for the action before it.
     """
 
     rate_hz: float
     paced: bool
     sent: int
     answered: int
-    superseded: int
+    skipped: dict[str, int]
     lost: int
     doubled: int
     out_of_order: int
     wrong: int
-    unasked: int  # rest commands while images came
+    unasked: int
     seconds: float
     achieved_hz: float
     round_trip: Spread

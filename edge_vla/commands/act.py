@@ -234,20 +234,26 @@ def instructed(instruction: str | None, table: Table | None) -> Callable[[], str
 def opened_camera(source: str, robot: Declaration, table: Table | None) -> Camera:
     from edge_vla.robot.cameras import open_camera
     from edge_vla.robot.cameras.checked import Checked
+    from edge_vla.robot.ros2.opening import of_ros, ros_camera
 
     if source == DEMO and table is not None:
         from edge_vla.demo.robot import TableCamera
 
         return Checked(TableCamera(table), robot.camera)
+    if of_ros(source):
+        return Checked(ros_camera(source), robot.camera)
     return Checked(open_camera(source), robot.camera)
 
 
 def opened_sink(address: str, robot: Declaration, table: Table | None) -> ActionSink:
     from edge_vla.robot.links import open_link
     from edge_vla.robot.links.lines import LineSink
+    from edge_vla.robot.ros2.opening import of_ros, ros_sink
 
     if address == DEMO and table is not None:
         from edge_vla.demo.robot import TableArm
 
         return TableArm(table)
+    if of_ros(address):
+        return ros_sink(address, robot)
     return LineSink(sys.stdout) if address == STDOUT else open_link(address, robot.dims)

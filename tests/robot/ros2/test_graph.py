@@ -24,8 +24,9 @@ rclpy = pytest.importorskip("rclpy", reason="rclpy is not installed: make test-r
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
 
 from benchmarks.robot.ros2_peer import LATCHED, Peer, peering, wait_for  # noqa: E402
-from tests.robot.ros2 import nodes  # noqa: E402
-from tests.robot.ros2.nodes import INSTRUCTION, pictures, running  # noqa: E402
+from tests.robot.ros2 import example  # noqa: E402
+from tests.robot.ros2.example import INSTRUCTION, pictures  # noqa: E402
+from tests.robot.ros2.nodes import running  # noqa: E402
 
 IMAGE = "sensor_msgs/msg/Image"
 TOPIC = "/camera/image_raw"
@@ -50,7 +51,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def settings(artifact: Path, tmp_path: Path) -> dict[str, Any]:
     robot = tmp_path / "arm.toml"
-    robot.write_text(nodes.ROBOT, encoding="utf-8")
+    robot.write_text(example.ROBOT, encoding="utf-8")
     return {"artifact": str(artifact), "robot": str(robot), "instruction": INSTRUCTION}
 
 

@@ -37,8 +37,9 @@ from edge_vla.robot.ros2.typed import build
 rclpy = pytest.importorskip("rclpy", reason="rclpy is not installed: make test-ros2")
 
 from benchmarks.robot.ros2_peer import LATCHED, RELIABLE, Peer, peering, process, wait_for  # noqa: E402
-from tests.robot.ros2 import nodes  # noqa: E402
-from tests.robot.ros2.nodes import INSTRUCTION, pictures, running, slowed  # noqa: E402
+from tests.robot.ros2 import example  # noqa: E402
+from tests.robot.ros2.example import INSTRUCTION, pictures  # noqa: E402
+from tests.robot.ros2.nodes import running, slowed  # noqa: E402
 
 IMAGE = "sensor_msgs/msg/Image"
 TOPIC = "/camera/image_raw"
@@ -61,7 +62,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def settings(artifact: Path, tmp_path: Path) -> dict[str, Any]:
     robot = tmp_path / "arm.toml"
-    robot.write_text(nodes.ROBOT, encoding="utf-8")
+    robot.write_text(example.ROBOT, encoding="utf-8")
     return {"artifact": str(artifact), "robot": str(robot), "instruction": INSTRUCTION}
 
 
@@ -165,7 +166,7 @@ def test_the_newest_image_wins_and_the_executor_answers_meanwhile(settings: dict
 
 
 def test_a_stale_image_moves_nothing_and_a_moving_robot_rests(settings: dict[str, Any], peer: Peer) -> None:
-    Path(settings["robot"]).write_text(nodes.IMPATIENT, encoding="utf-8")
+    Path(settings["robot"]).write_text(example.IMPATIENT, encoding="utf-8")
     with running(**settings) as node:
         diagnostics = peer.collect(DIAGNOSTICS, "/diagnostics")
         camera, actions = started(peer)
@@ -195,7 +196,7 @@ def test_a_picture_without_colours_is_refused_by_name(settings: dict[str, Any], 
 
 
 def test_a_camera_that_froze_or_went_dark_holds_the_robot(settings: dict[str, Any], peer: Peer) -> None:
-    Path(settings["robot"]).write_text(nodes.IMPATIENT, encoding="utf-8")
+    Path(settings["robot"]).write_text(example.IMPATIENT, encoding="utf-8")
     with running(**settings) as node:
         diagnostics = peer.collect(DIAGNOSTICS, "/diagnostics")
         camera, actions = started(peer)
@@ -325,7 +326,7 @@ def test_a_twist_and_a_trajectory_are_what_their_classes_say(settings: dict[str,
         wait_for(lambda: twists and grips)
         header = twists[0].header
         assert (header.stamp.sec, header.stamp.nanosec, header.frame_id) == (stamp.sec, stamp.nanosec, "camera")
-    Path(settings["robot"]).write_text(nodes.JOINTS, encoding="utf-8")
+    Path(settings["robot"]).write_text(example.JOINTS, encoding="utf-8")
     joints = {"action_form": "trajectory", "joint_names": ["a", "b", "c", "d", "e", "f"], "start_pose": [0.0] * 7}
     with running(**settings | joints):
         found, grips = peer.collect(TRAJECTORY, "/edge_vla/action"), peer.collect(FLOAT, "/edge_vla/gripper")
