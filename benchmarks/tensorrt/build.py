@@ -84,7 +84,7 @@ def one(policy: str, precision: Precision, target: str, graph: Path) -> EngineBu
     from edge_vla.runtime.vision.tensorrt.build import BuildOptions, build
     from edge_vla.runtime.vision.tensorrt.library import RTX, library
 
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     plan = build(library((RTX,)), TypedGraph(graph, graph.parent, ""), BuildOptions(target=target))
     text = graph.read_bytes()
     return EngineBuild(
@@ -92,6 +92,7 @@ def one(policy: str, precision: Precision, target: str, graph: Path) -> EngineBu
         precision=precision.value,
         target=target,
         seconds=round(time.perf_counter() - started, 1),
+        cpu_seconds=round(time.process_time() - used, 1),
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         plan_bytes=plan.nbytes,
         attentions=len(re.findall(rb"\x07Softmax", text)),

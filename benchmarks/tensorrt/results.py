@@ -17,6 +17,7 @@ class EngineBuild:
     precision: str
     target: str
     seconds: float  # parsing and building
+    cpu_seconds: float  # of all threads; less than `seconds` where the machine was busy
     peak_bytes: int  # resident, of the process
     plan_bytes: int
     attentions: int  # in the graph

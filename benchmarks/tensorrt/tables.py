@@ -11,12 +11,13 @@ from benchmarks.tensorrt.results import EngineBuildsResult, Int8VisionResult
 def builds(result: EngineBuildsResult) -> Iterator[str]:
     yield f"{result.library}, strongly typed, batch 1, built without a GPU; no engine was run."
     yield ""
-    columns = ["towers and projector", "for", "time", "peak memory", "plan", "fused attentions", "int8 linears"]
+    columns = ["towers and projector", "for", "time", "processor time", "peak memory", "plan", "fused attentions", "int8 linears"]
     rows = [
         (
             f"{one.policy}, {one.precision}",
             one.target,
             f"{one.seconds:.0f} s",
+            f"{one.cpu_seconds:.0f} s",
             f"{one.peak_bytes / 2**30:.1f} GiB",
             f"{one.plan_bytes / 1e6:.0f} MB",
             f"{one.fused_attentions} of {one.attentions}",
