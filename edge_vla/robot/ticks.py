@@ -100,7 +100,8 @@ class Tally:
             return
         self.acted += 1
         self.last = tick
-        self._recent.append(tick.at_s)
+        if tick.at_s > 0:  # the first is at the beginning of its period, which is not over
+            self._recent.append(tick.at_s)
         for times, value in (
             (self.action_ms, tick.action_ms),
             (self.policy_ms, tick.policy_ms),

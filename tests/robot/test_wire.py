@@ -234,6 +234,24 @@ def test_what_is_no_command_is_not_written(bad: tuple[float, ...]) -> None:
         Binary().pack(Order("action", 1, 1, 1, None, bad))
 
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "act.md"
+
+
+def test_messages_are_as_the_page_shows_them() -> None:
+    """The examples of docs/act.md, byte by byte."""
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    shown = " ".join(" ".join(line.split("#")[0].split()) for line in lines)
+    order = Order("action", 7, 350_000, 1_000_000, 42_000, (1.5, -1.0))
+    end = Receiver(2, "binary", lambda: 1.0)
+    end._base, end.number, end.verdict, end.moving = 0, 7, "taken", True
+    assert wire.packed(order).hex(" ") in shown
+    assert Packets().pack(order).hex(" ") in shown
+    assert end.beat().hex(" ") in shown
+    end.framing = "json"
+    for line in (Lines().pack(order), end.beat()):
+        assert line.decode().strip() in PAGE.read_text(encoding="utf-8")
+
+
 def test_the_robot_s_end_is_one_file_of_the_standard_library(tmp_path: Path) -> None:
     copy = tmp_path / "receiver.py"
     copy.write_bytes(Path(robots_end.__file__).read_bytes())

@@ -19,7 +19,7 @@ from edge_vla.robot.cameras.pictures import decoded
 from edge_vla.robot.faces import CameraError
 
 TIMEOUT_S: Final = 5.0  # of connecting, and without a byte
-AGAIN_S: Final = (0.1, 2.0)  # between two attempts: at first, at most
+AGAIN_S: Final = (0.1, 0.5)  # between two attempts: at first, at most
 MOST: Final = 16 << 20  # bytes of a picture
 LONGEST_HEAD: Final = 8192
 EXPECTED: Final = "multipart/x-mixed-replace"

@@ -24,7 +24,7 @@ from edge_vla.robot.faces import CameraError
 
 OPEN_MS: Final = 5000  # of an RTSP stream
 READ_MS: Final = 2000
-AGAIN_S: Final = (0.2, 2.0)
+AGAIN_S: Final = (0.2, 1.0)
 REMEDY: Final = "pip install 'edge-vla[act]', or on a Jetson: sudo apt install python3-opencv"
 
 
