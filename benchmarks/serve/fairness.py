@@ -27,7 +27,7 @@ JAIN: Final = 0.98
 GOODPUT: Final = 0.9  # of the capacity, in overload
 
 
-def measure(artifact: Path, seconds: float) -> FairnessResult:
+def measure(artifact: Path, seconds: float, note: str = "") -> FairnessResult:
     """`seconds` per load."""
     pictures = frames(artifact, FRAMES)
     with serving(artifact) as server:
@@ -43,6 +43,7 @@ def measure(artifact: Path, seconds: float) -> FairnessResult:
         capacity_per_s=capacity,
         loads=loads,
         overload=overload,
+        note=note,
         targets=[
             Target("Jain's index, least of the loads", min(load.jain for load in loads), "at least", JAIN),
             Target("Jain's index in overload", overload.jain, "at least", JAIN),
@@ -58,10 +59,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--artifact", type=Path, help="made from the demo policy where there is none")
     parser.add_argument("--seconds", type=float, default=60.0, help="per load")
+    parser.add_argument("--note", default="", help="what else the machine does, for the result")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         artifact = demo_artifact(given.artifact or Path(scratch) / "artifact")
-        study.write_result(given.out, measure(artifact, given.seconds))
+        study.write_result(given.out, measure(artifact, given.seconds, given.note))
 
 
 if __name__ == "__main__":

@@ -98,6 +98,7 @@ class FairnessResult:
     loads: list[Load]
     overload: Load
     targets: list[Target]
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

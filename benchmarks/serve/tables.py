@@ -36,6 +36,14 @@ def overhead(result: OverheadResult) -> Iterator[str]:
     }
     size = " x ".join(map(str, result.image[:2]))
     yield from table([f"{size} pixels, milliseconds", "actions", "p5", "p50", "p99"], map(_times, rows, rows.values()))
+    yield from note(result.note if result.core is None else "; ".join(filter(None, ["all on one core", result.note])))
+
+
+def note(text: str) -> Iterator[str]:
+    """What else the machine did, where a result says so."""
+    if text:
+        yield ""
+        yield f"Note: {text}."
 
 
 def _times(name: str, spread: Spread) -> list[str]:
@@ -46,6 +54,7 @@ def fairness(result: FairnessResult) -> Iterator[str]:
     yield from targets("demo policy, int4", result.targets)
     yield ""
     yield from table(LOAD_COLUMNS, map(_load, (*result.loads, result.overload)))
+    yield from note(result.note)
 
 
 def soak(result: ServeSoakResult) -> Iterator[str]:
@@ -54,9 +63,7 @@ def soak(result: ServeSoakResult) -> Iterator[str]:
     yield from table(LOAD_COLUMNS, [_load(result.load)])
     yield ""
     yield f"Resident memory: {result.rss_start_mib:.1f} MiB, at the end {result.rss_end_mib:.1f} MiB."
-    if result.note:
-        yield ""
-        yield f"Note: {result.note}."
+    yield from note(result.note)
 
 
 def _load(load: Load) -> list[str]:
