@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_vla.artifact import MANIFEST, Artifact
-from edge_vla.bench import latency, schedule
+from edge_vla.bench import latency, power, schedule
 from edge_vla.bench.memory import Mark, Watcher
 from edge_vla.bench.messages import Loaded, System
 from edge_vla.bench.result import (
@@ -37,6 +37,7 @@ from edge_vla.bench.result import (
 from edge_vla.bench.schedule import Record, Warmed
 from edge_vla.bench.systems import WorkerProcess
 from edge_vla.checkpoint import key_table
+from edge_vla.device.energy import Meter, Stretch, nvml_or_none
 from edge_vla.device.memory import available_bytes
 from edge_vla.errors import BackendError, EdgeVLAError, ResourceError
 from edge_vla.files import write_whole
@@ -58,6 +59,8 @@ class Measured:
     loaded: Loaded
     warmed: Warmed = field(init=False)
     runs: list[list[Record]] = field(default_factory=list)
+    stretches: list[Stretch] = field(default_factory=list)  # one a run
+    no_sensor: str | None = None
     paced: dict[float, list[Record]] = field(default_factory=dict)
     repeated: list[Record] = field(default_factory=list)
     varied: list[Record] = field(default_factory=list)  # in turns with the repeated ones
@@ -127,6 +130,7 @@ def measure(
     """Every system of one group: what it measured, or why it could not be measured."""
     found: dict[str, Measured | str] = {}
     running: dict[str, Running] = {}
+    meter = Meter(library=nvml_or_none())
     with ExitStack() as stack:
 
         @contextmanager
@@ -153,7 +157,7 @@ def measure(
             if name in running:
                 on_progress(f"timing {turn + 1} of {len(order)}: {name}")
                 with dropped_on_error(name):
-                    _block(running[name], latency.PROFILES[profile])
+                    _block(running[name], latency.PROFILES[profile], meter)
         for name, one in running.items():
             on_progress(f"{name}: timing repeated frames and paced queries")
             try:
@@ -177,11 +181,14 @@ def _start(stack: ExitStack, system: System, frames: Path, limit: int | None) ->
     return Running(process, watcher, watcher.mark(), measured)
 
 
-def _block(running: Running, profile: latency.Profile) -> None:
+def _block(running: Running, profile: latency.Profile, meter: Meter) -> None:
     measured, turns = running.measured, 2 * ROUNDS
     queries = max(1, -(-profile.count(measured.warmed.p50_ms) // turns))
     done = len(measured.runs) * queries
-    measured.runs.append(measured.query(running.process, range(done, done + queries)))
+    run, stretch = meter.during(lambda: measured.query(running.process, range(done, done + queries)))
+    measured.runs.append(run)
+    measured.stretches.append(stretch)
+    measured.no_sensor = meter.found.withheld
 
 
 def _alone(running: Running, paces_hz: Sequence[float]) -> None:
@@ -213,6 +220,7 @@ def record(performance: Performance, measured: Measured, name: str, out: Path) -
         paced = latency.summary([run], mode, period_s=1 / hz)
         performance.latency[mode] = _with_samples(paced, [run], name, out)
     performance.memory = measured.memory
+    performance.power = power.summary(measured.stretches, sum(map(len, measured.runs)), measured.no_sensor)
     performance.kernels = measured.loaded.kernels
 
 

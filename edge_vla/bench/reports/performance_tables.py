@@ -9,7 +9,7 @@ from typing import Final
 from edge_vla.bench.reports import text
 from edge_vla.bench.reports.systems import systems, timed
 from edge_vla.bench.reports.table import Columns, Row, Table, table
-from edge_vla.bench.result import Latency, Memory, Result, Stage, StageProfile
+from edge_vla.bench.result import Energy, Latency, Memory, PowerDraw, Result, Stage, StageProfile
 from edge_vla.device.limits import WHOLE, Limits, StageLimit
 
 TOTAL: Final = "total"  # the whole action, as a policy names its time
@@ -76,6 +76,54 @@ def memory(result: Result) -> Table | None:
         "GPU peak of torch": lambda one: text.size(one.cuda.allocated_peak_bytes if one.cuda else None),
     }
     return table("Memory of the system's own process", "system", rows, columns)
+
+
+def energy(result: Result) -> Table | None:
+    """A row for each system and sensor; one that says why, where there is no figure."""
+    rows = list[Row[Energy | str]]()
+    for system in systems(result):
+        if (power := system.performance.power) is None:
+            continue
+        rows += [Row(f"{system.name}, {one.sensor}", one) for one in power.energy]
+        if power.withheld is not None:
+            rows.append(Row(system.name, power.withheld))
+    columns: Columns[Energy | str] = {
+        "energy of an action": lambda one: _of_energy(one, lambda one: f"{text.number(one.joules_per_action)} J"),
+        "mean": lambda one: _of_energy(one, lambda one: f"{text.number(one.mean_w)} W"),
+        "highest": lambda one: _of_energy(
+            one, lambda one: text.ABSENT if one.highest_w is None else f"{text.number(one.highest_w)} W"
+        ),
+        "actions": lambda one: _of_energy(one, lambda one: f"{one.actions:,}"),
+        "withheld": lambda one: one if isinstance(one, str) else text.ABSENT,
+    }
+    return table("Energy, all that the sensor covers, idle or not", "system, sensor", rows, columns)
+
+
+def _of_energy(one: Energy | str, write: Callable[[Energy], str]) -> str:
+    return text.ABSENT if isinstance(one, str) else write(one)
+
+
+def throttling(result: Result) -> Table | None:
+    rows = [Row(one.name, one.performance.power) for one in systems(result) if one.performance.power is not None]
+    columns: Columns[PowerDraw] = {
+        "GPU slowed by": lambda one: ", ".join(one.throttling.gpu) or text.ABSENT,
+        "CPU throttled": lambda one: _events(one.throttling.cpu_events),
+        "over-current": lambda one: _events(one.throttling.over_current_events),
+        "hottest": _hottest,
+    }
+    return table("Throttling while actions were timed", "system", rows, columns)
+
+
+def _events(count: int | None) -> str:
+    return text.ABSENT if count is None else f"{count} times"
+
+
+def _hottest(one: PowerDraw) -> str:
+    zones = one.throttling.temperatures_c
+    if not zones:
+        return text.ABSENT
+    zone = max(zones, key=lambda name: zones[name].highest)
+    return f"{zone} {zones[zone].lowest:.0f} to {zones[zone].highest:.0f} °C"
 
 
 def _weights(part: str, one: Memory) -> str:

@@ -57,6 +57,13 @@ def sections(result: Result) -> list[Section]:
         ),
         Section("speed", "How fast is it?", list(figures.speed(result))),
         Section("memory", "How large is it?", list(figures.memory(result))),
+        Section(
+            "power",
+            "What does it draw?",
+            found=[performance_tables.energy(result), performance_tables.throttling(result)],
+            says="Of the queries timed back to back. A sensor counts all that it covers, other systems' loaded weights "
+            "too; sensors are not added, for one may contain another.",
+        ),
         Section("peers", "Beside other engines", found=[tables.peers(result), tables.against_peers(result)]),
         Section(
             "limits",

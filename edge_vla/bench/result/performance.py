@@ -7,6 +7,7 @@ from typing import Final
 
 from edge_vla.bench.result.agreement import Count
 from edge_vla.device.limits import Limits
+from edge_vla.device.sensors import Range
 
 BACK_TO_BACK: Final = "back to back"  # the latency mode without pauses
 
@@ -124,12 +125,44 @@ class SpeedRatio:
     blocks: Count
 
 
+@dataclass(frozen=True, kw_only=True)
+class Energy:
+    """Joules of an action by one sensor, all that it covers included, idle or not. No sum: one may contain another."""
+
+    sensor: str  # and what it covers
+    joules_per_action: float
+    mean_w: float
+    highest_w: float | None  # None from a counter of joules, which shows no peaks
+    actions: Count
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throttling:
+    """What lowered clocks while actions were timed; a count is None where the system has no counter."""
+
+    gpu: list[str]
+    cpu_events: Count | None
+    over_current_events: Count | None
+    temperatures_c: dict[str, Range]  # by zone; empty where none is visible
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerDraw:
+    """Of the blocks timed back to back. `withheld` says why there is no figure; there is never a zero instead."""
+
+    energy: list[Energy]
+    withheld: str | None
+    throttling: Throttling
+
+
 @dataclass(kw_only=True)
 class Performance:
     """Latency by mode, memory and what ran; filled while the run goes on."""
 
     latency: dict[str, Latency] = field(default_factory=dict)
     memory: Memory | None = None
+    power: PowerDraw | None = None
     kernels: dict[str, str] = field(default_factory=dict)
     timed_tokens: TimedTokens | None = None
     ratio_to: dict[str, SpeedRatio] = field(default_factory=dict)  # by candidate
