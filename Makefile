@@ -42,6 +42,11 @@ test-laws: .venv/ready
 test-clients: .venv/ready
 	$(BIN)/python -m tests.clients --environments .venv-clients $(CLIENTS)
 
+# The C engine under address and undefined-behaviour sanitizers, random shapes on every target that runs here (minutes).
+.PHONY: test-sanitizers
+test-sanitizers: .venv/ready
+	$(BIN)/python -m pytest -m slow tests/runtime/cpu/test_random_shapes.py
+
 # The GPU kernels in Triton's interpreter, and compiled for every chip in the table (minutes). Nothing else uses Triton,
 # which takes 700 MB, so it has its own environment on top of .venv.
 test-kernels: .venv-triton/ready

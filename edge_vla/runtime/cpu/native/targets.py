@@ -65,9 +65,10 @@ TARGETS: Final = (  # the fastest of each machine first
     _arm("neon", "asimd", "armv8-a"),
     SCALAR,
 )  # fmt: skip
+# Those that the C files have an implementation of.
 WRITTEN: Final = frozenset(
-    {"avx512-bf16", "avx512-vnni", "avx512", "avx2-vnni", "avx2", "scalar"}
-)  # those that the C files have an implementation of
+    {"avx512-bf16", "avx512-vnni", "avx512", "avx2-vnni", "avx2"} | {"neon-dotprod", "neon"} | {"scalar"}
+)
 
 
 def written(of: str | None = None) -> tuple[Target, ...]:
