@@ -13,9 +13,10 @@ from xml.etree import ElementTree
 import pytest
 
 from edge_vla.bench import reports
-from edge_vla.bench.reports import agreement_tables, figures, performance_tables, tables
+from edge_vla.bench.reports import agreement_tables, figures, performance_tables, tables, verdicts
 from edge_vla.bench.reports.charts import Scale
 from edge_vla.bench.reports.markdown import escaped
+from edge_vla.bench.reports.text import part as share_of
 from edge_vla.bench.result import BACK_TO_BACK, Model, Result, Stage
 from edge_vla.errors import ResourceError, UsageError
 from tests.bench import sample_parts as parts
@@ -123,7 +124,7 @@ def test_every_figure_says_how_to_read_it() -> None:
     page = reports.html(sample_result())
     root = ElementTree.fromstring(page[page.index("<body>") : page.index("</html>")].replace("tabindex", "data-t"))
     drawn = [figure for figure in root.iter("figure") if figure.get("class") != "card"]
-    assert len(drawn) == 9
+    assert len(drawn) == 10
     for figure in drawn:
         caption = figure.find("figcaption")
         assert caption is not None
@@ -304,3 +305,40 @@ def test_segments_of_a_bar_follow_one_another() -> None:
         assert bar[0][0] == 0
         assert all(end == pytest.approx(start) for (_, end), (start, _) in pairwise(bar))
         assert bar[-1][1] <= 100 + 1e-6
+
+
+def test_the_first_screen() -> None:
+    """The headline, the picture, then every gate of every candidate with its direction and bound; then the rest."""
+    result = sample_result()
+    page = reports.html(result)
+    body = page[page.index("<body>") :]
+    title = verdicts.headline(result)
+    places = [body.index(mark) for mark in (f"<h1>{title}</h1>", result.model.scope, "<svg", 'class="matrix"', "<nav")]
+    assert places == sorted(places)
+    grid = body[body.index('class="matrix"') : body.index("<nav")]
+    assert [name for name in dict.fromkeys(gate.name for gate in result.gates) if name not in grid] == []
+    assert grid.count("✕") == sum(gate.passed is False for gate in result.gates)
+    assert "≤" in grid or "≥" in grid
+
+
+@pytest.mark.parametrize(("share", "shown"), [(0.62, "62.0%"), (1.04, "104.0%"), (1.06, "withheld"), (None, "–")])
+def test_more_than_the_whole_is_withheld(share: float | None, shown: str) -> None:
+    assert share_of(share).startswith(shown)
+
+
+def test_conditions_hold_no_empty_row_and_no_dictionary() -> None:
+    rows = tables.conditions(sample_result()).rows
+    assert all(value != "–" and "{" not in value and "None" not in value for _, value in rows)
+    assert any(name == "declared for 4 bits" and "25.0%" in value for name, value in rows)
+
+
+def test_a_headline_for_every_end() -> None:
+    result = sample_result()
+    gates = result.gates
+    for passed, start in ((True, "Passed: "), (False, "Failed: "), (None, "Undecided: ")):
+        result.gates = [dataclasses.replace(gate, passed=passed) for gate in gates]
+        assert verdicts.headline(result).startswith(start)
+    result.gates = [dataclasses.replace(gate, passed=True if i else None) for i, gate in enumerate(gates)]
+    assert verdicts.headline(result).endswith("; 1 needs more.")
+    result.gates = []
+    assert "no gates" in verdicts.headline(result)

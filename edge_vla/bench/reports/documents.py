@@ -15,7 +15,7 @@ from typing import Final
 import jinja2
 from markupsafe import Markup
 
-from edge_vla.bench.reports import agreement_tables, performance_tables, tables, text
+from edge_vla.bench.reports import agreement_tables, figures, performance_tables, tables, text, verdicts
 from edge_vla.bench.reports.markdown import escaped, markdown_table
 from edge_vla.bench.reports.sections import sections
 from edge_vla.bench.reports.systems import failures
@@ -31,7 +31,10 @@ NO_BREAK: Final = "\u00a0"
 
 def html(result: Result) -> str:
     conditions = tables.conditions(result)
-    return _template("page.html.j2").render(result=result, sections=sections(result), conditions=conditions)
+    first = figures.first(result)
+    return _template("page.html.j2").render(
+        result=result, sections=sections(result), conditions=conditions, first=first
+    )
 
 
 def markdown(result: Result) -> str:
@@ -89,7 +92,7 @@ def _template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters.update(code=_code, image=_image, table=_table, tight=_tight)
-    environment.globals.update(tables=tables, text=text, failures=failures)
+    environment.globals.update(tables=tables, text=text, verdicts=verdicts, failures=failures)
     return environment.get_template(name)
 
 

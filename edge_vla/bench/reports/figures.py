@@ -45,6 +45,20 @@ def agreement(result: Result) -> Iterator[Figure]:
         )
 
 
+def first(result: Result) -> Figure | None:
+    """The picture that a report begins with: each candidate's tokens beside the noise floor's."""
+    table, found = agreement_tables.agreement(result), compared(result)
+    if table is None or not any(system.role == "candidate" for system, _ in found):
+        return None
+    return Figure(
+        "The reference's token, given its previous ones",
+        "Share of tokens that are the reference's, with 95 % intervals. Compare with the floor, which is the reference "
+        "against itself with its rounding changed, not with 100 %.",
+        Intervals("same token, %", {system.name: [_range(system, own.teacher_forced)] for system, own in found}),
+        table,
+    )
+
+
 def _by_dimension(result: Result) -> Intervals:
     """One floor is drawn, the first; the table has them all."""
     found = compared(result)

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from edge_vla.bench.provenance import Provenance
-from edge_vla.bench.reports import text
+from edge_vla.bench.reports import text, verdicts
 from edge_vla.bench.reports.agreement_tables import flips_of
 from edge_vla.bench.reports.systems import REFERENCE, SystemResult, systems
 from edge_vla.bench.reports.table import Columns, Mark, Row, Table, table
 from edge_vla.bench.result import (
     AgainstPeer,
+    Bounds,
     DeclaredGates,
     Gate,
     PairedOutcome,
@@ -38,9 +39,9 @@ def unpublishable(result: Result) -> list[str]:
     return state.unpublishable_because or ["no reason was recorded"]
 
 
-def gates_by(result: Result, *verdicts: bool | None) -> list[Gate]:
+def gates_by(result: Result, *passed: bool | None) -> list[Gate]:
     """The gates with these verdicts, in the verdicts' order."""
-    return [gate for verdict in verdicts for gate in result.gates if gate.passed is verdict]
+    return [gate for verdict in passed for gate in result.gates if gate.passed is verdict]
 
 
 def gate_name(gate: Gate) -> str:
@@ -59,16 +60,17 @@ def verdict(result: Result) -> str:
     return sentence + (f"; failed: {', '.join(failed)}." if failed else ".")
 
 
-def gates(result: Result, *verdicts: bool | None) -> Table | None:
+def gates(result: Result, *passed: bool | None) -> Table | None:
     """The gates with these verdicts; without any, all gates: failed first, then undecided."""
     columns: Columns[Gate] = {
         "verdict": lambda gate: VERDICTS[gate.passed],
-        "value": lambda gate: text.number(gate.value),
-        "bound": lambda gate: text.number(gate.bound),
+        "value": verdicts.value,
+        "bound": verdicts.bound,
+        "to decide": lambda gate: str(verdicts.missing(gate, result) or ""),
         "why": lambda gate: gate.why,
     }
-    rows = [Row(gate_name(gate), gate, MARKS[gate.passed]) for gate in gates_by(result, *(verdicts or VERDICTS))]
-    return table("Gates", "gate", rows, columns, prose=["verdict", "why"])
+    rows = [Row(gate_name(gate), gate, MARKS[gate.passed]) for gate in gates_by(result, *(passed or VERDICTS))]
+    return table("Gates", "gate", rows, columns, prose=["verdict", "to decide", "why"])
 
 
 def summary(result: Result) -> Table | None:
@@ -196,11 +198,21 @@ def conditions(result: Result) -> Table:
     facts |= _fields(provenance, "", without=["device_state"])
     if provenance.device_state is not None:
         facts |= _fields(provenance.device_state, "", without=["publishable", "unpublishable_because"])
-    facts |= _fields(result.gates_declared, "declared: ")
-    rows = [list(fact) for fact in facts.items()]
+    facts |= _fields(result.gates_declared, "declared: ", without=["by_bits"])
+    facts |= {f"declared for {bits} bits": _declared(bounds) for bits, bounds in result.gates_declared.by_bits.items()}
+    rows = [list(fact) for fact in facts.items() if fact[1] != text.ABSENT]
     return Table("How it was measured", ["what", "value"], rows, prose=["value"])
 
 
 def _fields(one: Provenance | DeviceState | DeclaredGates, prefix: str, without: Sequence[str] = ()) -> dict[str, str]:
     names = [field.name for field in dataclasses.fields(one) if field.name not in without]
     return {prefix + name.replace("_", " "): text.value_of(getattr(one, name)) for name in names}
+
+
+def _declared(bounds: Bounds) -> str:
+    return (
+        f"at most: tokens {text.share(bounds.tokens_below_floor)} and free-running tokens "
+        f"{text.share(bounds.actions_below_floor)} below the noise floor, gripper flips "
+        f"{text.share(bounds.gripper_flips_above_floor)} above it; high-margin flips "
+        f"{text.share(bounds.high_margin_flips)}"
+    )

@@ -8,6 +8,7 @@ from typing import Final
 
 from edge_vla.bench.result import Interval
 
+EXCESS: Final = 0.05  # of a share, that the measurement of two quantities explains
 ABSENT: Final = "–"
 
 
@@ -21,6 +22,13 @@ def share(value: float | None, digits: int = 1) -> str:
     if 0 < value < 1 and text == f"{0:.{digits}%}":
         return f"<{step:.{digits}f}%"
     return text
+
+
+def part(value: float | None) -> str:
+    """A share of what is there: more than 105 % is withheld, for then one of the two was not measured as it ran."""
+    if value is not None and value > 1 + EXCESS:
+        return "withheld: above the whole, so one of the two was disturbed"
+    return share(value)
 
 
 def interval(value: Interval | None) -> str:
@@ -106,6 +114,7 @@ def value_of(value: object) -> str:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
+        value = {key: entry for key, entry in value.items() if value_of(entry) != ABSENT}
         nested = any(isinstance(entry, Mapping) for entry in value.values())
         names = [str(key).replace("_", " ") + (": " if nested else " ") for key in value]
         separator = "; " if nested else ", "

@@ -39,11 +39,11 @@ def at_least(gate: Gate) -> bool:
 
 
 def bound(gate: Gate) -> str:
-    """`≥ 60.7%`, `≤ 2.0%`, `none`."""
+    """`≥ 60.7%`, `≤ 2.0%`, `= 0`."""
     if gate.bound is None:
         return text.ABSENT
     if not at_least(gate) and gate.bound == 0:
-        return "none"
+        return "= 0"
     return f"{'≥' if at_least(gate) else '≤'} {_figure(gate, gate.bound)}"
 
 
@@ -88,6 +88,21 @@ def _more_frames(share: Interval, limit: float, count: int) -> Needed | None:
     if gap <= 0 or not 0 < (times := (reach / gap) ** 2) < WORTH:
         return None
     return Needed("frames", max(1, math.ceil(count * (times - 1))))
+
+
+@dataclass(frozen=True)
+class GateRow:
+    """One gate of every candidate, in the candidates' order; None where a candidate has no such gate."""
+
+    name: str
+    cells: list[Gate | None]
+
+
+def matrix(result: Result) -> list[GateRow]:
+    """Gates by candidates: rows with a failure first, then those undecided."""
+    names = list(dict.fromkeys(gate.name for gate in result.gates))
+    by_place = {(gate.name, gate.system): gate for gate in result.gates}
+    return [GateRow(name, [by_place.get((name, row.name)) for row in result.candidates]) for name in names]
 
 
 def headline(result: Result) -> str:
