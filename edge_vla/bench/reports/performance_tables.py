@@ -145,7 +145,7 @@ LIMIT: Final[Columns[StageLimit]] = {
     "bytes alone": lambda stage: text.milliseconds(stage.bytes_ms),
     "arithmetic alone": lambda stage: text.milliseconds(stage.operations_ms),
     "limit": lambda stage: text.milliseconds(stage.limit_ms),
-    "limit ÷ measured": lambda stage: text.share(stage.share),
+    "limit ÷ measured": lambda stage: text.part(stage.share),
 }
 
 
