@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edge_vla.serve.loading import Choices
     from edge_vla.serve.logs import LogFormat
     from edge_vla.serve.middle import Middle, Ready
+    from edge_vla.serve.tokens import Token
 
 log = logging.getLogger("edge_vla.serve")
 PACKAGES = ("msgpack", "prometheus_client", "starlette", "uvicorn", "websockets", "zmq")
@@ -55,7 +56,9 @@ def serve(
     artifact: Annotated[Path, typer.Argument(help="An artifact's directory.")],
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port; 0 takes a free one.")] = 8000,
-    token_file: Annotated[Path | None, typer.Option(help=f"A file with the token; or set {TOKEN}.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help=f"A token a line, its limits behind it; or set {TOKEN}.")
+    ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Let a network ask without a token.")] = False,
     tls_cert: Annotated[Path | None, typer.Option(help="A certificate (PEM), for wss and https.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
@@ -97,7 +100,7 @@ def serve(
     options = ServeOptions(
         host=host,
         port=port,
-        token=read_token(token_file),
+        tokens=read_tokens(token_file),
         insecure=insecure,
         tls_cert=tls_cert,
         tls_key=tls_key,
@@ -218,7 +221,7 @@ def require_extra(packages: Sequence[str], extra: str) -> None:
 
 
 def read_token(path: Path | None) -> str | None:
-    """The token: a file's only line, or the environment's. Never an argument, which every process could read."""
+    """A client's token: a file's only line, or the environment's. Never an argument, which every process could read."""
     if path is None:
         return os.environ.get(TOKEN) or None
     try:
@@ -228,6 +231,24 @@ def read_token(path: Path | None) -> str | None:
     if not token or len(token.split()) != 1:
         raise UsageError(f"--token-file {path}: expected one line with one token: openssl rand -hex 32 > {path}")
     return token
+
+
+def read_tokens(path: Path | None) -> tuple[Token, ...]:
+    """A file's tokens, or the environment's one. Never an argument, which every process could read."""
+    from edge_vla.serve.tokens import FORM, Token, parse
+
+    if path is None:
+        given = os.environ.get(TOKEN)
+        return (Token(given),) if given else ()
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResourceError(f"--token-file {path} cannot be read: {error}") from error
+    except UsageError as error:
+        raise UsageError(f"--token-file {path}: {error}") from error
+    if not found:
+        raise UsageError(f"--token-file {path}: expected lines of {FORM}: openssl rand -hex 32 > {path}")
+    return found
 
 
 def read_instructions(path: Path | None) -> tuple[str, ...]:

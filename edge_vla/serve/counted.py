@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edge_vla.serve.messages import Metadata, Observation, RefusedError, Reply
 from edge_vla.serve.middle import Middle
+from edge_vla.serve.tokens import CALLER
 
 
 class Counted:
@@ -21,6 +22,12 @@ class Counted:
         return self._host.ready
 
     async def act(self, observation: Observation) -> Reply:
+        caller = CALLER.get()
+        if caller is not None:
+            try:
+                caller.spend()
+            except RefusedError as error:
+                raise self.refused(error) from None
         return await self._host.act(observation, self.proto)
 
     def reset(self, robot: str) -> None:

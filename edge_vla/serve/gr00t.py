@@ -8,7 +8,6 @@ GR00T's own OpenX and LIBERO configurations use, as (B, 1, 1) float32, in N1.5 a
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from edge_vla.serve.gr00t_fields import AXES, CAMERAS, LANGUAGE, Asked, read
 from edge_vla.serve.limits import Limits
 from edge_vla.serve.messages import Code, RefusedError, Reply, Service
 from edge_vla.serve.problem import counted
+from edge_vla.serve.tokens import CALLER, Callers
 
 log = logging.getLogger(__name__)
 ANSWERED: Final = 4  # times the body's limit: up to here a message is read and refused, above its sender is cut off
@@ -48,7 +48,7 @@ async def serve_zmq(
     service: Service,
     address: str,
     limits: Limits,
-    token: str | None = None,
+    callers: Callers | None = None,
     *,
     on_bound: Callable[[str], None] = lambda _: None,
 ) -> None:
@@ -59,12 +59,12 @@ async def serve_zmq(
         socket.setsockopt(zmq.RCVHWM, 2)  # messages of one client that wait
         socket.bind(address)
         on_bound(socket.getsockopt_string(zmq.LAST_ENDPOINT))
-        await _Server(service, socket, limits, token).run()
+        await _Server(service, socket, limits, callers or Callers()).run()
 
 
 class _Server:
-    def __init__(self, service: Service, socket: zmq.asyncio.Socket, limits: Limits, token: str | None) -> None:
-        self.service, self.socket, self.limits, self.token = service, socket, limits, token
+    def __init__(self, service: Service, socket: zmq.asyncio.Socket, limits: Limits, callers: Callers) -> None:
+        self.service, self.socket, self.limits, self.callers = service, socket, limits, callers
         self.peers: dict[bytes, _Peer] = {}
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -109,9 +109,10 @@ class _Server:
 
     def _authorise(self, message: dict[str, Value]) -> None:
         given = message.get("api_token")
-        text = given if isinstance(given, str) else ""
-        if self.token is not None and not hmac.compare_digest(text.encode(), self.token.encode()):
+        caller = self.callers.find(given if isinstance(given, str) else "")
+        if caller is None:
             raise RefusedError(Code.UNAUTHORISED, "api_token is missing or wrong: give the client this server's")
+        CALLER.set(caller)  # for this message's task, and those it starts
 
     async def _answer(self, message: dict[str, Value], peer: _Peer, received_ns: int) -> object:
         endpoint = message.get("endpoint", "get_action")

@@ -6,7 +6,6 @@ ASGI and uvicorn only; knows neither observations nor a protocol.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import ipaddress
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -21,10 +20,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edge_vla.serve.messages import Code, RefusedError, Service
 from edge_vla.serve.problem import counted, response
+from edge_vla.serve.tokens import CALLER, Caller, Callers, Token
 
 OPEN: Final = ("/", "/healthz", "/readyz")  # a supervisor has no token, and the page asks for it
 GOING_AWAY: Final = 1001
 LOCAL: Final = ("localhost", "127.0.0.1", "::1")
+STRANGER: Final = Caller(Token(""))  # on a path that is open to all, where no observation is asked for
 
 
 def is_loopback(host: str) -> bool:
@@ -39,12 +40,12 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True)
 class Access:
-    """`token` None: anybody who can connect. `local`: names of this machine are the only ones a request may call it by.
+    """`callers`: whose tokens are known. `local`: names of this machine are the only ones a request may call it by.
 
     The last keeps a page in a browser from reaching a loopback server by a name of its own that resolves to 127.0.0.1.
     """
 
-    token: str | None
+    callers: Callers
     local: bool
     origins: Collection[str] = ()
 
@@ -61,33 +62,41 @@ class Guard:
             await self.app(scope, receive, send)
             return
         path = scope["path"] if scope["type"] == "http" else ""
-        refusal = self._refusal(Headers(scope=scope), path)
-        if refusal is not None:
-            await _deny(counted(self.service, refusal), scope, receive, send)
-        elif scope["type"] == "http":
+        try:
+            caller = self._caller(Headers(scope=scope), path)
+            if scope["type"] == "websocket":
+                caller.connect()
+        except RefusedError as error:
+            await _deny(counted(self.service, error), scope, receive, send)
+            return
+        CALLER.set(caller)  # for the tasks of this request or connection
+        if scope["type"] == "http":
             await self.app(scope, receive, send)
-        else:
-            socket = _Closable(send)
-            self._sockets[socket] = None
-            try:
-                await self.app(scope, receive, socket.send)
-            finally:
-                del self._sockets[socket]
+            return
+        socket = _Closable(send)
+        self._sockets[socket] = None
+        try:
+            await self.app(scope, receive, socket.send)
+        finally:
+            del self._sockets[socket]
+            caller.disconnect()
 
     async def drain(self) -> None:
         """Close every WebSocket that is open."""
         await asyncio.gather(*(socket.close() for socket in list(self._sockets)), return_exceptions=True)
 
-    def _refusal(self, headers: Headers, path: str) -> RefusedError | None:
+    def _caller(self, headers: Headers, path: str) -> Caller:
+        """Who asks; RefusedError for a stranger, and for a page or a name that is not ours."""
         host = headers.get("host", "")
         if self.access.local and _hostname(host) not in LOCAL:
-            return RefusedError(Code.UNAUTHORISED, "this server is called by a name that is not this machine's")
+            raise RefusedError(Code.UNAUTHORISED, "this server is called by a name that is not this machine's")
         origin = headers.get("origin")
         if origin is not None and origin not in self.access.origins and urlsplit(origin).netloc != host:
-            return RefusedError(Code.UNAUTHORISED, "a page of another origin asks: allow it with --origin")
-        if self.access.token is None or path in OPEN or _allowed(headers.get("authorization", ""), self.access.token):
-            return None
-        return RefusedError(Code.UNAUTHORISED, "a token is needed: Authorization: Bearer TOKEN")
+            raise RefusedError(Code.UNAUTHORISED, "a page of another origin asks: allow it with --origin")
+        caller = STRANGER if path in OPEN else self.access.callers.find(_token(headers.get("authorization", "")))
+        if caller is not None:
+            return caller
+        raise RefusedError(Code.UNAUTHORISED, "a token is needed: Authorization: Bearer TOKEN")
 
 
 class _Closable:
@@ -172,10 +181,10 @@ def _hostname(host: str) -> str:
         return ""
 
 
-def _allowed(header: str, token: str) -> bool:
+def _token(header: str) -> str:
+    """What an Authorization header gives as a token; "" for another scheme."""
     scheme, _, given = header.partition(" ")
-    known = scheme.lower() in ("bearer", "api-key")
-    return hmac.compare_digest(given.strip().encode("utf-8", "replace"), token.encode()) and known
+    return given.strip() if scheme.lower() in ("bearer", "api-key") else ""
 
 
 async def _deny(error: RefusedError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -21,6 +21,7 @@ from typing import Final
 import uvicorn
 
 from edge_vla.errors import BackendError, DeviceLostError, ResourceError, UsageError
+from edge_vla.serve import tokens
 from edge_vla.serve.counted import Counted
 from edge_vla.serve.gr00t import serve_zmq
 from edge_vla.serve.guard import Access, Guard, is_loopback, protocol
@@ -30,6 +31,7 @@ from edge_vla.serve.middle import Middle, Ready
 from edge_vla.serve.record import Recorder, RecordOptions
 from edge_vla.serve.server import application, protocols
 from edge_vla.serve.supervisor import Supervisor
+from edge_vla.serve.tokens import Token
 
 log = logging.getLogger("edge_vla.serve")
 DRAIN_S: Final = 2.0  # for the action that runs
@@ -37,7 +39,6 @@ FLUSH_S: Final = 0.1  # for the last replies to leave
 CLOSE_S: Final = 1  # for connections to close
 CHECK_S: Final = 0.25  # between two looks at the device
 BACKLOG: Final = 128
-SHORTEST_TOKEN: Final = 16
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class ServeOptions:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    token: str | None = None
+    tokens: Sequence[Token] = ()
     insecure: bool = False
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -61,14 +62,10 @@ class ServeOptions:
         """UsageError for what would be open to a network by mistake, or cannot work."""
         if (self.tls_cert is None) != (self.tls_key is None):
             raise UsageError("--tls-cert and --tls-key go together: give both or neither")
-        if self.token is not None and len(self.token) < SHORTEST_TOKEN:
-            raise UsageError(
-                f"the token has {len(self.token)} characters, at least {SHORTEST_TOKEN} are needed: "
-                "make one with openssl rand -hex 32"
-            )
+        tokens.check(self.tokens)
         addresses = [self.host] + ([self.zmq.rpartition("//")[2].rpartition(":")[0]] if self.zmq else [])
         exposed = [address for address in addresses if not is_loopback(address.strip("[]"))]
-        if exposed and self.token is None and not self.insecure:
+        if exposed and not self.tokens and not self.insecure:
             raise UsageError(
                 f"{exposed[0]} can be reached from the network: give --token-file FILE (or EDGE_VLA_TOKEN), "
                 "or --insecure to let everybody move the robot"
@@ -106,7 +103,8 @@ async def serve(
     host = middle(options.serving)
     recorder = None if options.record is None else Recorder(options.record)
     host.watchers.extend([] if recorder is None else [recorder])
-    access = Access(options.token, is_loopback(options.host) and options.token is None, options.origins)
+    callers = tokens.Callers(options.tokens)
+    access = Access(callers, is_loopback(options.host) and not options.tokens, options.origins)
     guard = application(host, access, exact=options.exact, page=options.page)
     listener = _listen(options.host, options.port)
     server = _Uvicorn(_config(guard, options))
@@ -118,7 +116,7 @@ async def serve(
             shown.on_listening(addresses(options, listener.getsockname()[1]))
             if options.zmq is not None:
                 limits, front = options.serving.limits, Counted(host, "gr00t")
-                front_ends.add(asyncio.create_task(serve_zmq(front, options.zmq, limits, options.token)))
+                front_ends.add(asyncio.create_task(serve_zmq(front, options.zmq, limits, callers)))
             await _live(host, directory, choices, shown, stop, {serving, *front_ends})
         finally:
             await _drain(host, guard, server, serving, front_ends)

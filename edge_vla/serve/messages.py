@@ -65,6 +65,7 @@ class Code(str, Enum):
     SUPERSEDED = "E_SUPERSEDED"
     DEADLINE = "E_DEADLINE"
     OVERLOAD = "E_OVERLOAD"
+    RATE = "E_RATE"
     NOT_READY = "E_NOT_READY"
     SHUTTING_DOWN = "E_SHUTTING_DOWN"
     NUMERIC = "E_NUMERIC"
@@ -82,6 +83,7 @@ STATUS: dict[Code, int] = {
     Code.SUPERSEDED: 409,
     Code.DEADLINE: 504,
     Code.OVERLOAD: 503,
+    Code.RATE: 429,
     Code.NOT_READY: 503,
     Code.SHUTTING_DOWN: 503,
     Code.NUMERIC: 500,

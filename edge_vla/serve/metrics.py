@@ -15,6 +15,7 @@ DROPPED: Final = {
     Code.SUPERSEDED: "superseded",
     Code.DEADLINE: "deadline",
     Code.OVERLOAD: "overload",
+    Code.RATE: "rate",
     Code.SHUTTING_DOWN: "shutdown",
     Code.MALFORMED: "invalid",
     Code.TOO_LARGE: "invalid",

@@ -22,6 +22,7 @@ TITLES: Final = {
     Code.SUPERSEDED: "A newer observation came",
     Code.DEADLINE: "The action would come too late",
     Code.OVERLOAD: "The server is at its capacity",
+    Code.RATE: "The token is over its limit",
     Code.NOT_READY: "The server is not ready",
     Code.SHUTTING_DOWN: "The server is shutting down",
     Code.NUMERIC: "The policy gave no finite action",

@@ -26,6 +26,7 @@ from edge_vla.runtime import Policy
 from edge_vla.serve import gr00t, openpi, rest, vla_eval
 from edge_vla.serve.limits import Limits
 from edge_vla.serve.messages import Code, Metadata, Observation, RefusedError, Reply
+from edge_vla.serve.tokens import Callers, Token
 
 INSTRUCTION = "pick up the red block"
 KEY = statistics_key(1)
@@ -171,7 +172,9 @@ def zmq_address(service: DemoService) -> Iterator[Callable[[], str]]:
     """`serve_zmq` on a free port, on a thread with a loop of its own; called, it gives the address."""
     bound: list[str] = []
     loop = asyncio.new_event_loop()
-    task = loop.create_task(gr00t.serve_zmq(service, "tcp://127.0.0.1:0", Limits(), "secret", on_bound=bound.append))
+    task = loop.create_task(
+        gr00t.serve_zmq(service, "tcp://127.0.0.1:0", Limits(), Callers([Token("secret")]), on_bound=bound.append)
+    )
 
     def run() -> None:
         with suppress(asyncio.CancelledError):

@@ -20,7 +20,7 @@ import pytest
 import edge_vla
 from edge_vla.artifact import Artifact
 from edge_vla.cli import main
-from edge_vla.commands.serve import read_token, require_extra
+from edge_vla.commands.serve import read_token, read_tokens, require_extra
 from edge_vla.errors import BackendError, ResourceError, UsageError
 from edge_vla.serve import native
 from edge_vla.serve.checks import ActionRange, explain, unfit
@@ -30,6 +30,7 @@ from edge_vla.serve.limits import Limits
 from edge_vla.serve.loading import Choices, default_key
 from edge_vla.serve.messages import Code, Metadata, Observation, RefusedError, Reply
 from edge_vla.serve.supervisor import Supervisor
+from edge_vla.serve.tokens import Token
 from tests.serve.core.conftest import WORDS, picture
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -224,16 +225,34 @@ def test_a_supervisor_that_is_not_there_stops_nothing(tmp_path: Path) -> None:
 
 
 def test_tokens_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "token"
-    path.write_text("0123456789abcdef\n")
-    assert read_token(path) == "0123456789abcdef"
+    path, first, second = tmp_path / "token", "0123456789abcdef", "fedcba9876543210"
+    path.write_text(f"{first}\n")
+    assert read_tokens(path) == (Token(first),)
+    assert read_token(path) == first
+    path.write_text(f"# arm\n{first} 20\n\n  {second} 0.5 2\n")
+    assert read_tokens(path) == (Token(first, 20), Token(second, 0.5, 2))
     monkeypatch.setenv("EDGE_VLA_TOKEN", "from the environment")
+    assert read_tokens(None) == (Token("from the environment"),)
     assert read_token(None) == "from the environment"
+    for text in (
+        "",
+        "# none",
+        f"{first} often",
+        f"{first} 0",
+        f"{first} nan",
+        f"{first} 1 2 3",
+        "short",
+        f"{first}\n{first}",
+    ):
+        path.write_text(text)
+        with pytest.raises(UsageError, match="--token-file") as refused:
+            read_tokens(path)
+        assert first not in str(refused.value)
     path.write_text("two words")
     with pytest.raises(UsageError, match="one token"):
         read_token(path)
     with pytest.raises(ResourceError, match="nowhere"):
-        read_token(tmp_path / "nowhere")
+        read_tokens(tmp_path / "nowhere")
 
 
 @pytest.fixture

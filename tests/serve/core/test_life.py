@@ -167,10 +167,12 @@ def test_sigterm_drains(process: Process) -> None:
         addresses = [f"{process.address}?robot={i}" for i in range(8)]
         flood = [sockets.enter_context(connect(each, compression=None, proxy=None)) for each in addresses]
         assert all(receive(each)["type"] == "hello" for each in flood)
+        process.process.send_signal(signal.SIGSTOP)  # all of them and the signal are there when it goes on
         for number, each in enumerate(flood):
             observe(each, number)
-        began = time.monotonic()
         process.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        process.process.send_signal(signal.SIGCONT)
         said = [receive(each) for each in flood]
         kinds = [each.get("code", each["type"]) for each in said]
         assert set(kinds) <= {"action", "E_SHUTTING_DOWN"}

@@ -14,6 +14,7 @@ from edge_vla.serve.activity import WINDOW_S, Activity
 from edge_vla.serve.client import ClientError, Robot
 from edge_vla.serve.messages import Code
 from edge_vla.serve.page import PAGE
+from edge_vla.serve.tokens import Token
 from tests.serve.core.conftest import WORDS, Live, patient, picture, running
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -58,7 +59,7 @@ def test_it_asks_no_other_server(live: Live) -> None:
 
 
 def test_its_data_needs_the_token_and_it_can_be_left_out(artifact: Path) -> None:
-    with running(artifact, patient(token="0123456789abcdef")) as live:
+    with running(artifact, patient(tokens=(Token("0123456789abcdef"),))) as live:
         assert live.get("/")[0] == 200
         assert live.get("/live")[0] == 401
         assert live.get("/live", Authorization="Bearer 0123456789abcdef")[0] == 200

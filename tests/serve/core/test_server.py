@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ from edge_vla.serve.host import HostOptions
 from edge_vla.serve.lifecycle import ServeOptions
 from edge_vla.serve.limits import Limits
 from edge_vla.serve.logs import JsonLines
+from edge_vla.serve.messages import RefusedError as Refusal
+from edge_vla.serve.tokens import Caller, Token
 from tests.serve.core.conftest import WORDS, Live, patient, picture, running, wait_until
 from tests.serve.core.raw import Faulty, native, observe, receive, socket_to
 
@@ -152,7 +157,7 @@ def test_pages_of_other_origins_get_no_socket(live: Live) -> None:
 
 
 def test_without_its_token_nobody_gets_in(artifact: Path) -> None:
-    with running(artifact, patient(token=TOKEN)) as live:
+    with running(artifact, patient(tokens=(Token(TOKEN),))) as live:
         assert live.get("/healthz")[0] == live.get("/readyz")[0] == 200
         for path in ("/metadata", "/metrics", "/nowhere"):
             assert live.get(path)[0] == 401
@@ -166,6 +171,52 @@ def test_without_its_token_nobody_gets_in(artifact: Path) -> None:
             assert robot.act(picture(0), WORDS, deadline_ms=SOON).fresh
 
 
+def test_a_token_has_its_rate_and_its_connections(artifact: Path) -> None:
+    few, many = "few-of-everything", "as-much-as-it-asks"
+    with running(artifact, patient(tokens=(Token(few, 0.001, 1), Token(many)))) as live:
+        with Robot(live.ws, "arm", token=few) as robot:
+            assert robot.act(picture(0), WORDS, deadline_ms=SOON).fresh
+            with pytest.raises(RefusedError, match="observations a second") as refused:
+                robot.act(picture(0), WORDS, deadline_ms=SOON)
+            assert (refused.value.code, refused.value.request_id != "") == ("E_RATE", True)
+            assert 0 < (refused.value.retry_after_s or 0) <= 1000
+            with pytest.raises(RefusedError, match="1 connections"), Robot(live.ws, "second", token=few):
+                pass
+            with Robot(live.ws, "other", token=many) as other:
+                assert all(other.act(picture(0), WORDS, deadline_ms=SOON).fresh for _ in range(3))
+        pixels = {
+            "__numpy__": base64.b64encode(picture(0).tobytes()).decode(),
+            "dtype": "|u1",
+            "shape": picture(0).shape,
+        }
+        body = json.dumps({"image": pixels, "instruction": WORDS}).encode()
+        asked = urllib.request.Request(f"http://127.0.0.1:{live.port}/act", body, {"Authorization": f"Bearer {few}"})
+        with pytest.raises(urllib.error.HTTPError) as denied:
+            urllib.request.urlopen(asked)
+        assert (denied.value.code, json.load(denied.value)["code"]) == (429, "E_RATE")
+        assert int(denied.value.headers["Retry-After"]) > 0
+        assert 'edgevla_dropped_total{reason="rate"} 3.0' in live.get("/metrics", Authorization=f"Bearer {many}")[1]
+        with Robot(live.ws, "arm", token=few) as robot, pytest.raises(RefusedError):  # the connection is free again
+            robot.act(picture(0), WORDS, deadline_ms=SOON)
+
+
+def test_what_a_token_has_left_grows_with_time() -> None:
+    now = [0.0]
+    caller = Caller(Token(TOKEN, 4), lambda: now[0])
+    for _ in range(4):
+        caller.spend()
+    with pytest.raises(Refusal) as refused:
+        caller.spend()
+    assert refused.value.retry_after_s == 0.25
+    now[0] += 0.25
+    caller.spend()
+    now[0] += 100  # no more than a second's worth is saved
+    for _ in range(4):
+        caller.spend()
+    with pytest.raises(Refusal):
+        caller.spend()
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -173,14 +224,15 @@ def test_without_its_token_nobody_gets_in(artifact: Path) -> None:
         ({"host": "::"}, "--token-file"),
         ({"host": "robot.local"}, "--insecure"),
         ({"zmq": "tcp://*:5555"}, "--token-file"),
-        ({"token": "short"}, "16"),
+        ({"tokens": (Token("short"),)}, "16"),
+        ({"tokens": (Token(TOKEN), Token(TOKEN))}, "twice"),
         ({"tls_cert": Path("cert.pem")}, "--tls-key"),
     ],
 )
 def test_nothing_is_open_to_a_network_by_mistake(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         ServeOptions(**options).check()
-    ServeOptions(host="0.0.0.0", token=TOKEN).check()
+    ServeOptions(host="0.0.0.0", tokens=(Token(TOKEN),)).check()
     ServeOptions(host="0.0.0.0", insecure=True).check()
 
 
