@@ -6,10 +6,13 @@ and never lies. The older of both counts.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 AHEAD_S: Final = 0.05  # a stamp may lie in the future by this much: clocks of two machines differ
+APART_S: Final = 0.02  # two clocks that were read further apart than this were not read together
 DRIFT_S: Final = 0.1  # more than this between two looks at both clocks is a jump
 
 
@@ -63,9 +66,13 @@ class ClockWatch:
     def __init__(self) -> None:
         self._distance: float | None = None
 
-    def look(self, ros_ns: int, now: float) -> str:
+    def look(self, ros_now: Callable[[], int], clock: Callable[[], float] = time.monotonic) -> str:
         """What happened since the last look, or nothing. Look more than once a second."""
-        distance, before = ros_ns / 1e9 - now, self._distance
+        earlier, ros_ns = clock(), ros_now()
+        later = clock()
+        if later - earlier > APART_S:  # a busy machine put us aside between the two: nothing can be said
+            return ""
+        distance, before = ros_ns / 1e9 - later, self._distance
         self._distance = distance
         if before is None or abs(distance - before) <= DRIFT_S:
             return ""

@@ -353,7 +353,7 @@ class PolicyNode(DeclaredNode):
             self.get_logger().warning(f"no action: {reason}")
         self._said = reason
         if not self.get_parameter("use_sim_time").value:
-            moved = self._clock_watch.look(self._ros_now(), time.monotonic())
+            moved = self._clock_watch.look(self._ros_now)
             if moved:
                 self._jumped(moved)
 
