@@ -19,6 +19,7 @@ import typer
 
 from edge_vla.commands.act import act
 from edge_vla.commands.bench import bench, compare
+from edge_vla.commands.build_engine import build_engine
 from edge_vla.commands.demo import demo
 from edge_vla.commands.doctor import doctor
 from edge_vla.commands.export import export
@@ -55,6 +56,7 @@ COMMANDS: Final[Mapping[Callable[..., None], str]] = {
     run: "An action from an image, or one each of a folder or video.",
     bench: "Is it still the same policy, and how fast?",
     compare: "What changed from one bench to another.",
+    build_engine: "A TensorRT engine of the vision, on the device.",
     act: "The closed loop: camera, policy, limits, robot.",
     serve: "One policy for many robots over the network.",
     plan: "On paper: would the 7B fit on a device, how fast?",

@@ -37,7 +37,7 @@ StatisticsFile = Annotated[
     typer.Option("--statistics", help="A dataset_statistics.json, in place of a checkpoint's or an adapter's own."),
 ]
 UnnormKey = Annotated[str | None, typer.Option(help="Data set whose statistics turn tokens into robot units.")]
-Vision = Annotated[str, typer.Option(help="Vision backend: auto, native, torch or onnx.")]
+Vision = Annotated[str, typer.Option(help="Vision backend: auto, or a name, which runs or raises (docs/tensorrt.md).")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Kernel = Annotated[str, typer.Option(help="Kernel: auto, or a name, which runs or raises (docs/cpu.md, docs/gpu.md).")]
 Preprocessing = Annotated[

@@ -136,7 +136,8 @@ def test_no_name_in_c_does(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [command.callback.__name__ for command in app.registered_commands if command.callback]
+    "command",
+    [command.callback.__name__.replace("_", "-") for command in app.registered_commands if command.callback],
 )
 def test_no_help_text_does(command: str) -> None:
     shown = CliRunner().invoke(app, [command, "--help"])

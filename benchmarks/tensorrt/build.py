@@ -78,8 +78,6 @@ def prepare(policy: str, precision: Precision, folder: Path) -> Path:
 
 def one(policy: str, precision: Precision, target: str, graph: Path) -> EngineBuild:
     """Build in this process; torch, which comes with `edge_vla`, is about 0.25 GB of its memory."""
-    import resource
-
     from edge_vla.runtime.vision.graphs import TypedGraph
     from edge_vla.runtime.vision.tensorrt.build import BuildOptions, build
     from edge_vla.runtime.vision.tensorrt.library import RTX, library
@@ -93,12 +91,18 @@ def one(policy: str, precision: Precision, target: str, graph: Path) -> EngineBu
         target=target,
         seconds=round(time.perf_counter() - started, 1),
         cpu_seconds=round(time.process_time() - used, 1),
-        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_bytes=_peak_bytes(),
         plan_bytes=plan.nbytes,
         attentions=len(re.findall(rb"\x07Softmax", text)),
         fused_attentions=len(FUSED.findall(plan)),
         int8_linears=len(re.findall(rb"\x0eQuantizeLinear", text)),
     )
+
+
+def _peak_bytes() -> int:
+    """Resident, of this process alone: what getrusage says counts what its parent held when it forked."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(re.findall(r"^VmHWM:\s+(\d+) kB", status, re.M)[0]) * 1024
 
 
 def measure(policies: Sequence[str], precisions: Sequence[str], targets: Sequence[str]) -> EngineBuildsResult:

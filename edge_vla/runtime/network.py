@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,18 @@ class Vision(Protocol):
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """(B, 3 x towers, H, W) float32 -> (B, patches, decoder width), valid until the next call."""
+
+
+@runtime_checkable
+class RowVision(Vision, Protocol):
+    """A vision that fills the rows of an engine on the device, with no tensor on the host between."""
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a CUDA graph can hold its work; else an engine runs it before the graph, on the same stream."""
+
+    def write(self, pixels: Tensor, rows: Tensor) -> None:
+        """(1, 3 x towers, H, W) float32 -> `rows` (patches, decoder width), both on the device."""
 
 
 class RowDecoder(Protocol):

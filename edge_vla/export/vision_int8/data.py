@@ -18,7 +18,7 @@ from edge_vla.artifact import VISION_SCALES
 from edge_vla.export.vision_graph.network import RowRange, write_typed_graph
 from edge_vla.export.vision_int8.choose import Choice
 from edge_vla.export.vision_int8.ranges import weight_codes
-from edge_vla.files import disk_errors
+from edge_vla.files import disk_errors, sync
 from edge_vla.runtime.vision.precision import INT8_DATA, Precision
 from edge_vla.spec import PolicySpec
 
@@ -30,8 +30,12 @@ def write_int8(spec: PolicySpec, weights: Mapping[str, Tensor], choice: Choice, 
     """Write `vision.int8.safetensors` and `vision.int8.onnx` of 16-bit `weights` into `folder`; returns the graph."""
     data, graph = folder / INT8_DATA, folder / Precision.INT8.graph
     tensors, ranges = int8_tensors(weights, choice)
+    beside = data.with_name(f".{data.name}.partial")
     with disk_errors(f"write {data}"):
-        save_file(tensors, data)
+        graph.unlink(missing_ok=True)  # never an old graph over new weights
+        save_file(tensors, beside)
+        sync(beside)
+        beside.replace(data)
     write_typed_graph(spec, data, graph, Precision.INT8.arithmetic, ranges, choice.weights_only)
     return graph
 

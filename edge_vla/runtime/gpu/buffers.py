@@ -55,11 +55,15 @@ class GpuBuffers:
         self._host_given[: len(bins)] = torch.tensor(bins, dtype=torch.int32)
         self.given[: len(bins)].copy_(self._host_given[: len(bins)], non_blocking=True)
 
-    def splice(self, image: Tensor, prompt: int) -> Tensor:
-        """The rows, starting with beginning-of-sequence, image (patches, width) and the rest of the prompt."""
+    @property
+    def image_rows(self) -> Tensor:
+        """(patches, width), in the rows: a vision writes here."""
+        return self.rows[1 : 1 + self.patches]
+
+    def splice(self, prompt: int) -> Tensor:
+        """The rows, with beginning-of-sequence before the image rows and the rest of the prompt behind them."""
         rows, behind = self.rows, 1 + self.patches
         rows[:1] = self.text[:1]
-        rows[1:behind] = image
         rows[behind : behind + prompt - 1] = self.text[1:prompt]
         return rows
 

@@ -28,7 +28,7 @@ from edge_vla.runtime.gpu.buffers import GpuBuffers, rows_of
 from edge_vla.runtime.gpu.decoder import KernelDecoder
 from edge_vla.runtime.gpu.device import CudaDevice
 from edge_vla.runtime.gpu.graph import Graphs, Recorder
-from edge_vla.runtime.network import Best, Network
+from edge_vla.runtime.network import Best, Network, RowVision
 from edge_vla.runtime.padding import padded
 from edge_vla.runtime.types import Decision, Draft, Mark, Predictions, unmarked
 
@@ -55,6 +55,7 @@ class GpuEngine:
     def __init__(self, network: Network, decoder: KernelDecoder, cuda: CudaDevice, record: Recorder) -> None:
         self.network, self.spec, self.cuda = network, network.spec, cuda
         self.vision, self.decoder = network.vision, decoder
+        self._in_graph = not isinstance(self.vision, RowVision) or self.vision.capturable
         self.graphs = Graphs(record, cuda)
         self.forced = StagedEngine(network).forced
         self._buffers: GpuBuffers | None = None
@@ -75,6 +76,8 @@ class GpuEngine:
         with self.cuda.guard("an action"), torch.inference_mode():
             buffers = self._fit(shape)
             self._put(buffers, prompt, torch.as_tensor(pixels))
+            if not self._in_graph:
+                self._look(buffers)
             draft_in_prefill = self.decoder.prefill_matches_step and not bitwise_exact
             predictor = GpuPredictor(self, buffers, shape, draft_in_prefill)
             decision = decode(predictor, dims, self.spec.action.first, draft)
@@ -108,7 +111,7 @@ class GpuEngine:
         buffers = self._buffers
         assert buffers is not None, "the buffers are allocated before any piece runs"
         if piece == "vision":  # timed alone by benchmarks, never part of an action by itself
-            buffers.splice(self.vision(buffers.pixels)[0], shape.prompt)
+            self._look(buffers)
             return
         if piece == "verify":
             given = shape.dims - 1
@@ -124,12 +127,21 @@ class GpuEngine:
         """Image, prompt and that many guesses -> bins 0 .. `guesses`; bin 0 replaces the first guess on the device."""
         start = self._start(shape)
         end = start + guesses
-        rows = buffers.splice(self.vision(buffers.pixels)[0], shape.prompt)
+        if self._in_graph:
+            self._look(buffers)
+        rows = buffers.splice(shape.prompt)
         if guesses:
             self.network.embeddings.action(buffers.given[:guesses], rows[start:end])
         rows[end : padded(end)] = 0
         hidden = self.decoder.run(rows[: padded(end)], 0, buffers.cache, range(start - 1, end))
         self._choose(buffers, hidden, 0, shape)
+
+    def _look(self, buffers: GpuBuffers) -> None:
+        """Pixels to image rows, on the device."""
+        if isinstance(self.vision, RowVision):
+            self.vision.write(buffers.pixels, buffers.image_rows)
+        else:
+            buffers.image_rows.copy_(self.vision(buffers.pixels)[0])
 
     def _pass(self, buffers: GpuBuffers, shape: Shape) -> None:
         """The rows of the bins given for dimensions 0 .. -> bins 1 .. predicted from them, given to the next pass."""

@@ -27,19 +27,24 @@ from edge_vla.runtime.gpu.graph import Direct, Recorder, recorder
 from edge_vla.runtime.gpu.products import Product, product
 from edge_vla.runtime.gpu.staging import StagedFile, Staging
 from edge_vla.runtime.gpu.vision import KernelVision
-from edge_vla.runtime.network import Head, Network
-from edge_vla.runtime.vision import shapes
+from edge_vla.runtime.network import Head, Network, RowVision
+from edge_vla.runtime.vision import ROW_LOADERS, load_rows, shapes
 
 SPARE: Final = 0.3e9  # beside the weights while loading: one product twice, the buffers, what kernels take
 
 
 def load_artifact(artifact: Artifact, dtype: torch.dtype, device: torch.device, vision: str, kernel: str) -> GpuEngine:
-    """As `--kernel` and `--vision` ask. The graph holds the towers, so UsageError for another vision backend."""
-    if vision not in ("torch", "auto"):
+    """As `--kernel` and `--vision` ask. UsageError for a vision backend that does not write rows on the device."""
+    activations: Activations = "8" if kernel == ROUNDED else "16"
+    if vision in ("torch", "auto"):
+        return from_artifact(artifact, dtype, device, "triton", activations)
+    if vision not in ROW_LOADERS:
         raise UsageError(
-            f"--vision {vision} cannot be part of the GPU engine's graph: leave it out, or --kernel reference"
+            f"--vision {vision} writes no image rows on the GPU: leave it out, choose among {', '.join(ROW_LOADERS)}, "
+            "or --kernel reference"
         )
-    return from_artifact(artifact, dtype, device, "triton", "8" if kernel == ROUNDED else "16")
+    rows = vision, load_rows(artifact, device, vision)
+    return from_artifact(artifact, dtype, device, "triton", activations, rows=rows)
 
 
 def from_artifact(
@@ -52,8 +57,9 @@ def from_artifact(
     record: Recorder | None = None,
     cuda: CudaDevice | None = None,
     staging: Staging | None = None,
+    rows: tuple[str, RowVision] | None = None,
 ) -> GpuEngine:
-    """Raises BackendError, ResourceError or DeviceLostError with the remedy."""
+    """`rows`: another vision than the kernels', and its name. Raises BackendError, ResourceError or DeviceLostError."""
     check(backend, device)
     if backend == TRITON and dtype not in (torch.bfloat16, torch.float16):
         raise BackendError(f"the GPU engine computes in 16 bits, not {dtype}: --dtype bf16, or --kernel reference")
@@ -68,7 +74,7 @@ def from_artifact(
         head = StagedFile(artifact.directory / HEAD, staging)
         actions, norm = (_tensor(head, name, shape, dtype) for name, shape in parts.head_shapes(spec).items())
         decoder = KernelDecoder(spec.decoder, layers, norm, config.kernels, spec.decoder.max_positions)
-        vision = _vision(artifact, staging, config)
+        name, vision = rows or ("kernels", _vision(artifact, staging, config))
         embeddings = parts.embeddings(artifact, dtype, device)
     # The references are there to be compared with: they run as they are, not as graphs.
     record = record or (recorder(device) if backend == TRITON else Direct())
@@ -82,7 +88,7 @@ def from_artifact(
         head=Head(actions),
         chosen={
             **_by_scheme(chosen),
-            "vision": f"{vision.activation_bits}-bit activations",
+            "vision": f"{vision.activation_bits}-bit activations" if isinstance(vision, KernelVision) else name,
             "engine": f"{backend}, {'no graph' if isinstance(record, Direct) else 'one CUDA graph an action'}",
         },
         weight_bytes={
