@@ -1,9 +1,10 @@
 """Run every unmodified client against a real server: `make test-clients`.
 
-    python -m tests.clients [--only NAME] [--environments DIR] [--gr00t-n15 DIR] [--gr00t-n16 DIR] [--record]
+    python -m tests.clients [--only NAME] [--environments DIR] [--openpi-simple DIR] [--gr00t-n15 DIR] [--gr00t-n16 DIR]
+        [--record]
 
-GR00T's client is in no package index: without the folders its files lie in, it is skipped, by name. `--record` rewrites
-the bytes in tests/serve/golden that the default tests replay. Exits 1 if a check failed.
+GR00T's client and openpi's example are in no package index: without the folders they lie in, they are skipped, by
+name. `--record` rewrites the bytes in tests/serve/golden that the default tests replay. Exits 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.clients")
     parser.add_argument("--only", help="part of a client's name")
     parser.add_argument("--environments", type=Path, help="keep the environments here for the next run")
+    parser.add_argument("--openpi-simple", type=Path)
     parser.add_argument("--gr00t-n15", type=Path)
     parser.add_argument("--gr00t-n16", type=Path)
     parser.add_argument("--record", action="store_true")

@@ -32,6 +32,12 @@ CLIENTS: Final = (
         Client(f"openpi-client-0.1.2, websockets {version}", "openpi.py", (*OPENPI, f"websockets=={version}"))
         for version in ("11.0.3", "15.0.1", "17.4")
     ),
+    Client(
+        "openpi-simple-client",
+        "openpi_simple.py",
+        (*OPENPI, "polars", "rich", "tqdm", "tyro"),
+        ("openpi_simple", "main.py of Physical-Intelligence/openpi's examples/simple_client (15a9616)"),
+    ),
     Client("vla-eval", "vla_eval_client.py", ("vla-eval>=0.8",)),
     Client(
         "gr00t-n1.5",
