@@ -21,7 +21,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor
 
 from benchmarks import study
 from benchmarks.study import Target
@@ -29,6 +32,9 @@ from benchmarks.tensorrt.results import EngineBuild, EngineBuildsResult
 from edge_vla import typed_json
 from edge_vla.errors import BackendError
 from edge_vla.runtime.vision.precision import PRECISIONS, Precision
+
+if TYPE_CHECKING:
+    from edge_vla.export.vision_int8.ranges import Grid
 
 LOG: Final = logging.getLogger("benchmarks.tensorrt.build")
 POLICIES: Final = {"7B": "random:openvla-7b", "demo": "the demo policy"}
@@ -40,7 +46,6 @@ SCALE: Final = 8 / 127  # of rows that nobody measured
 
 def prepare(policy: str, precision: Precision, folder: Path) -> Path:
     """The graph of a policy's towers in `folder`, with its weights beside it."""
-    import torch
     from safetensors.torch import save_file
 
     from edge_vla.artifact import VISION
@@ -50,7 +55,6 @@ def prepare(policy: str, precision: Precision, folder: Path) -> Path:
     from edge_vla.export.vision_graph import write_typed_graph
     from edge_vla.export.vision_int8 import Choice, write_int8
     from edge_vla.export.vision_int8.choose import outliers
-    from edge_vla.export.vision_int8.ranges import Grid
 
     checkpoint = open_checkpoint(str(BASE) if policy == "demo" else POLICIES[policy])
     spec = checkpoint.config.spec
@@ -68,12 +72,18 @@ def prepare(policy: str, precision: Precision, folder: Path) -> Path:
     }
     harm = {name: 1.0 if name.startswith("projector.") else 1e-3 for name in shapes}
     kept, weights_only = outliers(harm, {name: shape.numel() for name, shape in shapes.items()})
-    grids = {
-        name: Grid(SCALE, torch.linspace(0.5, 2.0, shape[1]), 0.0)
-        for name, shape in shapes.items()
-        if name not in (*kept, *weights_only)
-    }
-    return write_int8(spec, weights, Choice(grids, tuple(weights_only), tuple(kept), {}, 0.0), folder)
+    grids = {name: _grid(weights[f"{name}.weight"], name in weights_only) for name in shapes if name not in kept}
+    return write_int8(spec, weights, Choice(grids, tuple(kept), {}, 0.0), folder)
+
+
+def _grid(weight: Tensor, weights_only: bool) -> Grid:
+    """Codes to nearest, and channels evened out in some way: what the graph holds, not what it should."""
+    from edge_vla.export.vision_int8.ranges import Grid, weight_codes
+
+    if weights_only:
+        return Grid(None, None, *weight_codes(weight.float()))
+    even = torch.linspace(0.5, 2.0, weight.shape[1])
+    return Grid(SCALE, even, *weight_codes(weight.float() * even))
 
 
 def one(policy: str, precision: Precision, target: str, graph: Path) -> EngineBuild:

@@ -87,7 +87,7 @@ class Study:
         """Ours, and the largest value of every linear."""
         rows, modules = input_rows(self.exact, self.calibration, len(self.calibration)), linears(self.exact)
         plain = {name: absmax_grid(rows[name], module.weight.data) for name, module in modules.items()}
-        return choose(self.exact, self.calibration, LOG.info), Choice(plain, (), (), {}, 0.0)
+        return choose(self.exact, self.calibration, LOG.info), Choice(plain, (), {}, 0.0)
 
     def visions(self, ours: Choice, plain: Choice) -> Iterator[tuple[str, TorchVision | OnnxVision]]:
         spec, folder = self.config.spec, self.artifact.directory
@@ -136,7 +136,7 @@ def measure(scratch: Path, frames: int, calibration: int) -> Int8VisionResult:
         frames=len(names),
         episodes=len(set(names)),
         calibration_frames=len(subject.calibration),
-        linears=(len(ours.grids), len(ours.weights_only), len(ours.kept)),
+        linears=(len(ours.grids) - len(ours.weights_only), len(ours.weights_only), len(ours.kept)),
         kept=list(ours.kept),
         visions=found,
         targets=reached({one.vision: one for one in found}),

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from edge_vla.errors import UsageError
-from edge_vla.export.vision_int8.ranges import Grid, best_grid, rounded, weight_codes
+from edge_vla.export.vision_int8.ranges import Grid, best_grid, rounded, weights_grid
 from edge_vla.export.vision_int8.rows import Hook, hooked, input_rows, linears
 from edge_vla.runtime.vision.towers import TorchVision
 
-OUTLIER: Final = 1.5  # times the mean squared error of the output per weight
+OUTLIER: Final = 0.5  # times the mean squared error of the output per weight
 BUDGET: Final = 0.08  # of the linears' weights may stay in 16 bits: a 7B engine stays below 0.85 GB
 MEASURED: Final = 4  # images that every linear is rounded alone on
 
@@ -33,19 +33,23 @@ class OnStep(Protocol):
 class Choice:
     """How the vision side becomes int8. `alone` is what each linear does to the output by itself, of its norm."""
 
-    grids: Mapping[str, Grid]  # int8 rows and weights
-    weights_only: tuple[str, ...]  # int8 weights, 16-bit rows
+    grids: Mapping[str, Grid]  # int8 weights, and int8 rows where they have a scale
     kept: tuple[str, ...]  # 16 bits
     alone: Mapping[str, float]
     error: float  # of the output with all of it, on the calibration images
 
     @property
     def summary(self) -> str:
-        count = len(self.grids) + len(self.weights_only) + len(self.kept)
+        count, rows = len(self.grids) + len(self.kept), len(self.weights_only)
         return (
-            f"{len(self.grids)} of {count} linears in int8, {len(self.weights_only)} with 16-bit rows, "
+            f"{count - rows - len(self.kept)} of {count} linears in int8, {rows} with 16-bit rows, "
             f"{len(self.kept)} in 16 bits; error {self.error:.2%}"
         )
+
+    @property
+    def weights_only(self) -> list[str]:
+        """Linears with int8 weights and 16-bit rows."""
+        return [name for name, grid in self.grids.items() if grid.scale is None]
 
 
 def choose(network: TorchVision, images: Sequence[Tensor], on_step: OnStep | None = None) -> Choice:
@@ -56,7 +60,7 @@ def choose(network: TorchVision, images: Sequence[Tensor], on_step: OnStep | Non
     modules = linears(network)
     rows = input_rows(network, images, len(images))
     say(f"rows of {len(modules)} linears on {len(images)} images")
-    grids = {name: best_grid(rows.pop(name), module.weight.data) for name, module in modules.items()}
+    grids = {name: best_grid(name, rows[name], module.weight.data) for name, module in modules.items()}
     say("a grid for every linear")
     some = images[:: max(1, len(images) // MEASURED)][:MEASURED]
     exact = _outputs(network, some)
@@ -67,10 +71,11 @@ def choose(network: TorchVision, images: Sequence[Tensor], on_step: OnStep | Non
     say(f"every linear rounded alone; most harm: {max(alone, key=alone.__getitem__)}")
     sizes = {name: module.weight.numel() for name, module in modules.items()}
     kept, weights_only = outliers(alone, sizes)
-    left = {name: grid for name, grid in grids.items() if name not in kept and name not in weights_only}
-    with as_int8(modules, left, weights_only):
+    grids |= {name: weights_grid(name, rows[name], modules[name].weight.data) for name in weights_only}
+    chosen = {name: grid for name, grid in grids.items() if name not in kept}
+    with as_int8(modules, chosen):
         error = _apart(_outputs(network, some), exact)
-    return Choice(left, tuple(weights_only), tuple(kept), alone, error)
+    return Choice(chosen, tuple(kept), alone, error)
 
 
 def outliers(alone: Mapping[str, float], sizes: Mapping[str, int]) -> tuple[list[str], list[str]]:
@@ -88,27 +93,23 @@ def outliers(alone: Mapping[str, float], sizes: Mapping[str, int]) -> tuple[list
 
 
 @contextmanager
-def as_int8(
-    modules: Mapping[str, nn.Linear], grids: Mapping[str, Grid], weights_only: Sequence[str] = ()
-) -> Iterator[None]:
+def as_int8(modules: Mapping[str, nn.Linear], grids: Mapping[str, Grid]) -> Iterator[None]:
     """The network as the int8 graph computes it, in float32: weights and rows rounded to their grids."""
-    before = {name: modules[name].weight for name in [*grids, *weights_only]}
-    for name, weight in before.items():
-        even = grids[name].even if name in grids else None
-        codes, scales = weight_codes(weight.data if even is None else weight.data * even.to(weight.device))
-        modules[name].weight = nn.Parameter(codes.float() * scales.float()[:, None], requires_grad=False)
+    before = {name: modules[name].weight for name in grids}
+    for name, grid in grids.items():
+        modules[name].weight = nn.Parameter(grid.weight.to(before[name].device), requires_grad=False)
     try:
-        with hooked({modules[name]: _rounder(grid) for name, grid in grids.items()}):
+        with hooked({modules[name]: _rounder(grid, grid.scale) for name, grid in grids.items() if grid.scale}):
             yield
     finally:
         for name, weight in before.items():
             modules[name].weight = weight
 
 
-def _rounder(grid: Grid) -> Hook:
+def _rounder(grid: Grid, scale: float) -> Hook:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:  # noqa: ARG001
         rows = inputs[0] if grid.even is None else inputs[0] / grid.even.to(inputs[0].device)
-        return (rounded(rows, grid.scale),)
+        return (rounded(rows, scale),)
 
     return hook
 

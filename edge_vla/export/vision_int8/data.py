@@ -17,7 +17,6 @@ from torch import Tensor
 from edge_vla.artifact import VISION_SCALES
 from edge_vla.export.vision_graph.network import RowRange, write_typed_graph
 from edge_vla.export.vision_int8.choose import Choice
-from edge_vla.export.vision_int8.ranges import weight_codes
 from edge_vla.files import disk_errors, sync
 from edge_vla.runtime.vision.precision import INT8_DATA, Precision
 from edge_vla.spec import PolicySpec
@@ -44,16 +43,14 @@ def int8_tensors(weights: Mapping[str, Tensor], choice: Choice) -> tuple[dict[st
     """What the file holds: int8 (K, N) with fp16 scales (N,), folded norms in float32, the rest as it was."""
     tensors, ranges = dict(weights), dict[str, RowRange]()
     for name, grid in choice.grids.items():
-        shrink = None
-        if grid.even is not None:
-            even = grid.even.cpu()
-            _scale(tensors, f"{name}.weight", even)
-            shrink = None if _fold(tensors, name, 1 / even, choice) else 1 / even
-        ranges[name] = RowRange(grid.scale, shrink)
-    for name in [*choice.grids, *choice.weights_only]:
-        codes, scales = weight_codes(tensors[f"{name}.weight"].float())
-        tensors[f"{name}.weight"] = codes.T.contiguous()
-        tensors[f"{name}.weight{VISION_SCALES}"] = scales
+        tensors[f"{name}.weight"] = grid.codes.T.cpu().contiguous()
+        tensors[f"{name}.weight{VISION_SCALES}"] = grid.scales.cpu()
+    for name, grid in choice.grids.items():
+        shrink = None if grid.even is None else 1 / grid.even.cpu()
+        if shrink is not None and _fold(tensors, name, shrink, choice):
+            shrink = None
+        if grid.scale is not None:
+            ranges[name] = RowRange(grid.scale, shrink)
     return tensors, ranges
 
 
@@ -65,9 +62,10 @@ def _fold(tensors: dict[str, Tensor], name: str, shrink: Tensor, choice: Choice)
                 _scale(tensors, f"{name.removesuffix(linear)}{norm}.{part}", shrink)
             return True
     qkv = f"{name.removesuffix('proj')}qkv"
-    if name.endswith("attn.proj") and qkv in choice.grids:  # its rows get new scales, so this rounds nothing
+    if name.endswith("attn.proj") and qkv in choice.grids:  # codes stay, their scales take it
         rows = torch.cat([torch.ones((PARTS - 1) * len(shrink)), shrink])
-        _scale(tensors, f"{qkv}.weight", rows[:, None])
+        scales = f"{qkv}.weight{VISION_SCALES}"
+        tensors[scales] = (tensors[scales].float() * rows).half()
         _scale(tensors, f"{qkv}.bias", rows)
         return True
     return False

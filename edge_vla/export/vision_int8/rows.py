@@ -19,7 +19,7 @@ from edge_vla.runtime.vision.towers import TorchVision
 Hook = Callable[[nn.Module, tuple[Tensor, ...]], "tuple[Tensor] | None"]
 """Before a module's forward; what it returns replaces the inputs."""
 
-ROWS: Final = 384  # of each linear that are kept, over all images
+ROWS: Final = 1024  # of each linear that are kept, over all images
 
 
 @dataclass(frozen=True)

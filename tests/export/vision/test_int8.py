@@ -21,7 +21,7 @@ from edge_vla.demo.world import start
 from edge_vla.errors import UsageError
 from edge_vla.export.vision_int8 import Choice, choose, write_int8
 from edge_vla.export.vision_int8.choose import BUDGET, as_int8, outliers
-from edge_vla.export.vision_int8.ranges import absmax_grid, best_grid, weight_codes
+from edge_vla.export.vision_int8.ranges import absmax_grid, best_grid, weight_codes, weights_grid
 from edge_vla.export.vision_int8.rows import InputRows, input_rows, linears
 from edge_vla.openvla import preprocess
 from edge_vla.runtime.vision.towers import torch_vision
@@ -65,7 +65,7 @@ def graph(demo: Demo, choice: Choice, tmp_path_factory: pytest.TempPathFactory) 
 def test_the_graph_computes_what_was_measured(demo: Demo, choice: Choice, graph: Path) -> None:
     """Folded into norms and value rows, in ONNX Runtime's arithmetic: the same as rounding in the plain network."""
     got, wanted = run(graph, demo.evaluation), demo.exact
-    with as_int8(linears(demo.network), choice.grids, choice.weights_only), torch.inference_mode():
+    with as_int8(linears(demo.network), choice.grids), torch.inference_mode():
         simulated = demo.network(demo.evaluation).numpy()
     assert apart(got, simulated) < 0.6 * apart(simulated, wanted)  # rounding falls elsewhere in fp16
     assert apart(got, wanted) == pytest.approx(apart(simulated, wanted), rel=0.25)
@@ -78,8 +78,8 @@ def test_search_and_measurement_beat_the_largest_value(demo: Demo, choice: Choic
     with as_int8(modules, plain), torch.inference_mode():
         absmax = apart(demo.network(demo.evaluation).numpy(), demo.exact)
     ours = apart(run(graph, demo.evaluation), demo.exact)
-    assert ours < 0.7 * absmax
-    assert ours < 0.02
+    assert ours < 0.6 * absmax
+    assert ours < 0.015
 
 
 def test_as_tensorrt_wants_it(choice: Choice, graph: Path) -> None:
@@ -90,14 +90,14 @@ def test_as_tensorrt_wants_it(choice: Choice, graph: Path) -> None:
     made = {node.output[0]: node for node in model.graph.node}
     values = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
     quantised = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
-    assert len(quantised) == len(choice.grids) > 0.8 * 35
+    assert len(quantised) == len(choice.grids) - len(choice.weights_only) > 0.8 * 35
     assert all(values[node.input[1]].shape == () and values[node.input[2]] == 0 for node in quantised)
-    for name in [*choice.grids, *choice.weights_only]:
+    for name, grid in choice.grids.items():
         product = made[f"{name}/product"]
         weight = made[product.input[1]]
         assert (weight.op_type, weight.attribute[0].i, len(weight.input)) == ("DequantizeLinear", 1, 2)
         rows = made[product.input[0]]
-        assert (rows.op_type == "DequantizeLinear") == (name in choice.grids)
+        assert (rows.op_type == "DequantizeLinear") == (grid.scale is not None)
     for name in choice.kept:
         assert made[made[f"{name}/product"].input[1]].op_type == "Transpose"
 
@@ -108,10 +108,10 @@ def test_what_is_kept_fits_the_budget_and_does_most_harm(demo: Demo, choice: Cho
     assert sum(sizes[name] for name in choice.kept) <= BUDGET * sum(sizes.values())
     worst = max(sizes, key=lambda name: choice.alone[name] ** 2 / sizes[name])
     assert worst in choice.kept
-    with as_int8(linears(demo.network), choice.grids, choice.weights_only), torch.inference_mode():
+    with as_int8(linears(demo.network), choice.grids), torch.inference_mode():
         with_outliers_kept = apart(demo.network(demo.evaluation).numpy(), demo.exact)
     rows = input_rows(demo.network, demo.calibration, len(demo.calibration))
-    everything = {name: best_grid(rows[name], one.weight.data) for name, one in linears(demo.network).items()}
+    everything = {name: best_grid(name, rows[name], one.weight.data) for name, one in linears(demo.network).items()}
     with as_int8(linears(demo.network), everything), torch.inference_mode():
         assert with_outliers_kept < 0.85 * apart(demo.network(demo.evaluation).numpy(), demo.exact)
 
@@ -133,9 +133,27 @@ def test_a_loud_channel_is_evened_out() -> None:
     sample = torch.randn(300, 32)
     sample[:, 3] *= 60
     rows, weight = InputRows(sample, sample.abs().amax(0)), torch.randn(48, 32)
-    found = best_grid(rows, weight)
-    assert found.even is not None
-    assert found.error < 0.3 * absmax_grid(rows, weight).error
+    ours, plain = best_grid("one", rows, weight), absmax_grid(rows, weight)
+    assert ours.even is not None
+    assert plain.even is None
+    exact, errors = sample @ weight.T, list[float]()
+    for grid in (ours, plain):
+        assert grid.scale is not None
+        even = 1 if grid.even is None else grid.even
+        got = ((sample / even / grid.scale).round().clamp(-127, 127) * grid.scale) @ grid.weight.T
+        errors.append(float((got - exact).norm()))
+    assert errors[0] < 0.3 * errors[1]
+
+
+def test_weights_make_up_for_each_others_rounding() -> None:
+    """On rows of few directions GPTQ loses far less than the nearest codes."""
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(400, 6, generator=generator) @ torch.randn(6, 64, generator=generator)
+    weight = torch.randn(32, 64, generator=generator)
+    ours = weights_grid("one", InputRows(sample, sample.abs().amax(0)), weight)
+    codes, scales = weight_codes(weight)
+    nearest = codes.float() * scales.float()[:, None]
+    assert (sample @ (ours.weight - weight).T).norm() < 0.5 * (sample @ (nearest - weight).T).norm()
 
 
 def test_weight_codes_are_nearest_and_symmetric() -> None:
