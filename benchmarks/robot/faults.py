@@ -73,8 +73,8 @@ def ready(value: bool) -> Callable[[Site], None]:
     return lambda site: setattr(site.receiver, "ready", value)
 
 
-def damage(site: Site) -> None:
-    site.relay.damage.set()
+def flip(site: Site) -> None:
+    site.relay.flip.set()
 
 
 def nothing(site: Site) -> None:
@@ -89,7 +89,7 @@ FAULTS: Final = (
     Fault("camera black", 1.6, camera("black"), camera("well"), ("camera black",), "camera black", 0.5),
     Fault("link stalled", 2.0, relay("stalled"), relay("well"), LINK, "link silent", 0.05),
     Fault("camera silent", 1.8, camera("silent"), camera("well"), ("camera silent",), "camera silent", 0.5),
-    Fault("a bit of a command flipped", 0.2, damage, nothing, LINK, "link cut", None),
+    Fault("a bit of a command flipped", 0.2, flip, nothing, LINK, "link cut", None),
     Fault("camera unplugged", 2.0, camera("unplugged"), camera("well"), UNPLUGGED, "camera unplugged", 0.5),
     Fault("the robot refuses", 1.6, ready(False), ready(True), LINK, "link refused", 0.05),
     Fault("camera damaged", 1.2, camera("damaged"), camera("well"), ("camera unreadable",), "camera unreadable", 0.5),

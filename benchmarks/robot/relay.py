@@ -20,13 +20,13 @@ LOOK_S: Final = 0.01
 class Relay:
     """Listens on `port` and passes bytes on to `target`. `state` may be set at any time, by any thread.
 
-    `cut` ends the connection and lets none begin; `stalled` keeps what comes until it is well again. `damage` flips a
+    `cut` ends the connection and lets none begin; `stalled` keeps what comes until it is well again. `flip` flips a
     bit of the next bytes for the robot.
     """
 
     def __init__(self, target: tuple[str, int]) -> None:
         self.state: State = "well"
-        self.damage = threading.Event()
+        self.flip = threading.Event()
         self.connections = 0
         self._target, self._ended = target, threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -66,7 +66,7 @@ class Relay:
                     data = source.recv(1 << 16)
                     if not data:
                         return
-                    if source is near and self.damage.is_set():
-                        self.damage.clear()
+                    if source is near and self.flip.is_set():
+                        self.flip.clear()
                         data = data[:-5] + bytes((data[-5] ^ 16,)) + data[-4:]
                     (far if source is near else near).sendall(data)

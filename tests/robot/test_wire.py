@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from edge_vla.robot import receiver as robots_end
 from edge_vla.robot.faces import LinkError
 from edge_vla.robot.links import wire
+from edge_vla.robot.links.freshness import Freshness
 from edge_vla.robot.links.wire import Binary, Codec, Lines, Order, Packets
 from edge_vla.robot.receiver import Command, Receiver
 
@@ -155,6 +156,33 @@ def test_a_command_is_started_only_while_its_robot_s_own_clock_allows(
     acted, _ = fed(end, [FRAMINGS[framing]().pack(order)]) if order.echo >= 0 else ([], False)
     assert bool(acted) == (moved >= 0 and order.echo <= end.stamp() <= order.echo + order.valid_us)
     assert acted or end.verdict in ("stale", "none")
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.001, 0.5), st.floats(0, 0.4)), min_size=1, max_size=30),
+    st.integers(0, 2**47),
+    st.floats(0, 0.6),
+    st.floats(0, 0.6),
+    st.booleans(),
+)
+def test_no_command_starts_after_it_was_valid_however_slow_the_way(
+    beats: list[tuple[float, float]], base: int, valid_s: float, way_s: float, restarts: bool
+) -> None:
+    """True time in seconds; the robot's clock is off by `base`. The nearest bound is that of the fastest beat."""
+    fresh, left, arrived, delays = Freshness(), 0.0, 0.0, list[tuple[float, float]]()
+    for i, (pause, delay) in enumerate(beats):
+        left += pause
+        arrived = max(arrived, left + delay)  # a stream keeps its order
+        clock = base + int(1e6 * left) + (10**13 if restarts and i >= len(beats) // 2 else 0)
+        fresh.add(clock, arrived)
+        if not restarts or i >= len(beats) // 2:
+            delays.append((arrived, arrived - left))
+    echo, valid = fresh.until(arrived + valid_s)
+    now = base + int(1e6 * (arrived + way_s)) + (10**13 if restarts else 0)
+    starts = echo <= now <= echo + valid
+    assert not starts or way_s <= valid_s + 2e-6
+    fastest = min(delay for at, delay in delays if arrived - at < 4.9)
+    assert starts or way_s + fastest >= valid_s - 3e-6
 
 
 def test_a_command_made_for_an_earlier_connection_is_not_started() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from edge_vla.robot.faces import Command, LinkError
+from edge_vla.robot.links.freshness import Freshness
 from edge_vla.robot.links.wire import Beat, Codec, Order
 
 SILENT_S: Final = 0.5  # without a beat: a robot sends one every 50 ms
@@ -56,6 +57,7 @@ class AnsweredLink:
         self._writer: Codec = codec()
         self._beat: Beat | None = None
         self._heard = 0.0  # when that beat came, at the latest
+        self._freshness = Freshness()
         self._number, self._skip = 0, 0  # the highest that was sent; how many to leave out before the next
         self._fault = LinkError("cut", f"{name}: not connected yet", taken=False)
         self.connections = 0
@@ -87,11 +89,9 @@ class AnsweredLink:
             self._skip = 0
         asked = 0
         while (left := command.valid_until - time.monotonic()) > 0:
-            port, beat, heard = self._current(connection)
-            # Counted from when the beat came, and by the robot from when it was sent: never too long.
-            valid = min(LONGEST_US, int(1e6 * (command.valid_until - heard)))
+            port, echo, valid = self._current(connection, command.valid_until)
             age = None if command.taken is None else max(0, int(1e6 * (time.monotonic() - command.taken)))
-            order = Order(command.kind, number, valid, beat.stamp, age, tuple(map(float, command.values)))
+            order = Order(command.kind, number, min(LONGEST_US, valid), echo, age, tuple(map(float, command.values)))
             try:
                 port.write(self._writer.pack(order))
             except OSError as error:
@@ -136,11 +136,12 @@ class AnsweredLink:
             raise LinkError("refused", f"{self.name}: {REFUSALS['not now']}", taken=False)
         return self._beat
 
-    def _current(self, connection: int) -> tuple[Port, Beat, float]:
+    def _current(self, connection: int, valid_until: float) -> tuple[Port, int, int]:
+        """Where to write, the beat to echo, and for how many microseconds after it the command is valid."""
         with self._changed:
             if self.connections != connection or self._port is None or self._beat is None:
                 raise self._lost()
-            return self._port, self._beat, self._heard
+            return (self._port, *self._freshness.until(valid_until))
 
     def _answered(self, connection: int, number: int, seconds: float) -> bool:
         """Whether the robot says within `seconds` that it took the command. LinkError where it says that it did not."""
@@ -180,6 +181,7 @@ class AnsweredLink:
         codec = self._codec()
         with self._changed:
             self._port, self._beat, self._writer = port, None, self._codec()
+            self._freshness = Freshness()
             self.connections += 1
             self._skip = secrets.randbelow(SKIP)
             self._fault = LinkError("silent", f"{self.name} is open and says nothing: is the robot's program running?")
@@ -201,6 +203,7 @@ class AnsweredLink:
         if beats:
             with self._changed:
                 self._beat, self._heard = beats[-1], time.monotonic()
+                self._freshness.add(self._beat.stamp, self._heard)
                 self._changed.notify_all()
 
     def _lose(self, port: Port, error: LinkError) -> None:
