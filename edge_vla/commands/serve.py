@@ -47,6 +47,9 @@ Compat = Annotated[
 WarmInstructions = Annotated[
     Path | None, typer.Option(help="A text file, an instruction a line, whose first actions are not to wait.")
 ]
+RejectFrozen = Annotated[
+    int | None, typer.Option(min=1, help="Refuse an image that is the one before it, so many times in a row.")
+]
 OnRay = Annotated[bool, typer.Option("--ray", help="Run the policy in Ray actors, one a GPU; robots share them.")]
 Replicas = Annotated[int | None, typer.Option(min=1, help="With --ray: how many policies; one a GPU by default.")]
 RayAddress = Annotated[str | None, typer.Option(help="With --ray: a cluster's address; by default this machine.")]
@@ -82,6 +85,7 @@ def serve(
     ray: OnRay = False,
     replicas: Replicas = None,
     ray_address: RayAddress = None,
+    reject_frozen: RejectFrozen = None,
     log_format: Annotated[str, typer.Option(help="Logs: json or text.")] = "text",
 ) -> None:
     """Serve an artifact to many robots: our own WebSocket, OpenVLA's REST, openpi, vla-eval and GR00T.
@@ -89,14 +93,10 @@ def serve(
     Ready when its hashes, golden frames and rate are known. Ends on SIGTERM within five seconds.
     """
     require_extra(PACKAGES, "serve")
-    from edge_vla.serve.host import HostOptions
     from edge_vla.serve.lifecycle import ServeOptions
-    from edge_vla.serve.limits import Limits
     from edge_vla.serve.loading import Choices
-    from edge_vla.serve.pace import Slo
     from edge_vla.serve.record import RecordOptions
 
-    target, instructions = None if slo is None else Slo.parse(slo), read_instructions(warm_instructions)
     options = ServeOptions(
         host=host,
         port=port,
@@ -109,11 +109,23 @@ def serve(
         zmq=zmq,
         page=page,
         record=None if record is None else RecordOptions(record, int(record_gb * 1e9), redact),
-        serving=HostOptions(Limits(robots=max_robots), target, valid_for_ms, instructions),
+        serving=host_options(max_robots, slo, valid_for_ms, warm_instructions, reject_frozen),
     )
     form: LogFormat = "json" if choice("--log-format", log_format, ("json", "text")) == "json" else "text"
     middle = middle_of(ray, replicas, ray_address, device)
     live(artifact, Choices(device, vision, kernel, dtype, unnorm_key, script(preprocess)), options, form, middle)
+
+
+def host_options(
+    robots: int, slo: str | None, valid_ms: float | None, warmed: Path | None, reject_frozen: int | None
+) -> HostOptions:
+    """How observations are served. UsageError for an `slo` that cannot be read."""
+    from edge_vla.serve.host import HostOptions
+    from edge_vla.serve.limits import Limits
+    from edge_vla.serve.pace import Slo
+
+    target = None if slo is None else Slo.parse(slo)
+    return HostOptions(Limits(robots=robots), target, valid_ms, read_instructions(warmed), reject_frozen)
 
 
 def middle_of(

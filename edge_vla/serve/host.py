@@ -24,6 +24,7 @@ import torch
 from edge_vla.errors import DeviceLostError
 from edge_vla.runtime import Action, Session
 from edge_vla.serve.activity import Activity, Watcher
+from edge_vla.serve.cameras import Cameras
 from edge_vla.serve.checks import ActionRange, act_within, explain, instruction_tokens
 from edge_vla.serve.engine import EngineThread, Outcome, settle
 from edge_vla.serve.limits import Limits, check_observation
@@ -61,6 +62,7 @@ class Progress:
 class HostOptions:
     """How observations are served. `valid_ms`: an image's greatest age when its action starts; None: by its speed.
 
+    `reject_frozen`: from which repeat on an image that equals its robot's last one is refused.
     `instructions` are warmed before the server is ready, so that the first action for one does not wait.
     """
 
@@ -68,6 +70,7 @@ class HostOptions:
     slo: Slo | None = None
     valid_ms: float | None = None
     instructions: Sequence[str] = ()
+    reject_frozen: int | None = None
 
 
 @dataclass(eq=False)
@@ -88,7 +91,8 @@ class Host:
         self.options = options or HostOptions()
         self.metrics = metrics or Metrics()
         self.activity = Activity(time.monotonic, self.options.limits.robots)
-        self.watchers: list[Watcher] = [self.activity]
+        self._cameras = Cameras(self.metrics, self.options.limits.robots, self.options.reject_frozen)
+        self.watchers: list[Watcher] = [self.activity, self._cameras]
         self.state, self.progress = State.LOADING, Progress("verify", 0.0)
         self.lost = asyncio.Event()  # the device, for good
         self.error: BaseException | None = None
@@ -258,6 +262,7 @@ class Host:
             raise RefusedError(Code.NOT_READY, f"{detail}: ask /readyz", retry_after_s=1.0)
         limits = self.options.limits
         check_observation(observation, limits, self._keys)
+        self._cameras.check(observation)
         tokens = self._tokens(observation.instruction)
         if tokens > limits.instruction_tokens:
             raise RefusedError(

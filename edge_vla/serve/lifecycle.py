@@ -15,6 +15,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -111,7 +112,7 @@ async def serve(
     host.metrics.connections.set_function(lambda: len(server.server_state.connections))
     serving = asyncio.create_task(server.serve([listener]))
     front_ends = set[asyncio.Task[None]]()
-    with _signals(stop):
+    with _signals(stop, host):
         try:
             shown.on_listening(addresses(options, listener.getsockname()[1]))
             if options.zmq is not None:
@@ -226,18 +227,26 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _signals(stop: asyncio.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT set `stop`; off the main thread they are somebody else's."""
+def _signals(stop: asyncio.Event, host: Middle) -> Iterator[None]:
+    """SIGTERM and SIGINT set `stop`, SIGUSR1 logs the last minute; off the main thread they are somebody else's."""
     loop, taken = asyncio.get_running_loop(), list[signal.Signals]()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    actions = {signal.SIGTERM: stop.set, signal.SIGINT: stop.set, signal.SIGUSR1: partial(_trace, host)}
+    for number, action in actions.items():
         with contextlib.suppress(ValueError, NotImplementedError, RuntimeError):
-            loop.add_signal_handler(number, stop.set)
+            loop.add_signal_handler(number, action)
             taken.append(number)
     try:
         yield
     finally:
         for number in taken:
             loop.remove_signal_handler(number)
+
+
+def _trace(host: Middle) -> None:
+    """A line for each robot: its last minute's latencies and refusals. No image, instruction or action."""
+    for robot in host.activity.view():
+        spread = f"p50 {robot.p50_ms} ms, p99 {robot.p99_ms} ms, last {robot.latencies_ms}"
+        log.info("trace of %r: %.2f Hz, %s, refused %s", robot.robot, robot.hz, spread, robot.refused)
 
 
 def _lost(host: Middle) -> DeviceLostError:

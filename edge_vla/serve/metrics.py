@@ -20,6 +20,7 @@ DROPPED: Final = {
     Code.MALFORMED: "invalid",
     Code.TOO_LARGE: "invalid",
     Code.IMAGE_SHAPE: "invalid",
+    Code.FROZEN: "invalid",
     Code.INSTRUCTION: "invalid",
     Code.UNNORM_KEY: "invalid",
 }
@@ -48,9 +49,14 @@ class Metrics:
         self.connections = Gauge("edgevla_connections", "Open connections.", registry=registry)
         self.invalid_tokens = Counter("edgevla_invalid_token", "Tokens that were no action ids.", registry=registry)
         self.nonfinite = Counter("edgevla_nonfinite", "Non-finite numbers instead of an action.", registry=registry)
+        self.suspect = Counter(
+            "edgevla_suspect_images", "Images equal to the robot's last one, or black.", ["kind"], registry=registry
+        )
         self.memory = Gauge("edgevla_gpu_memory_bytes", "Allocated on the GPU; 0 without one.", registry=registry)
         self.ready = Gauge("edgevla_ready", "1 when observations are answered.", registry=registry)
         self.model = Gauge("edgevla_model_info", "Which artifact is served.", ["sha", "bits"], registry=registry)
+        for kind in ("frozen", "black"):
+            self.suspect.labels(kind)
         for reason in REASONS:
             self.dropped.labels(reason)
         self._stages = [self.seconds.labels(stage) for stage in STAGES]

@@ -15,6 +15,7 @@ TITLES: Final = {
     Code.MALFORMED: "The message cannot be read",
     Code.TOO_LARGE: "The message is over a limit",
     Code.IMAGE_SHAPE: "The image has the wrong form",
+    Code.FROZEN: "The camera seems dead",
     Code.INSTRUCTION: "The instruction cannot be used",
     Code.UNNORM_KEY: "The policy has no such statistics",
     Code.UNAUTHORISED: "A token is needed",

@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,25 @@ def test_a_token_has_its_rate_and_its_connections(artifact: Path) -> None:
         assert 'edgevla_dropped_total{reason="rate"} 3.0' in live.get("/metrics", Authorization=f"Bearer {many}")[1]
         with Robot(live.ws, "arm", token=few) as robot, pytest.raises(RefusedError):  # the connection is free again
             robot.act(picture(0), WORDS, deadline_ms=SOON)
+
+
+def test_a_dead_camera_is_counted_and_refused_where_asked(artifact: Path) -> None:
+    options = patient()
+    serving = replace(options.serving, reject_frozen=2)
+    with running(artifact, replace(options, serving=serving)) as live, Robot(live.ws, "arm") as robot:
+        for seed in (0, 0, 1, 1):  # each but once
+            assert robot.act(picture(seed), WORDS, deadline_ms=SOON).fresh
+        for _ in range(2):
+            with pytest.raises(RefusedError, match="camera") as refused:
+                robot.act(picture(1), WORDS, deadline_ms=SOON)
+            assert refused.value.code == "E_FROZEN"
+        assert robot.act(picture(0), WORDS, deadline_ms=SOON).fresh
+        assert live.metric('edgevla_suspect_images_total{kind="frozen"}') == 4
+    with running(artifact, options) as live, Robot(live.ws, "arm") as robot:
+        for _ in range(4):
+            assert robot.act(np.zeros_like(picture(0)), WORDS, deadline_ms=SOON).fresh
+        wait_until(lambda: live.metric('edgevla_suspect_images_total{kind="black"}') == 4)
+        assert live.metric('edgevla_suspect_images_total{kind="frozen"}') == 3
 
 
 def test_what_a_token_has_left_grows_with_time() -> None:
