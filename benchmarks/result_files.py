@@ -14,7 +14,7 @@ from typing import Any, Final
 from benchmarks import results_v1
 from benchmarks.checkouts import CheckoutsResult
 from benchmarks.commands import CommandsResult
-from benchmarks.cpu.results import CpuPeersResult, DraftsResult, EngineResult, SoakResult
+from benchmarks.cpu.results import CpuPeersResult, DraftsResult, EngineResult, SoakResult, TargetsResult
 from benchmarks.demo_policy.results import LadderResult, PolicyEvaluation, ReproductionResult
 from benchmarks.formats.results import FormatsResult, InteropResult
 from benchmarks.gpu.counted.result import CountedResult
@@ -67,6 +67,7 @@ BODIES: Final[Mapping[str, type[Body]]] = {
         ServeFaultsResult,
         ServeSoakResult,
         SoakResult,
+        TargetsResult,
         WatcherCostResult,
     )
 }

@@ -113,6 +113,54 @@ class CpuPeersResult:
     versions: dict[str, str]
 
 
+# targets
+
+
+@dataclass(frozen=True)
+class TargetShare:
+    """The int4 decoder on one target: medians and bests of so many layers, and their shares of what bounds them."""
+
+    kernel: str
+    layers: int
+    prefill_ms: float
+    best_prefill_ms: float
+    prefill_share: float  # of the products that the target's registers do in that time
+    best_prefill_share: float
+    peak_products_per_s: float
+    step_ms: float | None  # None where another kernel's entry has the same step
+    best_step_ms: float | None
+    step_share: float | None  # of the read bandwidth
+    best_step_share: float | None
+
+
+@dataclass(frozen=True)
+class TargetAction:
+    """Median whole actions of the demo policy, in turns, where torch has no instructions that the target lacks."""
+
+    kernel: str
+    torch_may_use: dict[str, str]  # environment variables
+    action_ms: float
+    reference_ms: float
+    eager_ms: float
+    times_reference: float
+    times_eager: float
+
+
+@dataclass(frozen=True)
+class TargetsResult:
+    """Every target of the C engine, beside the limits of its instructions and of the memory."""
+
+    KIND: ClassVar = "cpu-targets"
+    VERSION: ClassVar = 1
+
+    model: str
+    prompt_rows: int
+    read_bytes_per_s: float
+    shares: list[TargetShare]
+    actions: list[TargetAction]
+    targets: list[Target]
+
+
 # soak
 
 

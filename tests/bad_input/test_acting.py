@@ -211,7 +211,11 @@ def test_an_empty_instruction_is_answered_with_a_warning(
 CALLS: Mapping[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
     "too long": (("--instruction", "go " * 3000), 2, ("the prompt has", "rows with the image", "at most 2048")),
     "not Unicode": (("--instruction", "go \udcff"), 2, ("not valid Unicode", "UTF-8")),
-    "unknown key": (("--instruction", WORDS, "--unnorm-key", "mars"), 2, ("unknown unnorm_key 'mars'", "choose one of random")),
+    "unknown key": (
+        ("--instruction", WORDS, "--unnorm-key", "mars"),
+        2,
+        ("unknown unnorm_key 'mars'", "choose one of random"),
+    ),
     "full head": (("--instruction", WORDS, "--head", "full"), 2, ("is an artifact", "no full head")),
     "other head": (("--instruction", WORDS, "--head", "tail"), 2, ("--head tail", "actions", "full")),
     "adapter": (("--instruction", WORDS, "--adapter", "a"), 2, ("is an artifact", "merged already")),
