@@ -33,6 +33,9 @@ from benchmarks.cpu.decoders import Packed, packed_decoder
 from benchmarks.cpu.engine import Stages, in_turns
 from benchmarks.cpu.results import TargetAction, TargetShare, TargetsResult
 from edge_vla.device.limits import uniform
+from edge_vla.runtime.cpu.native.decoder import NativeDecoder
+from edge_vla.runtime.cpu.native.layout import Layout
+from edge_vla.runtime.cpu.native.library import require_library
 from edge_vla.runtime.cpu.native.targets import HERE, SCALAR, Target, named, runnable
 from edge_vla.spec import OPENVLA_7B, PolicySpec
 
@@ -80,6 +83,21 @@ def reading() -> float:
     return best
 
 
+def decoders(spec: PolicySpec, targets: Sequence[Target], layers: int) -> dict[str, NativeDecoder]:
+    """One for each kernel of each target, by name; those of one layout share their weights."""
+    packed, made = dict[tuple[Layout, str], NativeDecoder](), dict[str, NativeDecoder]()
+    for target in targets:
+        loaded = require_library(target)
+        for kernel in KERNELS:
+            key, name = (Layout.of(loaded), kernel), f"{kernel}@{target.name}"
+            if key not in packed:
+                decoder = packed_decoder(spec, 4, layers, name)[0]
+                assert isinstance(decoder, NativeDecoder), "its kernel is native"
+                packed[key] = decoder
+            made[name] = packed[key].compiled_as(loaded)
+    return made
+
+
 def product_peak(kernel: str, rates: Mapping[str, float]) -> float:
     """Of the instructions that a kernel's prefill is made of, for int4 weights."""
     if kernel == "native/int8":
@@ -92,10 +110,11 @@ def shares(targets: Sequence[Target], layers: int, rows: int, rounds: int) -> tu
     spec = dataclasses.replace(OPENVLA_7B, decoder=dataclasses.replace(OPENVLA_7B.decoder, layers=layers))
     rates, bandwidth = {target.name: peaks(target) for target in targets}, reading()
     stages: dict[tuple[str, str], tuple[Callable[[], object], int]] = {}
+    made_for = decoders(spec, targets, layers)
     for target in targets:
         for kernel in KERNELS:
             name = f"{kernel}@{target.name}"
-            ours = Packed(packed_decoder(spec, 4, layers, name)[0], rows, 7)
+            ours = Packed(made_for[name], rows, 7)
             stages[name, "prefill"] = (ours.prefill, 1)
             if kernel == "native":  # a step is the same in both
                 stages[name, "step"] = (ours.step, 6)
