@@ -35,7 +35,7 @@ CLIENTS: Final = (
     Client(
         "openpi-simple-client",
         "openpi_simple.py",
-        (*OPENPI, "polars", "rich", "tqdm", "tyro"),
+        (*OPENPI, "polars==1.30.0", "rich==14.0.0", "tqdm==4.67.1", "tyro==0.9.22"),  # as its requirements.txt
         ("openpi_simple", "main.py of Physical-Intelligence/openpi's examples/simple_client (15a9616)"),
     ),
     Client("vla-eval", "vla_eval_client.py", ("vla-eval>=0.8",)),

@@ -192,6 +192,20 @@ def test_sigterm_drains(process: Process) -> None:
         Robot(process.address.partition("/v1")[0], "late").connect()
 
 
+def test_sigusr1_logs_what_each_robot_saw(process: Process) -> None:
+    assert process.notice().startswith("READY")
+    with Robot(process.address.partition("/v1")[0], "arm") as robot:
+        for _ in range(3):
+            assert robot.act(picture(0), WORDS, deadline_ms=SOON).fresh
+        process.process.send_signal(signal.SIGUSR1)
+        assert robot.act(picture(0), WORDS, deadline_ms=SOON).fresh  # it goes on
+    process.process.send_signal(signal.SIGTERM)
+    said = [json.loads(line)["message"] for line in process.process.communicate(timeout=20)[1].splitlines()]
+    (trace,) = [line for line in said if line.startswith("trace of 'arm'")]
+    assert len(trace.partition("last [")[2].partition("]")[0].split(",")) in (3, 4)
+    assert WORDS not in trace
+
+
 def test_sigterm_while_loading_ends_at_once(artifact: Path, tmp_path: Path) -> None:
     process = Process(artifact, tmp_path)
     try:
