@@ -240,7 +240,7 @@ def mismatches(peer: Any) -> Iterator[Named]:
     peer.node.destroy_publisher(camera)
 
 
-def studied(artifact: Path, asked: Sequence[Asked], scratch: Path, note: str) -> Ros2Result:
+def studied(artifact: Path, asked: Sequence[Asked], scratch: Path, note: str, until: float) -> Ros2Result:
     import rclpy
 
     from benchmarks.robot.ros2_peer import peering, process
@@ -252,7 +252,7 @@ def studied(artifact: Path, asked: Sequence[Asked], scratch: Path, note: str) ->
     with process(scratch / "node.log", **parameters) as child, peering() as peer:
         walk = Study(peer, material)
         walk.change("configure")
-        runs = [walk.measure(run) for run in asked]
+        runs = [walk.measure(run) for run in asked if time.monotonic() < until]
         named = list(mismatches(peer))
         walk.change("cleanup")
         walk.change("configure")
@@ -290,12 +290,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--artifact", type=Path, help="keep the demo policy here; made anew by default")
     parser.add_argument("--run", type=Asked.parse, action="append", metavar="RATE:COUNT[:paced]")
+    parser.add_argument("--within", type=float, default=3600.0, help="seconds after which no further run begins")
     parser.add_argument("--note", default="", help="what else was going on, for the result")
     options = parser.parse_args()
+    until = time.monotonic() + options.within
     with tempfile.TemporaryDirectory() as scratch, ros():
         artifact = demo_artifact(options.artifact or Path(scratch) / "artifact")
         runs = options.run or [Asked(10.0, 10_000, paced=True)]
-        study.write_result(options.out, studied(artifact, runs, Path(scratch), options.note))
+        study.write_result(options.out, studied(artifact, runs, Path(scratch), options.note, until))
 
 
 if __name__ == "__main__":
