@@ -23,6 +23,7 @@ from edge_vla.commands.build_engine import build_engine
 from edge_vla.commands.demo import demo
 from edge_vla.commands.doctor import doctor
 from edge_vla.commands.export import export
+from edge_vla.commands.hub import pull, push
 from edge_vla.commands.inspect import inspect, verify
 from edge_vla.commands.plan import plan
 from edge_vla.commands.ros2 import ros2
@@ -59,6 +60,8 @@ COMMANDS: Final[Mapping[Callable[..., None], str]] = {
     build_engine: "A TensorRT engine of the vision, on the device.",
     act: "The closed loop: camera, policy, limits, robot.",
     serve: "One policy for many robots over the network.",
+    pull: "An artifact from the Hugging Face Hub, every hash checked.",
+    push: "An artifact to the Hugging Face Hub.",
     plan: "On paper: would the 7B fit on a device, how fast?",
     doctor: "What on this machine stops or slows a policy.",
     demo: "The whole path on a small policy that is built in.",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,16 +83,17 @@ def fetch(repository: Repository, patterns: Sequence[str] | None = None, directo
     return Path(found)
 
 
-def send(directory: Path, repository: Repository, *, private: bool, message: str) -> str:
-    """Upload a directory's files as one commit, into a repository that is made if need be; returns its address."""
+def send(files: Mapping[str, Path], repository: Repository, *, private: bool, message: str) -> str:
+    """Upload files by their names there as one commit, into a repository that is made if need be; its address."""
     hub = _package(repository)
-    api = hub.HfApi()
     with _errors(repository, "sent"):
+        api = hub.HfApi()
         api.create_repo(repository.id, private=private, exist_ok=True)
         if repository.revision is not None:
             api.create_branch(repository.id, branch=repository.revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repository.id, folder_path=directory, revision=repository.revision, commit_message=message
+        operations = [hub.CommitOperationAdd(name, path) for name, path in files.items()]
+        commit = api.create_commit(
+            repository.id, operations, revision=repository.revision, commit_message=message, num_threads=2
         )
     return str(commit.commit_url)
 
