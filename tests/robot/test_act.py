@@ -34,7 +34,7 @@ from edge_vla.robot.ticks import Tally, Tick
 from edge_vla.robot.units import Declaration
 
 ROOT = Path(__file__).resolve().parents[2]
-SOON = 60.0  # seconds, for a policy to load on a busy machine
+SOON = 240.0  # seconds, for a policy to load on a busy machine
 POLICY = [str(BASE), "--dtype", "fp32", "--unnorm-key", statistics_key(1)]
 
 
@@ -107,6 +107,7 @@ def test_the_demo_s_table_is_camera_and_robot(tmp_path: Path, capsys: pytest.Cap
     assert (start["kind"], start["rate"], end["kind"], end["error"]) == ("start", 5.0, "end", None)
     assert [turn["number"] for turn in turns] == list(range(10))
     assert end["acted"] + sum(end["missed"].values()) == end["ticks"] == 10
+    assert set(end["missed"]) <= {"late", "policy busy", "held"}  # a busy machine
     out = capsys.readouterr()
     assert "10 turns" in out.out
     assert "Traceback" not in out.err

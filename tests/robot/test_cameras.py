@@ -176,6 +176,18 @@ def test_one_picture_is_a_camera_for_one_turn(tmp_path: Path) -> None:
         camera.newest(1, 0.0)
 
 
+def test_a_picture_that_was_looked_at_and_not_acted_on_is_there_again(tmp_path: Path) -> None:
+    """The first answer, which is not sent, and a turn whose policy is busy, use no picture up."""
+    Image.fromarray(noise(3)).save(tmp_path / "one.png")
+    camera = Checked(open_camera(str(tmp_path / "one.png")), Sight())
+    first = camera.newest(0, 0.0)
+    again = Checked(Retaken(first), Sight())  # and is not frozen, however long the policy was busy
+    assert [again.newest(0, 0.0).number for _ in range(3)] == [1, 1, 1]
+    assert camera.newest(0, 0.0).number == 1
+    with pytest.raises(CameraError, match="over after 1 pictures"):
+        camera.newest(1, 0.0)
+
+
 def test_what_is_no_camera_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FrameError, match="no picture in it"):
         open_camera(str(tmp_path))
@@ -249,6 +261,21 @@ class Scripted:
         assert after <= self.number
         self.number += 1
         return Picture(self.images[self.number - 1], self.number / 10, self.number)
+
+    def close(self) -> None: ...
+
+
+class Retaken:
+    """The same picture whenever it is looked at, ten seconds later each time."""
+
+    name = "retaken"
+
+    def __init__(self, picture: Picture) -> None:
+        self.picture = picture
+
+    def newest(self, after: int, until: float) -> Picture:
+        self.picture = Picture(self.picture.image, self.picture.taken + 10.0, self.picture.number)
+        return self.picture
 
     def close(self) -> None: ...
 

@@ -20,15 +20,26 @@ class Checked:
         self.name, self._camera, self._sight = camera.name, camera, sight
         self._image: NDArray[np.uint8] | None = None
         self._since = 0.0  # when the first of the same pictures was taken
-        self._looked = 0  # the last one's number: one that was refused is not looked at again
+        self._number = 0  # of the last that was looked at: the same one again is no sign of anything
+        self._refused = 0  # the last such one's number: it is not looked at again
 
     def newest(self, after: int, until: float) -> Picture:
-        picture = self._camera.newest(max(after, self._looked), until)
-        self._looked = picture.number
+        picture = self._camera.newest(max(after, self._refused), until)
+        self._check(picture)
+        return picture
+
+    def close(self) -> None:
+        self._camera.close()
+
+    def _check(self, picture: Picture) -> None:
+        if picture.number == self._number:
+            return
+        self._number = picture.number
         if self._image is None or not np.array_equal(picture.image, self._image):
             self._image, self._since = picture.image, picture.taken
         same = picture.taken - self._since
         if self._sight.frozen_ms and 1e3 * same > self._sight.frozen_ms:
+            self._refused = picture.number
             raise CameraError(
                 "frozen",
                 f"{self.name} has sent the same picture for {same:.1f} s: start it again, "
@@ -36,12 +47,9 @@ class Checked:
             )
         bright = float(picture.image[::SPARSE, ::SPARSE].mean())
         if bright < self._sight.black:
+            self._refused = picture.number
             raise CameraError(
                 "black",
                 f"{self.name} is black ({bright:.1f} of 255): take off its cap, switch on the light, "
                 "or set camera.black in robot.toml",
             )
-        return picture
-
-    def close(self) -> None:
-        self._camera.close()
