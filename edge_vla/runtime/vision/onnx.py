@@ -43,7 +43,8 @@ class OnnxVision:
             raise BackendError(f"--vision {name} runs on the CPU, got --device {device.type}: choose onnx-cuda there")
         self.bytes = 4 * parameters if fold else 0  # float32; what ONNX Runtime keeps besides is not counted
         typed = graph if isinstance(graph, TypedGraph) else TypedGraph(graph, graph.parent, "")
-        self.session = open_session(typed, provider, {}, name, fold=fold)
+        options = {"num_of_threads": str(torch.get_num_threads())} if provider == OPENVINO else {}
+        self.session = open_session(typed, provider, options, name, fold=fold)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         values = np.ascontiguousarray(pixels.float().cpu().numpy())
