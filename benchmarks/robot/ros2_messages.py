@@ -34,7 +34,7 @@ from edge_vla.artifact import Artifact
 from edge_vla.robot.ros2.messages import ARRAY, DIAGNOSTICS, TEXT, Stamp, origin_of
 
 PICTURES: Final = 97
-SIDE: Final = 224
+SQUARE: Final = 224
 INSTRUCTION: Final = "pick up the red block"
 TOPIC: Final = "/camera/image_raw"
 WAIT_S: Final = 20.0  # for an action, before its image counts as lost
@@ -69,7 +69,7 @@ class Material:
 
     @staticmethod
     def of(artifact: Path) -> Material:
-        images = [frame.image for frame in frames(artifact, PICTURES, SIDE)]
+        images = [frame.image for frame in frames(artifact, PICTURES, SQUARE)]
         policy = edge_vla.load(artifact)
         return Material(images, [policy.act(image, INSTRUCTION).values for image in images])
 
