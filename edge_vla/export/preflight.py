@@ -9,6 +9,7 @@ from typing import Final
 
 from edge_vla.device.memory import available_bytes
 from edge_vla.errors import ResourceError
+from edge_vla.files import file_size
 
 SPARE: Final = 1.1  # times what will be used must be free
 
@@ -21,7 +22,7 @@ def check_disk(out: Path, need: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < need * SPARE:
         raise ResourceError(
-            f"{out} needs {need * SPARE / 1e9:.1f} GB, {parent} has {free / 1e9:.1f} GB free: free some, or choose "
+            f"{out} needs {file_size(int(need * SPARE))}, {parent} has {file_size(free)} free: free some, or choose "
             "another --out"
         )
     if parent.is_dir() and not os.access(parent, os.W_OK | os.X_OK):
