@@ -72,6 +72,18 @@ ROS_PACKAGES := rclpy rmw-fastrtps-cpp std-msgs sensor-msgs geometry-msgs trajec
 	.venv-ros2/bin/pip install --quiet $(addprefix ros-kilted-,$(ROS_PACKAGES)) roslibpy tornado pymongo
 	touch $@
 
+# Vision engines of every precision by TensorRT-RTX, which builds without a GPU; in an environment on top of .venv.
+.PHONY: test-tensorrt
+test-tensorrt: .venv-tensorrt/ready
+	.venv-tensorrt/bin/python -m pytest tests/runtime/vision
+
+.venv-tensorrt/ready: .venv/ready
+	$(PYTHON) -m venv .venv-tensorrt
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> $$(.venv-tensorrt/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth
+	.venv-tensorrt/bin/pip install --quiet tensorrt-rtx==1.7.1.116
+	touch $@
+
 # The demo policy in 16, 8 and 4 bits beside bf16 and eager Hugging Face; fails on a red gate.
 bench-demo: .venv/ready
 	$(BIN)/python -m benchmarks.demo_policy.compare_formats --limit 400 --episodes 0 --profile quick --peer hf-bf16 --out bench-out

@@ -18,6 +18,7 @@ from edge_vla.runtime.vision.graphs import INPUT, ROWS, TypedGraph
 from edge_vla.runtime.vision.tensorrt.library import Library
 
 LOG: Final = logging.getLogger(__name__)
+WORKSPACE: Final = 1 << 30  # bytes that one kernel may ask for: on a Jetson the decoder has the rest
 OnProgress = Callable[[str, int, int], None]
 """A phase's name, steps done, steps in all."""
 
@@ -44,6 +45,7 @@ def build(library: Library, graph: TypedGraph, options: BuildOptions) -> memoryv
     config = builder.create_builder_config()
     config.max_aux_streams = 0  # all work on the caller's stream, so that a CUDA graph can hold it
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
     _aim(library, config, options.target)
     profile, shape = builder.create_optimization_profile(), (1, *tuple(network.get_input(0).shape)[1:])
     profile.set_shape(INPUT, shape, shape, shape)
@@ -93,7 +95,7 @@ def _end_in_rows(trt: Any, network: Any) -> None:
     """Write bf16, the decoder's type, in place of float32: the engine's last kernel then fills image rows itself."""
     embeddings = network.get_output(0)
     network.unmark_output(embeddings)
-    rows = network.add_cast(embeddings, trt.bfloat16).get_output(0)
+    rows = network.add_cast(embeddings, trt.DataType.BF16).get_output(0)
     rows.name = ROWS
     network.mark_output(rows)
 
