@@ -108,4 +108,4 @@ format: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-triton .venv-docs .venv-clients .venv-ros2 site demo-out bench-out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-triton .venv-tensorrt .venv-docs .venv-clients .venv-ros2 site demo-out bench-out .mypy_cache .pytest_cache .ruff_cache .hypothesis
