@@ -1,6 +1,6 @@
 """Pictures of the server's live page with two robots: `python -m docs.screens docs/images`. Needs Chromium. A minute.
 
-A real server, the demo policy, two robots at their own rates; light and dark, a desk's window and a phone's.
+A real server, the demo policy, two robots at their own rates; light and dark, a wide window and a phone's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edge_vla.serve.client import ClientError, Robot
 
 BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome")
 SCHEMES: Final = {"light": 1, "dark": 0}  # Blink's numbers
-WINDOWS: Final = {"desk": (1000, 560), "phone": (390, 1060)}
+WINDOWS: Final = {"wide": (1000, 560), "phone": (390, 1060)}
 ROBOTS: Final = {"arm-left": 5.0, "arm-right": 3.0}  # hertz
 SEEN_S: Final = 15.0
 LOADED_MS: Final = 3000

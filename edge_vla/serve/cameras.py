@@ -16,7 +16,7 @@ from edge_vla.serve.metrics import Metrics
 
 
 @dataclass
-class _Seen:
+class _Last:
     checksum: int
     repeats: int = 0
 
@@ -26,7 +26,7 @@ class Cameras:
 
     def __init__(self, metrics: Metrics, robots: int, reject: int | None = None) -> None:
         self._metrics, self._most, self._reject = metrics, robots, reject
-        self._seen: OrderedDict[str, _Seen] = OrderedDict()
+        self._last: OrderedDict[str, _Last] = OrderedDict()
 
     def check(self, observation: Observation) -> None:
         """Look before the policy does; E_FROZEN from the `reject`-th repeat on."""
@@ -46,19 +46,19 @@ class Cameras:
 
     def reset(self, robot: str) -> None:
         """An episode may begin where the last one did."""
-        self._seen.pop(robot, None)
+        self._last.pop(robot, None)
 
     def left(self, robot: str) -> None:
         self.reset(robot)
 
     def _look(self, observation: Observation) -> int:
         """How many times the robot's picture was the one before it, until now."""
-        image, seen = observation.image, self._seen.pop(observation.robot, None)
+        image, last = observation.image, self._last.pop(observation.robot, None)
         checksum = zlib.crc32(np.ascontiguousarray(image))
-        repeats = seen.repeats + 1 if seen is not None and seen.checksum == checksum else 0
-        self._seen[observation.robot] = _Seen(checksum, repeats)
-        while len(self._seen) > self._most:
-            self._seen.popitem(last=False)
+        repeats = last.repeats + 1 if last is not None and last.checksum == checksum else 0
+        self._last[observation.robot] = _Last(checksum, repeats)
+        while len(self._last) > self._most:
+            self._last.popitem(last=False)
         if repeats:
             self._metrics.suspect.labels("frozen").inc()
         if not image.any():
