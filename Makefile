@@ -4,7 +4,9 @@ BIN := .venv/bin
 # libgomp reads this once, when torch is loaded: without it, waiting threads spin beside other work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-slow docs test-laws test-clients test-kernels test-ros2 check bench-demo bench-gpu format clean
+PYTHON310 ?= python3.10
+
+.PHONY: demo test test-slow docs test-laws test-clients test-kernels test-ros2 test-lowest test-py310 test-aarch64 check bench-demo bench-gpu format clean
 
 demo: .venv/ready
 	rm -rf demo-out
@@ -59,6 +61,36 @@ test-kernels: .venv-triton/ready
 	.venv-triton/bin/pip install --quiet --no-deps triton==3.7.1
 	touch $@
 
+# What a robot runs, on the machines of robots: Python 3.10 with every lower bound of pyproject.toml, Python 3.10 with
+# today's packages, and an emulated 64-bit Arm. Artifacts are exported here and brought there. On x86 PyPI's torch brings
+# 3 GB of CUDA; an index of torch for CPUs in PIP_EXTRA_INDEX_URL spares them.
+RUN_SIDE := tests/compat tests/device tests/openvla tests/quant tests/robot tests/runtime tests/serve \
+	--ignore tests/openvla/test_statistics.py --ignore tests/runtime/gpu --ignore tests/robot/ros2
+RUN_TESTS := pytest pytest-timeout hypothesis
+TINY := $(CURDIR)/.venv/tiny-artifacts
+
+test-lowest test-py310: test-%: .venv-%/ready $(TINY)/int16
+	EDGE_VLA_TINY_ARTIFACTS=$(TINY) .venv-$*/bin/python -m pytest $(RUN_SIDE)
+
+test-aarch64: $(TINY)/int16
+	packaging/aarch64.sh prepare
+	EDGE_VLA_TINY_ARTIFACTS=$(TINY) packaging/aarch64.sh test $(TINY)/int4 $(TINY)/int8 $(TINY)/int16
+
+$(TINY)/int16: .venv/ready
+	rm -rf $(TINY)
+	for bits in 4 8 16; do $(BIN)/edge-vla export random:openvla-tiny --bits $$bits --out $(TINY)/int$$bits; done
+
+.venv-lowest/ready: pyproject.toml packaging/lowest.py .venv/ready
+	$(PYTHON310) -m venv .venv-lowest
+	$(BIN)/python packaging/lowest.py bench serve > .venv-lowest/lowest.txt
+	.venv-lowest/bin/pip install --quiet --requirement .venv-lowest/lowest.txt $(RUN_TESTS)
+	touch $@
+
+.venv-py310/ready: pyproject.toml
+	$(PYTHON310) -m venv .venv-py310
+	.venv-py310/bin/pip install --quiet --editable '.[bench,serve]' $(RUN_TESTS)
+	touch $@
+
 # The ROS 2 node under a real rclpy, in an environment on top of .venv: PyPI's community wheels of ROS, for tests only
 # (Python 3.11 or 3.12). EDGE_VLA_ROSBRIDGE=CHECKOUT adds rosbridge_suite's own server.
 test-ros2: .venv-ros2/ready
@@ -108,4 +140,4 @@ format: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-triton .venv-tensorrt .venv-docs .venv-clients .venv-ros2 site demo-out bench-out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-triton .venv-tensorrt .venv-docs .venv-clients .venv-ros2 .venv-lowest .venv-py310 site demo-out bench-out .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from edge_vla.export import Recipe, export
 from tests.golden.openvla_tiny import write_checkpoint
 
 TINY = "random:openvla-tiny"
+BROUGHT = "EDGE_VLA_TINY_ARTIFACTS"  # a folder with int4, int8 and int16
 
 # A law that takes longer on a busy machine is no less true. What fails on one machine must fail on all, so examples are
 # the same in every run; `make test-laws` draws new ones.
@@ -35,6 +37,11 @@ def golden_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Mapping[int, Path]:
-    """`random:openvla-tiny` as an artifact in each number of bits. Read-only: copy before changing anything."""
+    """`random:openvla-tiny` as an artifact in each number of bits. Read-only: copy before changing anything.
+
+    `make test-aarch64` and `make test-lowest` bring them from elsewhere, as to a robot, whose torch need not export.
+    """
+    if brought := os.environ.get(BROUGHT):
+        return {bits: Path(brought) / f"int{bits}" for bits in (4, 8, 16)}
     root = tmp_path_factory.mktemp("artifacts")
     return {bits: export(TINY, root / f"int{bits}", Recipe(bits=bits)).directory for bits in (4, 8, 16)}
