@@ -6,11 +6,16 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
+from edge_vla.artifact import VISION, Artifact, dequantise_vision
 from edge_vla.errors import ArtifactError
+from edge_vla.export import Recipe, export
 from edge_vla.export.vision_graph import write_typed_graph
 from edge_vla.runtime.vision.precision import Arithmetic
+from edge_vla.runtime.vision.towers import torch_vision
+from tests.conftest import TINY as TINY_NAME
 from tests.export.vision.graphs import SPECS, apart, exact, pixels_for, run, stored, types, weights_of
 
 ELEMENTS = {
@@ -79,3 +84,20 @@ def test_weights_that_are_not_the_networks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"holds projector\.fc9\.bias"):
         write_typed_graph(spec, weights, tmp_path / "v.onnx", Arithmetic.FP16)
     assert not (tmp_path / "v.onnx").exists()
+
+
+@pytest.mark.parametrize(("arithmetic", "bound"), [(Arithmetic.FP32, 3e-6), (Arithmetic.FP16, 3e-3)])
+def test_an_artifact_of_8_bit_towers_has_16_bit_graphs_too(
+    arithmetic: Arithmetic, bound: float, tmp_path: Path
+) -> None:
+    """int8 weights are dequantised in the graph; the oracle multiplies them out in torch."""
+    directory = export(TINY_NAME, tmp_path / "artifact", Recipe(vision_bits=8)).directory
+    artifact = Artifact(directory)
+    spec = artifact.manifest.config.spec
+    write_typed_graph(spec, directory / VISION, directory / "v.onnx", arithmetic)
+    kinds = [node.op_type for node in onnx.load(directory / "v.onnx", load_external_data=False).graph.node]
+    stored = load_file(directory / VISION)
+    assert kinds.count("DequantizeLinear") == sum(one.dtype == torch.int8 for one in stored.values())
+    weights = dequantise_vision(stored, torch.float32)
+    wanted = torch_vision(spec, weights, torch.float32, torch.device("cpu"))(pixels_for(spec)).numpy()
+    assert apart(run(directory / "v.onnx", pixels_for(spec)), wanted) < bound
