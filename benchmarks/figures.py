@@ -31,6 +31,8 @@ from benchmarks.gpu.result import GpuResult
 from benchmarks.gpu.tune import TuneResult
 from benchmarks.markdown import percent, share, table
 from benchmarks.result_files import ResultFile, read_result
+from benchmarks.robot import tables as robot
+from benchmarks.robot.results import RobotActResult
 from benchmarks.serve import tables as serve
 from benchmarks.serve.fleet import FleetResult
 from benchmarks.serve.fuzz import FuzzResult
@@ -167,7 +169,7 @@ def _chapter(one: ResultFile) -> Iterator[str]:
 
 
 def _served(body: object) -> Iterator[str]:
-    """The server's studies."""
+    """The server's studies, and the robot's."""
     match body:
         case OverheadResult():
             yield from serve.overhead(body)
@@ -183,6 +185,8 @@ def _served(body: object) -> Iterator[str]:
             yield from serve.fuzz(body)
         case FleetResult():
             yield from serve.fleet(body)
+        case RobotActResult():
+            yield from robot.closed_loop(body)
         case _:
             raise AssertionError(f"no table for {type(body).__name__}")
 

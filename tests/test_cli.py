@@ -103,10 +103,10 @@ def test_a_flag_that_a_message_names_is_there(
 ) -> None:
     """Texts of the package that name a flag of `edge-vla`; other programs' and modules' own are named here."""
     monkeypatch.setenv("COLUMNS", "200")
-    commands = ("export", "run", "serve", "bench", "compare", "plan", "verify", "inspect", "demo", "doctor")
+    commands = ("export", "run", "act", "serve", "bench", "compare", "plan", "verify", "inspect", "demo", "doctor")
     known = set().union(*(flags(command, capsys) for command in commands))
     others = {"--query-compute-apps", "--query-gpu", "--format", "--version", "--upgrade", "--schema", "--porcelain"}
-    others |= {old for _, old in RENAMED}
+    others |= {old for _, old in RENAMED} | {"--listen", "--port", "--baud", "--dims"}  # robot/receiver.py's own
     named = set()
     for file in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
