@@ -118,19 +118,14 @@ class CpuPeersResult:
 
 @dataclass(frozen=True)
 class TargetShare:
-    """The int4 decoder on one target: medians and bests of so many layers, and their shares of what bounds them."""
+    """One product on one target: processor time of one thread, and its share of what bounds it."""
 
     kernel: str
-    layers: int
-    prefill_ms: float
-    best_prefill_ms: float
-    prefill_share: float  # of the products that the target's registers do in that time
-    best_prefill_share: float
-    peak_products_per_s: float
-    step_ms: float | None  # None where another kernel's entry has the same step
-    best_step_ms: float | None
-    step_share: float | None  # of the read bandwidth
-    best_step_share: float | None
+    format: str
+    rows: int
+    limit: str  # "reading" the bytes of the weights, or the "peak" of the target's registers
+    microseconds: int  # the best; of 24 products where there is one row
+    share: float
 
 
 @dataclass(frozen=True)
@@ -153,9 +148,8 @@ class TargetsResult:
     KIND: ClassVar = "cpu-targets"
     VERSION: ClassVar = 1
 
-    model: str
-    prompt_rows: int
-    read_bytes_per_s: float
+    n: int
+    k: int
     shares: list[TargetShare]
     actions: list[TargetAction]
     targets: list[Target]

@@ -2,10 +2,11 @@
 
     python -m benchmarks.cpu.targets --demo ARTIFACT --out benchmarks/results/cpu-targets.json
 
-At 7B shapes with int4 weights: the step's bytes over the read bandwidth, and the prefill's products over the most that
-the target's registers do (`peaks.c`), both taken before and after and the better kept. Then whole actions of the demo
-policy in turns with its bf16 reference and transformers' eager bf16, in a process whose torch may use no more
-instructions than the target has. One run; every ratio is of medians of the same turns.
+One product by random weights, one thread, processor time, the best of many turns: so a busy machine counts nearly
+alike. A product of one row is compared with reading the weights' bytes (24 weights, too many for the near caches), one
+of 288 rows with the most products that the target's registers do (`peaks.c`). Then whole actions of the demo policy in
+turns with its bf16 reference and transformers' eager bf16, by wall time, in a process whose torch may use no more
+instructions than the target has.
 """
 
 from __future__ import annotations
@@ -22,28 +23,26 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from benchmarks import study
-from benchmarks.cpu.decoders import Packed, packed_decoder
+from benchmarks.cpu.decoders import random_weight
 from benchmarks.cpu.engine import Stages, in_turns
 from benchmarks.cpu.results import TargetAction, TargetShare, TargetsResult
-from edge_vla.device.limits import uniform
-from edge_vla.runtime.cpu.native.decoder import NativeDecoder
-from edge_vla.runtime.cpu.native.layout import Layout
+from edge_vla.quant import PackedWeight, Scheme
+from edge_vla.runtime.cpu.native.gemm import NativeGemm
 from edge_vla.runtime.cpu.native.library import require_library
+from edge_vla.runtime.cpu.native.structs import Int8Inputs
 from edge_vla.runtime.cpu.native.targets import HERE, SCALAR, Target, named, runnable
-from edge_vla.spec import OPENVLA_7B, PolicySpec
 
 LOG: Final = logging.getLogger("benchmarks.cpu.targets")
 PEAKS: Final = Path(__file__).with_name("peaks.c")
-LOOPS: Final = 2_000_000
-BUFFER: Final = 1 << 30  # bytes that are summed
-KERNELS: Final = ("native", "native/int8")
+LOOPS: Final = 100_000  # a millisecond: between two interruptions
+N, K, WEIGHTS = 1024, 4096, 24
+KINDS: Final = {4: (Int8Inputs.NEVER, Int8Inputs.ALWAYS), 8: (Int8Inputs.NEVER,), 16: (Int8Inputs.NEVER,)}  # by bits
 AVX2_ONLY: Final = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 MASKS: Final[Mapping[str, Mapping[str, str]]] = {  # what torch may use where the target has no more
     "avx2": AVX2_ONLY,
@@ -54,106 +53,74 @@ MASKS: Final[Mapping[str, Mapping[str, str]]] = {  # what torch may use where th
 
 
 def peaks(target: Target) -> dict[str, float]:
-    """Products a second on all threads, of floats, bytes and pairs of bf16; the best of three."""
+    """Products a second of floats, bytes and pairs of bf16: processor time of one thread, the best of sixty."""
     with tempfile.TemporaryDirectory() as directory:
         file = f"{directory}/peaks.so"
         flags = ["-O2", "-std=gnu11", "-w", "-shared", "-fPIC", *target.flags, f"-D{target.define}", f"-I{HERE}"]
         subprocess.run(["cc", *flags, "-o", file, str(PEAKS)], check=True)
-        loaded, threads = ctypes.CDLL(file), torch.get_num_threads()
+        loaded = ctypes.CDLL(file)
     rates = {}
-    with ThreadPoolExecutor(threads) as pool:
-        for name in ("float", "byte", "bf16"):
-            function = getattr(loaded, f"{name}_products")
-            function.restype, best = ctypes.c_int64, 0.0
-            for _ in range(3):
-                began = time.perf_counter()
-                done = sum(pool.map(function, [ctypes.c_int64(LOOPS)] * threads))
-                best = max(best, done / (time.perf_counter() - began))
-            rates[name] = best
+    for name in ("float", "byte", "bf16"):
+        function = getattr(loaded, f"{name}_products")
+        function.restype = ctypes.c_int64
+        products = function(ctypes.c_int64(LOOPS))
+        rates[name] = products / fastest(lambda made=function: made(ctypes.c_int64(LOOPS)), 60)
     return rates
 
 
-def reading() -> float:
-    """Bytes a second, the best of five sums."""
-    source, best = torch.ones(BUFFER // 4), 0.0
-    for _ in range(5):
-        began = time.perf_counter()
-        source.sum()
-        best = max(best, source.nbytes / (time.perf_counter() - began))
+def fastest(call: Callable[[], object], turns: int) -> float:
+    """Seconds of this thread's processor time."""
+    best = float("inf")
+    for _ in range(turns):
+        began = time.thread_time()
+        call()
+        best = min(best, time.thread_time() - began)
     return best
 
 
-def decoders(spec: PolicySpec, targets: Sequence[Target], layers: int) -> dict[str, NativeDecoder]:
-    """One for each kernel of each target, by name; those of one layout share their weights."""
-    packed, made = dict[tuple[Layout, str], NativeDecoder](), dict[str, NativeDecoder]()
-    for target in targets:
-        loaded = require_library(target)
-        for kernel in KERNELS:
-            key, name = (Layout.of(loaded), kernel), f"{kernel}@{target.name}"
-            if key not in packed:
-                decoder = packed_decoder(spec, 4, layers, name)[0]
-                assert isinstance(decoder, NativeDecoder), "its kernel is native"
-                packed[key] = decoder
-            made[name] = packed[key].compiled_as(loaded)
+def product_peak(packed: PackedWeight, int8: Int8Inputs, rates: Mapping[str, float]) -> float:
+    """Of the instructions that a product is made of."""
+    if int8 != Int8Inputs.NEVER:
+        return rates["byte"]
+    if rates["bf16"]:
+        return rates["bf16"]
+    return rates["float"] if packed.scheme is Scheme.BF16 else rates["byte"] / 2
+
+
+def shares(targets: Sequence[Target], rows: int, rounds: int) -> list[TargetShare]:
+    """Both products of every format on every target, in turns."""
+    generator, rates = torch.Generator().manual_seed(0), {target.name: peaks(target) for target in targets}
+    best = dict[tuple[str, str, int], float]()
+    limits = dict[tuple[str, str, int], float]()
+    x = torch.randn(rows, K, generator=generator).bfloat16()
+    for bits, kinds in KINDS.items():
+        packed = [random_weight((N, K), bits, generator) for _ in range(WEIGHTS)]
+        read_s = reading(packed)
+        for target, kind in [(target, kind) for target in targets for kind in kinds]:
+            name = f"native{'/int8' if kind else ''}@{target.name}"
+            products = [NativeGemm(one, require_library(target), int8_inputs=kind) for one in packed]
+            one_row, many = (name, packed[0].scheme.value, 1), (name, packed[0].scheme.value, rows)
+            best[one_row] = fastest(lambda made=products: [product(x[:1]) for product in made], rounds)
+            best[many] = fastest(lambda made=products: made[0](x), rounds)
+            read_s = min(read_s, reading(packed))
+            again = peaks(target)
+            rates[target.name] = {unit: max(rate, again[unit]) for unit, rate in rates[target.name].items()}
+            limits[one_row] = read_s
+            limits[many] = rows * N * K / product_peak(packed[0], kind, rates[target.name])
+            LOG.info("%s %s: %s", name, bits, {key[2]: limits[key] / best[key] for key in (one_row, many)})
+    made = []
+    for key, taken in best.items():
+        kernel, scheme, count = key
+        limit = "reading" if count == 1 else "peak"
+        made.append(TargetShare(kernel, scheme, count, limit, round(taken * 1e6), round(limits[key] / taken, 3)))
     return made
 
 
-def product_peak(kernel: str, rates: Mapping[str, float]) -> float:
-    """Of the instructions that a kernel's prefill is made of, for int4 weights."""
-    if kernel == "native/int8":
-        return rates["byte"]
-    return rates["bf16"] or rates["byte"] / 2
-
-
-def shares(targets: Sequence[Target], layers: int, rows: int, rounds: int) -> tuple[list[TargetShare], float]:
-    """Step and prefill of every target in turns, and the bandwidth that was read at."""
-    spec = dataclasses.replace(OPENVLA_7B, decoder=dataclasses.replace(OPENVLA_7B.decoder, layers=layers))
-    rates, bandwidth = {target.name: peaks(target) for target in targets}, reading()
-    stages: dict[tuple[str, str], tuple[Callable[[], object], int]] = {}
-    made_for = decoders(spec, targets, layers)
-    for target in targets:
-        for kernel in KERNELS:
-            name = f"{kernel}@{target.name}"
-            ours = Packed(made_for[name], rows, 7)
-            stages[name, "prefill"] = (ours.prefill, 1)
-            if kernel == "native":  # a step is the same in both
-                stages[name, "step"] = (ours.step, 6)
-    times = in_turns(stages, rounds)
-    bandwidth = max(bandwidth, reading())
-    again = {target.name: peaks(target) for target in targets}
-    made = []
-    for target in targets:
-        best = {name: max(rate, again[target.name][name]) for name, rate in rates[target.name].items()}
-        for kernel in KERNELS:
-            name = f"{kernel}@{target.name}"
-            step = times.get((name, "step"))
-            made.append(_share(name, spec, times[name, "prefill"], step, product_peak(kernel, best), bandwidth, rows))
-    return made, bandwidth
-
-
-def _share(
-    name: str, spec: PolicySpec, prefill: Sequence[float], step: Sequence[float] | None, peak: float, bandwidth: float,
-    rows: int,
-) -> TargetShare:  # fmt: skip
-    weights = sum(n * k for n, k in spec.decoder.linears().values()) * spec.decoder.layers
-    # The last layer computes keys and values of all rows, the rest of it for one.
-    kv = 2 * spec.decoder.width * spec.decoder.kv_width
-    products = rows * (weights / spec.decoder.layers * (spec.decoder.layers - 1) + kv + spec.decoder.width**2)
-    prefill_limit, step_limit = products / peak * 1e3, uniform(spec, 4) / bandwidth * 1e3
-    median = None if step is None else statistics.median(step)
-    return TargetShare(
-        kernel=name,
-        layers=spec.decoder.layers,
-        prefill_ms=round(statistics.median(prefill), 2),
-        best_prefill_ms=round(min(prefill), 2),
-        prefill_share=round(prefill_limit / statistics.median(prefill), 3),
-        best_prefill_share=round(prefill_limit / min(prefill), 3),
-        peak_products_per_s=peak,
-        step_ms=median and round(median, 2),
-        best_step_ms=None if step is None else round(min(step), 2),
-        step_share=median and round(step_limit / median, 3),
-        best_step_share=None if step is None else round(step_limit / min(step), 3),
-    )
+def reading(packed: Sequence[PackedWeight]) -> float:
+    """Seconds to read the weights' codes and scales, by summing them."""
+    whole = [one.codes.flatten().view(torch.int64) for one in packed]
+    scales = [one.scales.flatten().view(torch.int64) for one in packed if one.scales is not None]
+    return fastest(lambda: [part.sum() for part in (*whole, *scales)], 15)
 
 
 def act(artifact: Path, target: str, rounds: int) -> TargetAction:
@@ -203,10 +170,9 @@ def bounds(result_shares: Sequence[TargetShare], result_actions: Sequence[Target
     """What the engine set out to reach."""
     made = []
     for share in result_shares:
-        made.append(study.Target(f"{share.kernel}: prefill, share of peak", share.prefill_share, "at least", 0.75))
-        if share.step_share is not None:
-            least = 0.70 if share.kernel.endswith("avx2") else 0.75
-            made.append(study.Target(f"{share.kernel}: step, share of reading", share.step_share, "at least", least))
+        least = 0.70 if share.rows == 1 and share.kernel.endswith("avx2") else 0.75
+        name = f"{share.kernel}, {share.format}, {share.rows} rows: share of {share.limit}"
+        made.append(study.Target(name, share.share, "at least", least))
     for action in result_actions:
         made.append(study.Target(f"{action.kernel}: times eager", action.times_eager, "at least", 4.0))
         made.append(study.Target(f"{action.kernel}: times the reference", action.times_reference, "at least", 8.0))
@@ -216,7 +182,6 @@ def bounds(result_shares: Sequence[TargetShare], result_actions: Sequence[Target
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu.targets", description=__doc__)
     parser.add_argument("--targets", nargs="*", default=[one.name for one in runnable() if one != SCALAR])
-    parser.add_argument("--layers", type=int, default=4, help="of 7B shapes; their weights must exceed the caches")
     parser.add_argument("--rows", type=int, default=288, help="of the prefill")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--demo", type=Path, metavar="ARTIFACT", help="of the demo policy; without it no actions")
@@ -227,9 +192,10 @@ def main() -> None:
         sys.stdout.write(json.dumps(dataclasses.asdict(act(given.demo, given.act, given.rounds))) + "\n")
         return
     targets = [named(name) for name in given.targets]
-    found, bandwidth = shares(targets, given.layers, given.rows, given.rounds) if given.layers else ([], reading())
+    torch.set_num_threads(1)
+    found = shares(targets, given.rows, given.rounds)
     acted = actions(given.demo, targets, given.rounds) if given.demo else []
-    result = TargetsResult("random:openvla-7b", given.rows, bandwidth, found, acted, bounds(found, acted))
+    result = TargetsResult(N, K, found, acted, bounds(found, acted))
     for target in result.targets:
         LOG.info("%s %.3f (at least %.2f)", target.name, target.measured, target.bound)
     if given.out:

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from benchmarks.cpu import targets
+from benchmarks.cpu.decoders import random_weight
+from benchmarks.cpu.results import TargetShare
+from edge_vla.runtime.cpu.native.structs import Int8Inputs
 from edge_vla.runtime.cpu.native.targets import named, runnable
-from edge_vla.spec import OPENVLA_7B
 
 BEST = runnable()[0]
 
 
-def test_a_share_is_of_the_instructions_that_the_kernel_has() -> None:
-    rates = {"float": 1.0, "byte": 8.0, "bf16": 0.0}
-    assert targets.product_peak("native", rates) == 4.0, "rows of 16 bits are two of 8"
-    assert targets.product_peak("native/int8", rates) == 8.0
-    assert targets.product_peak("native", {**rates, "bf16": 3.0}) == 3.0
-
-
-def test_a_prefill_at_the_peak_is_a_share_of_one() -> None:
-    spec, rows = OPENVLA_7B, 288
-    share = targets._share("native@avx2", spec, [1e3], [2e3], 1.0, 1e9, rows)
-    weights = spec.decoder.layers * sum(n * k for n, k in spec.decoder.linears().values())
-    assert share.prefill_share == pytest.approx(rows * weights, rel=0.05), "but for the last layer"
-    assert share.step_share == pytest.approx(weights / 2 / 1e9 / 2, rel=0.05)
+def test_a_share_is_of_the_instructions_that_the_product_has() -> None:
+    rates, generator = {"float": 1.0, "byte": 8.0, "bf16": 0.0}, torch.Generator().manual_seed(0)
+    four, sixteen = (random_weight((64, 128), bits, generator) for bits in (4, 16))
+    assert targets.product_peak(four, Int8Inputs.NEVER, rates) == 4.0, "rows of 16 bits are two of 8"
+    assert targets.product_peak(four, Int8Inputs.ALWAYS, rates) == 8.0
+    assert targets.product_peak(sixteen, Int8Inputs.NEVER, rates) == 1.0
+    assert targets.product_peak(four, Int8Inputs.NEVER, {**rates, "bf16": 3.0}) == 3.0
 
 
 def test_targets_are_bound_as_the_issue_says() -> None:
-    share = targets._share("native@avx2", OPENVLA_7B, [1e3], [2e3], 1.0, 1e9, 288)
-    assert {bound.bound for bound in targets.bounds([share], [])} == {0.75, 0.70}
+    one, many = (TargetShare("native@avx2", "int4", rows, "reading", 10, 0.5) for rows in (1, 288))
+    assert [bound.bound for bound in targets.bounds([one, many], [])] == [0.70, 0.75]
 
 
 @pytest.mark.skipif(BEST.name == "scalar", reason="no instructions here")

@@ -139,11 +139,6 @@ class NativeDecoder:
         self._multiplications = sum(layer.multiplications for layer in layers)
         self._pool, self._reserved = ThreadPool(), (0, 0, 0)
 
-    def compiled_as(self, library: ctypes.CDLL) -> NativeDecoder:
-        """This decoder, with its weights, run by another library of the same layout."""
-        assert Layout.of(library) == Layout.of(self.library), "the libraries want weights in different layouts"
-        return NativeDecoder(self.spec, self._layers, self._norm, library)
-
     def cache(self, length: int) -> NativeCache:
         return NativeCache.allocate(self.spec, length)
 
