@@ -39,7 +39,7 @@ def build(library: Library, graph: TypedGraph, options: BuildOptions) -> memoryv
     """The serialized engine. ArtifactError for a graph that does not parse, BackendError where the build fails."""
     trt, log = library.module, _log(library.module)
     builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    network = builder.create_network(_typed(trt))
     _parse(trt, network, graph, log)
     _end_in_rows(trt, network)
     config = builder.create_builder_config()
@@ -60,6 +60,12 @@ def build(library: Library, graph: TypedGraph, options: BuildOptions) -> memoryv
             raise ResourceError(f"{library} ran out of memory: {message}: close other programs and build again")
         raise BackendError(f"{library} builds no engine of {graph.path.name}: {message}")
     return memoryview(plan)
+
+
+def _typed(trt: Any) -> int:
+    """The flags of a strongly typed network, which is all there is where the flag is gone."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
 
 
 def compute_capability(target: str, library: Library) -> Any:
@@ -87,7 +93,7 @@ def _parse(trt: Any, network: Any, graph: TypedGraph, log: Any) -> None:
     # The path only says where weights lie: the graph itself may lie elsewhere.
     if not parser.parse(graph.path.read_bytes(), str(graph.folder / graph.path.name)):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        said = "; ".join(f"{one.node_name()}: {one.desc()}" for one in errors[:2]) or log.last
+        said = "; ".join(f"node {one.node()}: {one.desc()}" for one in errors[:2]) or log.last
         raise ArtifactError(f"{graph.path} does not parse: {said}: build with --fresh, or update TensorRT")
 
 
