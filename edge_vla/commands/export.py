@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edge_vla.errors import UsageError
-from edge_vla.options import ARITHMETICS, Adapters, PromptChoice, StatisticsFile, choice
+from edge_vla.options import ARITHMETICS, Adapters, Preprocessing, PromptChoice, StatisticsFile, choice, script
 from edge_vla.terminal import err, export_progress, interruptible
 
 if TYPE_CHECKING:
     from edge_vla.data import Frame
     from edge_vla.export import Recipe
+    from edge_vla.openvla.evaluation import Preprocess
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="Checkpoint directory, Hub id, or random:openvla-7b.")]
 Out = Annotated[Path, typer.Option("--out", help="Directory to make; must not exist.")]
@@ -67,6 +68,7 @@ def export(
     device: Device = None,
     recipe: RecipeFile = None,
     frames: Frames = None,
+    preprocess: Preprocessing = "none",
 ) -> None:
     """Merge, quantise and export SRC to an artifact, or to a checkpoint that other programs load.
 
@@ -97,7 +99,7 @@ def export(
     if decoder_only and form == "artifact":
         raise UsageError(f"--decoder-only needs --format {' or '.join(WRITTEN)}: an artifact is a whole policy")
     recorded = read_frames(frames) if frames else ()
-    said = Said(prompt, statistics)
+    said = Said(prompt, statistics, script(preprocess))
     kept = f"{out_dir}.partial keeps what is done; the same command goes on from there"
     with interruptible(lambda: kept if Path(f"{out_dir}.partial").exists() else "nothing was written yet"):
         made = _write(source, out_dir, form, chosen, adapter or (), recorded, said, decoder_only=decoder_only)
@@ -110,6 +112,7 @@ class Said:
 
     prompt: str | None
     statistics: Path | None
+    preprocess: Preprocess
 
 
 def _write(
@@ -130,7 +133,15 @@ def _write(
     with export_progress() as progress:
         if form == "artifact":
             made = run_export(
-                source, out_dir, recipe, adapters, frames, progress, prompt=said.prompt, statistics=said.statistics
+                source,
+                out_dir,
+                recipe,
+                adapters,
+                frames,
+                progress,
+                prompt=said.prompt,
+                statistics=said.statistics,
+                preprocess=said.preprocess,
             )
             return made.identity[:12]
         export_checkpoint(
@@ -144,6 +155,7 @@ def _write(
             decoder_only=decoder_only,
             prompt=said.prompt,
             statistics=said.statistics,
+            preprocess=said.preprocess,
         )
         return "decoder alone" if decoder_only else "whole policy"
 

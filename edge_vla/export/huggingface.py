@@ -15,6 +15,7 @@ from edge_vla.artifact import layer_file
 from edge_vla.checkpoint import Checkpoint, key_table, open_checkpoint
 from edge_vla.data import Frame
 from edge_vla.errors import UsageError
+from edge_vla.export.frames import prepared
 from edge_vla.export.journal import JOURNAL
 from edge_vla.export.pipeline import Job, check_resources, follow_source, prepare, write_decoder, writing
 from edge_vla.export.progress import Progress, Silent
@@ -24,6 +25,7 @@ from edge_vla.export.shards import write_shards
 from edge_vla.export.sizes import BF16_BYTES, linear_weights, linears_bytes
 from edge_vla.interop import WRITTEN, Written
 from edge_vla.interop.integers import BITS, SCHEMES
+from edge_vla.openvla.evaluation import Preprocess
 from edge_vla.quant import GROUPS
 
 
@@ -39,6 +41,7 @@ def export_checkpoint(
     decoder_only: bool = False,
     prompt: str | None = None,
     statistics: str | Path | None = None,
+    preprocess: Preprocess = "none",
 ) -> Path:
     """Make the directory `out` in the format `form`, `gptq` or `compressed-tensors`, from `source`.
 
@@ -49,7 +52,8 @@ def export_checkpoint(
     recipe, progress = recipe or Recipe(), progress or Silent()
     checkpoint = open_checkpoint(source, adapters, recipe.merge_arithmetic, prompt=prompt, statistics=statistics)
     recipe, layout = _choose(form, recipe, checkpoint)
-    job = prepare(checkpoint, recipe, frames, f"{form}, decoder only" if decoder_only else form)
+    shown = prepared(frames, preprocess, checkpoint.config.image.size)
+    job = prepare(checkpoint, recipe, shown, f"{form}, decoder only" if decoder_only else form)
     if {scheme for layer in job.formats for scheme, _ in layer.values()} != {SCHEMES[recipe.bits]}:
         raise UsageError(f"--format {form} holds symmetric weights only: leave out --asymmetric and --activations")
     check_resources(job, out, _peak_bytes(job))

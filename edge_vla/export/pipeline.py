@@ -46,6 +46,7 @@ from edge_vla.export.calibrated import CalibratedDecoder
 from edge_vla.export.decoder import Linears, round_layers
 from edge_vla.export.duration import stage_costs
 from edge_vla.export.formats import Formats, same_everywhere
+from edge_vla.export.frames import prepared
 from edge_vla.export.golden import INSTRUCTIONS, MAX_CANDIDATES, choose_golden
 from edge_vla.export.independent import compare
 from edge_vla.export.journal import ExportKey
@@ -57,6 +58,7 @@ from edge_vla.export.units import RestWritten
 from edge_vla.export.vision import check_graph, export_vision, require_exporter
 from edge_vla.export.writer import ArtifactWriter
 from edge_vla.openvla import Prompter, preprocess
+from edge_vla.openvla.evaluation import Preprocess
 from edge_vla.quant import sixteen
 from edge_vla.sensitivity import FILE as SENSITIVITY_FILE
 from edge_vla.version import __version__
@@ -118,19 +120,21 @@ def export(
     *,
     prompt: str | None = None,
     statistics: str | Path | None = None,
+    preprocess: Preprocess = "none",
 ) -> Artifact:
     """Make the artifact `out` from `source` with `adapters` merged in order.
 
     `prompt` and `statistics` replace the source's own, as in `open_checkpoint`.
     `frames` are candidates for the golden frame, and what a calibrated recipe is calibrated on; then they need
-    recorded actions. Without any, the golden frame is synthetic. Raises a typed error, and leaves nothing under `out`,
-    for anything that is wrong with the input, the recipe or the disk. A calibrated export that was interrupted, or ran
-    out of disk or memory, leaves `OUT.partial`, and the same call resumes it.
+    recorded actions. `preprocess` is what an evaluation script does to their pictures first. Without any, the golden
+    frame is synthetic. Raises a typed error, and leaves nothing under `out`, for anything that is wrong with the input,
+    the recipe or the disk. A calibrated export that was interrupted, or ran out of disk or memory, leaves
+    `OUT.partial`, and the same call resumes it.
     """
     recipe, progress = recipe or Recipe(), progress or Silent()
     require_exporter()
     checkpoint = open_checkpoint(source, adapters, recipe.merge_arithmetic, prompt=prompt, statistics=statistics)
-    job = prepare(checkpoint, recipe, frames)
+    job = prepare(checkpoint, recipe, prepared(frames, preprocess, checkpoint.config.image.size))
     check_resources(job, out, artifact_bytes(job))
     with writing(job, out) as writer:
         progress.opened(checkpoint.reading)
@@ -139,7 +143,7 @@ def export(
         check = write_rest(job, writer, vision_bits, progress)
         manifest = describe(job, layers, vision_bits, check)
         progress.stage("golden frame", 1)
-        golden = choose_golden(writer.draft(manifest), frames, writer)
+        golden = choose_golden(writer.draft(manifest), job.frames, writer)
         progress.step(f"narrowest margin {min(golden.margins):.2f}, rounding noise {golden.noise:.2f}; {job.compared}")
         writer.draft(dataclasses.replace(manifest, golden=(golden,)))
         writer.publish()

@@ -54,7 +54,7 @@ class Cameras:
     def _look(self, observation: Observation) -> int:
         """How many times the robot's picture was the one before it, until now."""
         image, last = observation.image, self._last.pop(observation.robot, None)
-        checksum = zlib.crc32(np.ascontiguousarray(image))
+        checksum = zlib.crc32(np.ascontiguousarray(image).data)
         repeats = last.repeats + 1 if last is not None and last.checksum == checksum else 0
         self._last[observation.robot] = _Last(checksum, repeats)
         while len(self._last) > self._most:

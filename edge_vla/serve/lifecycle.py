@@ -230,7 +230,11 @@ def _listen(host: str, port: int) -> socket.socket:
 def _signals(stop: asyncio.Event, host: Middle) -> Iterator[None]:
     """SIGTERM and SIGINT set `stop`, SIGUSR1 logs the last minute; off the main thread they are somebody else's."""
     loop, taken = asyncio.get_running_loop(), list[signal.Signals]()
-    actions = {signal.SIGTERM: stop.set, signal.SIGINT: stop.set, signal.SIGUSR1: partial(_trace, host)}
+    actions: dict[signal.Signals, Callable[[], None]] = {
+        signal.SIGTERM: stop.set,
+        signal.SIGINT: stop.set,
+        signal.SIGUSR1: partial(_trace, host),
+    }
     for number, action in actions.items():
         with contextlib.suppress(ValueError, NotImplementedError, RuntimeError):
             loop.add_signal_handler(number, action)
