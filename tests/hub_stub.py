@@ -92,6 +92,8 @@ def serving() -> Iterator[Hub]:
                     return
                 hub.files.setdefault(name, {})
                 self.json({"url": f"{hub.address}/{name}"})
+            elif path == "/api/validate-yaml":  # of a model card
+                self.json({"errors": [], "warnings": []})
             elif "/preupload/" in path:
                 files = [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
                 self.json({"files": files})

@@ -224,7 +224,10 @@ class Policy:
 
         And room for prompts of `longest` tokens, or as many as fit: making it later would drop every graph.
         """
-        lengths, dims = {len(self.prompter(instruction)) for instruction in instructions}, self.dims(unnorm_key)
+        words = list(instructions)
+        if not all(isinstance(one, str) for one in words):
+            raise UsageError("warm: instructions must be a list of str, got one that holds something else")
+        lengths, dims = {len(self.prompter(instruction)) for instruction in words}, self.dims(unnorm_key)
         longest = min(longest, self.config.spec.decoder.max_positions - self.config.spec.patches - dims)
         if lengths or longest > 0:
             with self._turn:

@@ -44,6 +44,7 @@ class Session:
                 self._previous = tuple(token - self._first_id for token in action.tokens)
         return action
 
+    @typed()
     def reset(self) -> None:
         """Forget, as at the start of an episode. Safe while `act` runs in another thread."""
         with self._lock:

@@ -7,12 +7,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Final
 
 import huggingface_hub
 
 from edge_vla.export import Recipe, export
-from tests.fuzz.calls import Place, fuzz
+from tests.fuzz.calls import Finding, Place, fuzz
 from tests.fuzz.test_fuzz import furnish
+
+BATCH: Final = 100  # calls, after which it says how far it is
 
 
 def main() -> None:
@@ -21,14 +24,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     huggingface_hub.constants.HF_HUB_OFFLINE = True
+    found, said = list[Finding](), 0
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         artifact = export("random:openvla-tiny", Path(scratch) / "int4", Recipe(bits=4)).directory
         place = furnish(Place(artifact, Path(scratch) / "here"))
-        found = fuzz(place, options.seed, options.calls // 2, options.calls - options.calls // 2)
-    lines = [f"{one.call}\n    {one.what}" for one in found]
-    lines.append(f"{options.calls} calls, {len(found)} findings, {time.monotonic() - began:.0f} s, seed {options.seed}")
-    sys.stdout.write("\n".join(lines) + "\n")
+        for batch in range(-(-options.calls // BATCH)):
+            count = min(BATCH, options.calls - BATCH * batch)
+            found += fuzz(place, 1000 * options.seed + batch, count // 2, count - count // 2)
+            lines = [f"{one.call}\n    {one.what}" for one in found[said:]]
+            seconds, done = time.monotonic() - began, BATCH * batch + count
+            lines.append(f"{done} calls, {len(found)} findings, {seconds:.0f} s, seed {options.seed}")
+            sys.stdout.write("\n".join(lines) + "\n")
+            sys.stdout.flush()
+            said = len(found)
     raise SystemExit(bool(found))
 
 

@@ -101,20 +101,20 @@ class Place:
 
 
 @contextmanager
-def quiet_and_soon(directory: Path) -> Iterator[io.StringIO]:
+def quiet_and_soon(directory: Path) -> Iterator[tuple[io.StringIO, io.StringIO]]:
     """In the directory, with output caught; TooLongError after a minute."""
 
     def late(number: int, frame: FrameType | None) -> None:
         raise TooLongError(f"still at work after {LONGEST_S} s")
 
-    here, caught = Path.cwd(), io.StringIO()
+    here, shown, caught = Path.cwd(), io.StringIO(), io.StringIO()
     before = signal.signal(signal.SIGALRM, late)
     os.chdir(directory)
     signal.alarm(LONGEST_S)
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(caught), warnings.catch_warnings():
+        with redirect_stdout(shown), redirect_stderr(caught), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            yield caught
+            yield shown, caught
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
@@ -148,7 +148,7 @@ def _given(command: Any, place: Place, dice: random.Random) -> Iterator[str]:
 def run_command(arguments: Sequence[str], place: Place) -> Finding | None:
     """None if it ended as it should."""
     call = "edge-vla " + " ".join(map(repr, arguments))[:300]
-    with quiet_and_soon(place.directory) as said:
+    with quiet_and_soon(place.directory) as (shown, said):
         try:
             main(arguments)
         except SystemExit as end:
@@ -160,7 +160,7 @@ def run_command(arguments: Sequence[str], place: Place) -> Finding | None:
     text = said.getvalue()
     if code not in CODES or "Traceback" in text or "a fault of edge-vla" in text:
         return Finding(call, f"exit code {code}: {text[-300:]}")
-    if code not in (0, 1) and not text.strip():
+    if code not in (0, 1) and not (text + shown.getvalue()).strip():
         return Finding(call, f"exit code {code} without a word")
     return None
 
