@@ -2,10 +2,11 @@
 
     python -m benchmarks.tensorrt.int8_vision --out RESULT.json
 
-Every vision sees the same frames of the policy's own evaluation episodes, and the same decoder follows, in float32: a
-bf16 decoder turns the last bit of an embedding into other tokens by itself. The reference is vision in float32; bf16
-vision beside it is the floor: what the policy runs with today. The int8 graph is calibrated on
-the expert's episodes of the calibration split. Beside it stands what tools do by default: all linears, largest values.
+Every vision sees the same frames of the policy's own evaluation episodes, and the same decoder follows: in float32,
+which shows what vision alone does, and in bf16, as policies run, which turns the last bit of an embedding into other
+tokens by itself. The reference is vision in float32; bf16 vision is the floor: what the policy runs with today. The
+int8 graph is calibrated on the expert's episodes of the calibration split. Beside it stands what tools do by default:
+all linears, largest values.
 """
 
 from __future__ import annotations
@@ -37,7 +38,6 @@ from edge_vla.export.vision_int8 import Choice, choose, write_int8
 from edge_vla.export.vision_int8.ranges import absmax_grid
 from edge_vla.export.vision_int8.rows import input_rows, linears
 from edge_vla.openvla import preprocess
-from edge_vla.openvla.prompt import Prompter
 from edge_vla.runtime import Policy, load
 from edge_vla.runtime.engine import StagedEngine
 from edge_vla.runtime.vision.onnx import OnnxVision
@@ -46,6 +46,7 @@ from edge_vla.runtime.vision.towers import TorchVision, torch_vision
 
 LOG: Final = logging.getLogger("benchmarks.tensorrt.int8_vision")
 CPU: Final = torch.device("cpu")
+DECODERS: Final = ("fp32", "bf16")
 FLOOR: Final = "bf16 (the floor)"
 OURS: Final = "int8"
 NEARER: Final = 0.6  # of the default's error of the embeddings, at most
@@ -55,10 +56,10 @@ Tokens = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Run:
-    """(frames, patches, width) and (frames, dimensions)."""
+    """(frames, patches, width), and by the decoder's arithmetic (frames, dimensions)."""
 
     embeddings: Tensor
-    tokens: Tokens
+    tokens: Mapping[str, Tokens]
 
 
 class Study:
@@ -66,7 +67,9 @@ class Study:
 
     def __init__(self, scratch: Path, frames: int, calibration: int) -> None:
         self.artifact = export(BASE, scratch / "artifact", Recipe(bits=16))
-        self.policy: Policy = load(self.artifact.directory, "cpu", dtype="fp32", check=False)
+        self.policies: dict[str, Policy] = {
+            dtype: load(self.artifact.directory, "cpu", dtype=dtype, check=False) for dtype in DECODERS
+        }
         self.config = self.artifact.manifest.config
         recorded = episodes.frames("world1-policy", "evaluation", scratch / "evaluation")
         self.frames = recorded[:: max(1, len(recorded) // frames)][:frames]
@@ -100,26 +103,24 @@ class Study:
             yield name, OnnxVision(write_int8(spec, self.weights, choice, place), CPU)
 
     def run(self, vision: TorchVision | OnnxVision) -> Run:
-        engine, prompter = (
-            self.policy.engine,
-            Prompter(self.artifact.text("tokenizer.json"), self.config.prompt, self.config.spec.decoder),
-        )
-        assert isinstance(engine, StagedEngine), "the CPU's engine"
+        embeddings, tokens = list[Tensor](), {dtype: list[Sequence[int]]() for dtype in DECODERS}
         dims = self.config.statistics[next(iter(self.config.statistics))].dims
-        embeddings, tokens = list[Tensor](), list[Sequence[int]]()
         with torch.inference_mode():
             for frame in self.frames:
                 embeddings.append(vision(self.pixels(frame)).float())
-                prompt = prompter(frame.instruction)
-                tokens.append(engine.decode(prompt, embeddings[-1], dims).tokens)
-        return Run(torch.cat(embeddings), np.asarray(tokens))
+                for dtype, policy in self.policies.items():
+                    engine, prompt = policy.engine, policy.prompter(frame.instruction)
+                    assert isinstance(engine, StagedEngine), "the CPU's engine"
+                    tokens[dtype].append(engine.decode(prompt, embeddings[-1], dims).tokens)
+        return Run(torch.cat(embeddings), {dtype: np.asarray(found) for dtype, found in tokens.items()})
 
 
-def compare(name: str, got: Run, wanted: Run, names: Sequence[str]) -> VisionTokens:
-    same = got.tokens == wanted.tokens
-    columns = Clustered(np.column_stack([same.mean(axis=1), same.all(axis=1)]), names, [same.shape[1], 1])
+def compare(name: str, got: Run, wanted: Run, names: Sequence[str]) -> Iterator[VisionTokens]:
     error = float((got.embeddings - wanted.embeddings).norm() / wanted.embeddings.norm())
-    return VisionTokens(name, float(f"{error:.3g}"), columns.interval(0), columns.interval(1))
+    for dtype in DECODERS:
+        same = got.tokens[dtype] == wanted.tokens[dtype]
+        columns = Clustered(np.column_stack([same.mean(axis=1), same.all(axis=1)]), names, [same.shape[1], 1])
+        yield VisionTokens(name, dtype, float(f"{error:.3g}"), columns.interval(0), columns.interval(1))
 
 
 def measure(scratch: Path, frames: int, calibration: int) -> Int8VisionResult:
@@ -130,8 +131,8 @@ def measure(scratch: Path, frames: int, calibration: int) -> Int8VisionResult:
     exact = subject.run(subject.exact)
     found = list[VisionTokens]()
     for name, vision in subject.visions(ours, plain):
-        found.append(compare(name, subject.run(vision), exact, names))
-        LOG.info("%s", found[-1])
+        found += compare(name, subject.run(vision), exact, names)
+        LOG.info("%s", found[-len(DECODERS) :])
     return Int8VisionResult(
         frames=len(names),
         episodes=len(set(names)),
@@ -139,12 +140,12 @@ def measure(scratch: Path, frames: int, calibration: int) -> Int8VisionResult:
         linears=(len(ours.grids) - len(ours.weights_only), len(ours.weights_only), len(ours.kept)),
         kept=list(ours.kept),
         visions=found,
-        targets=reached({one.vision: one for one in found}),
+        targets=reached({one.vision: one for one in found if one.decoder == "fp32"}),
     )
 
 
 def reached(found: Mapping[str, VisionTokens]) -> list[Target]:
-    """Error beside the default's; tokens beside those of bf16 vision."""
+    """Behind the float32 decoder: error beside the default's, tokens beside those of bf16 vision."""
     default, ours, floor = found["int8, all linears, largest values"], found[OURS], found[FLOOR]
     share = ours.embeddings_error / default.embeddings_error
     return [

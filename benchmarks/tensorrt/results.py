@@ -39,9 +39,10 @@ class EngineBuildsResult:
 
 @dataclass(frozen=True)
 class VisionTokens:
-    """The demo policy's decoder in float32 behind one vision, against float32 vision on the same frames."""
+    """The demo policy's decoder behind one vision, against the same decoder behind float32 vision, frame by frame."""
 
     vision: str
+    decoder: str  # its arithmetic
     embeddings_error: float  # of the norm, over all frames
     tokens: Interval  # share equal, free-running
     actions: Interval  # share with all tokens equal
@@ -52,7 +53,7 @@ class Int8VisionResult:
     """`linears`: how many compute in int8, how many have int8 weights alone, how many keep 16 bits."""
 
     KIND: ClassVar = "int8-vision"
-    VERSION: ClassVar = 1
+    VERSION: ClassVar = 2
 
     frames: int
     episodes: int

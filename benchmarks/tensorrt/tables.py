@@ -34,15 +34,15 @@ def builds(result: EngineBuildsResult) -> Iterator[str]:
 def int8_vision(result: Int8VisionResult) -> Iterator[str]:
     both, weights, kept = result.linears
     yield (
-        f"The demo policy, decoder in float32, on {result.frames} frames of {result.episodes} episodes, behind each "
-        f"vision, against float32 vision. Calibrated on {result.calibration_frames} other frames: {both} linears in "
-        f"int8, {weights} with int8 weights alone, {kept} in 16 bits."
+        f"The demo policy on {result.frames} frames of {result.episodes} episodes, behind each vision, against the "
+        f"same decoder behind float32 vision. Calibrated on {result.calibration_frames} other frames: {both} linears "
+        f"in int8, {weights} with int8 weights alone, {kept} in 16 bits."
     )
     yield ""
     rows = [
-        (one.vision, percent(one.embeddings_error, digits=2), share(one.tokens), share(one.actions))
+        (one.vision, one.decoder, percent(one.embeddings_error, digits=2), share(one.tokens), share(one.actions))
         for one in result.visions
     ]
-    yield from table(["vision", "error of the embeddings", "same token", "same action"], rows)
+    yield from table(["vision", "decoder", "error of the embeddings", "same token", "same action"], rows)
     yield ""
     yield from targets("demo policy", result.targets)
