@@ -14,7 +14,8 @@ class FaultRow:
     """One kind of fault, `injected` so many times for `seconds` each.
 
     `lapses`: times that the robot was held meanwhile, by reason. `misses` by reason, in the turns of the fault and of
-    the way back. `acted_during`: actions that the robot took while the fault was there and had to be known.
+    the way back. `acted_during`: actions that the robot took while the fault was there and had to be known; 0 for a
+    flipped bit and dropped pictures, which need not be known.
     """
 
     name: str

@@ -307,7 +307,7 @@ def test_a_clock_that_is_set_changes_nothing(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_nothing_between_camera_and_robot_asks_what_time_it_is() -> None:
     root = Path(edge_vla.robot.__file__).parent
-    ours = [path for path in root.rglob("*.py") if not {"ros2", "rosbridge"} & set(path.relative_to(root).parts)]
+    ours = [path for path in root.rglob("*.py") if not {"ros2", "rosbridge.py"} & set(path.relative_to(root).parts)]
     assert len(ours) > 20
     for path in ours:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
