@@ -136,8 +136,8 @@ def test_a_cut_connection_is_opened_again_and_says_what_is_not_known() -> None:
         port._socket.shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
         until(lambda: bool(end.rests))
         assert "connection is gone" in end.rests[0]
+        until(lambda: link.connections == 2)
         link.wait(SOON)
-        assert link.connections == 2
         link.send(command(4, 5, 6))
         assert [each.values[0] for each in end.taken] == [1, 4]
 
