@@ -15,7 +15,7 @@ import torch
 
 from edge_vla.artifact import VISION, Artifact
 from edge_vla.data import Frame
-from edge_vla.errors import ArtifactError, BackendError
+from edge_vla.errors import ArtifactError, BackendError, UsageError
 from edge_vla.export.vision_graph import write_typed_graph
 from edge_vla.export.vision_int8 import choose, write_int8
 from edge_vla.export.vision_int8.choose import OnStep
@@ -27,6 +27,7 @@ from edge_vla.runtime.vision.precision import Precision
 from edge_vla.runtime.vision.towers import torch_vision
 
 FRAMES: Final = 128  # to calibrate on, spread over those given
+LEAST: Final = 32  # with a few the grids fit those frames and no others: the error was above the largest value's
 
 
 def device_graph(
@@ -41,7 +42,7 @@ def device_graph(
 ) -> TypedGraph:
     """The graph in `folder`, made unless it is there. `device` is where int8 calibrates.
 
-    Raises ArtifactError for weights that are not the manifest's, UsageError for int8 without frames, BackendError
+    Raises ArtifactError for weights that are not the manifest's, UsageError for int8 with few frames, BackendError
     without the onnx package, ResourceError where the disk is full.
     """
     present = graph_in(folder, artifact, precision)
@@ -53,6 +54,8 @@ def device_graph(
     if not artifact.manifest.files[VISION].matches(weights):
         found = FileRecord.of(weights).sha256
         raise ArtifactError(f"{weights}: sha256 {found[:12]}…, the manifest says another: copy or export it again")
+    if precision is Precision.INT8 and len(frames) < LEAST:
+        raise UsageError(f"int8 vision calibrates on {LEAST} frames or more, got {len(frames)}: --frames DIR")
     spec = artifact.manifest.config.spec
     if precision is not Precision.INT8:
         write_typed_graph(spec, weights, present.path, precision.arithmetic)

@@ -45,7 +45,7 @@ def test_int8_from_frames_to_an_action(demo: Path, tmp_path: Path) -> None:
     """As a user does it: calibrate on frames, then run by name; nothing of TensorRT is needed."""
     with pytest.raises(BackendError, match=r"build-engine .* --precision int8 --frames DIR"):
         edge_vla.load(demo, "cpu", "onnx/int8", check=False)
-    pictures = [render(start(seed, "pick")[0], world(1)) for seed in range(100, 116)]
+    pictures = [render(start(seed, "pick")[0], world(1)) for seed in range(100, 132)]
     write_frames(tmp_path / "frames", [(Frame(Path(f"{i}.png"), "pick it up"), one) for i, one in enumerate(pictures)])
     build(demo, "--precision", "int8", "--frames", str(tmp_path / "frames"))
     folder = device_cache(Artifact(demo).identity)
@@ -94,7 +94,7 @@ def test_a_damaged_graph_is_an_error(demo: Path) -> None:
 def _frames(artifact: Path) -> Path:
     folder = Path(os.environ["XDG_CACHE_HOME"]).parent / "frames"
     size = Artifact(artifact).manifest.config.spec.image_size
-    write_frames(folder, [(Frame(Path(f"{index}.png"), "go"), synthetic_image(index, size)) for index in range(4)])
+    write_frames(folder, [(Frame(Path(f"{index}.png"), "go"), synthetic_image(index, size)) for index in range(32)])
     return folder
 
 

@@ -69,7 +69,7 @@ def test_every_precision_parses_and_builds(
 
 
 def folder_of_frames(folder: Path, size: int) -> Path:
-    named = [(Frame(Path(f"{index}.png"), "pick it up"), synthetic_image(index, size)) for index in range(6)]
+    named = [(Frame(Path(f"{index}.png"), "pick it up"), synthetic_image(index, size)) for index in range(32)]
     write_frames(folder, named)
     return folder
 
