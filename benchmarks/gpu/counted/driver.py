@@ -1,4 +1,4 @@
-"""A Triton driver without a device: kernels' own launchers compile for a named chip, with the real arguments, and stop."""
+"""A Triton driver without a device: kernels' own launchers compile for a named chip and stop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Compiled:
     code: MachineCode
     warps: int = 0
     constants: dict[str, Any] | None = None
-    programs: int = 0
+    grid: tuple[int, int, int] = (0, 0, 0)
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def compiling_for(chip: tiles.Chip) -> Iterator[list[Compiled]]:
             self.constants = {at if isinstance(at, str) else names[at]: value for at, value in places.items()}
 
         def __call__(self, x: int, y: int, z: int, _: object, kernel: Compiled, *__: object) -> None:
-            kernel.warps, kernel.constants, kernel.programs = self.warps, self.constants, x * y * z
+            kernel.warps, kernel.constants, kernel.grid = self.warps, self.constants, (x, y, z)
 
     class Dry(DriverBase):  # type: ignore[misc]
         utils = Utils()

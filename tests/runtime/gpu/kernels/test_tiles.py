@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.gpu.counted.chips import CHIPS
 from edge_vla.runtime.gpu.kernels import tiles
 from edge_vla.runtime.gpu.kernels.tiles import (
     BITS,
@@ -29,20 +30,11 @@ from edge_vla.runtime.gpu.kernels.tiles import (
     split_k,
 )
 
-CHIPS = {  # shared memory of a program, by NVIDIA's table of capabilities
-    "A100": Chip((8, 0), 108, 163 * 1024),
-    "3090": Chip((8, 6), 82, 99 * 1024),
-    "Orin": Chip((8, 7), 16, 163 * 1024),
-    "4090": Chip((8, 9), 128, 99 * 1024),
-    "H200": Chip((9, 0), 132, 227 * 1024),
-    "B200": Chip((10, 0), 148, 227 * 1024),
-    "5090": Chip((12, 0), 170, 99 * 1024),
-    "unknown": Chip((13, 5), 200, 99 * 1024),
-}
+ALL = {**CHIPS, "unknown": Chip((13, 5), 200, 99 * 1024)}
 SHAPES = [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008), (3072, 1024), (1024, 4096), (1152, 4304), (40, 64)]
 
 
-@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+@pytest.mark.parametrize("chip", ALL.values(), ids=ALL)
 def test_tiles_fit_every_chip(chip: Chip) -> None:
     chosen = [
         (gemm_tile(chip, kind, n, k, whole=whole), kind) for kind in GEMMS for n, k in SHAPES for whole in (True, False)
@@ -107,7 +99,7 @@ def test_splits_cover_every_block_once(chip: Chip, n: int, blocks: int) -> None:
     assert (parts - 1) * each < blocks <= parts * each
 
 
-@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+@pytest.mark.parametrize("chip", ALL.values(), ids=ALL)
 @pytest.mark.parametrize(("n", "k"), [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008)])
 def test_a_decode_step_fills_the_chip(chip: Chip, n: int, k: int) -> None:
     tile = gemv_tile(chip, "w4a16", n, k)
