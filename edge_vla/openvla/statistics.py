@@ -52,7 +52,8 @@ class Statistics(Mapping[str, ActionStatistics]):
 
     def __init__(self, raw: object, origin: str) -> None:
         if not isinstance(raw, Mapping):
-            raise CheckpointError(f"{origin}: action statistics must be an object by data set, got {raw!r:.60}")
+            got = " ".join(repr(raw).split())  # an array's has lines
+            raise CheckpointError(f"{origin}: action statistics must be an object by data set, got {got:.60}")
         if not raw:
             raise CheckpointError(
                 f"{origin} has no action statistics: expected at least one data set; "
