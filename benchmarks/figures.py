@@ -20,7 +20,7 @@ from benchmarks import study
 from benchmarks.checkouts import CheckoutsResult
 from benchmarks.commands import CommandsResult
 from benchmarks.cpu import tables as cpu
-from benchmarks.cpu.results import EAGER, PACKED, DraftsResult, EngineResult, SoakResult
+from benchmarks.cpu.results import EAGER, PACKED, CpuPeersResult, DraftsResult, EngineResult, SoakResult
 from benchmarks.demo_policy import tables as demo_policy
 from benchmarks.demo_policy.results import LadderResult, PolicyEvaluation, ReproductionResult
 from benchmarks.demo_policy.results_v1 import AdapterFormats
@@ -138,6 +138,8 @@ def _chapter(one: ResultFile) -> Iterator[str]:
             yield from _commands(one.body)
         case DraftsResult():
             yield from cpu.drafts(one.body)
+        case CpuPeersResult():
+            yield from cpu.peers(one.body)
         case EngineResult():
             yield from cpu.engine(one.body, one.provenance.threads)
         case SoakResult():

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks import markdown
-from benchmarks.cpu.results import EAGER, PACKED, Acceptance, DraftsResult, EngineResult, SoakResult, StrategyResult
+from benchmarks.cpu.results import (
+    EAGER,
+    LLAMA_CPP,
+    PACKED,
+    Acceptance,
+    CpuPeersResult,
+    DraftsResult,
+    EngineResult,
+    SoakResult,
+    StrategyResult,
+)
 from benchmarks.markdown import number, share, table
 
 MODES = {True: "bitwise exact", False: "draft in prefill"}
@@ -33,6 +43,47 @@ def engine(result: EngineResult, threads: int | None) -> Iterator[str]:
         f"{result.prompt_rows} rows of prompt. Measured on {ours.layers_measured if ours else 0} of {result.layers} "
         f"packed layers and {eager.layers_measured if eager else 0} eager ones, multiplied up."
     )
+
+
+def peers(result: CpuPeersResult) -> Iterator[str]:
+    """Decoders, each with llama.cpp's times as multiples of its own; then one product of each library."""
+    others = [one for one in result.decoders if one.name.startswith(LLAMA_CPP)]
+    columns = ["milliseconds, median", "prefill", "one step", f"prefill and {result.steps} steps"]
+    columns += [f"times faster than {one.name}" for one in others]
+    yield from table(
+        columns,
+        [
+            (
+                one.name,
+                f"{one.prefill_ms:.0f}",
+                f"{one.step_ms:.1f}",
+                f"{one.decoder_ms:.0f}",
+                *(f"{other.prefill_ms / one.prefill_ms:.2f}, {other.step_ms / one.step_ms:.2f}" for other in others),
+            )
+            for one in result.decoders
+        ],
+    )
+    yield ""
+    yield (
+        f"int4, {result.model}, {result.prompt_rows} rows of prompt; {result.layers_measured} of {result.layers} "
+        "layers, multiplied up. Times faster: at the prefill, at a step."
+    )
+    rows = sorted({one.rows for one in result.products})
+    found = {(one.name, one.rows): one for one in result.products}
+    if found:
+        yield ""
+        names = dict.fromkeys(one.name for one in result.products)
+        yield from table(
+            [f"milliseconds, {result.product}", *(f"{count} rows" for count in rows), "relative error"],
+            [
+                (
+                    name,
+                    *(f"{found[name, count].milliseconds:.2f}" for count in rows),
+                    f"{found[name, rows[-1]].relative_error:.2g}",
+                )
+                for name in names
+            ],
+        )
 
 
 def soak(result: SoakResult) -> Iterator[str]:

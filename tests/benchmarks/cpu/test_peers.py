@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.cpu import linears, peers
+from benchmarks.cpu import linears, peers, tables
 from benchmarks.cpu.linears import ORT, LinearPeers, Weight
 from benchmarks.cpu.peers import Settings
+from benchmarks.cpu.results import CpuPeersResult, DecoderTimes, ProductTimes
 from edge_vla.device import limits
 from edge_vla.errors import BackendError
 from edge_vla.runtime.cpu.native.library import chosen
@@ -81,3 +82,16 @@ def test_libraries_that_are_not_there_are_left_out(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(BackendError, match="no library to compare with"):
         linears.made(Weight(2, 256, 128), 1)
+
+
+def test_the_table_says_how_many_times_faster() -> None:
+    slow, fast = (
+        DecoderTimes("llama.cpp avx2", 300.0, 20.0, 290.0, 19.0, 420.0),
+        DecoderTimes("native@avx2", 100.0, 10.0, 99.0, 9.0, 160.0),
+    )
+    products = [ProductTimes("native@avx2", 1, 1.0, 0.01), ProductTimes("OpenVINO", 1, 2.0, 0.001)]
+    result = CpuPeersResult("toy", 288, 6, 32, 4, [], CEILINGS, [fast, slow], {}, "8 x 8", products, {})
+    lines = list(tables.peers(result))
+    assert "| native@avx2 | 100 | 10.0 | 160 | 3.00, 2.00 |" in lines
+    assert "| llama.cpp avx2 | 300 | 20.0 | 420 | 1.00, 1.00 |" in lines
+    assert "| OpenVINO | 2.00 | 0.001 |" in lines
