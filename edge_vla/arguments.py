@@ -67,10 +67,19 @@ def fits(value: object, annotation: Any) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if kind in (Sequence, Iterable, list, tuple):
-        if isinstance(value, str | bytes) or not isinstance(value, kind):
+        if isinstance(value, str | bytes) or not isinstance(value, kind) or not _iterates(value):
             return False
         return not isinstance(value, Sequence) or all(fits(one, args[0] if args else Any) for one in value)
     return isinstance(value, kind)
+
+
+def _iterates(value: object) -> bool:
+    """Whether it really does: an array of no dimensions says so and raises."""
+    try:
+        iter(value)  # type: ignore[call-overload]
+    except TypeError:
+        return False
+    return True
 
 
 def in_words(annotation: Any) -> str:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import edge_vla
-from edge_vla.errors import EdgeVLAError, FrameError, UsageError
+from edge_vla.errors import CheckpointError, EdgeVLAError, FrameError, UsageError
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
 
@@ -69,6 +69,8 @@ SLIPS: Mapping[str, tuple[Callable[[Any], object], type[EdgeVLAError], str]] = {
     "load nothing": (lambda _: edge_vla.load(None), UsageError, r"load\(path, …\): path must be str or Path"),  # type: ignore[arg-type]
     "load two": (lambda _: edge_vla.load("x", device="cuda:1"), UsageError, "CUDA_VISIBLE_DEVICES=1"),
     "adapters": (lambda _: edge_vla.load("random:openvla-tiny", adapters=3), UsageError, "adapters must be"),  # type: ignore[arg-type]
+    "no list": (lambda p: p.warm(np.array("go")), UsageError, "instructions must be a list of str"),
+    "statistics": (lambda p: p.use_statistics(IMAGE), CheckpointError, "must be an object by data set"),
     "NUL": (lambda _: edge_vla.load("a\0b"), UsageError, "no such directory"),
     "long": (lambda _: edge_vla.load("a" * 5000), UsageError, "is no path"),
 }
