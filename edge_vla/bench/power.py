@@ -41,14 +41,14 @@ def _energy(name: str, found: Sequence[Joules], actions: int) -> Energy:
 
 def _throttling(stretches: Sequence[Stretch]) -> Throttling:
     zones = dict.fromkeys(zone for stretch in stretches for zone in stretch.temperatures_c)
-    seen = {zone: [one.temperatures_c[zone] for one in stretches if zone in one.temperatures_c] for zone in zones}
+    found = {zone: [one.temperatures_c[zone] for one in stretches if zone in one.temperatures_c] for zone in zones}
     return Throttling(
         gpu=sorted({why for stretch in stretches for why in stretch.slowed.gpu}),
         cpu_events=_together([stretch.slowed.cpu_events for stretch in stretches]),
         over_current_events=_together([stretch.slowed.over_current_events for stretch in stretches]),
         temperatures_c={
             zone: Range(lowest=min(one.lowest for one in ranges), highest=max(one.highest for one in ranges))
-            for zone, ranges in seen.items()
+            for zone, ranges in found.items()
         },
     )
 

@@ -136,7 +136,7 @@ class Meter:
             None if was is None or now is None else now - was for was, now in zip(events, self._events(), strict=True)
         )
         slowed = Slowed(gpu=tuple(sorted(samples.reasons)), cpu_events=cpu, over_current_events=over_current)
-        zones = {name: Range(lowest=min(seen), highest=max(seen)) for name, seen in samples.celsius.items()}
+        zones = {name: Range(lowest=min(celsius), highest=max(celsius)) for name, celsius in samples.celsius.items()}
         return Stretch(joules=joules, slowed=slowed, temperatures_c=zones)
 
     def _counted(self) -> dict[str, float]:

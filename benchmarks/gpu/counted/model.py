@@ -1,4 +1,4 @@
-"""What an action should take on a chip, from the counted table: a paper figure, to judge a change by without a card.
+"""What an action should take on a chip, from the counted table: a paper figure, to weigh a change by without a card.
 
 A launch takes a start, and then the longest of three: its bytes at the chip's copy rate, its products at the chip's
 GEMM rate, the instructions of its loop at one a cycle and scheduler. The start is fitted on the H200 whose stages stand
