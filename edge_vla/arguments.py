@@ -28,7 +28,7 @@ def typed(*elsewhere: str) -> Callable[[Callable[Given, Result]], Callable[Given
         signature, call = inspect.signature(function), f"{function.__name__}{_shown(inspect.signature(function))}"
 
         @cache
-        def annotations() -> Mapping[str, Any]:
+        def annotations() -> Mapping[str, object]:
             return {name: hint for name, hint in get_type_hints(function).items() if name not in elsewhere}
 
         @wraps(function)

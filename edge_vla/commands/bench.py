@@ -119,19 +119,10 @@ def bench(
     """Agreement, closed loop, latency and memory of artifacts against their reference. Exits with 1 on a red gate."""
     require_bench()
     from edge_vla.bench.peers import require
-    from edge_vla.bench.plan import FLOORS, Plan, ReferencePlan
+    from edge_vla.bench.plan import FLOORS, Plan
 
-    wanted = ReferencePlan(
-        source=reference,
-        adapters=tuple(map(str, adapter or ())),
-        merge_arithmetic=cast(Literal["fp32", "upstream"], choice("--merge-arithmetic", merge_arithmetic, ARITHMETICS)),
-        frames=frames,
-        limit=limit,
-        unnorm_key=unnorm_key,
-        device=device,
-        prompt=prompt,
-        statistics=None if statistics is None else str(statistics),
-        preprocess=script(preprocess),
+    wanted = reference_plan(
+        reference, adapter, merge_arithmetic, frames, limit, unnorm_key, device, prompt, statistics, preprocess
     )
     plan = Plan(
         floors=tuple(floor or FLOORS[:1]),
@@ -148,6 +139,35 @@ def bench(
     require(plan.peers)
     plan = replace(plan, vision=vision, kernel=kernel)
     measure(artifacts, wanted, out_dir, plan, place_of(ray), overwrite=overwrite, verbose=verbose)
+
+
+def reference_plan(
+    reference: str,
+    adapter: Sequence[Path] | None,
+    merge_arithmetic: str,
+    frames: Path | None,
+    limit: int | None,
+    unnorm_key: str | None,
+    device: str,
+    prompt: str | None,
+    statistics: Path | None,
+    preprocess: str,
+) -> ReferencePlan:
+    """The options that are about the reference. UsageError for those that do not exist."""
+    from edge_vla.bench.plan import ReferencePlan
+
+    return ReferencePlan(
+        source=reference,
+        adapters=tuple(map(str, adapter or ())),
+        merge_arithmetic=cast(Literal["fp32", "upstream"], choice("--merge-arithmetic", merge_arithmetic, ARITHMETICS)),
+        frames=frames,
+        limit=limit,
+        unnorm_key=unnorm_key,
+        device=device,
+        prompt=prompt,
+        statistics=None if statistics is None else str(statistics),
+        preprocess=script(preprocess),
+    )
 
 
 def closed_loop_plan(env: str | None, episodes: int, margin: float, live: bool) -> ClosedLoopPlan | None:
