@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from edge_vla.device.doctor.system import Imported, Interpreter, System
 from edge_vla.device.sensors import SMI
+from edge_vla.processor import X86, listed_features
 
 JETSON: Final = Path(__file__).parent / "jetson"
 GPU_LINE: Final = "NVIDIA GeForce RTX 4090, 560.35.03, P0, 2520, 3105, 10501, 68.00, 450.00, 41, {}, Disabled\n"
@@ -81,9 +82,10 @@ def recorded(
             "which": lambda name: "/usr/bin/cc" if name == "cc" else None,
             "free_disk": lambda path: 10**11,
             "python": PYTHON,
-            "machine": "x86_64",
+            "machine": X86,
             "allowed": frozenset(range(8)),
             "libraries": frozenset(),
+            "features": listed_features((files or {}).get("proc/cpuinfo", ""), others.get("machine", X86)),
             **others,
         }
     )

@@ -19,9 +19,12 @@ from edge_vla import typed_json
 from edge_vla.commands.doctor import WIDTH, shown
 from edge_vla.device.doctor import Check, Found, Report, System, Verdict, examine
 from edge_vla.device.doctor.check import ARTIFACT, BACKEND, RESOURCE, exit_code
-from edge_vla.device.doctor.machine import read_rate
+from edge_vla.device.doctor.cpu import instructions
+from edge_vla.device.doctor.machine import best_rate, read_rate
 from edge_vla.device.doctor.system import Imported, imported
 from edge_vla.errors import BackendError
+from edge_vla.processor import ARM
+from edge_vla.runtime.cpu.native.targets import SCALAR, runnable
 from tests.device.recorded import CPU_TORCH, MEMINFO, XEON, recorded
 
 BLOCKER = """
@@ -185,10 +188,45 @@ def test_the_command_runs_where_torch_does_not(file: str, text: str, says: str, 
     assert "unchecked: torch does not import" in words
 
 
-def test_reading_a_disk_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_a_disk_is_bounded(tmp_path: Path) -> None:
     file = tmp_path / "weights"
     file.write_bytes(bytes(12 << 20))
     assert (read_rate(file) or 0) > 0
     file.write_bytes(b"little")
     assert read_rate(file) is None
     assert read_rate(tmp_path / "nowhere") is None
+
+
+class Disk:
+    """A disk of so many bytes a second, on which other work waits this often; its time passes only while it reads."""
+
+    def __init__(self, rate: float, disturbed: range) -> None:
+        self.rate, self.disturbed = rate, disturbed
+        self.time, self.calls = 0.0, 0
+
+    def read(self, size: int) -> bytes:
+        self.time += size / self.rate + (0.2 if self.calls in self.disturbed else 0.0)
+        self.calls += 1
+        return bytes(size)
+
+
+def test_a_busy_machine_makes_no_disk_slow() -> None:
+    busy = Disk(400e6, disturbed=range(8))  # two of four reads take half a second for 12 MB
+    assert best_rate(busy.read, lambda: busy.time) == pytest.approx(400e6)
+    slow = Disk(22e6, disturbed=range(0))
+    assert best_rate(slow.read, lambda: slow.time) == pytest.approx(22e6)
+    assert slow.time < 3.0
+    stuck = Disk(1e6, disturbed=range(0))
+    assert best_rate(stuck.read, lambda: stuck.time) == pytest.approx(1e6)
+    assert stuck.calls == 1
+
+
+def test_the_doctor_names_the_target_that_the_engine_takes() -> None:
+    said = instructions(System(environment={}, which=lambda name: "/usr/bin/cc")).found
+    best = runnable()[0]
+    assert ("torch's kernels" if best == SCALAR else f"native@{best.name}") in said
+
+
+def test_an_emulator_shows_its_hosts_file_of_the_processor(tmp_path: Path) -> None:
+    arm = recorded(tmp_path, {"proc/cpuinfo": XEON}, machine=ARM, features=frozenset({"asimd", "asimddp"}))
+    assert "native@neon-dotprod" in instructions(arm).found

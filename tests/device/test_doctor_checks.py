@@ -166,7 +166,7 @@ CASES = [
     Case(
         "instructions",
         OK,
-        "dotprod fp16: torch's kernels",
+        "dotprod fp16: the C engine, native@neon-dotprod; not here: i8mm bf16",
         "",
         {"machine": "aarch64", "files": {"proc/cpuinfo": "Features\t: fp asimd aes fphp asimdhp asimddp\n"}},
     ),

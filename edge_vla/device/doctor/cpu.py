@@ -8,7 +8,7 @@ from typing import Final
 from edge_vla import cores
 from edge_vla.device.doctor.check import Found, note, warning
 from edge_vla.device.doctor.system import System
-from edge_vla.processor import ARM, MACHINES, listed_features
+from edge_vla.processor import ARM, MACHINES
 from edge_vla.runtime.cpu.native.targets import SCALAR, TARGETS, VARIABLE, Target, file_name, runnable
 
 # What makes products fast, as Linux names it and as it is shown.
@@ -31,7 +31,7 @@ PLAN: Final = "edge-vla plan --device {}  # what would do"
 
 def instructions(system: System) -> Found:
     """What products run here, by the instructions that each needs, and which that C knows are not here."""
-    found = _features(system)
+    found = system.features
     if not found:
         return note(f"{system.machine}, its instructions are not visible")
     arm = _machine(system) == ARM
@@ -91,14 +91,9 @@ def threads(system: System) -> Found:
     return Found(f"{found}, OMP_WAIT_POLICY={policy or 'unset'}")
 
 
-def _features(system: System) -> frozenset[str]:
-    """As this architecture's kernel lists them; an emulator may show the host's file, which has another line."""
-    return listed_features(system.text("proc/cpuinfo") or "", _machine(system))
-
-
 def _targets(system: System) -> tuple[Target, ...]:
     """What the C engine has for this processor, the fastest first, plain C last."""
-    return runnable(_machine(system), _features(system))
+    return runnable(_machine(system), system.features)
 
 
 def _machine(system: System) -> str:

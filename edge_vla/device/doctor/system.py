@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-from edge_vla import cores
+from edge_vla import cores, processor
 from edge_vla.device import sensors
 from edge_vla.device.doctor import probe
 from edge_vla.runtime.cpu.native.targets import INSTALLED
@@ -128,6 +128,7 @@ class System:
     machine: str = field(default_factory=platform.machine)
     allowed: frozenset[int] = field(default_factory=lambda: frozenset(cores.affinity()))
     libraries: frozenset[str] = field(default_factory=_libraries)
+    features: frozenset[str] = field(default_factory=processor.features)
 
     def text(self, path: str) -> str | None:
         """A file below the root, stripped; None if it cannot be read or is empty."""
