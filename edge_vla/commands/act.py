@@ -35,7 +35,7 @@ STDOUT: Final = "stdout"
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Cameras = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="0, /dev/video0, http:// (MJPEG), rtsp://, ros2:/TOPIC, rosbridge://HOST:9090/TOPIC, a picture, a video, "
         "a folder of pictures, or demo."
@@ -70,7 +70,7 @@ def act(
     artifact: Annotated[Path | None, typer.Argument(help="An artifact; with --server only for its statistics.")] = None,
     instruction: Annotated[str | None, typer.Option(help="What the robot should do.")] = None,
     robot: Annotated[Path | None, typer.Option(help="The robot's declaration (docs/robot.md).")] = None,
-    camera: Cameras = DEMO,
+    camera: Cameras = None,
     to: To = "stdout",
     rate: Annotated[float | None, typer.Option(min=0.01, help="Actions a second: what robot.toml declares.")] = None,
     server: Annotated[str | None, typer.Option(help="Ask an edge-vla serve at ws://HOST:PORT instead.")] = None,
@@ -93,8 +93,9 @@ def act(
     """
     declared = declaration(robot, to)
     check_rate(rate, declared)
-    asked = Asked(camera, to, numbers(pose, declared), deadline_ms and deadline_ms / 1e3, seconds, log)
-    table = demo_table(unnorm_key) if DEMO in (camera, to) else None
+    start, source = numbers(pose, declared), chosen(camera, to)
+    asked = Asked(source, to, start, deadline_ms and deadline_ms / 1e3, seconds, log)
+    table = demo_table(unnorm_key) if DEMO in (source, to) else None
     words = instructed(instruction, table)
 
     def here() -> Actor:
@@ -137,12 +138,13 @@ def live(asked: Asked, robot: Declaration, actor: Callable[[], Actor], table: Ta
         summary = loop.summary()
         screen.on_end(loop.over, failure, summary)
         if summary.ticks:
-            (err if asked.to == STDOUT else out).print(shown(summary, robot))
+            with contextlib.suppress(OSError, SystemExit):  # rich's, where nobody reads it: the run has ended as it has
+                (err if asked.to == STDOUT else out).print(shown(summary, robot))
         if not loop.close():
             leave(failure)
     if failure is not None:
         raise failure
-    return INTERRUPTED if caught == [signal.SIGINT] else 0
+    return INTERRUPTED if caught[:1] == [signal.SIGINT] else 0
 
 
 def guarded(loop: Loop, screen: Screen, seconds: float | None) -> tuple[EdgeVLAError | None, list[int]]:
@@ -151,7 +153,7 @@ def guarded(loop: Loop, screen: Screen, seconds: float | None) -> tuple[EdgeVLAE
 
     def end(number: int, frame: object) -> None:  # noqa: ARG001
         caught.append(number)
-        if len(caught) > 1:  # whoever cannot wait for the way to rest: the gate still stops the robot
+        if len(caught) == 2:  # whoever cannot wait for the way to rest; a third does not cut the gate's stop short
             raise KeyboardInterrupt
         loop.end(signal.Signals(number).name)
 
@@ -191,6 +193,13 @@ def declaration(path: Path | None, to: str) -> Declaration:
     return Declaration.read(path)
 
 
+def chosen(camera: str | None, to: str) -> str:
+    """The demo's table is looked at where it is moved, or asked for: what it shows moves no other robot by default."""
+    if camera is None and to != DEMO:
+        raise UsageError("which camera? give --camera 0, or another that edge-vla act --help names")
+    return DEMO if camera is None else camera
+
+
 def check_rate(rate: float | None, robot: Declaration) -> None:
     """Limits are declared for one action: at another rate they would be other limits."""
     declared = 1e3 / robot.period_ms
@@ -224,9 +233,9 @@ def demo_table(key: str | None) -> Table:
 
 def instructed(instruction: str | None, table: Table | None) -> Callable[[], str]:
     """What is asked of the policy, turn by turn: the demo's tables each have a task of their own."""
-    if instruction is not None:
+    if instruction is not None and instruction.strip():
         return lambda: instruction
-    if table is None:
+    if table is None or instruction is not None:
         raise UsageError('what should the robot do? give --instruction "put the spoon on the towel"')
     return lambda: table.instruction
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ from rich.text import Text
 from edge_vla.errors import EdgeVLAError, ResourceError
 from edge_vla.robot.ticks import Percentiles, Summary, Tally, Tick
 from edge_vla.robot.units import Declaration
-from edge_vla.terminal import err, say
+from edge_vla.terminal import say
 
 EVERY_S: Final = 5.0  # a line, where there is no terminal
 REFRESH_S: Final = 0.24
@@ -57,14 +58,28 @@ class Log:
     ) -> None:
         with self._lock:
             self._broken = True
-            self._file.close()
+            with contextlib.suppress(OSError):  # a full disk, once more
+                self._file.close()
+
+
+class Unread(Console):
+    """Standard error, which nobody may read any more: that ends the screen, never the robot.
+
+    rich would raise SystemExit, in the gate's thread too, and send standard output nowhere: the robot's commands.
+    """
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
 
 
 class Screen:
     """Told by the loop; draws at most four times a second. `title` names policy, camera and robot."""
 
-    def __init__(self, robot: Declaration, title: str, tally: Tally, log: Log | None, console: Console = err) -> None:
-        self._robot, self._title, self._tally, self._log, self._console = robot, title, tally, log, console
+    def __init__(
+        self, robot: Declaration, title: str, tally: Tally, log: Log | None, console: Console | None = None
+    ) -> None:
+        self._robot, self._title, self._tally, self._log = robot, title, tally, log
+        self._console = console = console or Unread(stderr=True, highlight=False, soft_wrap=True, markup=False)
         self._began = self._drawn = time.monotonic()
         self._why, self._lock = "", threading.Lock()
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
@@ -75,17 +90,27 @@ class Screen:
             wall = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             start = {"title": self._title, "wall": wall, "monotonic": self._began, "rate": 1e3 / self._robot.period_ms}
             self._log.write("start", start)
-        if self._live is None:
-            self._console.print(self._title)
-        else:
-            self._live.start()
+        with self._shown():
+            if self._live is None:
+                self._console.print(self._title)
+            else:
+                self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
+        with self._shown():
+            if self._live is not None:
+                self._live.stop()
+
+    @contextlib.contextmanager
+    def _shown(self) -> Iterator[None]:
+        """A terminal that is gone, or a full disk under a file, is no reason to stop the robot either."""
+        try:
+            yield
+        except OSError:
+            self._console.quiet = True
 
     def on_tick(self, tick: Tick) -> None:
         if self._log is not None:
@@ -97,9 +122,10 @@ class Screen:
         if now - self._drawn < (EVERY_S if self._live is None else REFRESH_S):
             return
         self._drawn = now
-        if self._live is None:
-            self._console.print(self._line(now - self._began))
-        else:
+        with self._shown():
+            if self._live is None:
+                self._console.print(self._line(now - self._began))
+                return
             self._live.update(self.panel(now - self._began), refresh=True)
 
     def on_lapse(self, reason: str, detail: str) -> None:
@@ -116,7 +142,7 @@ class Screen:
             self._log.write("end", reason | dataclasses.asdict(summary))
 
     def _say(self, text: str) -> None:
-        with self._lock:
+        with self._lock, self._shown():
             self._console.print(f"{time.monotonic() - self._began:7.1f} s  {text}")
 
     def _line(self, seconds: float) -> str:

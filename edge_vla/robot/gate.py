@@ -246,7 +246,7 @@ class Gate:
         while not self._closed:
             try:
                 due = self.tick()
-            except Exception:  # noqa: BLE001 - the caller's `on_lapse`: the watch goes on
+            except BaseException:  # noqa: BLE001 - the caller's `on_lapse`, a SystemExit too: the watch goes on
                 due = self._robot.period_ms / 1e3
             self._wake.wait(due)
             self._wake.clear()

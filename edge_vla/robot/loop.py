@@ -24,6 +24,7 @@ from edge_vla.robot.units import Declaration, Floats
 
 WAIT: Final = 0.5  # of a period, at most, for a picture that has not been acted on
 REST_S: Final = 5.0  # at most, on the way to rest at the end
+SLICE_S: Final = 0.05  # between two looks at whether it is to end, before the first motion
 START_S: Final = 30.0  # for a first picture, a link and a first answer
 
 
@@ -91,14 +92,9 @@ class Loop:
     def prepare(self, wait_s: float = START_S) -> None:
         """A first picture, a link, and a first answer, which is not sent: what is missing is said before a motion."""
         until = time.monotonic() + wait_s
-        picture = self._camera.newest(0, until)
-        while True:
-            try:
-                self._sink.ready()
-                break
-            except LinkError:
-                if time.monotonic() >= until or self._ended.wait(0.05):
-                    raise
+        picture = self._first(until)
+        if picture is None or self._ended.is_set():
+            return
         self._asker.ask(picture, until)
         try:
             if self._asker.answer(until, self._ended.is_set) is None and not self._ended.is_set():
@@ -106,6 +102,24 @@ class Loop:
         except NoAction as error:
             raise ResourceError(f"the policy gave no first action: {error}") from error
         self._actor.reset()
+
+    def _first(self, until: float) -> Picture | None:
+        """A first picture, with the link there; None where `end` was called before."""
+        picture: Picture | None = None
+        while not self._ended.is_set():
+            try:
+                if picture is None:
+                    picture = self._camera.newest(0, min(until, time.monotonic() + SLICE_S))
+                self._sink.ready()
+                return picture
+            except CameraError as error:
+                if time.monotonic() >= until or error.fault not in ("silent", "unplugged"):
+                    raise
+            except LinkError:
+                if time.monotonic() >= until:
+                    raise
+            self._ended.wait(SLICE_S)
+        return None
 
     def run(self, seconds: float | None = None) -> Summary:
         """Until `end`, or for so many `seconds`, or until a recording is over.

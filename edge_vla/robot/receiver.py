@@ -131,16 +131,22 @@ def from_line(line: bytes) -> Command:
     body, mark, rest = line.rpartition(b',"crc":"')
     if not mark or rest != b'%08x"}' % zlib.crc32(body):
         raise ValueError("damaged")
-    raw = json.loads(body + b"}")
-    if raw.pop("v", None) != 1 or raw.get("kind") not in KINDS.values():
-        raise ValueError("no command of version 1")
     try:
-        return sound(Command(**{**raw, "values": tuple(map(float, raw["values"]))}))
-    except (TypeError, KeyError) as error:
+        raw = json.loads(body + b"}")
+        values = raw["values"]
+        if raw.pop("v", None) != 1 or raw["kind"] not in KINDS.values() or type(values) is not list:
+            raise ValueError("no command of version 1")
+        if any(type(value) not in (int, float) for value in values):
+            raise ValueError("a value that is no number")
+        return sound(Command(**{**raw, "values": tuple(map(float, values))}))
+    except (TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ValueError("no command of version 1") from error
 
 
 def sound(command: Command) -> Command:
+    whole = (command.number, command.valid_us, command.echo, command.age_us or 0)
+    if any(type(one) is not int or one < 0 for one in whole):
+        raise ValueError("a number that is none")
     if not all(map(math.isfinite, command.values)):
         raise ValueError("a value that is not finite")
     return command
@@ -186,33 +192,35 @@ def serve(
             receiver.moving = False
             rest(why)
 
-    while not ended():
-        now = time.monotonic()
-        if receiver.moving and now - last > lapse_s:
-            come_to_rest(f"no fresh command for {1e3 * (now - last):.0f} ms")
-        watched = [one for one in (listener, channel) if one is not None]
-        readable, _, _ = select.select(watched, [], [], max(0.0, min(due - now, beat_s)))
-        if listener is not None and listener in readable:
-            channel, due = _accepted(listener, channel, receiver), 0.0
-            continue
-        try:
-            heard = receiver.number
-            if channel is not None and channel in readable:
-                for command in receiver.feed(_read(channel)):
-                    receiver.moving, last = True, time.monotonic()
-                    act(command)
-            if receiver.number != heard or time.monotonic() >= due:
-                due = time.monotonic() + beat_s
-                _write(channel, receiver.beat())
-        except (OSError, ValueError) as error:
-            come_to_rest(f"the connection is gone: {error}")
-            if listener is None:
-                raise
+    try:
+        while not ended():
+            now = time.monotonic()
+            if receiver.moving and now - last > lapse_s:
+                come_to_rest(f"no fresh command for {1e3 * (now - last):.0f} ms")
+            watched = [one for one in (listener, channel) if one is not None]
+            readable, _, _ = select.select(watched, [], [], max(0.0, min(due - now, beat_s)))
+            if listener is not None and listener in readable:
+                channel, due = _accepted(listener, channel, receiver), 0.0
+                continue
+            try:
+                heard = receiver.number
+                if channel is not None and channel in readable:
+                    for command in receiver.feed(_read(channel)):
+                        receiver.moving, last = True, time.monotonic()
+                        act(command)
+                if receiver.number != heard or time.monotonic() >= due:
+                    due = time.monotonic() + beat_s
+                    _write(channel, receiver.beat())
+            except (OSError, ValueError) as error:
+                come_to_rest(f"the connection is gone: {error}")
+                if listener is None:
+                    raise
+                _close(channel)
+                channel = None
+    finally:  # also where `act` raises what is no lost connection
+        come_to_rest("the receiver ended")
+        if listener is not None:
             _close(channel)
-            channel = None
-    come_to_rest("the receiver ended")
-    if listener is not None:
-        _close(channel)
 
 
 def _accepted(listener: socket.socket, channel: int | None, receiver: Receiver) -> int | None:
@@ -250,13 +258,30 @@ def open_port(path: str, baud: int) -> int:
     import termios
     import tty
 
+    speed = getattr(termios, f"B{baud}", None)
+    if speed is None:
+        raise ValueError(f"--baud {baud}: no speed of a serial port, such as 115200")
     port = os.open(path, os.O_RDWR | os.O_NOCTTY)
-    tty.setraw(port)
-    speed = getattr(termios, f"B{baud}")
-    settings = termios.tcgetattr(port)
-    settings[4] = settings[5] = speed
-    termios.tcsetattr(port, termios.TCSANOW, settings)
+    try:
+        tty.setraw(port)
+        settings = termios.tcgetattr(port)
+        settings[4] = settings[5] = speed
+        termios.tcsetattr(port, termios.TCSANOW, settings)
+    except termios.error as error:
+        os.close(port)
+        raise OSError(*error.args, path) from error
     return port
+
+
+def listening(where: str) -> socket.socket:
+    """ValueError for what is no address, OSError where it is in use."""
+    host, _, port = where.rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
+        raise ValueError(f"--listen {where}: expected HOST:PORT, such as 0.0.0.0:5555")
+    try:
+        return socket.create_server((host, int(port)))
+    except OSError as error:
+        raise OSError(f"--listen {where}: {error}") from error
 
 
 def main() -> None:
@@ -273,14 +298,17 @@ def main() -> None:
         sys.stdout.write(what + "\n")
         sys.stdout.flush()
 
-    if given.port:
-        source: socket.socket | int = open_port(given.port, given.baud)
-        receiver = Receiver(given.dims, "cobs")
-    else:
-        host, _, port = given.listen.rpartition(":")
-        source = socket.create_server((host, int(port)))
-        receiver = Receiver(given.dims, "json" if given.json else "binary")
-    serve(source, receiver, lambda command: show(json.dumps(command._asdict())), lambda why: show("rest: " + why))
+    if not 0 < given.dims <= 64:
+        parser.error(f"--dims {given.dims}: expected 1 to 64 values of an action")
+    receiver = Receiver(given.dims, "cobs" if given.port else "json" if given.json else "binary")
+    try:
+        source = open_port(given.port, given.baud) if given.port else listening(given.listen)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    try:
+        serve(source, receiver, lambda command: show(json.dumps(command._asdict())), lambda why: show("rest: " + why))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ not start. Knows no motor and no policy.
 from __future__ import annotations
 
 import math
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +35,10 @@ MOST: Final = {
     **dict.fromkeys(LENGTHS, 1.0),
     **dict.fromkeys(ANGLES, math.pi),
 }  # m or rad of one delta: more is a unit mistaken
+LEAST_MS, MOST_MS = 1.0, 3_600_000.0  # of a period, and of what is waited for: no thread can wait for 1e308
 PERIODS: Final = 3.0  # after which a missing action counts as missing, unless declared
 AGE_PERIODS: Final = 2.0  # for which a picture may be acted on, unless declared
+MISSING: Final = re.compile(r": \w+\.__init__\(\) missing \d+ required positional arguments?:")
 UNITS_LINE: Final = 'units = ["m", "m", "m", "rad", "rad", "rad", "gripper"]'
 GRIPPER_LINE: Final = "gripper = { open = 1.0, closed = 0.0 }"
 
@@ -152,7 +155,10 @@ class Declaration:
         try:
             return typed_json.from_json(Declaration, raw, str(path))
         except ValueError as error:
-            raise UsageError(f"{error}; docs/robot.md has an example") from error
+            said = MISSING.sub(" does not say", str(error))
+            raise UsageError(f"{said}; docs/robot.md has an example") from error
+        except OverflowError as error:
+            raise UsageError(f"{path}: a number is too large ({error}); docs/robot.md has an example") from error
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from error
 
@@ -263,12 +269,15 @@ def _check_meanings(robot: Declaration) -> None:
 
 
 def _check_numbers(robot: Declaration) -> None:
-    if not (math.isfinite(robot.period_ms) and robot.period_ms > 0):
-        raise UsageError(f"got period_ms {robot.period_ms:g}, expected the milliseconds between two actions")
-    after = robot.watchdog.after_ms
-    if after is not None and not (math.isfinite(after) and after > 0):
+    if not LEAST_MS <= robot.period_ms <= MOST_MS:
         raise UsageError(
-            f"got watchdog.after_ms {after:g}, expected milliseconds, such as {PERIODS * robot.period_ms:g}"
+            f"got period_ms {robot.period_ms:g}, expected the milliseconds between two actions, such as 200"
+        )
+    after = robot.watchdog.after_ms
+    if after is not None and not robot.period_ms <= after <= MOST_MS:
+        why = " (below a period it would lapse after every action)" if after < robot.period_ms else ""
+        raise UsageError(
+            f"got watchdog.after_ms {after:g}, expected milliseconds, such as {PERIODS * robot.period_ms:g}{why}"
         )
     if robot.watchdog.recover < 0:
         raise UsageError(
@@ -286,7 +295,7 @@ def _check_numbers(robot: Declaration) -> None:
 
 def _check_sight(camera: Sight) -> None:
     age = camera.max_age_ms
-    if age is not None and not (math.isfinite(age) and age > 0):
+    if age is not None and not 0 < age <= MOST_MS:
         raise UsageError(f"got camera.max_age_ms {age:g}, expected milliseconds, such as 400")
     if not (math.isfinite(camera.frozen_ms) and camera.frozen_ms >= 0):
         raise UsageError(f"got camera.frozen_ms {camera.frozen_ms:g}, expected milliseconds, or 0 for no check")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -26,7 +27,7 @@ from benchmarks.robot.stream import Stream
 from benchmarks.serve.server import demo_artifact, serving, stop
 from edge_vla.cli import main
 from edge_vla.commands import act
-from edge_vla.commands.act_screen import Log, Screen, counted, shown
+from edge_vla.commands.act_screen import Log, Screen, Unread, counted, shown
 from edge_vla.demo import BASE, statistics_key
 from edge_vla.demo.robot import DECLARATION, Table
 from edge_vla.robot.receiver import Command, Receiver, serve
@@ -179,10 +180,14 @@ def test_what_cannot_be_is_said_before_a_policy_is_loaded(tmp_path: Path, capsys
     refused(capsys, 2, "declares period_ms = 200 (5 Hz)", "nowhere", *to, *demo, "--rate", "10")
     refused(capsys, 2, "what should the robot do", "nowhere", *to, *demo, "--camera", "0")
     refused(capsys, 2, "expected a number or /dev/video0", "nowhere", *to, *demo, *words, "--camera", "nonsense")
-    refused(capsys, 2, "expected tcp://HOST:PORT", *POLICY, "--to", "udp://h:1", *demo, *words)
-    refused(capsys, 2, "which policy?", *to, *demo, *words)
-    refused(capsys, 2, "expected ws://HOST:PORT", *to, *demo, *words, "--server", "http://h:1")
-    refused(capsys, 5, "edge-vla serve ARTIFACT", *to, *demo, *words, "--server", "ws://127.0.0.1:9")
+    refused(capsys, 2, "expected tcp://HOST:PORT", *POLICY, "--to", "udp://h:1", *demo, *words, "--camera", "demo")
+    refused(capsys, 2, "which policy?", *to, *demo, *words, "--camera", "demo")
+    refused(capsys, 2, "which camera? give --camera", *POLICY, *to, *demo, *words)  # the demo's moves no real robot
+    refused(capsys, 2, "what should the robot do", *POLICY, "--to", "demo", "--instruction", " ")
+    refused(capsys, 2, "expected ws://HOST:PORT", *to, *demo, *words, "--server", "http://h:1", "--camera", "demo")
+    refused(
+        capsys, 5, "edge-vla serve ARTIFACT", *to, *demo, *words, "--server", "ws://127.0.0.1:9", "--camera", "demo"
+    )
     refused(capsys, 5, "--log", *POLICY, "--to", "demo", "--log", str(tmp_path / "no" / "log"))
     pose = tmp_path / "pose.toml"
     pose.write_text(DECLARATION.read_text(encoding="utf-8").replace('"delta"', '"absolute"'))
@@ -201,7 +206,7 @@ def test_a_robot_that_is_not_there_and_one_of_other_dimensions(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], robot: TableSite
 ) -> None:
     monkeypatch.setattr(act, "FIRST_S", 0.5)
-    demo = ["--robot", str(DECLARATION), "--instruction", "lift the red block"]
+    demo = ["--robot", str(DECLARATION), "--instruction", "lift the red block", "--camera", "demo"]
     refused(capsys, 5, "start the robot's program there", *POLICY, *demo, "--to", "tcp://127.0.0.1:9")
     robot.receiver.dims = 6
     refused(capsys, 5, "takes 6 values", *POLICY, *demo, "--to", f"tcp://127.0.0.1:{robot.port}")
@@ -307,9 +312,57 @@ def test_a_full_disk_ends_the_log_and_not_the_robot(capsys: pytest.CaptureFixtur
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     log = Log(Path("/dev/full"))
-    for _ in range(3):
-        log.write("tick", {"number": 1})
+    with log:  # its end writes what is left once more, and once ended the command with an error
+        for _ in range(3):
+            log.write("tick", {"number": 1})
     assert capsys.readouterr().err.count("No space left on device") == 1
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_screen_that_nobody_reads_ends_the_screen_and_not_the_robot(full: bool) -> None:
+    """Nor the gate's thread, which calls `on_lapse`; nor are the robot's commands on stdout sent nowhere."""
+    if full and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    reader, writer = os.pipe()
+    os.close(reader)
+    stdout = os.fstat(sys.stdout.fileno())
+    with contextlib.suppress(OSError), Path("/dev/full").open("w") if full else os.fdopen(writer, "w") as file:
+        screen = Screen(Declaration.read(DECLARATION), "title", Tally(), None, Unread(file=file))
+        with screen:
+            screen.on_lapse("late", "too late")
+            screen._drawn -= 10
+            screen.on_tick(Tick(1, 0.2))
+    assert os.path.samestat(os.fstat(sys.stdout.fileno()), stdout)
+
+
+def begun(arguments: list[str], **how: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "edge_vla.cli", "act", *POLICY, *arguments]
+    return subprocess.Popen(command, text=True, **how)
+
+
+def test_a_reader_that_goes_away_ends_the_run(declared: Path) -> None:
+    arguments = ["--robot", str(declared), "--camera", "demo", "--to", "stdout"]
+    with begun(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["kind"] == "action"
+        process.stdout.close()
+        assert process.wait(SOON) == 5
+        assert process.stderr is not None
+        assert "nobody reads it any more" in process.stderr.read()
+
+
+@pytest.mark.slow
+def test_two_signals_are_one_ctrl_c(tmp_path: Path) -> None:
+    log = tmp_path / "turns.jsonl"
+    arguments = ["--camera", "demo", "--to", "demo", "--log", str(log)]
+    with begun(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        until = time.monotonic() + SOON
+        while not (log.exists() and '"tick"' in log.read_text()) and time.monotonic() < until:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SOON) == 130
 
 
 def test_the_systemd_unit_s_options_are_the_command_s() -> None:

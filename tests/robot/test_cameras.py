@@ -168,6 +168,27 @@ def test_a_folder_s_pictures_each_once_and_in_order(tmp_path: Path) -> None:
     assert caught.value.fault == "ended"
 
 
+def test_a_folder_goes_on_after_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
+    """It was over there, and the run had ended well."""
+    for i in (0, 2):
+        Image.new("RGB", (4, 4), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "1.png").write_bytes(b"cut off")
+    camera = open_camera(str(tmp_path))
+    first = camera.newest(0, 0.0)
+    with pytest.raises(CameraError, match=r"1\.png") as caught:
+        camera.newest(first.number, 0.0)
+    assert caught.value.fault == "unreadable"
+    assert camera.newest(first.number, 0.0).image[0, 0, 0] == 120
+    with pytest.raises(CameraError, match="over after 2 pictures"):
+        camera.newest(2, 0.0)
+
+
+@pytest.mark.parametrize("source", ["", "http://[", "https://[::1", "rtsp://[", "a" * 300, "rtsp://h:port/x"])
+def test_a_source_that_cannot_be_is_refused_by_name(source: str) -> None:
+    with pytest.raises(UsageError, match="expected a number or /dev/video0"):
+        open_camera(source)
+
+
 def test_one_picture_is_a_camera_for_one_turn(tmp_path: Path) -> None:
     Image.fromarray(noise(3)).save(tmp_path / "one.png")
     camera = open_camera(str(tmp_path / "one.png"))
@@ -208,6 +229,18 @@ def test_a_device_that_is_not_there_and_one_that_is_not_ours(tmp_path: Path, mon
     monkeypatch.setattr(Path, "group", lambda self: "video")
     with pytest.raises(CameraError, match=r"no permission .* sudo usermod -aG video \$USER"):
         check(str(tmp_path / "video0"))
+
+
+def test_a_camera_s_group_without_a_name_is_said_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nameless(path: Path) -> str:
+        raise KeyError(f"getgrgid(): gid not found: {path}")
+
+    device = tmp_path / "video0"
+    device.touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(Path, "group", nameless)
+    with pytest.raises(CameraError, match=rf"its group is {device.stat().st_gid}"):
+        check(str(device))
 
 
 def test_without_opencv_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,7 +202,7 @@ def test_a_motor_that_hangs_is_reported_by_the_thread() -> None:
         lapses.append(reason)
         reported.set()
 
-    gate = Gate(line(watchdog=Lapse("stop", after_ms=30.0)), hang, on_lapse=on_lapse)
+    gate = Gate(line(period_ms=10.0, watchdog=Lapse("stop", after_ms=30.0)), hang, on_lapse=on_lapse)
     caller = threading.Thread(target=lambda: gate.act(FORWARD), daemon=True)
     caller.start()
     time.sleep(0.01)
@@ -225,6 +225,23 @@ def test_a_callback_that_raises_does_not_end_the_watch() -> None:
 
     robot = line(period_ms=10.0, watchdog=Lapse("hold", after_ms=20.0))
     with Gate(robot, lambda values: None, on_lapse=raising) as gate:
+        for _ in range(2):
+            gate.reset()
+            gate.act(FORWARD)
+            assert calls.acquire(timeout=10.0)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_callback_that_wants_the_program_to_end_does_not_end_the_watch() -> None:
+    """As rich does where nobody reads the screen any more."""
+    calls = threading.Semaphore(0)
+
+    def leaving(reason: str) -> None:
+        calls.release()
+        raise SystemExit(1)
+
+    robot = line(period_ms=10.0, watchdog=Lapse("hold", after_ms=20.0))
+    with Gate(robot, lambda values: None, on_lapse=leaving) as gate:
         for _ in range(2):
             gate.reset()
             gate.act(FORWARD)

@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_vla.errors import UsageError
+from edge_vla.errors import ResourceError, UsageError
 from edge_vla.robot.faces import Command, LinkError
 from edge_vla.robot.links import open_link
 from edge_vla.robot.links.answered import AnsweredLink
@@ -291,10 +292,88 @@ def test_a_port_that_is_not_there_and_one_that_is_not_ours(tmp_path: Path, monke
         check(str(port))
 
 
+def test_a_group_without_a_name_is_said_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container, whose devices belong to the host's groups."""
+    port = tmp_path / "ttyUSB0"
+    port.touch()
+    os.chown(port, os.getuid(), os.getgid())
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(Path, "group", nameless)
+    with pytest.raises(LinkError, match=rf"its group is {os.getgid()}"):
+        check(str(port))
+
+
+def nameless(path: Path) -> str:
+    raise KeyError(f"getgrgid(): gid not found: {path}")
+
+
+LIES = [
+    '{"v":1,"kind":"beat","verdict":"none","moving":false,"ready":true,"number":0,"stamp":1%s,"dims":3' % ("0" * 400),
+    '{"v":1,"kind":"beat","verdict":"none","moving":false,"ready":true,"number":-1,"stamp":1,"dims":3',
+    '{"v":1,"kind":"beat","verdict":"none","moving":false,"ready":true,"number":4294967296,"stamp":1,"dims":3',
+    '{"v":1,"kind":"beat","verdict":[],"moving":false,"ready":true,"number":0,"stamp":1,"dims":3',
+    '{"v":1,"kind":%s' % ("[" * 4000 + "]" * 4000),
+]
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_beat_that_cannot_be_is_malformed_and_the_link_goes_on(lie: str) -> None:
+    """Twice: a thread that died of the first would never connect again."""
+    line = lie.encode() + b',"crc":"%08x"}\n' % zlib.crc32(lie.encode())
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(SOON)
+        link = open_link(f"tcp+json://127.0.0.1:{listener.getsockname()[1]}", 3)
+        try:
+            for _ in range(2):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.sendall(line)
+                    until(lambda: link._fault.fault == "malformed")
+        finally:
+            link.close()
+
+
+def test_a_robot_whose_numbers_are_used_up_is_told_to_start_again() -> None:
+    with over_tcp() as (link, end):
+        end.receiver.number = 2**32 - 1
+        until(lambda: link._beat is not None and link._beat.number == 2**32 - 1)
+        link.wait(SOON)
+        with pytest.raises(LinkError, match="start the robot's program again") as caught:
+            link.send(command(1, 2, 3))
+        assert caught.value.taken is False
+        assert end.taken == []
+
+
+def test_a_robot_whose_program_fails_is_brought_to_rest_by_the_receiver() -> None:
+    rests = list[str]()
+
+    def act(command: Taken) -> None:
+        raise KeyError("the motor's driver")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        failed = threading.Event()
+
+        def run() -> None:
+            with pytest.raises(KeyError):
+                serve(listener, Receiver(3), act, rests.append)
+            failed.set()
+
+        threading.Thread(target=run, daemon=True).start()
+        link = open_link(f"tcp://127.0.0.1:{listener.getsockname()[1]}", 3)
+        try:
+            link.wait(SOON)
+            with pytest.raises(LinkError):
+                link.send(command(1, 2, 3, valid_s=0.5))
+            assert failed.wait(SOON)
+        finally:
+            link.close()
+    assert rests == ["the receiver ended"]
+
+
 @pytest.mark.parametrize(
     "address",
     ["", "tcp://", "tcp://host", "tcp://host:x", "tcp://host:99999", "udp://h:1", "serial:", "serial:/dev/x?speed=9",
-     "serial:/dev/x?baud=fast", "tcp://h:1/path", "/dev/ttyUSB0"],
+     "serial:/dev/x?baud=fast", "serial:/dev/x?baud=²", "tcp://a..b:5555", "tcp://h:1/path", "/dev/ttyUSB0"],
 )  # fmt: skip
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(UsageError, match="expected tcp://HOST:PORT"):
@@ -314,5 +393,6 @@ def test_lines_say_everything_and_a_closed_pipe_counts_as_cut() -> None:
     with pytest.raises(LinkError) as caught:
         sink.send(command(1, 2, 3))
     assert caught.value.fault == "cut"
-    with pytest.raises(LinkError, match="nobody reads"):
+    with pytest.raises(ResourceError, match="nobody reads") as ended:
         sink.ready()
+    assert not isinstance(ended.value, LinkError)  # which would be waited out, for ever

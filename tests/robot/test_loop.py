@@ -334,6 +334,23 @@ def test_before_the_first_motion_everything_is_there() -> None:
     assert rig.commands == []
 
 
+@pytest.mark.parametrize("missing", ["camera", "link"])
+def test_an_end_before_the_first_motion_does_not_wait_for_what_is_missing(missing: str) -> None:
+    rig = Rig()
+    if missing == "camera":
+        rig.camera_fault = lambda turn: CameraError("silent", "no picture came")
+    else:
+        rig.link_fault = lambda turn: LinkError("cut", "start the robot's program", taken=False)
+    ender = threading.Timer(0.2, rig.loop.end, ["SIGINT"])
+    ender.start()
+    began = time.monotonic()
+    rig.loop.prepare(20.0)
+    rig.run(1.0)
+    assert time.monotonic() - began < 10.0
+    assert (rig.commands, rig.loop.tally.ticks, rig.loop.over) == ([], 0, "SIGINT")
+    ender.join()
+
+
 def test_an_answer_that_nobody_waits_for_any_more_is_thrown_away() -> None:
     rig, go = Rig(), threading.Event()
     rig.loop.close()

@@ -94,6 +94,13 @@ def test_without_a_table_the_message_has_all_its_lines(tmp_path: Path, table: st
         ('on_stale = "hold"', 'on_stale = "go on"', "expected one of"),
         ("recover = 3", "recover = -1", "recover"),
         ("recover = 3", "after_ms = 0", "after_ms"),
+        ("recover = 3", "after_ms = 50", "below a period"),
+        ("recover = 3", "after_ms = 1e308", "after_ms"),  # no wait is that long: the watchdog would die of it
+        ("period_ms = 200", "period_ms = 1e-300", "period_ms"),
+        ("period_ms = 200", "period_ms = 1e308", "period_ms"),
+        ("period_ms = 200", f"period_ms = 1{'0' * 400}", "too large"),
+        ('name = "arm-1"\n', "", "does not say 'name'"),
+        ("open = -1.0, closed = 1.0", "open = -1.0", "robot.gripper does not say 'closed'"),
         ("recover = 3", "latch = true", "unknown key 'latch'"),
         ("[watchdog]", "[watchdog", "is not TOML"),
     ],

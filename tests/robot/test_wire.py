@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import signal
+import socket
 import subprocess
 import sys
+import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -22,6 +26,7 @@ from edge_vla.robot.links.freshness import Freshness
 from edge_vla.robot.links.wire import Binary, Codec, Lines, Order, Packets
 from edge_vla.robot.receiver import Command, Receiver
 
+RECEIVER = Path(robots_end.__file__)
 FRAMINGS: dict[str, type[Binary] | type[Packets] | type[Lines]] = {"binary": Binary, "cobs": Packets, "json": Lines}
 framings = st.sampled_from(list(FRAMINGS))
 values = st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=7, max_size=7).map(tuple)
@@ -278,6 +283,65 @@ def test_messages_are_as_the_page_shows_them() -> None:
     end.framing = "json"
     for line in (Lines().pack(order), end.beat()):
         assert line.decode().strip() in PAGE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"v":1,"kind":"action","number":"7","valid_us":1,"echo":1,"age_us":1,"values":[1.0]',
+        '{"v":1,"kind":"action","number":7.5,"valid_us":1,"echo":1,"age_us":1,"values":[1.0]',
+        '{"v":1,"kind":"action","number":true,"valid_us":1,"echo":1,"age_us":1,"values":[1.0]',
+        '{"v":1,"kind":"action","number":7,"valid_us":null,"echo":1,"age_us":1,"values":[1.0]',
+        '{"v":1,"kind":"action","number":7,"valid_us":1,"echo":[],"age_us":1,"values":[1.0]',
+        '{"v":1,"kind":"action","number":7,"valid_us":-1,"echo":1,"age_us":1,"values":[1.0]',
+        '{"v":1,"kind":"action","number":7,"valid_us":1,"echo":1,"age_us":1,"values":"12"',
+        '{"v":1,"kind":"action","number":7,"valid_us":1,"echo":1,"age_us":1,"values":[true]',
+        '{"v":1,"kind":"action","number":7,"valid_us":1,"echo":1,"age_us":1,"values":[1%s]' % ("0" * 400),
+        '{"v":1,"kind":[],"number":7,"valid_us":1,"echo":1,"age_us":1,"values":[1.0]',
+        '{"v":1,"kind":%s' % ("[" * 4000 + "]" * 4000),
+    ],
+)
+def test_a_line_that_is_whole_and_no_command_ends_the_connection_only(body: str) -> None:
+    line = body.encode() + b',"crc":"%08x"}\n' % zlib.crc32(body.encode())
+    robot = Receiver(1, "json")
+    with pytest.raises(ValueError):  # what `serve` takes for the end of a connection
+        robot.feed(line)
+    assert robot.number == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--listen", "here", "--dims", "7"], "HOST:PORT"),
+        (["--listen", "127.0.0.1:99999", "--dims", "7"], "HOST:PORT"),
+        (["--listen", "127.0.0.1:0", "--dims", "0"], "--dims"),
+        (["--listen", "127.0.0.1:0", "--dims", "99999"], "--dims"),
+        (["--port", "/dev/none", "--dims", "7"], "/dev/none"),
+        (["--port", "/dev/null", "--dims", "7"], "/dev/null"),
+        (["--port", "/dev/null", "--baud", "12345", "--dims", "7"], "--baud"),
+    ],
+)
+def test_the_robot_s_end_says_what_is_wrong_in_a_line(arguments: list[str], says: str) -> None:
+    ended = subprocess.run([sys.executable, RECEIVER, *arguments], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert says in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_robot_s_end_ends_at_ctrl_c_and_says_who_has_its_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        arguments = ["--listen", f"127.0.0.1:{taken.getsockname()[1]}", "--dims", "7"]
+        ended = subprocess.run([sys.executable, RECEIVER, *arguments], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (2, False)
+    assert "in use" in ended.stderr
+    with subprocess.Popen([sys.executable, RECEIVER, *arguments], stderr=subprocess.PIPE, text=True) as process:
+        end = time.monotonic() + 60
+        while socket.socket().connect_ex(("127.0.0.1", int(arguments[1].rpartition(":")[2]))):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
 
 
 def test_the_robot_s_end_is_one_file_of_the_standard_library(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from edge_vla.errors import UsageError
 from edge_vla.robot.faces import Camera
@@ -15,6 +16,13 @@ def open_camera(source: str) -> Camera:
     from edge_vla.robot.cameras import recording
 
     path = Path(source)
+    try:
+        _ = urlsplit(source).port, path.is_dir()
+    except (ValueError, OSError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"--camera {source}: {why}; {EXPECTED}") from error
+    if not source:
+        raise UsageError(f"--camera is empty: {EXPECTED}")
     if source.isdigit() or source.startswith("/dev/") or source.startswith(("rtsp://", "rtsps://")):
         from edge_vla.robot.cameras.opencv import OpenCvCamera
 

@@ -20,6 +20,7 @@ from edge_vla.errors import BackendError, FrameError
 from edge_vla.robot.cameras.mjpeg import without_password
 from edge_vla.robot.cameras.newest import Newest
 from edge_vla.robot.cameras.recording import Recording
+from edge_vla.robot.device import permission
 from edge_vla.robot.faces import CameraError
 
 OPEN_MS: Final = 5000  # of an RTSP stream
@@ -103,11 +104,7 @@ def check(device: str) -> None:
     if not path.exists():
         raise CameraError("unplugged", f"{device} is not there: plug it in, and look it up with: ls /dev/video*")
     if not os.access(device, os.R_OK | os.W_OK):
-        group = path.group()
-        raise CameraError(
-            "unplugged",
-            f"{device}: no permission (its group is {group}): sudo usermod -aG {group} $USER, then log in again",
-        )
+        raise CameraError("unplugged", f"{device}: no permission {permission(path)}")
 
 
 def video(path: Path) -> Recording:

@@ -47,7 +47,8 @@ def folder(path: Path) -> Recording:
         raise FrameError(f"--camera {path} cannot be read: {error.strerror}") from error
     if not files:
         raise FrameError(f"--camera {path} has no picture in it, expected files ending in {', '.join(SUFFIXES)}")
-    return Recording(str(path), (_read(each) for each in files))
+    # a map goes on after a file that cannot be read, where a generator would be over
+    return Recording(str(path), map(_read, files))
 
 
 def picture(path: Path) -> bool:

@@ -15,6 +15,7 @@ def open_link(address: str, dims: int) -> AnsweredLink:
     try:
         parts = urlsplit(address)
         host, port = parts.hostname, parts.port
+        (host or "").encode("idna")  # as a connection will: ValueError for what can be no name
     except ValueError as error:
         raise UsageError(f"--to {address}: {error}; {EXPECTED}") from error
     if parts.scheme in ("tcp", "tcp+json"):
@@ -28,7 +29,7 @@ def open_link(address: str, dims: int) -> AnsweredLink:
 
         options = parse_qs(parts.query, keep_blank_values=True)
         baud = options.pop("baud", [str(BAUD)])[-1]
-        if options or not baud.isdigit() or not int(baud):
+        if options or not (baud.isascii() and baud.isdigit()) or not int(baud):
             raise UsageError(f"--to {address}: {EXPECTED}")
         return serial_link(parts.path, dims, int(baud))
     raise UsageError(f"--to {address}: {EXPECTED}")

@@ -14,12 +14,13 @@ from typing import Final, Protocol
 
 from edge_vla.robot.faces import Command, LinkError
 from edge_vla.robot.links.freshness import Freshness
-from edge_vla.robot.links.wire import Beat, Codec, Order
+from edge_vla.robot.links.wire import MOST_NUMBER, Beat, Codec, Order
 
 SILENT_S: Final = 0.5  # without a beat: a robot sends one every 50 ms
 AGAIN_S: Final = (0.1, 0.5)  # between two attempts to connect: at first, at most
 GIVE_UP_S: Final = 2.0  # without a beat: a port that is open and dead is opened again
 SKIP: Final = 1000  # numbers, at most, when a connection begins: no answer to an earlier command looks like ours
+USED_UP: Final = "no higher number for another command: start the robot's program again, then act"
 LONGEST_US: Final = 60_000_000  # that a command may be valid
 
 
@@ -85,7 +86,10 @@ class AnsweredLink:
     def send(self, command: Command) -> None:
         with self._changed:
             connection, beat = self.connections, self._need()
-            self._number = number = max(self._number, beat.number) + 1 + self._skip
+            number = max(self._number, beat.number) + 1 + self._skip
+            if number > MOST_NUMBER:
+                raise LinkError("refused", f"{self.name} has {USED_UP}", taken=False)
+            self._number = number
             self._skip = 0
         asked = 0
         while (left := command.valid_until - time.monotonic()) > 0:

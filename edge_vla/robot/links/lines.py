@@ -6,6 +6,7 @@ import json
 import time
 from typing import Protocol
 
+from edge_vla.errors import ResourceError
 from edge_vla.robot.faces import Command, LinkError
 
 
@@ -22,12 +23,14 @@ class LineSink:
         self.name, self._stream, self._broken = name, stream, False
 
     def ready(self) -> None:
+        """ResourceError where nobody reads it any more: a pipe is not opened again."""
         if self._broken:
-            raise LinkError("cut", f"{self.name}: nobody reads it any more", taken=False)
+            raise ResourceError(f"{self.name}: nobody reads it any more: start both ends of the pipe again")
 
     def send(self, command: Command) -> None:
         """`valid_ms` and `age_ms` count from now."""
-        self.ready()
+        if self._broken:
+            raise LinkError("cut", f"{self.name}: nobody reads it any more", taken=False)
         now = time.monotonic()
         line = {
             "kind": command.kind,

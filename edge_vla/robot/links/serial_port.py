@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from edge_vla.errors import BackendError
+from edge_vla.robot.device import permission
 from edge_vla.robot.faces import LinkError
 from edge_vla.robot.links.answered import AnsweredLink
 from edge_vla.robot.links.wire import Packets
@@ -71,9 +72,4 @@ def check(path: str) -> None:
     if not Path(path).exists():
         raise LinkError("cut", f"{path} is not there: plug it in, and look it up with: ls /dev/serial/by-id/")
     if not os.access(path, os.R_OK | os.W_OK):
-        group = Path(path).group()
-        raise LinkError(
-            "cut",
-            f"{path}: {os.strerror(errno.EACCES)} (its group is {group}): "
-            f"sudo usermod -aG {group} $USER, then log in again",
-        )
+        raise LinkError("cut", f"{path}: {os.strerror(errno.EACCES)} {permission(Path(path))}")

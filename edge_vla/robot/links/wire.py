@@ -31,6 +31,7 @@ BEAT_BODY: Final = struct.Struct("<2sBBHBBIQHH")  # magic, version, kind, bytes,
 MOVING, READY = 1, 2  # of a beat's state
 CRC: Final = struct.Struct("<I")
 NO_AGE: Final = 0xFFFFFFFF
+MOST_NUMBER: Final = 0xFFFFFFFF
 MOST_VALUES: Final = 64
 MOST: Final = HEAD.size + 8 * MOST_VALUES + CRC.size  # bytes of a message
 LONGEST_LINE: Final = 8192
@@ -214,9 +215,10 @@ def _beat_of(line: bytes) -> Beat:
         if fields["v"] != VERSION or fields["kind"] != "beat" or fields["verdict"] not in VERDICTS:
             raise malformed()
         numbers: Sequence[object] = [fields[name] for name in ("number", "stamp", "dims")]
-        if any(type(number) is not int for number in numbers):
-            raise malformed()
+        for number, most in zip(numbers, (MOST_NUMBER, 2**64 - 1, 2**16 - 1), strict=True):
+            if type(number) is not int or not 0 <= number <= most:
+                raise malformed()
         moving, ready = (fields[name] is True for name in ("moving", "ready"))
         return Beat(fields["number"], fields["verdict"], fields["stamp"], fields["dims"], moving, ready)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise malformed() from error
