@@ -14,16 +14,17 @@ import secrets
 import time
 import warnings
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from prometheus_client import Gauge
 
 from edge_vla.errors import BackendError, DeviceLostError, EdgeVLAError, EdgeVLAWarning
 from edge_vla.serve.activity import Activity, Watcher
 from edge_vla.serve.affinity import Places
+from edge_vla.serve.handles import Cluster, Fleeted, Handle, LostError
 from edge_vla.serve.host import HostOptions, Progress, State
 from edge_vla.serve.limits import check_observation
 from edge_vla.serve.loading import Choices, OnProgress
@@ -39,46 +40,6 @@ RESTART_S: Final = 0.5  # before a replica is started again, twice that after ea
 LONGEST_RESTART_S: Final = 30.0
 DOWN_S: Final = 120.0  # without any replica: the server ends, to be started again
 LOST: Final = "the replica that had this observation is lost: hold, and send a new one"
-
-
-class LostError(Exception):
-    """A replica's process is gone, or cannot be reached."""
-
-
-class Handle(Protocol):
-    """A replica in another process. Everything raises LostError once that is gone."""
-
-    async def start(self, directory: str, choices: Choices) -> Facts | Failed: ...
-    async def act(self, asked: Asked) -> Reply | Refused: ...
-    async def pulse(self) -> Pulse: ...
-    async def drain(self, seconds: float) -> None: ...
-    def cancel(self, number: int) -> None: ...
-    def reset(self, robot: str) -> None: ...
-    def leave(self, robot: str, number: int) -> None: ...
-    def kill(self) -> None: ...
-
-
-class Cluster(Protocol):
-    """Where replicas run."""
-
-    def open(self) -> int:
-        """How many replicas there will be. EdgeVLAError where they do not fit."""
-        ...
-
-    def replica(self, options: HostOptions) -> Handle:
-        """A new one; it may wait for a place."""
-        ...
-
-
-@dataclass(frozen=True)
-class Fleeted:
-    """What a fleet serves. `service_s`: what an action takes on one replica."""
-
-    metadata: Metadata
-    key: str
-    bits: int
-    service_s: float
-    replicas: int
 
 
 class Fleet:
@@ -276,7 +237,8 @@ class Fleet:
         age = (observation.age_ms or 0.0) + elapsed
         longest = answer.valid_for_ms + answer.age_ms if answer.valid_for_ms else 0.0  # the replica's, by its speed
         queue_ms = max(0.0, elapsed - answer.infer_ms)
-        return replace(answer, age_ms=age, valid_for_ms=max(0.0, longest - age), queue_ms=queue_ms)
+        valid, received = max(0.0, longest - age), observation.received_ns
+        return replace(answer, age_ms=age, valid_for_ms=valid, queue_ms=queue_ms, received_ns=received)
 
     def _count_refusal(self, error: RefusedError, proto: str, robot: str | None = None) -> RefusedError:
         error.request_id = error.request_id or f"{self._ids}-{next(self._count):x}"

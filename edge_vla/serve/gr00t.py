@@ -191,6 +191,7 @@ def _freshness(reply: Reply) -> dict[str, object]:
         "valid_for_ms": reply.valid_for_ms,
         "queue_ms": reply.queue_ms,
         "infer_ms": reply.infer_ms,
+        "server_recv_ns": reply.received_ns,
         "artifact": reply.artifact,
         "unnorm_key": reply.unnorm_key,
         "tokens": list(reply.tokens),

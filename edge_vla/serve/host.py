@@ -341,6 +341,7 @@ class Host:
             queue_ms=1e3 * queue_s,
             infer_ms=1e3 * infer_s,
             artifact=self.metadata.artifact,
+            received_ns=observation.received_ns,
         )
 
     def _note(self, waiting: _Waiting, action: Action, reply: Reply | None) -> None:

@@ -106,7 +106,8 @@ async def serve(
     host.watchers.extend([] if recorder is None else [recorder])
     callers = tokens.Callers(options.tokens)
     access = Access(callers, is_loopback(options.host) and not options.tokens, options.origins)
-    guard = application(host, access, exact=options.exact, page=options.page)
+    redact = options.record is not None and options.record.redact
+    guard = application(host, access, exact=options.exact, page=options.page, redact=redact)
     listener = _listen(options.host, options.port)
     server = _Uvicorn(_config(guard, options))
     host.metrics.connections.set_function(lambda: len(server.server_state.connections))

@@ -50,6 +50,7 @@ class Reply:
     queue_ms: float
     infer_ms: float
     artifact: str  # the first 12 digits of its identity
+    received_ns: int  # of its observation: by this process' monotonic clock, of which only differences mean anything
 
 
 class Code(str, Enum):

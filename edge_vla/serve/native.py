@@ -160,6 +160,7 @@ def action(reply: Reply) -> bytes:
             "valid_for_ms": reply.valid_for_ms,
             "queue_ms": reply.queue_ms,
             "infer_ms": reply.infer_ms,
+            "server_recv_ns": reply.received_ns,
             "artifact": reply.artifact,
             "request_id": reply.request_id,
         }

@@ -108,8 +108,8 @@ def _paths(message: dict[str, Value]) -> list[str]:
 
 def _answer(reply: Reply, previous_ms: float | None) -> dict[str, object]:
     """No array but `actions`: `ActionChunkBroker` takes a row of every array it finds."""
-    timing = {"infer_ms": reply.infer_ms, "queue_ms": reply.queue_ms}
-    timing |= {"age_ms": reply.age_ms, "valid_for_ms": reply.valid_for_ms}
+    timing: dict[str, float] = {"infer_ms": reply.infer_ms, "queue_ms": reply.queue_ms}
+    timing |= {"age_ms": reply.age_ms, "valid_for_ms": reply.valid_for_ms, "server_recv_ns": reply.received_ns}
     if previous_ms is not None:
         timing["prev_total_ms"] = previous_ms
     return {

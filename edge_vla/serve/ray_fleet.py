@@ -20,7 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 from edge_vla.cluster import connect, machines
 from edge_vla.errors import BackendError, UsageError
 from edge_vla.serve.affinity import share
-from edge_vla.serve.fleet import LostError
+from edge_vla.serve.handles import LostError
 from edge_vla.serve.host import HostOptions
 from edge_vla.serve.loading import Choices
 from edge_vla.serve.messages import Reply

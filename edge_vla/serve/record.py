@@ -114,7 +114,7 @@ class Recorder:
         words = observation.instruction
         entry = {
             "image": picture.name,
-            "instruction": f"redacted {sha256(words.encode()).hexdigest()[:8]}" if self.options.redact else words,
+            "instruction": marked(words) if self.options.redact else words,
             "unnorm_key": reply.unnorm_key,
             "episode": episode,
             "step": step,
@@ -124,6 +124,11 @@ class Recorder:
         with (directory / INDEX).open("ab") as index:
             index.write(line)
         return picture.stat().st_size + len(line)
+
+
+def marked(words: str) -> str:
+    """What stands in the place of an instruction that is not to be kept: equal ones are told by it, and no more."""
+    return f"redacted {sha256(words.encode()).hexdigest()[:8]}"
 
 
 def _plain(robot: str) -> str:

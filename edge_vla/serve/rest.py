@@ -130,6 +130,7 @@ def _headers(reply: Reply) -> dict[str, str]:
         "Valid-For-Ms": f"{reply.valid_for_ms:.3f}",
         "Queue-Ms": f"{reply.queue_ms:.3f}",
         "Infer-Ms": f"{reply.infer_ms:.3f}",
+        "Server-Recv-Ns": reply.received_ns,
         "Artifact": reply.artifact,
         "Unnorm-Key": reply.unnorm_key,
         "Tokens": ",".join(map(str, reply.tokens)),

@@ -46,9 +46,12 @@ def protocols(*, exact: bool) -> list[Protocol]:
     ]
 
 
-def application(host: Middle, access: Access, *, exact: bool = False, page: bool = True) -> Guard:
-    """All routes behind the guard. Errors of the routing itself are problem JSON as well."""
-    found = [*operations(host), *(live_page(host) if page else ())]
+def application(host: Middle, access: Access, *, exact: bool = False, page: bool = True, redact: bool = False) -> Guard:
+    """All routes behind the guard. Errors of the routing itself are problem JSON as well.
+
+    `redact`: the page shows neither instructions nor pictures.
+    """
+    found = [*operations(host), *(live_page(host, redact=redact) if page else ())]
     for front in protocols(exact=exact):
         found += front.routes(Counted(host, front.name), host.options.limits)
     handlers = {404: _not_found, 405: _not_found, Exception: _failed}

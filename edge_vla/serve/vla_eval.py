@@ -145,7 +145,7 @@ class _Dialogue:
         if self.options.gripper != RAW and len(action) == ARM + 1:
             action = closing_positive(action)
         timing = {"age_ms": reply.age_ms, "valid_for_ms": reply.valid_for_ms}
-        timing |= {"queue_ms": reply.queue_ms, "infer_ms": reply.infer_ms}
+        timing |= {"queue_ms": reply.queue_ms, "infer_ms": reply.infer_ms, "server_recv_ns": reply.received_ns}
         return {"actions": action, "server_timing": timing, "request_id": reply.request_id}
 
 

@@ -74,6 +74,7 @@ class DemoService:
             queue_ms=0.0,
             infer_ms=infer_ms,
             artifact="0123456789ab",
+            received_ns=observation.received_ns,
         )
 
     def reset(self, robot: str) -> None:

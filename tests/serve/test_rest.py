@@ -8,6 +8,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,7 @@ def test_freshness_stands_in_headers(running: Running) -> None:
     assert headers["X-EdgeVLA-Observation-Id"] == "7"
     assert float(headers["X-EdgeVLA-Age-Ms"]) > 12.5
     assert float(headers["X-EdgeVLA-Valid-For-Ms"]) == 200
+    assert 0 < int(headers["X-EdgeVLA-Server-Recv-Ns"]) < time.monotonic_ns()
     assert headers["X-EdgeVLA-Unnorm-Key"] == KEY
     (observation,) = running.service.asked
     assert observation.deadline_ms == 5000

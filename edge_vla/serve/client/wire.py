@@ -42,6 +42,7 @@ class Action:
     """`values` (dims,) float64 in robot units. It may be started until `valid_until`, and not after.
 
     `age_ms` is the image's age when the action arrived here, `round_trip_ms` the time since it was asked for.
+    `server_recv_ns` is when the observation reached the server, by a clock of its own: two of them may be compared.
     """
 
     values: NDArray[np.float64]
@@ -55,6 +56,7 @@ class Action:
     valid_until: float
     queue_ms: float
     infer_ms: float
+    server_recv_ns: int
     round_trip_ms: float
 
     @property
@@ -160,6 +162,7 @@ def action(message: Message, asked: Asked, robot: str) -> Action:
             valid_until=asked.sent + (age + valid_for - asked.age_ms) / 1e3,
             queue_ms=_number(message["queue_ms"]),
             infer_ms=_number(message["infer_ms"]),
+            server_recv_ns=_whole(message["server_recv_ns"]),
             round_trip_ms=1e3 * (now - asked.sent),
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -46,7 +46,7 @@ def act(policy: Policy, image: Picture) -> tuple[tuple[int, ...], tuple[float, .
 def test_what_a_reply_says_of_itself_is_true(live: Live, policy: Policy, artifact: Path) -> None:
     image = picture(1)
     with Robot(live.ws, "arm-1") as robot:
-        before = time.monotonic()
+        before, began_ns = time.monotonic(), time.monotonic_ns()
         first = robot.act(image, WORDS, deadline_ms=SOON, age_ms=40.0)
         passed = 1e3 * (time.monotonic() - before)
         second = robot.act(image, WORDS, deadline_ms=SOON)
@@ -60,6 +60,8 @@ def test_what_a_reply_says_of_itself_is_true(live: Live, policy: Policy, artifac
     assert first.request_id != second.request_id
     assert 40.0 + first.queue_ms + first.infer_ms <= first.age_ms <= 40.0 + passed
     assert first.queue_ms >= 0
+    assert began_ns < first.server_recv_ns < began_ns + 1e6 * passed, "one machine, one clock"
+    assert second.server_recv_ns >= first.server_recv_ns + 1e6 * first.infer_ms
     assert 0 < first.infer_ms <= first.round_trip_ms <= passed
     assert first.fresh
     valid_ms = live.json("/metadata")["valid_ms"]
@@ -211,7 +213,7 @@ def answer(number: int, **change: object) -> bytes:
     reply: dict[str, object] = {
         "type": "action", "id": number, "robot": "arm", "action": [0.1] * 7, "tokens": [1] * 7, "margins": [1.0] * 7,
         "unnorm_key": "k", "age_ms": 1.0, "valid_for_ms": 400.0, "queue_ms": 0.0, "infer_ms": 1.0, "artifact": "0",
-        "request_id": "r",
+        "request_id": "r", "server_recv_ns": 1,
     }  # fmt: skip
     data: bytes = msgpack.packb(reply | change)
     return data

@@ -19,7 +19,8 @@ from edge_vla.commands.serve import ENGINE, middle_of
 from edge_vla.errors import BackendError, DeviceLostError, UsageError
 from edge_vla.runtime import Policy
 from edge_vla.serve import fleet
-from edge_vla.serve.fleet import Fleet, LostError
+from edge_vla.serve.fleet import Fleet
+from edge_vla.serve.handles import LostError
 from edge_vla.serve.host import HostOptions
 from edge_vla.serve.lifecycle import Callbacks, serve
 from edge_vla.serve.loading import Choices
@@ -152,10 +153,12 @@ def test_robots_stay_apart_and_get_the_actions_of_one_process(artifact: Path, po
         assert [sorted(set(near.served)) for near in cluster.made] == [["arm-0", "arm-2"], ["arm-1", "arm-3"]]
         return replies
 
+    began = time.monotonic_ns()
     replies = fleeted(artifact, use)
     for number, reply in enumerate(replies):
         step, robot = divmod(number, 4)
         action = policy.act(picture((robot + step) % 4), WORDS)
+        assert began < reply.received_ns < time.monotonic_ns(), "when it came to the front, not to the replica"
         assert (reply.robot, reply.observation_id) == (f"arm-{robot}", step)
         assert reply.tokens == action.tokens
         np.testing.assert_array_equal(reply.action, action.values)

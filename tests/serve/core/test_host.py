@@ -205,7 +205,7 @@ def test_the_page_lists_the_fields_of_the_wire() -> None:
     page = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
     about = Metadata("a" * 12, "m", ["k"], "k", 7, 224, "resize-naive", 1, "0")
     values = np.arange(7, dtype=np.float64)
-    reply = Reply(values, (1,) * 7, (0.5,) * 7, "k", "arm", 3, "r", 1.0, 2.0, 3.0, 4.0, "a" * 12)
+    reply = Reply(values, (1,) * 7, (0.5,) * 7, "k", "arm", 3, "r", 1.0, 2.0, 3.0, 4.0, "a" * 12, 5)
     for message in (native.greeting(about, "arm"), native.action(reply)):
         sent = msgpack.unpackb(message)
         block = page[page.index('{"type": "' + sent["type"]) :]
@@ -251,8 +251,10 @@ def test_tokens_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch:
     path.write_text("two words")
     with pytest.raises(UsageError, match="one token"):
         read_token(path)
-    with pytest.raises(ResourceError, match="nowhere"):
-        read_tokens(tmp_path / "nowhere")
+    path.write_bytes(b"\xff" * 32)
+    for unreadable in (path, tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ResourceError, match="cannot be read"):  # the environment's is no way out
+            read_tokens(unreadable)
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def test_a_day_of_two_robots_is_frames(artifact: Path, tmp_path: Path) -> None:
 
 def add(recorder: Recorder, number: int, words: str = WORDS) -> None:
     observation = Observation("arm", picture(number), words, time.monotonic_ns())
-    recorder.answered(observation, Reply(np.zeros(7), (1,) * 7, (1.0,) * 7, "k", "arm", 1, "r", 1, 1, 1, 1, "a"))
+    recorder.answered(observation, Reply(np.zeros(7), (1,) * 7, (1.0,) * 7, "k", "arm", 1, "r", 1, 1, 1, 1, "a", 1))
 
 
 def test_it_is_bounded_and_goes_on_where_a_crash_left_it(tmp_path: Path) -> None:
