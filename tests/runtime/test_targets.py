@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -192,12 +193,13 @@ def test_what_runs_here_says_so(tmp_path: Path) -> None:
     assert loaded.edge_vla_runs_here() == 1
 
 
-def built(directory: Path, name: str, flags: tuple[str, ...] = ()) -> Path:
+def built(directory: Path, name: str, flags: tuple[str, ...] = (), fingerprint: str = "") -> Path:
     """target.c alone, with empty functions in place of the engine."""
     empty = "".join(f"void edge_vla_{function}(void) {{}}\n" for function in library.FUNCTIONS)
     (directory / "rest.c").write_text(empty)
     file = directory / f"{name}.so"
-    words = ["-shared", "-fPIC", *flags, f'-DTARGET="{name}"', '-DFINGERPRINT="none"', str(targets.HERE / "target.c")]
+    defines = [f'-DTARGET="{name}"', f'-DFINGERPRINT="{fingerprint or targets.fingerprint(named(name))}"']
+    words = ["-shared", "-fPIC", *flags, *defines, str(targets.HERE / "target.c")]
     subprocess.run([str(compiled.compiler()), "-o", str(file), *words, str(directory / "rest.c")], check=True)
     return file
 
@@ -207,6 +209,40 @@ def test_a_damaged_library_is_typed(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "damaged.so").write_bytes(content)
     with pytest.raises(BackendError, match=r"does not load.*remove it"):
         library.opened(tmp_path / "damaged.so", SCALAR)
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("rest", [40, 100, 4096, 12288], ids=lambda rest: f"{rest} bytes")
+def test_a_library_that_is_cut_short_is_typed(tmp_path: Path, rest: int) -> None:
+    """A full disk at installation. In a process of its own: to load such a file ends it by SIGBUS."""
+    file = built(tmp_path, "scalar")
+    assert rest < file.stat().st_size
+    file.write_bytes(file.read_bytes()[:rest])
+    code = "import sys; from edge_vla.runtime.cpu.native import library, targets; from pathlib import Path\n"
+    code += "try: library.opened(Path(sys.argv[1]), targets.SCALAR)\nexcept library.BackendError as e: print(e)"
+    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True)
+    assert f"{file} does not load: " in done.stdout
+    assert "cut short" in done.stdout
+    assert "remove it" in done.stdout
+
+
+@NEEDS_COMPILER
+def test_a_library_of_other_c_files_is_refused(tmp_path: Path) -> None:
+    """Of another edge-vla, under this one's name: its structures may differ, and its symbols need not."""
+    with pytest.raises(BackendError, match="was built from other C files: remove it"):
+        library.opened(built(tmp_path, "scalar", fingerprint="0123456789abcdef"), SCALAR)
+
+
+@pytest.mark.parametrize("stored", ["", "avx2"], ids=["nothing installed", "avx2 installed"])
+def test_without_a_compiler_it_is_said_once_and_what_is_installed_loads(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, stored: str
+) -> None:
+    processor(monkeypatch, X86, ICE_LAKE)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(library, "_installed", lambda target: tmp_path if target.name == stored else None)
+    monkeypatch.setattr(library, "opened", lambda *_: None)
+    assert library.chosen() == (named(stored) if stored else None)
+    assert caplog.text.count("no C compiler") == 1
 
 
 @NEEDS_COMPILER

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import struct
 from functools import cache
 from pathlib import Path
 from typing import Final
 
 from edge_vla.errors import BackendError
-from edge_vla.runtime.compiled import OFF, compiled, off
+from edge_vla.runtime.compiled import OFF, CannotCompileError, compiled, off
 from edge_vla.runtime.cpu.native import targets
 from edge_vla.runtime.cpu.native.structs import STRUCTS
 from edge_vla.runtime.cpu.native.targets import INSTALLED, SCALAR, Target
 
 LOG: Final = logging.getLogger(__name__)
+AGAIN: Final = "remove it, and it is made again where there is a C compiler; or install edge-vla again"
+ELF64: Final = b"\x7fELF\x02"
 FUNCTIONS: Final = ("decode", "decode_steps", "vision", "gemm", "argmax", "dequantise_int4")
 
 
@@ -78,12 +81,16 @@ def forget() -> None:
 
 @cache
 def _best() -> Target | None:
+    compiles = True
     for target in targets.runnable():
         if target == SCALAR:
             break
+        if not compiles and _installed(target) is None:
+            continue
         try:
             _load(target)
         except BackendError as error:
+            compiles = compiles and not isinstance(error, CannotCompileError)
             LOG.warning("the C engine for %s is not there: %s", target.name, error)
         else:
             return target
@@ -118,15 +125,17 @@ def _installed(target: Target) -> Path | None:
 def opened(path: Path, target: Target) -> ctypes.CDLL:
     """A file as the library of `target`: BackendError if it is not, or if it needs more than this processor has."""
     try:
+        _require_whole(path)
         loaded = ctypes.CDLL(str(path))
-        built = ctypes.c_char.in_dll(loaded, "edge_vla_target")
+        built, of = (ctypes.c_char.in_dll(loaded, f"edge_vla_{name}") for name in ("target", "fingerprint"))
         for name in ("runs_here", *FUNCTIONS):
             getattr(loaded, f"edge_vla_{name}").restype = None
     except (OSError, AttributeError, ValueError) as error:
-        raise BackendError(f"{path} does not load: {error}; remove it, and it is made again") from error
-    name = ctypes.string_at(ctypes.addressof(built)).decode(errors="replace")
-    if name != target.name:
-        raise BackendError(f"{path} was built for {name}, not for {target.name}: remove it, and it is made again")
+        raise BackendError(f"{path} does not load: {error}; {AGAIN}") from error
+    if (name := _text(built)) != target.name:
+        raise BackendError(f"{path} was built for {name}, not for {target.name}: {AGAIN}")
+    if _text(of) != targets.fingerprint(target):
+        raise BackendError(f"{path} was built from other C files: {AGAIN}")
     loaded.edge_vla_runs_here.restype = ctypes.c_int
     if not loaded.edge_vla_runs_here():
         raise BackendError(f"{path} needs instructions that this processor lacks: it has {targets.listed()}")
@@ -134,3 +143,21 @@ def opened(path: Path, target: Target) -> ctypes.CDLL:
     differ = [one.__name__ for one, size in zip(STRUCTS, sizes, strict=True) if ctypes.sizeof(one) != size]
     assert not differ, f"structs.py and structs.h differ in {differ}"
     return loaded
+
+
+def _text(characters: ctypes.c_char) -> str:
+    return ctypes.string_at(ctypes.addressof(characters)).decode(errors="replace")
+
+
+def _require_whole(path: Path) -> None:
+    """OSError where an ELF file ends before its segments do: to load it would end the process by SIGBUS."""
+    content = path.read_bytes()
+    if content[:5] != ELF64:
+        return  # the loader refuses it with a message
+    try:
+        (table,), (size, count) = struct.unpack_from("<Q", content, 0x20), struct.unpack_from("<HH", content, 0x36)
+        segments = [struct.unpack_from("<Q16xQ", content, table + size * index + 8) for index in range(count)]
+    except struct.error as error:
+        raise OSError("cut short in its header") from error
+    if (end := max((begin + length for begin, length in segments), default=0)) > len(content):
+        raise OSError(f"cut short: {len(content)} bytes of {end}")
