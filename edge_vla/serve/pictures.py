@@ -1,14 +1,13 @@
 """What each robot was last answered for, as a small picture for the live page. Bounded, in memory only.
 
-A picture is kept as it came and made a JPEG when somebody looks at it: without a page open nothing is encoded. Knows
-images, and no wire.
+An image is kept as it came, without a copy, and made a JPEG when somebody looks at it: without a page open nothing is
+done to it. Knows images, and no wire.
 """
 
 from __future__ import annotations
 
 import asyncio
 import io
-import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
@@ -19,25 +18,26 @@ from PIL import Image
 
 from edge_vla.serve.messages import Code, Observation, Reply
 
-SHOWN: Final = 224  # pixels, the longest of a picture that is shown
-KEPT: Final = 2**20  # bytes of a robot's image: of a larger one every n-th row and column
+SHOWN: Final = 224  # pixels, the longest side of a picture that is shown
+KEPT: Final = 2**28  # bytes of all images that are kept: 256 robots' of 640 x 480
 QUALITY: Final = 80
 
 
 @dataclass(eq=False)
 class _Last:
-    """A robot's newest answered image, (H, W, 3) uint8, until it is encoded: then its JPEG."""
+    """A robot's newest answered image, (H, W, 3) uint8, and its JPEG once somebody has looked."""
 
     number: int
-    image: NDArray[np.uint8] | None
-    jpeg: bytes = b""
+    image: NDArray[np.uint8]
+    jpeg: bytes | None = None
 
 
 class Pictures:
-    """A `Watcher` of at most `robots` robots; the one that was answered longest ago makes place."""
+    """A `Watcher` of at most `robots` robots and `most` bytes; the one that was answered longest ago makes place."""
 
-    def __init__(self, robots: int) -> None:
-        self._most, self._count = robots, 0
+    def __init__(self, robots: int, most: int = KEPT) -> None:
+        self._robots, self._most = robots, most
+        self._count, self._bytes = 0, 0
         self._last: OrderedDict[str, _Last] = OrderedDict()
 
     def number(self, robot: str) -> int | None:
@@ -50,17 +50,17 @@ class Pictures:
         last = self._last.get(robot)
         if last is None:
             return None
-        image = last.image
-        if image is not None:
-            last.jpeg, last.image = await asyncio.to_thread(encode, image), None
+        if last.jpeg is None:
+            last.jpeg = await asyncio.to_thread(encode, last.image)
         return last.jpeg
 
     def answered(self, observation: Observation, reply: Reply) -> None:  # noqa: ARG002
+        self.left(observation.robot)
         self._count += 1
-        self._last.pop(observation.robot, None)
-        self._last[observation.robot] = _Last(self._count, thinned(observation.image))
-        while len(self._last) > self._most:
-            self._last.popitem(last=False)
+        self._last[observation.robot] = _Last(self._count, observation.image)
+        self._bytes += observation.image.nbytes
+        while len(self._last) > self._robots or self._bytes > self._most:
+            self.left(next(iter(self._last)))
 
     def refused(self, robot: str, code: Code) -> None:
         """No action: the last picture stays, beside the last action."""
@@ -69,20 +69,15 @@ class Pictures:
         """An episode's last picture stays until the next one's first."""
 
     def left(self, robot: str) -> None:
-        self._last.pop(robot, None)
-
-
-def thinned(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The image itself, or of one over KEPT bytes a copy of every n-th row and column."""
-    if image.nbytes <= KEPT:
-        return image
-    step = math.ceil(math.sqrt(image.nbytes / KEPT))
-    return image[::step, ::step].copy()
+        last = self._last.pop(robot, None)
+        if last is not None:
+            self._bytes -= last.image.nbytes
 
 
 def encode(image: NDArray[np.uint8]) -> bytes:
     """(H, W, 3) uint8 as a JPEG file of SHOWN pixels at most."""
-    small, file = Image.fromarray(image), io.BytesIO()
+    step = max(1, max(image.shape) // (2 * SHOWN))  # of a large one not every row: the rest is smoothed
+    small, file = Image.fromarray(np.ascontiguousarray(image[::step, ::step])), io.BytesIO()
     small.thumbnail((SHOWN, SHOWN))
     small.save(file, format="JPEG", quality=QUALITY)
     return file.getvalue()

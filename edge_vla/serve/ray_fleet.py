@@ -4,7 +4,7 @@ Plain actors and not Ray Serve: Serve's proxy speaks HTTP alone, while robots ke
 router picks a replica anew for each request and queues there without deadlines, while a robot's drafts and its newest
 observation live at one; and it asks a lost request again, whose image is old by then. Actors give what is needed: a
 process each, placed by resource, calls that fail when it dies. The front end, its limits and the schedulers are ours.
-Autoscaling is Serve's as well, so the number of replicas is fixed.
+Autoscaling is Serve's as well, and of its own replicas alone, so the number is fixed.
 
 Imports Ray, so nothing imports this unless a fleet was asked for.
 """

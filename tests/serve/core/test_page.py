@@ -132,13 +132,12 @@ def test_nothing_is_encoded_until_somebody_looks_and_memory_is_bounded(monkeypat
         return encode(image)
 
     monkeypatch.setattr("edge_vla.serve.pictures.encode", noted)
+    large = even(RED, 2026, 4096)
     pictures = Pictures(3)
     reply = Reply(np.zeros(7), (1,) * 7, (1.0,) * 7, "k", "arm", 1, "r", 1, 1, 1, 1, "a", 1)
     for i in range(5):
-        pictures.answered(Observation(f"arm-{i}", even(RED, 2026, 4096), WORDS, time.monotonic_ns()), reply)
+        pictures.answered(Observation(f"arm-{i}", large, WORDS, time.monotonic_ns()), reply)
     assert [pictures.number(f"arm-{i}") for i in range(5)] == [None, None, 3, 4, 5]
-    held = [last.image for last in pictures._last.values()]
-    assert all(image is not None and image.base is None and image.nbytes <= 1.02 * KEPT for image in held)
     assert not encoded
 
     async def look() -> list[bytes | None]:
@@ -153,6 +152,14 @@ def test_nothing_is_encoded_until_somebody_looks_and_memory_is_bounded(monkeypat
     assert close(opened(first), RED).all()
     pictures.left("arm-4")
     assert pictures.number("arm-4") is None
+    few = Pictures(256)
+    for i in range(40):
+        few.answered(Observation(f"arm-{i}", large, WORDS, time.monotonic_ns()), reply)
+        few.answered(Observation("again", large, WORDS, time.monotonic_ns()), reply)
+    held = [i for i in range(40) if few.number(f"arm-{i}") is not None]
+    assert held == list(range(40 - KEPT // large.nbytes + 1, 40)), "as many as have room, the latest"
+    few.answered(Observation("small", even(BLUE), WORDS, time.monotonic_ns()), reply)
+    assert few.number("small") is not None
 
 
 def test_what_is_redacted_is_not_shown_either(artifact: Path, tmp_path: Path) -> None:
