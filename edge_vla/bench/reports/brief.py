@@ -63,8 +63,8 @@ def lines(result: Result, width: int) -> list[Line]:
 
 
 def _gate(verdict: str, gate: Gate, result: Result) -> str:
-    needed = verdicts.missing(gate, result)
-    more = "" if needed is None else f": {needed}"
+    needed = verdicts.to_decide(gate, result)
+    more = f": {needed}" if needed else ""
     return f"{verdict}: {gate.system}: {gate.name} {verdicts.value(gate)} (bound {verdicts.bound(gate)}){more}"
 
 

@@ -66,7 +66,7 @@ def gates(result: Result, *passed: bool | None) -> Table | None:
         "verdict": lambda gate: VERDICTS[gate.passed],
         "value": verdicts.value,
         "bound": verdicts.bound,
-        "to decide": lambda gate: str(verdicts.missing(gate, result) or ""),
+        "to decide": lambda gate: verdicts.to_decide(gate, result),
         "why": lambda gate: gate.why,
     }
     rows = [Row(gate_name(gate), gate, MARKS[gate.passed]) for gate in gates_by(result, *(passed or VERDICTS))]

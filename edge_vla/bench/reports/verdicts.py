@@ -81,6 +81,17 @@ def missing(gate: Gate, result: Result) -> Needed | None:
     return _more_frames(shares[gate.name], gate.bound, result.frames.count) if gate.name in shares else None
 
 
+def to_decide(gate: Gate, result: Result) -> str:
+    """In words what would decide an undecided gate; empty for a decided one."""
+    if gate.passed is not None:
+        return ""
+    if needed := missing(gate, result):
+        return str(needed)
+    if gate.name == "repeated frames":
+        return "needs a machine without other work"
+    return f"needs more than {WORTH} times as many frames" if gate.name in SHARES else ""
+
+
 def _more_frames(share: Interval, limit: float, count: int) -> Needed | None:
     """An interval narrows with the root of its frames: how many until it no longer reaches the bound."""
     gap = abs(share.mean - limit)

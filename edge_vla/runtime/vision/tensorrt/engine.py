@@ -72,9 +72,11 @@ def load_engine(precisions: tuple[Precision, ...], artifact: Artifact, device: t
     """The engine of the first of `precisions` that has a graph on this device. BackendError or ArtifactError else."""
     folder = device_cache(artifact.identity)
     chosen = next((one for one in precisions if (folder / one.graph).is_file()), precisions[0])
+    if device.type != "cuda":  # first: a TensorRT that is installed helps no machine without a GPU
+        raise BackendError(
+            "--vision tensorrt needs --device cuda, and torch sees no CUDA device: check nvidia-smi, or --vision auto"
+        )
     rebuild, found = build_command(artifact, chosen), library()
-    if device.type != "cuda":
-        raise BackendError("--vision tensorrt needs --device cuda, and torch sees no CUDA device: check nvidia-smi")
     graph = find_graph(folder, artifact, chosen)
     identity = PlanIdentity(graph.identity, chosen, str(found), this_gpu(found, device), BF16_ROWS)
     path = find_plan(folder, identity, rebuild)
