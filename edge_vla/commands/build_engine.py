@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,11 +41,10 @@ def build_engine(
     from edge_vla.artifact import Artifact
     from edge_vla.data import read_frames
     from edge_vla.export.device_graph import device_graph
-    from edge_vla.runtime.vision.graphs import build_command
     from edge_vla.runtime.vision.precision import PRECISIONS, Precision
     from edge_vla.runtime.vision.tensorrt.build import BuildOptions, build
     from edge_vla.runtime.vision.tensorrt.engine import BF16_ROWS
-    from edge_vla.runtime.vision.tensorrt.plan import PlanIdentity, device_cache, find_plan, write_plan
+    from edge_vla.runtime.vision.tensorrt.plan import PlanIdentity, building, device_cache, find_plan, write_plan
 
     wanted = Precision(choice("--precision", precision, PRECISIONS))
     if frames is not None and wanted is not Precision.INT8:
@@ -54,7 +54,8 @@ def build_engine(
     gpu = None if found is None else _gpu(found, target, device)
     folder = device_cache(opened.identity)
     recorded = read_frames(frames) if frames is not None else ()
-    with err.status("writing the graph") as status:
+    waits = partial(err.print, "another build of this artifact runs: waiting for it")
+    with err.status("writing the graph") as status, building(folder, waits):
         place = _calibrates_on(device)
         graph = device_graph(opened, wanted, folder, recorded, fresh=fresh, device=place, on_step=err.print)
         if found is None or gpu is None:
@@ -64,7 +65,7 @@ def build_engine(
         path, started = folder / identity.name, time.perf_counter()
         if path.exists() and not fresh:
             try:
-                find_plan(folder, identity, build_command(opened, wanted))
+                find_plan(folder, identity, "--fresh builds it in any case")
                 err.print("built already, and whole: --fresh builds it again")
                 _say(path, path.stat().st_size, None, as_json)
                 return

@@ -40,20 +40,22 @@ def device_graph(
     device: torch.device | None = None,
     on_step: OnStep | None = None,
 ) -> TypedGraph:
-    """The graph in `folder`, made unless it is there. `device` is where int8 calibrates.
+    """The graph in `folder`. A 16-bit one is always written again: it costs less than to know that a kept one is this
+    artifact's. An int8 one is kept unless `fresh`; `device` is where it calibrates.
 
     Raises ArtifactError for weights that are not the manifest's, UsageError for int8 with few frames, BackendError
     without the onnx package, ResourceError where the disk is full.
     """
     present = graph_in(folder, artifact, precision)
-    if present.path.is_file() and present.weights and not fresh:
+    there = present.path.is_file() and bool(present.weights)
+    if there and precision is Precision.INT8 and not fresh:
         return present
-    if importlib.util.find_spec("onnx") is None:
-        raise BackendError("writing a vision graph needs onnx: pip install onnx")
     weights = artifact.directory / VISION
-    if not artifact.manifest.files[VISION].matches(weights):
+    if not artifact.manifest.files[VISION].matches(weights):  # before each build: the plan's name has the manifest's
         found = FileRecord.of(weights).sha256
         raise ArtifactError(f"{weights}: sha256 {found[:12]}…, the manifest says another: copy or export it again")
+    if importlib.util.find_spec("onnx") is None:
+        raise BackendError("writing a vision graph needs onnx: pip install onnx")
     if precision is Precision.INT8 and len(frames) < LEAST:
         raise UsageError(f"int8 vision calibrates on {LEAST} frames or more, got {len(frames)}: --frames DIR")
     spec = artifact.manifest.config.spec

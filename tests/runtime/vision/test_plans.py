@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,14 @@ from edge_vla.runtime.vision import ROW_LOADERS
 from edge_vla.runtime.vision.precision import Precision
 from edge_vla.runtime.vision.tensorrt import library as libraries
 from edge_vla.runtime.vision.tensorrt.library import RTX, TENSORRT, library, remedy
-from edge_vla.runtime.vision.tensorrt.plan import PlanIdentity, device_cache, find_plan, remove_plans, write_plan
+from edge_vla.runtime.vision.tensorrt.plan import (
+    PlanIdentity,
+    building,
+    device_cache,
+    find_plan,
+    remove_plans,
+    write_plan,
+)
 
 REBUILD = "edge-vla build-engine out --precision fp16"
 IDENTITY = PlanIdentity("a" * 64, Precision.FP16, "TensorRT 10.3.0", "Orin (sm_87)", "bf16")
@@ -52,7 +61,7 @@ def test_a_foreign_plan_is_named_with_what_was_expected(changes: dict[str, objec
         find_plan(tmp_path, wanted, REBUILD)
     text = str(error.value)
     assert f"no {wanted.precision.value} engine for {wanted.library} on {wanted.gpu}" in text
-    assert said in text.split("nearest")[1]
+    assert text.split("the nearest engine is for ")[1] == f"{said}: {REBUILD}"
     assert text.endswith(REBUILD)
     assert "\n" not in text
 
@@ -90,8 +99,32 @@ def test_a_plan_of_one_name_with_another_record_is_refused(tmp_path: Path) -> No
     mine, other = write_plan(tmp_path, IDENTITY, CONTENT), replace(IDENTITY, gpu="Thor (sm_110)")
     theirs = write_plan(tmp_path, other, CONTENT)
     theirs.with_suffix(".json").replace(mine.with_suffix(".json"))
-    with pytest.raises(ArtifactError, match="it was changed"):
+    with pytest.raises(ArtifactError, match=r"record of .* is of an engine for Thor \(sm_110\): edge-vla build"):
         find_plan(tmp_path, IDENTITY, REBUILD)
+
+
+def test_a_record_without_its_plan_is_not_the_nearest(tmp_path: Path) -> None:
+    write_plan(tmp_path, IDENTITY, CONTENT).unlink()
+    with pytest.raises(BackendError, match="none was built"):
+        find_plan(tmp_path, IDENTITY, REBUILD)
+
+
+def test_two_builds_at_once_take_turns(tmp_path: Path) -> None:
+    """Else they share the file that becomes the plan, and one's record stands beside the other's plan."""
+    said = list[str]()
+
+    def second() -> None:
+        with building(tmp_path, lambda: said.append("waits")):
+            said.append("second")
+
+    other = threading.Thread(target=second)
+    with building(tmp_path, lambda: said.append("no")):
+        other.start()
+        while not said:
+            time.sleep(0.01)
+        said.append("first ends")
+    other.join()
+    assert said == ["waits", "first ends", "second"]
 
 
 def test_the_cache_is_private(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

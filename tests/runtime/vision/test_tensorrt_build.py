@@ -99,3 +99,10 @@ def test_a_graph_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vision.fp16.onnx").write_bytes(b"not a graph")
     with pytest.raises(ArtifactError, match="does not parse"):
         build(library((RTX,)), TypedGraph(tmp_path / "vision.fp16.onnx", tmp_path, ""), BuildOptions(target="sm_86"))
+
+
+def test_a_graph_of_something_else_is_refused(tmp_path: Path) -> None:
+    """An empty file parses: a network of nothing."""
+    (tmp_path / "vision.fp16.onnx").write_bytes(b"")
+    with pytest.raises(ArtifactError, match=r"is no vision graph.*--fresh"):
+        build(library((RTX,)), TypedGraph(tmp_path / "vision.fp16.onnx", tmp_path, ""), BuildOptions(target="sm_86"))

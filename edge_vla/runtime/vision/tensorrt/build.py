@@ -95,6 +95,8 @@ def _parse(trt: Any, network: Any, graph: TypedGraph, log: Any) -> None:
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         said = "; ".join(f"node {one.node()}: {one.desc()}" for one in errors[:2]) or log.last
         raise ArtifactError(f"{graph.path} does not parse: {said}: build with --fresh, or update TensorRT")
+    if (network.num_inputs, network.num_outputs) != (1, 1) or network.get_input(0).name != INPUT:
+        raise ArtifactError(f"{graph.path} is no vision graph: expected one input, {INPUT}: build with --fresh")
 
 
 def _end_in_rows(trt: Any, network: Any) -> None:

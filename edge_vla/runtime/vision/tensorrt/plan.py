@@ -6,10 +6,12 @@ Knows files. Imports neither TensorRT nor torch.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -44,6 +46,7 @@ class PlanIdentity:
         """In words: what the other one is that this one is not."""
         mine, theirs = asdict(self), asdict(other)
         named = {"graph": "another graph", "format": "another edge-vla"}
+        theirs["precision"] = other.precision.value
         words = [named.get(field, str(theirs[field])) for field in mine if mine[field] != theirs[field]]
         return ", ".join(words)
 
@@ -66,6 +69,20 @@ def device_cache(artifact_identity: str) -> Path:
     return folder
 
 
+@contextmanager
+def building(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """One build of an artifact at a time; `on_wait` is called before waiting for another process's."""
+    with disk_errors(f"lock {folder}"):
+        file = (folder / ".lock").open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def write_plan(folder: Path, identity: PlanIdentity, plan: bytes | memoryview) -> Path:
     """The plan first, its record last: a plan without a record does not exist."""
     path = folder / identity.name
@@ -85,7 +102,8 @@ def find_plan(folder: Path, identity: PlanIdentity, rebuild: str) -> Path:
     path = folder / identity.name
     record = _read(_record(path)) if path.is_file() else None
     if record is None:
-        near = sorted(_records(folder), key=lambda one: len(identity.differs(one.identity)))
+        others = [one for one in _records(folder) if one.identity != identity]
+        near = sorted(others, key=lambda one: len(identity.differs(one.identity)))
         got = f"the nearest engine is for {identity.differs(near[0].identity)}" if near else "none was built"
         raise BackendError(
             f"no {identity.precision.value} engine for {identity.library} on {identity.gpu}; {got}: {rebuild}"
@@ -93,8 +111,10 @@ def find_plan(folder: Path, identity: PlanIdentity, rebuild: str) -> Path:
     size = path.stat().st_size
     if size != record.file.size:
         raise ArtifactError(f"{path} has {size} bytes, {record.file.size} were written: it is truncated: {rebuild}")
+    if record.identity != identity:
+        raise ArtifactError(f"the record of {path} is of an engine for {identity.differs(record.identity)}: {rebuild}")
     digest = sha256_of(path)
-    if digest != record.file.sha256 or record.identity != identity:
+    if digest != record.file.sha256:
         raise ArtifactError(
             f"{path}: sha256 {digest[:12]}…, its record says {record.file.sha256[:12]}…: it was changed: {rebuild}"
         )
