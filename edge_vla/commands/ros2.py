@@ -31,7 +31,8 @@ CLIENT: Final = ("msgpack", "websockets")
 
 def ros2(
     arguments: Annotated[
-        list[str] | None, typer.Argument(help="ROS's own: --ros-args -p artifact:=DIR -p robot:=arm.toml …")
+        list[str] | None,
+        typer.Argument(metavar="ARGS", help="ROS's own: --ros-args -p artifact:=DIR -p robot:=arm.toml."),
     ] = None,
 ) -> None:
     """The policy as a ROS 2 node: images and an instruction in, actions out, with a lifecycle (docs/ros2.md)."""
