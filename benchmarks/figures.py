@@ -20,19 +20,21 @@ from benchmarks import study
 from benchmarks.checkouts import CheckoutsResult
 from benchmarks.commands import CommandsResult
 from benchmarks.cpu import tables as cpu
-from benchmarks.cpu.results import EAGER, PACKED, CpuPeersResult, DraftsResult, EngineResult, SoakResult
+from benchmarks.cpu.results import EAGER, PACKED, CpuPeersResult, DraftsResult, EngineResult, SoakResult, TargetsResult
 from benchmarks.demo_policy import tables as demo_policy
 from benchmarks.demo_policy.results import LadderResult, PolicyEvaluation, ReproductionResult
 from benchmarks.demo_policy.results_v1 import AdapterFormats
 from benchmarks.formats import tables as formats
 from benchmarks.formats.results import FormatsResult, InteropResult
 from benchmarks.gpu import tables as gpu
+from benchmarks.gpu.counted.result import CountedResult
 from benchmarks.gpu.result import GpuResult
 from benchmarks.gpu.tune import TuneResult
 from benchmarks.markdown import percent, share, table
 from benchmarks.result_files import ResultFile, read_result
 from benchmarks.robot import tables as robot
 from benchmarks.robot.results import RobotActResult
+from benchmarks.robot.ros2_results import Ros2Result
 from benchmarks.serve import tables as serve
 from benchmarks.serve.fleet import FleetResult
 from benchmarks.serve.fuzz import FuzzResult
@@ -171,7 +173,7 @@ def _chapter(one: ResultFile) -> Iterator[str]:
 
 
 def _served(body: object) -> Iterator[str]:
-    """The server's studies, and the robot's."""
+    """The server's studies, the robot's, and those of targets and chips."""
     match body:
         case OverheadResult():
             yield from serve.overhead(body)
@@ -189,6 +191,12 @@ def _served(body: object) -> Iterator[str]:
             yield from serve.fleet(body)
         case RobotActResult():
             yield from robot.closed_loop(body)
+        case Ros2Result():
+            yield from robot.ros2(body)
+        case TargetsResult():
+            yield from cpu.by_target(body)
+        case CountedResult():
+            yield from gpu.counted(body)
         case _:
             raise AssertionError(f"no table for {type(body).__name__}")
 

@@ -15,6 +15,8 @@ from benchmarks.cpu.results import (
     EngineResult,
     SoakResult,
     StrategyResult,
+    TargetAction,
+    TargetsResult,
 )
 from benchmarks.markdown import number, share, table
 
@@ -151,3 +153,28 @@ def _strategy(row: StrategyResult) -> list[str | None]:
 def _acceptance(found: Acceptance) -> Iterator[str | None]:
     for one in (found.overall, *found.by_dimension, found.reach, found.carry, found.whole_action):
         yield None if one is None else f"{one.mean:.1%}"
+
+
+def by_target(result: TargetsResult) -> Iterator[str]:
+    yield f"Products with weights of {result.n} x {result.k}, one thread, processor time."
+    yield ""
+    yield from table(
+        ["kernel", "weights", "rows", "us", "share", "of"],
+        [
+            [row.kernel, row.format, str(row.rows), str(row.microseconds), f"{row.share:.2f}", row.limit]
+            for row in result.shares
+        ],
+    )
+    if result.actions:
+        yield ""
+        yield from table(
+            ["kernel", "action, ms", "bf16 reference, ms", "eager, ms", "times reference", "times eager"],
+            [[row.kernel, *(f"{value:.1f}" for value in _times(row))] for row in result.actions],
+        )
+    missed = [target for target in result.targets if not target.met]
+    yield ""
+    yield f"{len(result.targets) - len(missed)} of {len(result.targets)} targets met."
+
+
+def _times(row: TargetAction) -> tuple[float, ...]:
+    return row.action_ms, row.reference_ms, row.eager_ms, row.times_reference, row.times_eager

@@ -99,15 +99,15 @@ def shares(targets: Sequence[Target], rows: int, rounds: int) -> list[TargetShar
         for target, kind in [(target, kind) for target in targets for kind in kinds]:
             name = f"native{'/int8' if kind else ''}@{target.name}"
             products = [NativeGemm(one, require_library(target), int8_inputs=kind) for one in packed]
-            one_row, many = (name, packed[0].scheme.value, 1), (name, packed[0].scheme.value, rows)
+            one_row, all_rows = (name, packed[0].scheme.value, 1), (name, packed[0].scheme.value, rows)
             best[one_row] = fastest(lambda made=products: [product(x[:1]) for product in made], rounds)
-            best[many] = fastest(lambda made=products: made[0](x), rounds)
+            best[all_rows] = fastest(lambda made=products: made[0](x), rounds)
             read_s = min(read_s, reading(packed))
             again = peaks(target)
             rates[target.name] = {unit: max(rate, again[unit]) for unit, rate in rates[target.name].items()}
             limits[one_row] = read_s
-            limits[many] = rows * N * K / product_peak(packed[0], kind, rates[target.name])
-            LOG.info("%s %s: %s", name, bits, {key[2]: limits[key] / best[key] for key in (one_row, many)})
+            limits[all_rows] = rows * N * K / product_peak(packed[0], kind, rates[target.name])
+            LOG.info("%s %s: %s", name, bits, {key[2]: limits[key] / best[key] for key in (one_row, all_rows)})
     made = []
     for key, taken in best.items():
         kernel, scheme, count = key

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from benchmarks.gpu.configurations import BF16, DRAFTED, W4A8, W8A8
+from benchmarks.gpu.counted.result import CountedResult, Expected, KernelRow
 from benchmarks.gpu.peers import EAGER, NF4
 from benchmarks.gpu.result import GpuResult, LatencyTable, Memory, StageTable, SystemRow, TargetRow, Trace
 from benchmarks.gpu.tune import ShapeRow, TuneResult
@@ -48,6 +49,44 @@ def chapter(result: GpuResult) -> Iterator[str]:
 def tiles(result: TuneResult) -> Iterator[str]:
     """The default tile against the fastest of each shape."""
     yield from table(["kernel", "rows x N x K", "default", "fastest", "tile"], map(_shape, result.rows))
+
+
+def counted(result: CountedResult) -> Iterator[str]:
+    """Launches of an action, the products of one chip, and what stages should take."""
+    yield f"{result.compiler}, no device. Launches of one action:"
+    yield ""
+    yield from table(
+        ["configuration", "stage", "times", "of our kernels", "of torch", "in all"],
+        [
+            (
+                row.configuration,
+                row.stage,
+                str(row.times),
+                str(sum(row.kernels.values())),
+                str(row.torch),
+                str(row.total),
+            )
+            for row in result.launches
+        ],
+    )
+    yield from ("", "The products of a group of 128 on an H200's chip; the file has every kernel on every chip.", "")
+    shown = [row for row in result.kernels if row.chip == "H200" and row.per_weight and "groups" not in row.case]
+    yield from table(
+        ["case", "programs", "of an SM", "registers", "stack", "shared bytes", "instructions a weight"],
+        map(_counted, shown),
+    )
+    yield from ("", "Milliseconds of a stage in one action, on paper, and measured where a card was there:", "")
+    yield from table(["device", "configuration", "stage", "expected", "measured"], map(_expected, result.expected))
+
+
+def _counted(row: KernelRow) -> tuple[str, ...]:
+    counts = (row.programs, row.programs_per_sm, row.registers, row.stack_bytes, row.shared_bytes)
+    return f"{row.case} ({row.kernel})", *map(str, counts), f"{row.per_weight:.2f}"
+
+
+def _expected(row: Expected) -> tuple[str, ...]:
+    measured = "" if row.measured_ms is None else f"{row.measured_ms:.2f}"
+    return row.device, row.configuration, row.stage, f"{row.ms:.2f}", measured
 
 
 def _target(row: TargetRow) -> tuple[str, ...]:
