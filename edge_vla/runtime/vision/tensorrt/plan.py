@@ -73,7 +73,7 @@ def device_cache(artifact_identity: str) -> Path:
 def building(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """One build of an artifact at a time; `on_wait` is called before waiting for another process's."""
     with disk_errors(f"lock {folder}"):
-        file = (folder / ".lock").open("w")
+        file = folder.with_suffix(".lock").open("w")  # beside: the folder holds graphs and plans alone
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
