@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from benchmarks.gpu.configurations import BF16, DRAFTED, W4A8, W8A8
-from benchmarks.gpu.counted.result import CountedResult, Expected, KernelRow
+from benchmarks.gpu.counted.result import CountedResult, KernelRow
 from benchmarks.gpu.peers import EAGER, NF4
 from benchmarks.gpu.result import GpuResult, LatencyTable, Memory, StageTable, SystemRow, TargetRow, Trace
 from benchmarks.gpu.tune import ShapeRow, TuneResult
@@ -52,7 +52,7 @@ def tiles(result: TuneResult) -> Iterator[str]:
 
 
 def counted(result: CountedResult) -> Iterator[str]:
-    """Launches of an action, the products of one chip, and what stages should take."""
+    """Launches of an action, and the products of one chip."""
     yield f"{result.compiler}, no device. Launches of one action:"
     yield ""
     yield from table(
@@ -75,18 +75,11 @@ def counted(result: CountedResult) -> Iterator[str]:
         ["case", "programs", "of an SM", "registers", "stack", "shared bytes", "instructions a weight"],
         map(_counted, shown),
     )
-    yield from ("", "Milliseconds of a stage in one action, on paper, and measured where a card was there:", "")
-    yield from table(["device", "configuration", "stage", "expected", "measured"], map(_expected, result.expected))
 
 
 def _counted(row: KernelRow) -> tuple[str, ...]:
     counts = (row.programs, row.programs_per_sm, row.registers, row.stack_bytes, row.shared_bytes)
     return f"{row.case} ({row.kernel})", *map(str, counts), f"{row.per_weight:.2f}"
-
-
-def _expected(row: Expected) -> tuple[str, ...]:
-    measured = "" if row.measured_ms is None else f"{row.measured_ms:.2f}"
-    return row.device, row.configuration, row.stage, f"{row.ms:.2f}", measured
 
 
 def _target(row: TargetRow) -> tuple[str, ...]:

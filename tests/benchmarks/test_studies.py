@@ -15,7 +15,7 @@ STUDIES = [
     for path in sorted((study.ROOT / "benchmarks").rglob("*.py"))
     if '"__main__"' in path.read_text(encoding="utf-8") and "gpu" not in path.parts
 ]
-CHILDREN = {"foreign", "llamacpp"}  # started by a study
+CHILDREN = {"foreign", "linears", "llamacpp"}  # started by a study
 
 
 def names() -> list[str]:

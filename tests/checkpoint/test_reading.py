@@ -181,8 +181,9 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
-        body = json.dumps([{"type": "file", "path": name, "size": 1, "oid": "0"} for name in self.names]).encode()
-        found = "/tree/" in self.path
+        siblings = [{"rfilename": name} for name in self.names]
+        body = json.dumps({"id": "moojink/oft", "sha": "0" * 40, "siblings": siblings}).encode()
+        found = self.path.startswith("/api/models/moojink/oft")
         self.send_response(200 if found else 404)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -214,7 +215,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def test_another_policy_on_the_hub_is_refused_before_its_weights_are_fetched(hub: list[str]) -> None:
     with pytest.raises(CheckpointError, match=r"moojink/oft is an OpenVLA-OFT policy \(action_head--1"):
         open_checkpoint("moojink/oft")
-    assert [path for path in hub if "/tree/" in path]
+    assert [path for path in hub if path.startswith("/api/models/")]
     assert not [path for path in hub if "/resolve/" in path], "no file was asked for"
 
 

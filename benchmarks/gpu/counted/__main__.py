@@ -20,7 +20,6 @@ from typing import Final
 from benchmarks import study
 from benchmarks.gpu.counted.chips import CHIPS
 from benchmarks.gpu.counted.launches import rows, structure
-from benchmarks.gpu.counted.model import expected
 from benchmarks.gpu.counted.result import CountedResult, KernelRow, broken, worsened
 from benchmarks.result_files import read_result
 from edge_vla import typed_json
@@ -68,8 +67,7 @@ def main() -> None:
         for line in complaints(found, read_table()):
             log.warning("%s", line)
     launches = list(rows(structure()))
-    times = list(expected(launches, found))
-    study.write_result(options.out, CountedResult(f"Triton {triton.__version__}", launches, found, times))
+    study.write_result(options.out, CountedResult(f"Triton {triton.__version__}", launches, found))
     log.info("written: %s", options.out)
 
 
