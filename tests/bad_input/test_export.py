@@ -109,7 +109,7 @@ def test_too_little_disk_is_known_before_the_first_byte(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with nothing_left(place / "out"):
-        command(capsys, "export", TINY, "--out", "out").refused_with(5, ["out", "needs", "GB", "free"])
+        command(capsys, "export", TINY, "--out", "out").refused_with(5, ["out", "needs 248.71 kB", "1.00 kB free"])
 
 
 class Fails:
