@@ -17,7 +17,9 @@ from benchmarks.gpu.counted.launches import of_artifact, structure
 from benchmarks.gpu.counted.result import ACCEPTED, KernelRow, broken, worsened
 from edge_vla.spec import OPENVLA_7B
 
-ROW = KernelRow("H200", "qkv", "w4a16_gemv", 576, 1, 4, 7, 71, 0, 20736, 632, 330, 16, 9, 4, 2.58, 25_000_000, 100_000_000)
+ROW = KernelRow(
+    "H200", "qkv", "w4a16_gemv", 576, 1, 4, 7, 71, 0, 20736, 632, 330, 16, 9, 4, 2.58, 25_000_000, 100_000_000
+)
 
 
 @pytest.mark.parametrize(
