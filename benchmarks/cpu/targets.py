@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,7 +65,7 @@ def peaks(target: Target) -> dict[str, float]:
         function = getattr(loaded, f"{name}_products")
         function.restype = ctypes.c_int64
         products = function(ctypes.c_int64(LOOPS))
-        rates[name] = products / fastest(lambda made=function: made(ctypes.c_int64(LOOPS)), 60)
+        rates[name] = products / fastest(partial(function, ctypes.c_int64(LOOPS)), 60)
     return rates
 
 
@@ -76,6 +77,11 @@ def fastest(call: Callable[[], object], turns: int) -> float:
         call()
         best = min(best, time.thread_time() - began)
     return best
+
+
+def each(products: Sequence[NativeGemm], x: torch.Tensor) -> None:
+    for product in products:
+        product(x)
 
 
 def product_peak(packed: PackedWeight, int8: Int8Inputs, rates: Mapping[str, float]) -> float:
@@ -100,8 +106,8 @@ def shares(targets: Sequence[Target], rows: int, rounds: int) -> list[TargetShar
             name = f"native{'/int8' if kind else ''}@{target.name}"
             products = [NativeGemm(one, require_library(target), int8_inputs=kind) for one in packed]
             one_row, all_rows = (name, packed[0].scheme.value, 1), (name, packed[0].scheme.value, rows)
-            best[one_row] = fastest(lambda made=products: [product(x[:1]) for product in made], rounds)
-            best[all_rows] = fastest(lambda made=products: made[0](x), rounds)
+            best[one_row] = fastest(partial(each, products, x[:1]), rounds)
+            best[all_rows] = fastest(partial(products[0], x), rounds)
             read_s = min(read_s, reading(packed))
             again = peaks(target)
             rates[target.name] = {unit: max(rate, again[unit]) for unit, rate in rates[target.name].items()}

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.gpu.counted.chips import CHIPS
 from benchmarks.gpu.kernel_checks.check import RandomInputs
 from benchmarks.gpu.tune import read_outcomes, timed
 from benchmarks.gpu.tune_shapes import KINDS, MOST_SUMS, Shape, Work, candidates, shapes, work
 from edge_vla.runtime.gpu.kernels.tiles import Tile
 from edge_vla.spec import OPENVLA_7B
 from tests.runtime.gpu.conftest import HAVE_GPU, HAVE_TRITON
-from tests.runtime.gpu.kernels.test_tiles import CHIPS
 
 TILE = Tile(64, 64, 128, 4, 2, 1, 1)
 
