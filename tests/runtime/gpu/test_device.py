@@ -79,7 +79,7 @@ def test_a_kernel_asked_for_by_name_runs_or_raises(
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(BackendError, match=r"(?i)triton.*--kernel reference"):
         edge_vla.load(tiny_artifacts[4], "cpu", kernel=kernel, check=False)
-    with pytest.raises(UsageError, match="--vision onnx cannot be part of the GPU engine's graph"):
+    with pytest.raises(UsageError, match="--vision onnx writes no image rows on the GPU: leave it out, choose among"):
         edge_vla.load(tiny_artifacts[4], "cpu", "onnx", kernel=kernel, check=False)
 
 
