@@ -275,7 +275,7 @@ class Fleet:
                 if not first.done():
                     first.set_result(facts)
                 why = await self._watch(index, handle)
-            except (LostError, EdgeVLAError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, a start must not wait for this replica for ever
                 why = error
             finally:
                 self._take_down(index, handle, None)
