@@ -8,7 +8,7 @@ mean, because the interval of zero events reaches far. Speed is no gate: machine
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from edge_vla.bench.closed_loop import ALL
@@ -26,8 +26,7 @@ from edge_vla.bench.result import (
     Result,
 )
 
-SURELY_CACHED: Final = 0.7  # below it, noise is no explanation, unless others want the cores too
-OVERLOADED: Final = 1.5  # load average a core; a bench alone makes at most 1
+SURELY_CACHED: Final = 0.7  # below it, no noise of a shared machine is an explanation
 
 
 def _bounds(tokens: float, actions: float, high_margin_flips: float, gripper_flips: float) -> Bounds:
@@ -64,14 +63,8 @@ def declared(plan: ClosedLoopPlan | None) -> DeclaredGates:
 def check(result: Result) -> list[Gate]:
     """Every gate of every candidate: red ones first, then the undecided."""
     floor = result.floors.get(ROUNDING_NOISE)
-    gates = [gate for row in result.candidates for gate in _candidate(row, floor, overloaded(result))]
+    gates = [gate for row in result.candidates for gate in _candidate(row, floor)]
     return sorted(gates, key=lambda gate: (False, None, True).index(gate.passed))
-
-
-def overloaded(result: Result) -> bool:
-    """Whether other work had the cores so often that times of one system differ without a reason of its own."""
-    made = result.provenance
-    return bool(made.load_average and made.cores and made.load_average > OVERLOADED * made.cores)
 
 
 def bounds(bits: float) -> Bounds:
@@ -79,7 +72,7 @@ def bounds(bits: float) -> Bounds:
     return BOUNDS[min((kept for kept in BOUNDS if kept >= bits - 0.5), default=max(BOUNDS))]
 
 
-def _candidate(row: Candidate, floor: Agreement | None, busy: bool) -> Iterator[Gate]:
+def _candidate(row: Candidate, floor: Agreement | None) -> Iterator[Gate]:
     if row.failed is not None:
         yield _gate("measured to the end", row, False, None, None, row.failed)
         return
@@ -89,11 +82,8 @@ def _candidate(row: Candidate, floor: Agreement | None, busy: bool) -> Iterator[
             yield from _against_floor(row, row.agreement, floor, allowed)
         yield from _high_margin_flips(row, row.agreement, allowed)
         yield from _invalid(row, row.agreement, allowed)
-        yield from _units(row)
-        yield from _timed_tokens(row)
-        yield from _repeated_frames(row, busy)
-        yield from _closed_loop(row)
-        yield from _calibration_leakage(row)
+        for measured in MEASURED:
+            yield from measured(row)
 
 
 def _gate(name: str, row: Candidate, passed: bool | None, value: float | None, bound: float | None, why: str) -> Gate:
@@ -145,12 +135,10 @@ def _timed_tokens(row: Candidate) -> Iterator[Gate]:
         yield _gate("timed tokens", row, timed.different == 0, timed.different, 0.0, why)
 
 
-def _repeated_frames(row: Candidate, busy: bool) -> Iterator[Gate]:
+def _repeated_frames(row: Candidate) -> Iterator[Gate]:
     times = row.performance.back_to_back
     if times is not None and times.repeat_ratio is not None:
-        passed = (
-            True if times.repeat_ratio >= CACHED else None if busy or times.repeat_ratio >= SURELY_CACHED else False
-        )
+        passed = True if times.repeat_ratio >= CACHED else None if times.repeat_ratio >= SURELY_CACHED else False
         why = "time on one frame repeated over the time on varied frames: lower means that something is cached"
         yield _gate("repeated frames", row, passed, times.repeat_ratio, CACHED, why)
 
@@ -173,3 +161,12 @@ def _calibration_leakage(row: Candidate) -> Iterator[Gate]:
     leaked = row.artifact.calibration_leakage
     if leaked is not None:
         yield _gate("calibration leakage", row, leaked == 0, leaked, 0, "evaluation frames that it was calibrated on")
+
+
+MEASURED: Final[tuple[Callable[[Candidate], Iterator[Gate]], ...]] = (
+    _units,
+    _timed_tokens,
+    _repeated_frames,
+    _closed_loop,
+    _calibration_leakage,
+)

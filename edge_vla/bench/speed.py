@@ -47,7 +47,9 @@ OnProgress = Callable[[str], None]
 
 ROUNDS: Final = 4  # there and back: eight blocks a system
 WARM_UP_S: Final = 30.0
-REPEATS: Final = 20  # queries on one frame, twice, to see whether anything is cached
+REPEATS: Final = 8  # queries on one frame in a row, to see whether anything is cached
+REPEAT_TURNS: Final = 6  # of them, in turns with as many varied frames: what disturbs the machine meets both
+REPEATED_S: Final = 100.0  # at most, for both
 PACED_S: Final = 20.0
 PROCESS_BYTES: Final = 600_000_000  # what a process holds beside its weights
 
@@ -62,8 +64,8 @@ class Measured:
     stretches: list[Stretch] = field(default_factory=list)  # one a run
     no_sensor: str | None = None
     paced: dict[float, list[Record]] = field(default_factory=dict)
-    repeated: list[Record] = field(default_factory=list)
-    varied: list[Record] = field(default_factory=list)  # in turns with the repeated ones
+    repeated: list[list[Record]] = field(default_factory=list)  # by turn
+    varied: list[list[Record]] = field(default_factory=list)  # beside each
     tokens: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
     cuda: CudaMemory | None = None  # peaks so far
     memory: Memory | None = None
@@ -195,15 +197,12 @@ def _alone(running: Running, paces_hz: Sequence[float]) -> None:
     """One frame repeated, in turns with varied ones; then at a robot's pace."""
     process, measured = running.process, running.measured
     action_s = measured.warmed.p50_ms / 1e3
-    if action_s * REPEATS < PACED_S:
-        same = [0] * REPEATS
-        for records, indices in (
-            (measured.repeated, same),
-            (measured.varied, range(REPEATS)),
-            (measured.varied, range(REPEATS, 2 * REPEATS)),
-            (measured.repeated, same),
-        ):
-            records += measured.query(process, indices)
+    if action_s * 2 * REPEATS * REPEAT_TURNS < REPEATED_S:
+        for turn in range(REPEAT_TURNS):
+            varied = range(turn * REPEATS, (turn + 1) * REPEATS)
+            order = [(measured.repeated, [0] * REPEATS), (measured.varied, varied)]
+            for turns, indices in order if turn % 2 == 0 else order[::-1]:
+                turns.append(measured.query(process, indices))
     for hz in paces_hz:
         queries = max(4, round(PACED_S * hz)) if action_s < 4 / hz else 4
         measured.paced[hz] = measured.query(process, range(queries), 1 / hz)

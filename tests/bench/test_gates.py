@@ -84,13 +84,9 @@ def test_calibration_frames_among_the_evaluation_frames_are_red() -> None:
     assert all(gate.passed for gate in gates.check(result))
 
 
-@pytest.mark.parametrize(
-    ("ratio", "load", "expected"), [(1.0, 1.9, True), (0.8, 1.9, None), (0.5, 1.9, False), (0.5, 7.0, None)]
-)
-def test_a_cache_between_queries(ratio: float, load: float, expected: bool | None) -> None:
-    """On a machine that others keep busy a short time says nothing."""
+@pytest.mark.parametrize(("ratio", "expected"), [(1.0, True), (0.8, None), (0.5, False)])
+def test_a_cache_between_queries(ratio: float, expected: bool | None) -> None:
     result, row = result_of(SOUND)
-    result.provenance = replace(result.provenance, cores=2, load_average=load)
     times = replace(sample_parts.latency(10.0), repeat_ratio=ratio)
     row.performance.latency = {times.mode: times}
     assert {gate.name: gate.passed for gate in gates.check(result)}["repeated frames"] is expected

@@ -214,11 +214,25 @@ def test_ratio_has_an_interval_over_blocks() -> None:
 
 
 def test_a_cache_between_queries_is_noticed() -> None:
-    ratio = latency.repeat_ratio(records([8.0] * 9), records([10.0] * 9))
+    ratio = latency.repeat_ratio([records([8.0] * 9)], [records([10.0] * 9)])
     assert ratio == pytest.approx(0.8)
     cached, sound = (latency.summary([records([10.0])], "m", repeat_ratio=value) for value in (ratio, 0.97))
     assert ["cached" in warning for warning in latency.warnings(cached)] == [True]
     assert list(latency.warnings(sound)) == []
+
+
+@pytest.mark.parametrize(("cached", "expected"), [(False, 1.0), (True, 0.5)])
+def test_other_work_neither_looks_like_a_cache_nor_hides_one(cached: bool, expected: float) -> None:
+    """Everything takes three times as long for as long as two turns and a half, whichever those are."""
+    turns, length = 12, 8
+    share = 0.5 if cached else 1.0
+    for begin in range(turns * length):
+        slow = range(begin, begin + 20)
+        times = [3.0 if at in slow else 1.0 for at in range(turns * length)]
+        blocks = [records([10 * time for time in times[at : at + length]]) for at in range(0, len(times), length)]
+        pairs = [(blocks[at], blocks[at + 1])[:: 1 if at % 4 == 0 else -1] for at in range(0, turns, 2)]
+        quick = [records([share * record.latency_ms for record in same]) for same, _ in pairs]
+        assert latency.repeat_ratio(quick, [new for _, new in pairs]) == pytest.approx(expected)
 
 
 def test_samples_keep_every_moment() -> None:
