@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Final
 
 from numpy.typing import ArrayLike
 
@@ -21,6 +22,7 @@ from edge_vla.robot.limiter import Counters, Limited, Limiter, NotFiniteError
 from edge_vla.robot.units import Declaration, Floats
 from edge_vla.robot.watchdog import Watch, Watchdog
 
+LOOK_S: Final = 0.01  # between two looks at whether it rests
 Send = Callable[[Floats], None]
 """Gives a command (dims,) in the robot's units to its motors; returns when they have it."""
 
@@ -117,6 +119,13 @@ class Gate:
         finally:
             self._wake.set()
             self._report(pending)
+
+    def come_to_rest(self, reason: str, within_s: float) -> None:
+        """The way to rest as declared, waited for `within_s` at most. Nothing passes afterwards, until a reset."""
+        self.lapse(reason, latch=True)
+        until = time.monotonic() + within_s
+        while not self.resting and time.monotonic() < until:
+            time.sleep(LOOK_S)
 
     @property
     def resting(self) -> bool:

@@ -279,7 +279,4 @@ class Loop:
     def _come_to_rest(self, reason: str) -> None:
         """The way to rest as declared, before the gate's stop."""
         self._resting = True
-        self.gate.lapse(reason, latch=True)
-        until = time.monotonic() + REST_S
-        while not self.gate.resting and time.monotonic() < until:
-            time.sleep(0.01)
+        self.gate.come_to_rest(reason, REST_S)

@@ -164,10 +164,7 @@ class Pilot:
     def stop(self, reason: str, rest_s: float) -> None:
         """No action from now on: come to rest inside the limits within `rest_s`, else at once. May be called twice."""
         self._box.close()
-        self.gate.lapse(reason)
-        until = time.monotonic() + rest_s
-        while not self.gate.resting and time.monotonic() < until:
-            time.sleep(WAIT_S / 10)
+        self.gate.come_to_rest(reason, rest_s)  # an answer that is still to come does not pass any more
         self.gate.close()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(rest_s)
