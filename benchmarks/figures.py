@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Any, Final
 
 from benchmarks import study
 from benchmarks.checkouts import CheckoutsResult
@@ -133,72 +133,9 @@ def _read(results: Path) -> Iterator[ResultFile]:
 
 
 def _chapter(one: ResultFile) -> Iterator[str]:
-    match one.body:
-        case CheckoutsResult():
-            yield from _checkouts(one.body)
-        case CommandsResult():
-            yield from _commands(one.body)
-        case DraftsResult():
-            yield from cpu.drafts(one.body)
-        case CpuPeersResult():
-            yield from cpu.peers(one.body)
-        case EngineResult():
-            yield from cpu.engine(one.body, one.provenance.threads)
-        case SoakResult():
-            yield from cpu.soak(one.body)
-        case FormatsResult():
-            yield from formats.formats(one.body)
-        case InteropResult():
-            yield from formats.interop(one.body)
-        case PolicyEvaluation():
-            yield from demo_policy.evaluation(one.body)
-        case LadderResult():
-            yield from demo_policy.ladder(one.body)
-        case AdapterFormats():
-            yield from demo_policy.adapter_formats(one.body)
-        case WatcherCostResult():
-            yield from _watcher_cost(one.body)
-        case ReproductionResult():
-            yield from demo_policy.reproduction(one.body)
-        case GpuResult():
-            yield from gpu.chapter(one.body)
-        case TuneResult():
-            yield from gpu.tiles(one.body)
-        case EngineBuildsResult():
-            yield from tensorrt.builds(one.body)
-        case Int8VisionResult():
-            yield from tensorrt.int8_vision(one.body)
-        case _:
-            yield from _served(one.body)
-
-
-def _served(body: object) -> Iterator[str]:
-    """The server's studies, the robot's, and those of targets and chips."""
-    match body:
-        case OverheadResult():
-            yield from serve.overhead(body)
-        case FairnessResult():
-            yield from serve.fairness(body)
-        case ServeSoakResult():
-            yield from serve.soak(body)
-        case EpisodesResult():
-            yield from serve.episodes(body)
-        case ServeFaultsResult():
-            yield from serve.faults(body)
-        case FuzzResult():
-            yield from serve.fuzz(body)
-        case FleetResult():
-            yield from serve.fleet(body)
-        case RobotActResult():
-            yield from robot.closed_loop(body)
-        case Ros2Result():
-            yield from robot.ros2(body)
-        case TargetsResult():
-            yield from cpu.by_target(body)
-        case CountedResult():
-            yield from gpu.counted(body)
-        case _:
-            raise AssertionError(f"no table for {type(body).__name__}")
+    if isinstance(one.body, EngineResult):
+        return cpu.engine(one.body, one.provenance.threads)
+    return TABLES[type(one.body)](one.body)
 
 
 def _checkouts(result: CheckoutsResult) -> Iterator[str]:
@@ -334,6 +271,37 @@ def _source(files: Sequence[ResultFile], folder: str) -> str:
 
 def _links(files: Sequence[ResultFile], folder: str) -> str:
     return ", ".join(f"[{one.path.name}]({folder}/{one.path.name})" for one in files)
+
+
+TABLES: Final[Mapping[type, Callable[[Any], Iterator[str]]]] = {
+    AdapterFormats: demo_policy.adapter_formats,
+    CheckoutsResult: _checkouts,
+    CommandsResult: _commands,
+    CountedResult: gpu.counted,
+    CpuPeersResult: cpu.peers,
+    DraftsResult: cpu.drafts,
+    EngineBuildsResult: tensorrt.builds,
+    EpisodesResult: serve.episodes,
+    FairnessResult: serve.fairness,
+    FleetResult: serve.fleet,
+    FormatsResult: formats.formats,
+    FuzzResult: serve.fuzz,
+    GpuResult: gpu.chapter,
+    Int8VisionResult: tensorrt.int8_vision,
+    InteropResult: formats.interop,
+    LadderResult: demo_policy.ladder,
+    OverheadResult: serve.overhead,
+    PolicyEvaluation: demo_policy.evaluation,
+    ReproductionResult: demo_policy.reproduction,
+    RobotActResult: robot.closed_loop,
+    Ros2Result: robot.ros2,
+    ServeFaultsResult: serve.faults,
+    ServeSoakResult: serve.soak,
+    SoakResult: cpu.soak,
+    TargetsResult: cpu.by_target,
+    TuneResult: gpu.tiles,
+    WatcherCostResult: _watcher_cost,
+}
 
 
 def main() -> None:
