@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from edge_vla.errors import DeviceLostError, EdgeVLAError, FrameError, UsageError
 from edge_vla.robot.bounds import Percentiles
-from edge_vla.robot.cameras.checked import Checked
-from edge_vla.robot.faces import CameraError, Picture
+from edge_vla.robot.cameras.checked import Inspector
+from edge_vla.robot.faces import CameraError
 from edge_vla.robot.gate import Gate
 from edge_vla.robot.ros2.freshness import AgeRule
 from edge_vla.robot.ros2.mailbox import Frame, Mailbox
@@ -63,28 +63,6 @@ Publish = Callable[[Floats, Origin, float], None]
 """Values (dims,) in the robot's units, what they come from, and the seconds since its stamp."""
 
 
-class Slot:
-    """A camera of one picture, for `Checked`, which remembers the ones before it."""
-
-    name = "the camera"
-
-    def __init__(self) -> None:
-        self._number = 0
-        self._image: NDArray[np.uint8] | None = None
-        self._taken = 0.0
-
-    def put(self, image: NDArray[np.uint8], taken: float) -> None:
-        self._image, self._taken, self._number = image, taken, self._number + 1
-
-    def newest(self, after: int, until: float) -> Picture:  # noqa: ARG002
-        if self._image is None:
-            raise CameraError("silent", "no picture was put into the slot")
-        return Picture(self._image, self._taken, self._number)
-
-    def close(self) -> None:
-        """There is nothing to close."""
-
-
 @dataclass(frozen=True)
 class PilotState:
     """Since the pilot was made. Times in milliseconds, of the last RECENT actions; None before the first."""
@@ -123,8 +101,7 @@ class Pilot:
         self._policy_s, self._age_s = deque[float](maxlen=RECENT), deque[float](maxlen=RECENT)
         self._origin = Origin(Stamp(0, 0), "")  # of the frame that is being acted on
         self._taken = 0.0
-        self._slot = Slot()
-        self._eyes = Checked(self._slot, robot.camera)
+        self._inspector = Inspector("the camera", robot.camera)
         self.gate = Gate(robot, self._send, source.statistics, on_lapse=on_lapse)
         self._thread = threading.Thread(target=self._run, name=f"pilot {robot.name}", daemon=True)
 
@@ -196,8 +173,8 @@ class Pilot:
             return self._skip("stale", age.stale)
         taken = now - age.seconds
         try:
-            self._slot.put(frame.read(), taken)
-            image = self._eyes.newest(0, now).image
+            image = frame.read()
+            self._inspector.look(image, taken)
             answer = self._source.act(image, instruction, time.monotonic() - taken)
         except FrameError as error:
             return self._skip("unreadable", str(error))

@@ -60,7 +60,7 @@ def test_an_answer_that_comes_on_the_way_to_rest_does_not_move_the_robot_again(t
     pilot.start()
     images = pictures(2)
     for image in images:
-        pilot.offer(Origin(Stamp.of(time.time_ns()), "camera"), time.monotonic(), lambda image=image: image)
+        pilot.offer(Origin(Stamp.of(time.time_ns()), "camera"), time.monotonic(), image.copy)
         assert source.asked.acquire(timeout=10.0)
     assert came.wait(10.0)
     stopping = threading.Thread(target=pilot.stop, args=("the test is over", 10.0))
