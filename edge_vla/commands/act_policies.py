@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from edge_vla.openvla import ActionStatistics, Statistics
     from edge_vla.robot.units import Declaration
     from edge_vla.runtime import Policy
-    from edge_vla.serve.client import Robot
+    from edge_vla.serve.client import Hello, Robot
 
 Instruction = Callable[[], str]
 
@@ -90,29 +91,54 @@ def served(
     robot: Declaration,
 ) -> Served:
     """Connected. ResourceError where nothing answers there, or the server refuses us."""
+    server = connected(url, token, key, statistics, robot)
+    return Served(server.client, instruction, server.key, server.statistics)
+
+
+@dataclass(frozen=True, eq=False)
+class Connected:
+    """A server that has what a robot needs. `statistics` of the `key` that it is asked for, where known."""
+
+    client: Robot
+    hello: Hello
+    key: str
+    statistics: ActionStatistics | None
+
+
+def connected(
+    url: str,
+    token: str | None,
+    key: str | None,
+    statistics: Statistics | None,
+    robot: Declaration,
+    words: tuple[str, str] = ("--server", "--unnorm-key"),
+) -> Connected:
+    """UsageError, in the user's `words` for address and key, for what does not fit; else as `served`."""
     from edge_vla.serve.client import ClientError, Robot
 
+    its_address, its_key = words
     if not url.startswith(("ws://", "wss://")):
-        raise UsageError(f"--server {url}: expected ws://HOST:PORT or wss://HOST:PORT, as edge-vla serve prints it")
+        raise UsageError(f"{its_address} {url}: expected ws://HOST:PORT or wss://HOST:PORT, as edge-vla serve says it")
     client = Robot(url, robot.name, token=token, resize=True)
     try:
         hello = client.connect()
-        check_dims(hello.dims, robot)
         chosen = key or hello.default_unnorm_key
         if chosen not in hello.unnorm_keys:
-            raise UsageError(f"--unnorm-key {chosen}: the server knows {', '.join(hello.unnorm_keys)}")
+            raise UsageError(f"{its_key} {chosen}: the server knows {', '.join(hello.unnorm_keys)}")
+        if chosen == hello.default_unnorm_key:  # whose dimensions the server says
+            check_dims(hello.dims, robot)
         found = None if statistics is None else statistics[statistics.resolve(chosen)]
     except ClientError as error:
         client.close()
-        raise ResourceError(f"--server {url}: {error}: start it there with: edge-vla serve ARTIFACT") from error
+        raise ResourceError(f"{its_address} {url}: {error}: start it there with: edge-vla serve ARTIFACT") from error
     except BaseException:
         client.close()
         raise
-    return Served(client, instruction, chosen, found)
+    return Connected(client, hello, chosen, found)
 
 
-def statistics_of(artifact: Path | None, file: Path | None) -> Statistics | None:
-    """For bounds that are declared to be the data set's, when the policy is elsewhere."""
+def statistics_of(artifact: Path | None, file: Path | None, word: str = "--statistics") -> Statistics | None:
+    """For bounds that are declared to be the data set's, when the policy is elsewhere. `word` says which."""
     from edge_vla import typed_json
     from edge_vla.artifact import Artifact
     from edge_vla.openvla import Statistics
@@ -121,9 +147,9 @@ def statistics_of(artifact: Path | None, file: Path | None) -> Statistics | None
         try:
             return Statistics(typed_json.parse(file.read_bytes()), str(file))
         except OSError as error:
-            raise ResourceError(f"--statistics {file}: {error.strerror}") from error
+            raise ResourceError(f"{word} {file}: {error.strerror}") from error
         except ValueError as error:
-            raise UsageError(f"--statistics {file} is not JSON: {error}") from error
+            raise UsageError(f"{word} {file} is not JSON: {error}") from error
     return None if artifact is None else Artifact(artifact).manifest.config.statistics
 
 

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_vla.errors import DeviceLostError, EdgeVLAError, FrameError, UsageError
+from edge_vla.robot import ticks
+from edge_vla.robot.asker import Answer
 from edge_vla.robot.bounds import Percentiles
 from edge_vla.robot.cameras.checked import Inspector
 from edge_vla.robot.faces import CameraError
@@ -32,16 +34,6 @@ answer, the clock jumped meanwhile, the gate let nothing pass."""
 
 RECENT: Final = 600  # frames whose times are kept
 WAIT_S: Final = 0.1
-
-
-class Answer(Protocol):
-    """An action of a policy: `valid_until` (monotonic seconds) where whoever gave it says so."""
-
-    @property
-    def values(self) -> NDArray[np.float64]: ...
-
-    @property
-    def valid_until(self) -> float | None: ...
 
 
 class Source(Protocol):
@@ -65,15 +57,14 @@ Publish = Callable[[Floats, Origin, float], None]
 
 @dataclass(frozen=True)
 class PilotState:
-    """Since the pilot was made. Times in milliseconds, of the last RECENT actions; None before the first."""
+    """Since the pilot was made. Times are those of the last RECENT actions."""
 
     frames: int
     actions: int
     skipped: Mapping[Skip, int]
     reason: str  # why the last frame gave no action; empty if it gave one
-    policy_ms: float | None
-    policy_p99_ms: float | None
-    age_ms: float | None  # of the image when its action was sent
+    policy_ms: ticks.Percentiles
+    age_ms: ticks.Percentiles  # of the image when its action was sent
 
 
 class Pilot:
@@ -98,7 +89,7 @@ class Pilot:
         self._box = Mailbox[Frame]()
         self._epoch = self._frames = self._actions = 0
         self._skipped, self._reason = Counter[Skip](), ""
-        self._policy_s, self._age_s = deque[float](maxlen=RECENT), deque[float](maxlen=RECENT)
+        self._policy_ms, self._age_ms = deque[float](maxlen=RECENT), deque[float](maxlen=RECENT)
         self._origin = Origin(Stamp(0, 0), "")  # of the frame that is being acted on
         self._taken = 0.0
         self._inspector = Inspector("the camera", robot.camera)
@@ -107,7 +98,6 @@ class Pilot:
 
     @property
     def state(self) -> PilotState:
-        policy, ages = list(self._policy_s), list(self._age_s)
         skipped = Counter(self._skipped)
         skipped["superseded"] += self._box.superseded
         return PilotState(
@@ -115,9 +105,8 @@ class Pilot:
             actions=self._actions,
             skipped=+skipped,
             reason=self._reason,
-            policy_ms=1e3 * float(np.median(policy)) if policy else None,
-            policy_p99_ms=1e3 * float(np.percentile(policy, 99)) if policy else None,
-            age_ms=1e3 * float(np.median(ages)) if ages else None,
+            policy_ms=ticks.Percentiles.of(list(self._policy_ms)),
+            age_ms=ticks.Percentiles.of(list(self._age_ms)),
         )
 
     def start(self, pose: tuple[float, ...] | None = None) -> None:
@@ -186,7 +175,7 @@ class Pilot:
         except EdgeVLAError as error:
             self._skip("policy", str(error))
             return True
-        self._policy_s.append(time.monotonic() - now)
+        self._policy_ms.append(1e3 * (time.monotonic() - now))
         if frame.epoch != self._epoch:
             self._skip("clock", "the clock jumped while the policy thought about the image")
             return True
@@ -210,7 +199,7 @@ class Pilot:
             return
         self._actions += 1
         self._reason = ""
-        self._age_s.append(time.monotonic() - taken)
+        self._age_ms.append(1e3 * (time.monotonic() - taken))
 
     def _send(self, values: Floats) -> None:
         """The gate's: it alone decides what goes out, and says what it is."""

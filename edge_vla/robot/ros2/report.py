@@ -1,4 +1,4 @@
-"""What the node says of itself once a second, as lines of diagnostics; and the same as JSON where that package is not.
+"""What the node says of itself twice a second, as lines of diagnostics; and the same as JSON where that package is not.
 
 Pure: everything is given. A warning says what to look at next.
 """
@@ -49,9 +49,9 @@ def _policy(now: Snapshot) -> Status:
     if now.pilot is not None:
         values |= {
             "actions": str(now.pilot.actions),
-            "policy ms": _number(now.pilot.policy_ms),
-            "policy p99 ms": _number(now.pilot.policy_p99_ms),
-            "image age ms": _number(now.pilot.age_ms),
+            "policy ms": _number(now.pilot.policy_ms.p50),
+            "policy p99 ms": _number(now.pilot.policy_ms.p99),
+            "image age ms": _number(now.pilot.age_ms.p50),
         } | {f"skipped: {why}": str(count) for why, count in sorted(now.pilot.skipped.items())}
     if now.failure:
         return Status(f"{now.node}: policy", ERROR, now.failure, values)

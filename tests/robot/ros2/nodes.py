@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.parameter import Parameter
 
-from edge_vla.commands.ros2 import open_source
+from edge_vla.commands.ros2_policies import open_source
+from edge_vla.robot.asker import Answer
 from edge_vla.robot.ros2.node import OpenSource, PolicyNode
 from edge_vla.robot.ros2.parameters import Parameters
-from edge_vla.robot.ros2.pilot import Answer, Source
+from edge_vla.robot.ros2.pilot import Source
 from edge_vla.robot.units import Declaration
 
 
