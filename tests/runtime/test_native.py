@@ -176,7 +176,7 @@ def test_vision_is_as_exact_as_torchs(
 ) -> None:
     """Error against float64 at most twice that of plain bf16, in a batch, with one thread or three.
 
-    In its norm: the worst of so few elements is above twice for one draw in 120, whatever computes.
+    Of a seeded draw: by chance the worst of so few elements is above twice for one draw in 120, whatever computes.
     """
     torch.manual_seed(0)
     stored, dense = eight_bits(spec, bits)
@@ -190,7 +190,7 @@ def test_vision_is_as_exact_as_torchs(
     assert got.shape == plain.shape
     wrong, allowed = got.double() - truth, plain.double() - truth
     assert wrong.norm() <= 2 * allowed.norm()
-    assert wrong.abs().max() <= 3 * allowed.abs().max()
+    assert wrong.abs().max() <= 2 * allowed.abs().max()
     monkeypatch.setattr(thread_pool, "WORTH_A_THREAD", 1)
     threads = torch.get_num_threads()
     try:
