@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,13 +13,13 @@ import torch
 
 from edge_vla.errors import BackendError, UsageError
 from edge_vla.processor import ARM, X86, hwcap_features, listed_features, machine
-from edge_vla.quant import Scheme, quantise
+from edge_vla.quant import PackedWeight, Scheme, quantise
 from edge_vla.runtime import compiled
 from edge_vla.runtime.cpu.assemble import Assembly
 from edge_vla.runtime.cpu.native import library, targets
-from edge_vla.runtime.cpu.native.layout import Format
 from edge_vla.runtime.cpu.native.targets import SCALAR, TARGETS, Target, named, runnable
 from edge_vla.spec import TINY
+from tests.runtime.cpu.compilers import gcc_for
 
 NEEDS_COMPILER = pytest.mark.skipif(compiled.compiler() is None, reason="no C compiler here")
 HASWELL = "fpu sse2 ssse3 sse4_1 sse4_2 fma movbe popcnt f16c abm bmi1 avx2 bmi2"
@@ -84,13 +83,12 @@ def test_only_what_c_has_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc here")
 def test_the_flags_allow_what_the_name_says_and_no_more(target: Target) -> None:
     """By the compiler's own macros: a library for AVX2 must hold no AVX-512, or a laptop stops at it."""
-    gcc = "aarch64-linux-gnu-gcc" if target.machine == ARM else "gcc"
-    if shutil.which(gcc) is None or (target == SCALAR and machine() != X86):
-        pytest.skip(f"no {gcc} here")
-    command = [gcc, "-dM", "-E", *target.flags, "-x", "c", "/dev/null"]
+    compiler = gcc_for(target)
+    if compiler is None:
+        pytest.skip(f"no gcc for {target.machine or X86} here")
+    command = [compiler, "-dM", "-E", *target.flags, "-x", "c", "/dev/null"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     macros = {line.split()[1] for line in said.splitlines()}
     meant = {
@@ -132,7 +130,7 @@ def test_nothing_is_compiled_for_a_processor_that_cannot_run_it(monkeypatch: pyt
         Assembly(TINY, torch.bfloat16, torch.device("cpu"), formats(), "native")
 
 
-def formats() -> list[dict[str, Format]]:
+def formats() -> list[dict[str, PackedWeight]]:
     return [{name: quantise(torch.randn(*shape), Scheme.INT8, None) for name, shape in TINY.decoder.linears().items()}]
 
 
@@ -155,7 +153,7 @@ def test_a_kernel_names_its_target(kernel: str) -> None:
     best = library.chosen() or SCALAR
     made = Assembly(TINY, torch.bfloat16, torch.device("cpu"), formats(), f"{kernel}@{best.name}")
     assert (made.native, made.target, made.want) == (True, best, kernel)
-    layer = {name: quantise(torch.randn(*shape), Scheme.INT8, None) for name, shape in TINY.decoder.linears().items()}
+    (layer,) = formats()
     norms = {f"{name}_layernorm.weight": torch.ones(TINY.decoder.width) for name in ("input", "post_attention")}
     made.layer(0, layer, norms)
     made.check_kernel()
@@ -178,7 +176,7 @@ def test_a_library_for_another_target_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(machine() != X86, reason="x86 alone")
 def test_a_library_that_needs_more_than_the_processor_has_is_refused(tmp_path: Path) -> None:
     """Its own answer counts, by the processor's cpuid: a table that lies must not lead to an illegal instruction."""
-    lacking = [target for target in TARGETS if target.machine == X86 and not targets.able(target)]
+    lacking = [target for target in TARGETS if target.machine == X86 and not target.features <= targets.features()]
     if not lacking:
         pytest.skip("this processor has every target")
     file = built(tmp_path, "scalar", lacking[0].flags)

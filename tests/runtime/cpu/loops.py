@@ -12,18 +12,16 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from edge_vla.processor import ARM
 from edge_vla.runtime.cpu.native.targets import FLAGS, HERE, SCALAR, TARGETS, WRITTEN, Target
+from tests.runtime.cpu.compilers import gcc, objdump
 
 RECORD: Final = Path(__file__).with_name("loops.json")
-COMPILERS: Final = {True: ("aarch64-linux-gnu-gcc", "aarch64-linux-gnu-objdump"), False: ("gcc", "objdump")}
 LINE: Final = re.compile(r"^\s*([0-9a-f]+):\s+(?:\{vex\} )?(\S+)(?:\s+(.*))?$")
 # A product instruction, and how many products of a weight and an input one has, by the bits of its registers.
 PRODUCTS: Final = (
@@ -51,13 +49,15 @@ class Loop:
 
 def disassembled(target: Target, directory: Path) -> list[tuple[int, str, str]]:
     """decoder.c for a target: address, instruction and operands."""
-    compiler, objdump = COMPILERS[target.machine == ARM]
+    compiler, disassembler = gcc(target.machine), objdump(target.machine)
+    assert compiler, f"{target.name} is not `countable`"
+    assert disassembler, f"{target.name} is not `countable`"
     made = directory / f"{target.name}.o"
     flags = [flag for flag in FLAGS if flag != "-shared"]
     words = [*flags, *target.flags, f"-D{target.define}", "-c", "-o", str(made), str(HERE / "decoder.c")]
     subprocess.run([compiler, *words], check=True, capture_output=True)
     shown = subprocess.run(
-        [objdump, "-d", "--no-show-raw-insn", str(made)], check=True, capture_output=True, text=True
+        [disassembler, "-d", "--no-show-raw-insn", str(made)], check=True, capture_output=True, text=True
     ).stdout
     matches = (LINE.match(line) for line in shown.splitlines())
     return [(int(found[1], 16), found[2], found[3] or "") for found in matches if found]
@@ -106,12 +106,12 @@ def width(operands: str) -> int:
 def countable() -> list[Target]:
     """The targets whose compiler and disassembler are here."""
     made = [target for target in TARGETS if target.name in WRITTEN and target != SCALAR]
-    return [target for target in made if all(map(shutil.which, COMPILERS[target.machine == ARM]))]
+    return [target for target in made if objdump(target.machine)]
 
 
 def compiler_version(target: Target) -> str:
     """What loops look like hangs on it: gcc 12."""
-    said = subprocess.run([COMPILERS[target.machine == ARM][0], "-dumpversion"], capture_output=True, text=True)
+    said = subprocess.run([str(gcc(target.machine)), "-dumpversion"], capture_output=True, text=True, check=True)
     return f"gcc {said.stdout.strip().partition('.')[0]}"
 
 

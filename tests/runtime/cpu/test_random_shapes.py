@@ -15,17 +15,17 @@ import pytest
 
 from edge_vla.processor import ARM, X86, machine
 from edge_vla.runtime.cpu.native.targets import FLAGS, HERE, SCALAR, TARGETS, WRITTEN, Target, runnable
+from tests.runtime.cpu.compilers import gcc, gcc_for
 
 DRIVER = Path(__file__).parent / "c" / "random_shapes.c"
 SOURCES = [str(path) for path in (DRIVER, HERE / "decoder.c", HERE / "vision.c", HERE / "int4.c")]
 CASES = 60
-COMPILERS = {X86: "gcc", ARM: "aarch64-linux-gnu-gcc"}
-EMULATED = {"neon": "cortex-a53", "neon-dotprod": "cortex-a76", "neon-i8mm": "max", "neon-bf16": "max"}
+EMULATED = {"neon": "cortex-a53", "neon-dotprod": "cortex-a76"}  # the least processors that have their instructions
 SANITIZERS = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 ARMS = [target for target in TARGETS if target.machine == ARM and target.name in WRITTEN]
-NEEDS_GCC = pytest.mark.skipif(machine() != X86 or shutil.which("gcc") is None, reason="no x86 gcc here")
+NEEDS_GCC = pytest.mark.skipif(machine() != X86 or gcc(X86) is None, reason="no x86 gcc here")
 NEEDS_EMULATOR = pytest.mark.skipif(
-    not all(map(shutil.which, (COMPILERS[ARM], "qemu-aarch64-static"))),
+    gcc(ARM) is None or shutil.which("qemu-aarch64-static") is None,
     reason="needs apt-get install gcc-aarch64-linux-gnu qemu-user-static",
 )
 
@@ -35,8 +35,7 @@ def built(directory: Path, target: Target, *further: str) -> Path:
     file = directory / target.name
     flags = [flag for flag in FLAGS if flag not in ("-fPIC", "-shared")]
     words = [*flags, *target.flags, f"-D{target.define}", *further, f"-I{HERE}", "-o", str(file), *SOURCES, "-lm"]
-    compiler = COMPILERS[X86 if target == SCALAR else target.machine]
-    subprocess.run([compiler, *words], check=True, capture_output=True, text=True)
+    subprocess.run([str(gcc_for(target)), *words], check=True, capture_output=True, text=True)
     return file
 
 
@@ -56,9 +55,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @NEEDS_GCC
 @NEEDS_EMULATOR
-@pytest.mark.parametrize("target", [one for one in ARMS if one.name != "neon-bf16"], ids=lambda target: target.name)
+@pytest.mark.parametrize("target", ARMS, ids=lambda target: target.name)
 def test_arm_has_the_bits_of_plain_c(target: Target, plain: str, tmp_path: Path) -> None:
-    """On the least processor that has the target's instructions: one more stops the emulator."""
+    """One instruction more than the target's stops the emulator."""
     program = built(tmp_path, target, "-static")
     assert printed("qemu-aarch64-static", "-cpu", EMULATED[target.name], str(program)) == plain
 

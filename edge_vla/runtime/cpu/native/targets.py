@@ -77,11 +77,6 @@ def written(of: str | None = None) -> tuple[Target, ...]:
     return tuple(target for target in TARGETS if target.name in WRITTEN and target.machine in (ANY, where))
 
 
-def able(target: Target) -> bool:
-    """Whether this processor has every instruction of the target."""
-    return target.machine in (ANY, machine()) and target.features <= features()
-
-
 def runnable(of: str | None = None, having: frozenset[str] | None = None) -> tuple[Target, ...]:
     """The targets that a processor (default: this one) can run, the fastest first; `scalar` is always the last."""
     there = features() if having is None else having
