@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from edge_vla.errors import BackendError, UsageError
-from edge_vla.processor import ARM, X86, hwcap_features, listed_features, machine
+from edge_vla.processor import ARM, X86, features, hwcap_features, listed_features, machine
 from edge_vla.quant import PackedWeight, Scheme, quantise
 from edge_vla.runtime import compiled
 from edge_vla.runtime.cpu.assemble import Assembly
@@ -176,7 +176,7 @@ def test_a_library_for_another_target_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(machine() != X86, reason="x86 alone")
 def test_a_library_that_needs_more_than_the_processor_has_is_refused(tmp_path: Path) -> None:
     """Its own answer counts, by the processor's cpuid: a table that lies must not lead to an illegal instruction."""
-    lacking = [target for target in TARGETS if target.machine == X86 and not target.features <= targets.features()]
+    lacking = [target for target in TARGETS if target.machine == X86 and not target.features <= features()]
     if not lacking:
         pytest.skip("this processor has every target")
     file = built(tmp_path, "scalar", lacking[0].flags)

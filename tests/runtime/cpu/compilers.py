@@ -1,4 +1,4 @@
-"""The C compilers here, by the machine that they make code for. `gcc` alone says nothing: under emulation it crosses."""
+"""The C compilers here, by the machine that they make code for. `gcc` does not say it: under emulation it crosses."""
 
 from __future__ import annotations
 
