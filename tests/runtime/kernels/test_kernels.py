@@ -11,8 +11,8 @@ from edge_vla.errors import UsageError
 from edge_vla.quant import PackedWeight, Scheme, dequantise, quantise
 from edge_vla.runtime.cpu.native.int4 import BLOCK, dequantise_int4, dequantise_int4_torch
 from edge_vla.runtime.kernels import KERNELS, Kernel, gemm, pick
-from edge_vla.runtime.kernels.arm import DynamicInt4
-from edge_vla.runtime.kernels.cpu import CpuInt4, agrees
+from edge_vla.runtime.kernels.arm import ERROR, DynamicInt4
+from edge_vla.runtime.kernels.cpu import BF16_ERROR, CpuInt4, agrees
 from edge_vla.runtime.kernels.gemm import GEMV_ROWS, DynamicInt8, GemmInt4
 from edge_vla.runtime.kernels.reference import Reference
 
@@ -83,6 +83,16 @@ class Rounding(Reference):
         left, right = x.clone(), x.clone()
         left[..., half:], right[..., :half] = 0, 0
         return super().forward(left) + super().forward(right)
+
+
+def test_bounds_of_exactness_are_those_of_rounding() -> None:
+    """Two roundings to bfloat16 pass and three do not; a row rounded to int8 passes, one rounded to 6 bits does not."""
+    x = torch.randn(10_000, 256, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    once = float((x.to(BF16).double() - x).norm() / x.norm())
+    assert 2**0.5 * once < BF16_ERROR < 3**0.5 * once
+    steps = [x.abs().amax(1, keepdim=True) / largest for largest in (127, 31)]
+    eight, six = (float(((x / step).round() * step - x).norm() / x.norm()) for step in steps)
+    assert eight < ERROR < six
 
 
 def test_a_product_less_exact_than_bf16_is_never_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
