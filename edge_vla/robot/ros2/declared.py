@@ -5,6 +5,7 @@ Imports rclpy.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
@@ -12,12 +13,12 @@ from rclpy.exceptions import ParameterUninitializedException
 from rclpy.lifecycle import LifecycleNode
 from rclpy.parameter import Parameter
 
-from edge_vla.robot.ros2.parameters import LIVE, Parameters, described
+from edge_vla.robot.ros2.parameters import LIVE, Parameters, Value, described
 
 LISTS = {"joint_names": Parameter.Type.STRING_ARRAY, "start_pose": Parameter.Type.DOUBLE_ARRAY}
 
 
-class DeclaredNode(LifecycleNode):  # type: ignore[misc]  # rclpy has no types where it is not installed
+class DeclaredNode(LifecycleNode, ABC):  # type: ignore[misc]  # rclpy has no types where it is not installed
     """What a subclass says: whether its parameters are `settled`, and how it follows a new instruction."""
 
     def __init__(self, name: str, **options: Any) -> None:
@@ -31,18 +32,17 @@ class DeclaredNode(LifecycleNode):  # type: ignore[misc]  # rclpy has no types w
         return f"{self.get_namespace().rstrip('/')}/{self.get_name()}"
 
     @property
-    def settled(self) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def settled(self) -> bool: ...
 
-    def follow(self, instruction: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def follow(self, instruction: str) -> None: ...
 
     def parameters(self) -> Parameters:
         """As they are set now. UsageError for a value that does not fit."""
-        values: dict[str, Any] = {name: self._value(name, default) for name, default, _ in described()}
-        return Parameters(**values)
+        return Parameters(**{name: self._value(name, default) for name, default, _ in described()})
 
-    def _value(self, name: str, default: object) -> object:
+    def _value(self, name: str, default: Value) -> Any:
         try:
             value = self.get_parameter(name).value
         except ParameterUninitializedException:  # a list that nobody gave

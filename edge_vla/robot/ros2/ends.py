@@ -20,13 +20,12 @@ from edge_vla.errors import FrameError, UsageError
 from edge_vla.robot.cameras.newest import Newest
 from edge_vla.robot.faces import CameraError, Command
 from edge_vla.robot.ros2.forms import Channel, Form, form_of
-from edge_vla.robot.ros2.freshness import AgeRule
+from edge_vla.robot.ros2.freshness import LONGEST_S, AgeRule
 from edge_vla.robot.ros2.images import Pixels, from_compressed
 from edge_vla.robot.ros2.messages import NANO, Message, Origin, Stamp
 from edge_vla.robot.units import Declaration
 
 PORT: Final = 9090  # rosbridge's own
-LONGEST_S: Final = 3600.0  # an image that is older has another clock's stamp; the loop has its own, shorter bound
 REMEMBERED: Final = 100  # pictures whose headers are kept
 CAMERA_OPTIONS: Final = ("transport", "qos", "unstamped")
 ROBOT_OPTIONS: Final = ("form", "gripper", "joints", "qos")
@@ -70,6 +69,7 @@ class Address:
 
     @property
     def rule(self) -> AgeRule:
+        """The loop has the robot's own bound; here only what another clock stamped is refused."""
         return AgeRule(LONGEST_S, unstamped=self.options.get("unstamped", "") in ("1", "true"))
 
     def form(self, robot: Declaration) -> Form:

@@ -17,6 +17,7 @@ from edge_vla.robot.ros2.messages import ARRAY, FLOAT, TRAJECTORY, TWIST, Messag
 from edge_vla.robot.units import GRIPPER, Declaration
 
 Values = NDArray[np.float64]
+Role = Literal["action", "gripper"]
 FormName = Literal["array", "twist", "trajectory"]
 FORMS: Final = get_args(FormName)
 TWIST_UNITS: Final = ("m", "m", "m", "rad", "rad", "rad")
@@ -26,7 +27,7 @@ TWIST_UNITS: Final = ("m", "m", "m", "rad", "rad", "rad")
 class Channel:
     """A topic that a form publishes on; `role` says which of the node's topics."""
 
-    role: Literal["action", "gripper"]
+    role: Role
     type: str
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+LONGEST_S: Final = 3600.0  # a stamp that is older is another clock's
 AHEAD_S: Final = 0.05  # a stamp may lie in the future by this much: clocks of two machines differ
 APART_S: Final = 0.02  # two clocks that were read further apart than this were not read together
 DRIFT_S: Final = 0.1  # more than this between two looks at both clocks is a jump
@@ -44,7 +45,7 @@ class AgeRule:
         by_stamp = (ros_ns - stamp_ns) / 1e9
         if by_stamp < -AHEAD_S:
             return Age(here, f"the image's stamp is {-by_stamp:.3f} s ahead of ROS time: {self._clocks()}")
-        if by_stamp > 3600:
+        if by_stamp > LONGEST_S:
             return Age(by_stamp, f"the image's stamp is {by_stamp:.0f} s before ROS time: {self._clocks()}")
         return self._aged(by_stamp, "by its stamp") if by_stamp > here else self._aged(here, "since it came")
 

@@ -12,6 +12,7 @@ from edge_vla.errors import BackendError
 from edge_vla.robot.faces import CameraError, Command, LinkError, Picture
 from edge_vla.robot.ros2 import pictures
 from edge_vla.robot.ros2.ends import Address, MessageCamera, Outgoing
+from edge_vla.robot.ros2.forms import Role
 from edge_vla.robot.ros2.qos import Qos
 from edge_vla.robot.ros2.run import MISSING
 from edge_vla.robot.ros2.typed import build, message_class
@@ -22,7 +23,7 @@ try:
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
-    from edge_vla.robot.ros2.topics import Topic, profile
+    from edge_vla.robot.ros2.topics import Publisher, Topic, profile
 except ImportError as missing:
     raise BackendError(MISSING.format(missing)) from missing
 
@@ -134,7 +135,7 @@ class RosSink:
         self._process = Process.take()
         self._outgoing = Outgoing(form, self._process.ros_now)
         self._topic = Topic(address.topic, "qos", qos, "publisher")
-        self._publishers = {
+        self._publishers: dict[Role, Publisher] = {
             channel.role: self._process.node.create_publisher(kind, address.topic_of(channel), profile(qos))
             for kind, channel in zip(kinds, form.channels, strict=True)
         }

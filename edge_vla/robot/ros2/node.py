@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType, JumpThreshold
@@ -23,12 +23,13 @@ from edge_vla.errors import BackendError, EdgeVLAError, UsageError
 from edge_vla.robot.limiter import Limiter
 from edge_vla.robot.ros2 import pictures, report
 from edge_vla.robot.ros2.declared import DeclaredNode
-from edge_vla.robot.ros2.forms import Form, form_of
+from edge_vla.robot.ros2.forms import Form, Role, form_of
 from edge_vla.robot.ros2.freshness import AgeRule, ClockWatch, jump
 from edge_vla.robot.ros2.messages import DIAGNOSTICS, TEXT, Origin, Stamp, diagnostics
-from edge_vla.robot.ros2.parameters import Parameters
+from edge_vla.robot.ros2.parameters import Of, Parameters
 from edge_vla.robot.ros2.pilot import Pilot, Source
-from edge_vla.robot.ros2.topics import Topic, profile
+from edge_vla.robot.ros2.qos import Qos
+from edge_vla.robot.ros2.topics import Publisher, Topic, profile
 from edge_vla.robot.ros2.typed import build, message_class
 from edge_vla.robot.units import Declaration, Floats
 
@@ -54,7 +55,7 @@ class Ready:
     source: Source
     rule: AgeRule
     topics: list[Topic] = field(default_factory=list)
-    publishers: dict[str, Any] = field(default_factory=dict)  # by role
+    publishers: dict[Role, Publisher] = field(default_factory=dict)
     subscriptions: list[Any] = field(default_factory=list)
 
 
@@ -95,7 +96,7 @@ class PolicyNode(DeclaredNode):
             robot = Declaration.read(Path(parameters.robot))
             robot = dataclasses.replace(robot, period_ms=1e3 * parameters.period_s(robot.period_ms / 1e3))
             form = form_of(parameters.action_form, robot, parameters.joint_names)
-            qos = {of: parameters.qos(of) for of in ("image", "instruction", "action")}
+            qos = {of: parameters.qos(of) for of in get_args(Of)}
             for channel in form.channels:
                 message_class(channel.type)
             began = time.monotonic()
@@ -195,7 +196,7 @@ class PolicyNode(DeclaredNode):
 
     # topics
 
-    def _connect(self, ready: Ready, qos: dict[str, Any]) -> None:
+    def _connect(self, ready: Ready, qos: Mapping[Of, Qos]) -> None:
         parameters = ready.parameters
         kind = pictures.IMAGE_TYPES[parameters.image_transport]
         on_image = self._on_raw if parameters.image_transport == "raw" else self._on_compressed
@@ -222,7 +223,7 @@ class PolicyNode(DeclaredNode):
             )
 
     def _subscribe(
-        self, ready: Ready, name: str, kind: str, parameter: str, qos: Any, callback: Callable[..., None], group: Any
+        self, ready: Ready, name: str, kind: str, parameter: str, qos: Qos, callback: Callable[..., None], group: Any
     ) -> None:
         topic = Topic(self.resolve_topic_name(name), parameter, qos, "subscription")
         ready.topics.append(topic)

@@ -12,6 +12,7 @@ from edge_vla.errors import UsageError
 from edge_vla.robot.ros2.qos import Qos
 
 Value = str | float | bool | tuple[str, ...] | tuple[float, ...]
+Of = Literal["image", "instruction", "action"]
 T = TypeVar("T")
 HELP: Final = "help"
 LIVE: Final = ("instruction",)  # may be set at any time; the others while the node is unconfigured
@@ -74,7 +75,7 @@ class Parameters:
         if not self.robot:
             raise UsageError("robot is not set: the path of the robot's declaration, docs/robot.md has an example")
 
-    def qos(self, of: Literal["image", "instruction", "action"]) -> Qos:
+    def qos(self, of: Of) -> Qos:
         parameter = f"{of}_qos"
         return Qos.parse(
             {"image": self.image_qos, "instruction": self.instruction_qos}.get(of, self.action_qos), parameter

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from rclpy.qos import (
     DurabilityPolicy,
@@ -23,6 +23,14 @@ try:
     from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
 except ImportError:  # Humble
     from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks
+
+
+class Publisher(Protocol):
+    """rclpy's own, which has no types where it is not installed."""
+
+    def publish(self, msg: object) -> None: ...
+
+    def get_subscription_count(self) -> int: ...
 
 
 @dataclass(frozen=True)

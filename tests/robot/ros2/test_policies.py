@@ -14,17 +14,17 @@ from tests.robot.ros2.example import ROBOT
 
 
 @pytest.mark.parametrize(
-    ("parameters", "kind", "says"),
+    ("server", "statistics", "kind", "says"),
     [
-        ({"server": "http://127.0.0.1:9"}, UsageError, "server http://127.0.0.1:9: expected ws://HOST:PORT"),
-        ({"server": "ws://127.0.0.1:9"}, ResourceError, "server ws://127.0.0.1:9: .*: start it there with"),
-        ({"server": "ws://127.0.0.1:9", "statistics": "no.json"}, ResourceError, "statistics no.json: No such file"),
+        ("http://127.0.0.1:9", "", UsageError, "server http://127.0.0.1:9: expected ws://HOST:PORT"),
+        ("ws://127.0.0.1:9", "", ResourceError, "server ws://127.0.0.1:9: .*: start it there with"),
+        ("ws://127.0.0.1:9", "no.json", ResourceError, "statistics no.json: No such file"),
     ],
 )
 def test_a_server_that_cannot_be_asked_is_refused(
-    tmp_path: Path, parameters: dict[str, str], kind: type[EdgeVLAError], says: str
+    tmp_path: Path, server: str, statistics: str, kind: type[EdgeVLAError], says: str
 ) -> None:
     file = tmp_path / "arm.toml"
     file.write_text(ROBOT, encoding="utf-8")
     with pytest.raises(kind, match=f"^{says}"):
-        open_source(Parameters(robot=str(file), **parameters), Declaration.read(file))
+        open_source(Parameters(robot=str(file), server=server, statistics=statistics), Declaration.read(file))
