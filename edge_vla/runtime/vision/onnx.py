@@ -81,7 +81,10 @@ def open_session(
     try:
         session = ort.InferenceSession(source, options, providers=[(provider, dict(provider_options))])
     except Exception as error:  # ONNX Runtime's own errors share no base but this
-        raise ArtifactError(f"{graph.path} does not load in ONNX Runtime: {str(error).splitlines()[0]}") from error
+        remedy = "edge-vla build-engine --fresh makes it again" if graph.weights else "copy or export it again"
+        raise ArtifactError(
+            f"{graph.path} does not load in ONNX Runtime: {str(error).splitlines()[0]}: {remedy}"
+        ) from error
     if session.get_providers()[0] != provider:
         raise BackendError(f"--vision {name}: ONNX Runtime could not start {provider}; check its libraries")
     return session

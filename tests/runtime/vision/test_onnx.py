@@ -85,11 +85,17 @@ def test_weights_that_were_changed_make_no_graph(
 
 
 def test_a_damaged_graph_is_an_error(demo: Path) -> None:
-    build(demo, "--precision", "int8", "--frames", str(_frames(demo)))
+    """An int8 graph is calibrated, so it is kept, whatever it holds, until `--fresh`."""
+    calibrate = ("--precision", "int8", "--frames", str(_frames(demo)))
+    build(demo, *calibrate)
     graph = device_cache(Artifact(demo).identity) / Precision.INT8.graph
-    graph.write_bytes(graph.read_bytes()[: graph.stat().st_size // 2])
-    with pytest.raises(ArtifactError, match="does not load in ONNX Runtime"):
+    whole = graph.read_bytes()
+    graph.write_bytes(whole[: len(whole) // 2])
+    build(demo, *calibrate)
+    with pytest.raises(ArtifactError, match=r"does not load in ONNX Runtime.*build-engine --fresh"):
         edge_vla.load(demo, "cpu", "onnx/int8", check=False)
+    build(demo, *calibrate, "--fresh")
+    assert graph.read_bytes() == whole
 
 
 def _frames(artifact: Path) -> Path:
