@@ -6,6 +6,7 @@ A 16-bit graph points into the artifact's own `vision.safetensors`; the int8 gra
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -50,6 +51,11 @@ def find_graph(folder: Path, artifact: Artifact, precision: Precision) -> TypedG
             f"no {precision.value} graph of {artifact.directory} on this device: {build_command(artifact, precision)}"
         )
     return graph
+
+
+def first_graph(folder: Path, precisions: Sequence[Precision]) -> Precision:
+    """The first of `precisions` that has a graph in `folder`, else the first."""
+    return next((one for one in precisions if (folder / one.graph).is_file()), precisions[0])
 
 
 def build_command(artifact: Artifact, precision: Precision) -> str:

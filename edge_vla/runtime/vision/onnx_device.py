@@ -17,7 +17,7 @@ from torch import Tensor
 
 from edge_vla.artifact import Artifact
 from edge_vla.errors import BackendError
-from edge_vla.runtime.vision.graphs import INPUT, OUTPUT, TypedGraph, find_graph
+from edge_vla.runtime.vision.graphs import INPUT, OUTPUT, TypedGraph, find_graph, first_graph
 from edge_vla.runtime.vision.onnx import open_session, runtime
 from edge_vla.runtime.vision.precision import Precision
 from edge_vla.runtime.vision.tensorrt.plan import device_cache
@@ -80,8 +80,7 @@ def load_bound(
     if device.type != "cuda":
         raise BackendError(f"--vision {name} needs --device cuda, and torch sees no CUDA device: check nvidia-smi")
     folder = device_cache(artifact.identity)
-    chosen = next((one for one in precisions if (folder / one.graph).is_file()), precisions[0])
-    graph = find_graph(folder, artifact, chosen)
+    graph = find_graph(folder, artifact, first_graph(folder, precisions))
     own = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     session = open_session(graph, provider, provider_options(provider, device, own.cuda_stream, str(folder)), name)
     spec = artifact.manifest.config.spec

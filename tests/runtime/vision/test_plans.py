@@ -25,7 +25,6 @@ from edge_vla.runtime.vision.tensorrt.plan import (
     building,
     device_cache,
     find_plan,
-    remove_plans,
     write_plan,
 )
 
@@ -40,8 +39,7 @@ def test_what_was_written_is_found(tmp_path: Path) -> None:
     assert path.read_bytes() == CONTENT
     assert write_plan(tmp_path, IDENTITY, CONTENT[:-1]) == path  # built again: the old one is gone
     assert find_plan(tmp_path, IDENTITY, REBUILD).read_bytes() == CONTENT[:-1]
-    assert remove_plans(tmp_path) == len(CONTENT) - 1
-    assert not list(tmp_path.iterdir())
+    assert {one.suffix for one in tmp_path.iterdir()} == {".plan", ".json"}
 
 
 @pytest.mark.parametrize(

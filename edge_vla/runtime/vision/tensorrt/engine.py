@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edge_vla.artifact import Artifact
 from edge_vla.errors import ArtifactError, BackendError
-from edge_vla.runtime.vision.graphs import INPUT, ROWS, build_command, find_graph
+from edge_vla.runtime.vision.graphs import INPUT, ROWS, build_command, find_graph, first_graph
 from edge_vla.runtime.vision.precision import Precision
 from edge_vla.runtime.vision.tensorrt.library import Library, library
 from edge_vla.runtime.vision.tensorrt.plan import PlanIdentity, device_cache, find_plan
@@ -70,13 +70,13 @@ def this_gpu(found: Library, device: torch.device) -> str:
 
 def load_engine(precisions: tuple[Precision, ...], artifact: Artifact, device: torch.device) -> TensorRTVision:
     """The engine of the first of `precisions` that has a graph on this device. BackendError or ArtifactError else."""
-    folder = device_cache(artifact.identity)
-    chosen = next((one for one in precisions if (folder / one.graph).is_file()), precisions[0])
     if device.type != "cuda":  # first: a TensorRT that is installed helps no machine without a GPU
         raise BackendError(
             "--vision tensorrt needs --device cuda, and torch sees no CUDA device: check nvidia-smi, or --vision auto"
         )
-    rebuild, found = build_command(artifact, chosen), library()
+    folder = device_cache(artifact.identity)
+    chosen, found = first_graph(folder, precisions), library()
+    rebuild = build_command(artifact, chosen)
     graph = find_graph(folder, artifact, chosen)
     identity = PlanIdentity(graph.identity, chosen, str(found), this_gpu(found, device), BF16_ROWS)
     path = find_plan(folder, identity, rebuild)

@@ -6,12 +6,12 @@ Never installed by us: which package is right depends on the machine, and the er
 from __future__ import annotations
 
 import importlib
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from edge_vla.errors import BackendError
+from edge_vla.processor import ARM, machine
 
 TENSORRT: Final = "tensorrt"
 RTX: Final = "tensorrt_rtx"
@@ -62,7 +62,7 @@ def remedy(names: tuple[str, ...] = (TENSORRT, RTX)) -> str:
         return "pip install tensorrt-rtx"
     if TEGRA.exists():
         return "sudo apt install tensorrt python3-libnvinfer, and a venv made with --system-site-packages"
-    if platform.machine() in ("aarch64", "arm64"):
+    if machine() == ARM:
         return "install TensorRT for Arm servers (SBSA) from developer.nvidia.com/tensorrt"
     return "pip install tensorrt-cu13 (tensorrt-cu12 beside a torch for CUDA 12), or pip install tensorrt-rtx"
 

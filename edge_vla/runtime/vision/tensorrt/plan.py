@@ -139,14 +139,3 @@ def _read(path: Path) -> PlanRecord | None:
         return typed_json.from_json(PlanRecord, json.loads(path.read_text(encoding="utf-8")), path.name)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def remove_plans(folder: Path) -> int:
-    """Drop every plan of an artifact; how many bytes that freed."""
-    freed = 0
-    with disk_errors(f"clear {folder}"):
-        for path in folder.glob("vision-*.plan"):
-            freed += path.stat().st_size
-            _record(path).unlink(missing_ok=True)
-            path.unlink()
-    return freed
