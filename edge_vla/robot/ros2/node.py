@@ -29,7 +29,7 @@ from edge_vla.robot.ros2.messages import DIAGNOSTICS, TEXT, Origin, Stamp, diagn
 from edge_vla.robot.ros2.parameters import Of, Parameters
 from edge_vla.robot.ros2.pilot import Pilot, Source
 from edge_vla.robot.ros2.qos import Qos
-from edge_vla.robot.ros2.topics import Publisher, Topic, profile
+from edge_vla.robot.ros2.topics import Publisher, Topic, outlived, profile
 from edge_vla.robot.ros2.typed import build, message_class
 from edge_vla.robot.units import Declaration, Floats
 
@@ -214,12 +214,14 @@ class PolicyNode(DeclaredNode):
             name = parameters.action_topic if channel.role == "action" else parameters.gripper_topic
             topic = Topic(self.resolve_topic_name(name), "action_qos", qos["action"], "publisher")
             ready.topics.append(topic)
-            ready.publishers[channel.role] = self.create_lifecycle_publisher(
-                message_class(channel.type),
-                topic.name,
-                profile(topic.qos),
-                event_callbacks=topic.events(self, self._on_mismatch),
-                callback_group=self._others,
+            ready.publishers[channel.role] = outlived(
+                self.create_lifecycle_publisher(
+                    message_class(channel.type),
+                    topic.name,
+                    profile(topic.qos),
+                    event_callbacks=topic.events(self, self._on_mismatch),
+                    callback_group=self._others,
+                )
             )
 
     def _subscribe(
@@ -227,16 +229,15 @@ class PolicyNode(DeclaredNode):
     ) -> None:
         topic = Topic(self.resolve_topic_name(name), parameter, qos, "subscription")
         ready.topics.append(topic)
-        ready.subscriptions.append(
-            self.create_subscription(
-                message_class(kind),
-                topic.name,
-                callback,
-                profile(qos),
-                callback_group=group,
-                event_callbacks=topic.events(self, self._on_mismatch),
-            )
+        subscription = self.create_subscription(
+            message_class(kind),
+            topic.name,
+            callback,
+            profile(qos),
+            callback_group=group,
+            event_callbacks=topic.events(self, self._on_mismatch),
         )
+        ready.subscriptions.append(outlived(subscription))
 
     def _on_raw(self, message: Any) -> None:
         self._on_image(*pictures.raw(message))
