@@ -1,4 +1,4 @@
-"""The node under test, in this process with the real tiny policy."""
+"""The node under test, in this process with the real tiny policy; and what its messages say."""
 
 from __future__ import annotations
 
@@ -14,10 +14,21 @@ from rclpy.parameter import Parameter
 
 from edge_vla.commands.ros2_policies import open_source
 from edge_vla.robot.asker import Answer
+from edge_vla.robot.ros2.messages import Origin, origin_of
 from edge_vla.robot.ros2.node import OpenSource, PolicyNode
 from edge_vla.robot.ros2.parameters import Parameters
 from edge_vla.robot.ros2.pilot import Source
 from edge_vla.robot.units import Declaration
+
+
+def origin(message: Any) -> Origin:
+    """Of an action in form `array`."""
+    return origin_of(message.layout.dim[0].label)
+
+
+def said(messages: list[Any], text: str) -> bool:
+    """Whether diagnostics of now say it."""
+    return any(text in status.message for message in messages[-2:] for status in message.status)
 
 
 class Slowed:

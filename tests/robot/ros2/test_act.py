@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import pytest
 
 import edge_vla
 from benchmarks import study
-from benchmarks.serve.server import demo_artifact, free_port
+from benchmarks.serve.server import free_port
 from edge_vla.errors import BackendError
 from edge_vla.robot.faces import CameraError, Command, LinkError
 from edge_vla.robot.ros2.ends import CAMERA_OPTIONS, ROBOT_OPTIONS, Address
@@ -37,25 +36,11 @@ SECONDS = 12
 SLOW = ROBOT.replace("period_ms = 50", "period_ms = 400")  # a busy machine must not fail a test of messages
 
 
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    kept = os.environ.get("EDGE_VLA_ROS2_ARTIFACT")
-    return demo_artifact(Path(kept) if kept else tmp_path_factory.mktemp("ros2") / "artifact")
-
-
 @pytest.fixture
 def robot(tmp_path: Path) -> Path:
     path = tmp_path / "arm.toml"
     path.write_text(SLOW, encoding="utf-8")
     return path
-
-
-@pytest.fixture(scope="module")
-def ros() -> Iterator[None]:
-    rclpy = pytest.importorskip("rclpy", reason="rclpy is not installed: make test-ros2")
-    rclpy.init()
-    yield
-    rclpy.try_shutdown()
 
 
 def acted(artifact: Path, robot: Path, camera: str, to: str) -> tuple[list[Any], dict[Stamp, int]]:

@@ -6,7 +6,6 @@ Skipped where rclpy is not installed: `make test-ros2` makes an environment that
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +16,6 @@ import numpy as np
 import pytest
 
 import edge_vla
-from benchmarks.serve.server import demo_artifact
 from edge_vla.errors import DeviceLostError
 from edge_vla.robot.ros2.messages import (
     ARRAY,
@@ -30,50 +28,18 @@ from edge_vla.robot.ros2.messages import (
     Origin,
     Stamp,
     header,
-    origin_of,
 )
 from edge_vla.robot.ros2.typed import build
 
-rclpy = pytest.importorskip("rclpy", reason="rclpy is not installed: make test-ros2")
+pytest.importorskip("rclpy", reason="rclpy is not installed: make test-ros2")
 
-from benchmarks.robot.ros2_peer import LATCHED, RELIABLE, Peer, peering, process, wait_for  # noqa: E402
-from tests.robot.ros2 import example  # noqa: E402
-from tests.robot.ros2.example import INSTRUCTION, pictures  # noqa: E402
-from tests.robot.ros2.nodes import running, slowed  # noqa: E402
+from benchmarks.robot.ros2_peer import LATCHED, RELIABLE, Peer, process, wait_for
+from tests.robot.ros2 import example
+from tests.robot.ros2.example import INSTRUCTION, pictures
+from tests.robot.ros2.nodes import origin, running, said, slowed
 
 IMAGE = "sensor_msgs/msg/Image"
 TOPIC = "/camera/image_raw"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ros() -> Iterator[None]:
-    rclpy.init()
-    yield
-    rclpy.try_shutdown()
-
-
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo policy in four bits, as a user would run it; or the artifact that the environment names."""
-    kept = os.environ.get("EDGE_VLA_ROS2_ARTIFACT")
-    return demo_artifact(Path(kept) if kept else tmp_path_factory.mktemp("ros2") / "artifact")
-
-
-@pytest.fixture
-def settings(artifact: Path, tmp_path: Path) -> dict[str, Any]:
-    robot = tmp_path / "arm.toml"
-    robot.write_text(example.ROBOT, encoding="utf-8")
-    return {"artifact": str(artifact), "robot": str(robot), "instruction": INSTRUCTION}
-
-
-@pytest.fixture
-def peer() -> Iterator[Peer]:
-    with peering() as found:
-        yield found
-
-
-def origin(message: Any) -> Origin:
-    return origin_of(message.layout.dim[0].label)
 
 
 def frames(messages: list[Any]) -> list[Any]:
@@ -87,11 +53,6 @@ def started(peer: Peer) -> tuple[Any, list[Any]]:
     assert peer.change("activate")
     wait_for(lambda: camera.get_subscription_count() and peer.node.count_publishers("/edge_vla/action"))
     return camera, actions
-
-
-def said(messages: list[Any], text: str) -> bool:
-    """Whether diagnostics of now say it."""
-    return any(text in status.message for message in messages[-2:] for status in message.status)
 
 
 def keep_sending(peer: Peer, camera: Any, images: Iterator[Any], condition: Callable[[], Any]) -> None:
