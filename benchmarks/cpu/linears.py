@@ -11,21 +11,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import TracebackType
-from typing import IO, Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import study
+from benchmarks.cpu import child
+from benchmarks.cpu.child import Child
 from edge_vla.errors import BackendError
 
 NEEDS: Final = "openvino, or onnxruntime and onnx: pip install openvino onnxruntime onnx"
@@ -34,49 +29,38 @@ REPEATS: Final = 5  # of which the fastest counts
 
 Array = NDArray[np.float32]
 Product = Callable[[Array], Array]
+T = TypeVar("T")
 
 
-class LinearPeers:
+class LinearPeers(Child):
     """A running child process; `systems` are those that its packages allow, by name, with their versions."""
 
     def __init__(self, python: str, asked: Mapping[str, int], environment: Mapping[str, str]) -> None:
         """`environment` is added to this one's. BackendError where the child stops."""
-        self._errors: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [python, "-m", "benchmarks.cpu.linears", json.dumps(dict(asked))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env={**study.child_environment(), **environment},
-        )
-        self.systems: dict[str, str] = self._reply()
+        super().__init__(python, "benchmarks.cpu.linears", asked, NEEDS, environment)
+        self.systems: dict[str, str] = self.about
 
     def measure(self, system: str, rows: int) -> tuple[float, float]:
         """Milliseconds of the fastest of REPEATS products, and their error relative to float64."""
-        assert self._process.stdin, "a pipe was asked for"
-        self._process.stdin.write(json.dumps([system, rows]) + "\n")
-        self._process.stdin.flush()
-        milliseconds, error = self._reply()
+        milliseconds, error = self.request([system, rows])
         return milliseconds, error
 
     def __enter__(self) -> LinearPeers:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        with contextlib.suppress(OSError):
-            self._process.communicate(timeout=30)
-        self._errors.close()
 
-    def _reply(self) -> Any:
-        assert self._process.stdout, "a pipe was asked for"
-        line = self._process.stdout.readline()
-        if line:
-            return json.loads(line)
-        code = self._process.wait()
-        self._errors.seek(0)
-        message = (self._errors.read().strip() or "no message").splitlines()[-1]
-        raise BackendError(f"the libraries' process stopped with exit code {code}: {message}; it needs {NEEDS}")
+def fastest(product: Callable[[], T]) -> tuple[float, T]:
+    """Milliseconds of the fastest of REPEATS after one, and what it gives."""
+    got, best = product(), float("inf")
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        got = product()
+        best = min(best, time.perf_counter() - began)
+    return best * 1e3, got
+
+
+def relative_error(got: NDArray[Any], truth: NDArray[np.float64]) -> float:
+    return float(np.linalg.norm(got - truth) / np.linalg.norm(truth))
 
 
 class Weight:
@@ -166,31 +150,18 @@ def made(weight: Weight, threads: int) -> dict[str, tuple[Product, str]]:
 
 
 def main() -> None:
-    """The child process. Replies have standard output to themselves, whatever a library prints."""
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def reply(answer: object) -> None:
-        replies.write(json.dumps(answer) + "\n")
-        replies.flush()
-
-    asked = json.loads(sys.argv[1])
+    """The child process."""
+    reply, asked = child.replier(), child.asked()
     weight = Weight(asked["n"], asked["k"], asked["group"])
     systems, dense = made(weight, asked["threads"]), weight.dense.T.astype(np.float64)
     reply({name: version for name, (_, version) in systems.items()})
     inputs, truths = dict[int, Array](), dict[int, NDArray[np.float64]]()
-    for line in iter(partial(sys.stdin.readline), ""):
-        name, rows = json.loads(line)
+    for name, rows in child.questions():
         if rows not in inputs:
             inputs[rows] = np.random.default_rng(1).standard_normal((rows, weight.k)).astype(np.float32)
             truths[rows] = inputs[rows].astype(np.float64) @ dense
-        product, x, best = systems[name][0], inputs[rows], float("inf")
-        got = product(x)
-        for _ in range(REPEATS):
-            began = time.perf_counter()
-            got = product(x)
-            best = min(best, time.perf_counter() - began)
-        reply([best * 1e3, float(np.linalg.norm(got - truths[rows]) / np.linalg.norm(truths[rows]))])
+        milliseconds, got = fastest(partial(systems[name][0], inputs[rows]))
+        reply([milliseconds, relative_error(got, truths[rows])])
 
 
 if __name__ == "__main__":

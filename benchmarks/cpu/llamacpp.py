@@ -9,25 +9,18 @@ on the weights' values. Unlike ours, its step computes the whole vocabulary: `he
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import study
-from edge_vla.errors import BackendError
+from benchmarks.cpu import child
+from benchmarks.cpu.child import Child
 from edge_vla.spec import DecoderSpec
 
 PYTHON_NEEDS: Final = "llama-cpp-python and gguf: pip install llama-cpp-python gguf"
@@ -54,55 +47,28 @@ class LlamaCppFacts:
     threads: int
 
 
-class LlamaCpp:
+class LlamaCpp(Child):
     """A running child process. `prefill` and `step` return when it has finished them."""
 
     def __init__(self, python: str, spec: DecoderSpec, prompt: int, threads: int) -> None:
         """`python` must have the packages. BackendError names the command that installs them."""
         self._scratch = tempfile.TemporaryDirectory(prefix="edge-vla-gguf-")
-        self._errors: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         asked = {"spec": dataclasses.asdict(spec), "prompt": prompt, "threads": threads, "scratch": self._scratch.name}
-        self._process = subprocess.Popen(
-            [python, "-m", "benchmarks.cpu.llamacpp", json.dumps(asked)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env=study.child_environment(),
-        )
-        self.facts = LlamaCppFacts(**self._reply())
+        super().__init__(python, "benchmarks.cpu.llamacpp", asked, PYTHON_NEEDS, {})
+        self.facts = LlamaCppFacts(**self.about)
 
     def prefill(self) -> None:
-        self._request("prefill")
+        self.request("prefill")
 
     def step(self) -> None:
-        self._request("step")
+        self.request("step")
+
+    def close(self) -> None:
+        super().close()
+        self._scratch.cleanup()
 
     def __enter__(self) -> LlamaCpp:
         return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        with contextlib.suppress(OSError):
-            self._process.communicate(timeout=30)
-        self._errors.close()
-        self._scratch.cleanup()
-
-    def _request(self, word: str) -> None:
-        assert self._process.stdin, "a pipe was asked for"
-        self._process.stdin.write(word + "\n")
-        self._process.stdin.flush()
-        self._reply()
-
-    def _reply(self) -> Any:
-        assert self._process.stdout, "a pipe was asked for"
-        line = self._process.stdout.readline()
-        if line:
-            return json.loads(line)
-        code = self._process.wait()
-        self._errors.seek(0)
-        message = (self._errors.read().strip() or "no message").splitlines()[-1]
-        hint = f"; that Python needs {PYTHON_NEEDS}" if "ModuleNotFoundError" in message else ""
-        raise BackendError(f"llama.cpp stopped with exit code {code}: {message}{hint}")
 
 
 def write_gguf(path: Path, spec: DecoderSpec) -> dict[str, int]:
@@ -186,10 +152,8 @@ class Engine:
 
 
 def main() -> None:
-    """The child process. Replies have standard output to themselves, whatever a library prints."""
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    asked = json.loads(sys.argv[1])
+    """The child process."""
+    reply, asked = child.replier(), child.asked()
     spec, file = DecoderSpec(**asked["spec"]), Path(asked["scratch"]) / "random.gguf"
     llama_cpp: Any = importlib.import_module("llama_cpp")
     about: dict[str, Any] = write_gguf(file, spec)
@@ -200,12 +164,10 @@ def main() -> None:
         "format": "Q4_0, head included",
         "threads": asked["threads"],
     }
-    replies.write(json.dumps(about) + "\n")
-    replies.flush()
-    for word in iter(partial(sys.stdin.readline), ""):
-        {"prefill": engine.prefill, "step": engine.step}[word.strip()]()
-        replies.write("{}\n")
-        replies.flush()
+    reply(about)
+    for word in child.questions():
+        {"prefill": engine.prefill, "step": engine.step}[word]()
+        reply({})
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +27,7 @@ import torch
 from benchmarks import study
 from benchmarks.cpu.decoders import BF16, CPU, Packed, packed_decoder
 from benchmarks.cpu.engine import in_turns
-from benchmarks.cpu.linears import LinearPeers, Weight, pairs
+from benchmarks.cpu.linears import LinearPeers, Weight, fastest, pairs, relative_error
 from benchmarks.cpu.llamacpp import LlamaCpp, LlamaCppFacts
 from benchmarks.cpu.results import LLAMA_CPP, CpuPeersResult, DecoderTimes, ProductTimes
 from edge_vla.device import limits
@@ -44,7 +44,6 @@ LOG: Final = logging.getLogger("benchmarks.cpu.peers")
 ROWS: Final = (1, 7, 288)  # of the product: a step, a verified draft, a prefill
 GROUP: Final = 128
 VOCABULARY: Final = 512
-REPEATS: Final = 5
 NARROW: Final = {"ONEDNN_MAX_CPU_ISA": "AVX2"}  # what OpenVINO's products obey
 
 Named = Mapping[str, str]
@@ -164,14 +163,8 @@ def _ours(kernel: str, weight: Weight) -> Callable[[int], tuple[float, float]]:
 
     def measured(rows: int) -> tuple[float, float]:
         x = torch.from_numpy(np.random.default_rng(1).standard_normal((rows, weight.k)).astype(np.float32)).to(BF16)
-        product, best = prefill if rows > max(ROWS[:-1]) else plain, float("inf")
-        got = product(x)
-        for _ in range(REPEATS):
-            began = time.perf_counter()
-            got = product(x)
-            best = min(best, time.perf_counter() - began)
-        truth = x.double().numpy() @ dense
-        return best * 1e3, float(np.linalg.norm(got.double().numpy() - truth) / np.linalg.norm(truth))
+        milliseconds, got = fastest(partial(prefill if rows > max(ROWS[:-1]) else plain, x))
+        return milliseconds, relative_error(got.double().numpy(), x.double().numpy() @ dense)
 
     return measured
 

@@ -20,12 +20,11 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 
@@ -33,11 +32,13 @@ from benchmarks import study
 from benchmarks.cpu.decoders import random_weight
 from benchmarks.cpu.engine import Stages, in_turns
 from benchmarks.cpu.results import TargetAction, TargetShare, TargetsResult
+from edge_vla import typed_json
 from edge_vla.quant import PackedWeight, Scheme
+from edge_vla.runtime.compiled import compiled
 from edge_vla.runtime.cpu.native.gemm import NativeGemm
 from edge_vla.runtime.cpu.native.library import require_library
 from edge_vla.runtime.cpu.native.structs import Int8Inputs
-from edge_vla.runtime.cpu.native.targets import HERE, SCALAR, Target, named, runnable
+from edge_vla.runtime.cpu.native.targets import HERE, SCALAR, Target, fingerprint, named, runnable
 
 LOG: Final = logging.getLogger("benchmarks.cpu.targets")
 PEAKS: Final = Path(__file__).with_name("peaks.c")
@@ -55,11 +56,9 @@ MASKS: Final[Mapping[str, Mapping[str, str]]] = {  # what torch may use where th
 
 def peaks(target: Target) -> dict[str, float]:
     """Products a second of floats, bytes and pairs of bf16: processor time of one thread, the best of sixty."""
-    with tempfile.TemporaryDirectory() as directory:
-        file = f"{directory}/peaks.so"
-        flags = ["-O2", "-std=gnu11", "-w", "-shared", "-fPIC", *target.flags, f"-D{target.define}", f"-I{HERE}"]
-        subprocess.run(["cc", *flags, "-o", file, str(PEAKS)], check=True)
-        loaded = ctypes.CDLL(file)
+    flags = ["-O2", "-std=gnu11", "-w", "-shared", "-fPIC", *target.flags, f"-D{target.define}", f"-I{HERE}"]
+    about = PEAKS.read_text(encoding="utf-8") + fingerprint(target)
+    loaded = ctypes.CDLL(str(compiled(f"peaks-{target.name}", [*flags, str(PEAKS)], about)))
     rates = {}
     for name in ("float", "byte", "bf16"):
         function = getattr(loaded, f"{name}_products")
@@ -167,8 +166,7 @@ def actions(artifact: Path, targets: Sequence[Target], rounds: int) -> list[Targ
         done = subprocess.run(
             [*words, "--rounds", str(rounds)], env=environment, check=True, stdout=subprocess.PIPE, text=True
         )
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        made.append(TargetAction(**found))
+        made.append(typed_json.from_json(TargetAction, json.loads(done.stdout.splitlines()[-1])))
     return made
 
 

@@ -30,6 +30,7 @@ from benchmarks import study
 from benchmarks.study import Target
 from benchmarks.tensorrt.results import EngineBuild, EngineBuildsResult
 from edge_vla import typed_json
+from edge_vla.device.memory import peak_resident_bytes
 from edge_vla.errors import BackendError
 from edge_vla.runtime.vision.precision import PRECISIONS, Precision
 
@@ -101,18 +102,12 @@ def one(policy: str, precision: Precision, target: str, graph: Path) -> EngineBu
         target=target,
         seconds=round(time.perf_counter() - started, 1),
         cpu_seconds=round(time.process_time() - used, 1),
-        peak_bytes=_peak_bytes(),
+        peak_bytes=peak_resident_bytes(),
         plan_bytes=plan.nbytes,
         attentions=len(re.findall(rb"\x07Softmax", text)),
         fused_attentions=len(FUSED.findall(plan)),
         int8_linears=len(re.findall(rb"\x0eQuantizeLinear", text)),
     )
-
-
-def _peak_bytes() -> int:
-    """Resident, of this process alone: what getrusage says counts what its parent held when it forked."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(re.findall(r"^VmHWM:\s+(\d+) kB", status, re.M)[0]) * 1024
 
 
 def measure(policies: Sequence[str], precisions: Sequence[str], targets: Sequence[str]) -> EngineBuildsResult:
