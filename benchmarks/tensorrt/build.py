@@ -89,12 +89,13 @@ def _grid(weight: Tensor, weights_only: bool) -> Grid:
 
 def one(policy: str, precision: Precision, target: str, graph: Path) -> EngineBuild:
     """Build in this process; torch, which comes with `edge_vla`, is about 0.25 GB of its memory."""
+    from edge_vla.artifact import VISION
     from edge_vla.runtime.vision.graphs import TypedGraph
     from edge_vla.runtime.vision.tensorrt.build import BuildOptions, build
     from edge_vla.runtime.vision.tensorrt.library import RTX, library
 
     started, used = time.perf_counter(), time.process_time()
-    plan = build(library((RTX,)), TypedGraph(graph, graph.parent, ""), BuildOptions(target=target))
+    plan = build(library((RTX,)), TypedGraph(graph, graph.with_name(VISION)), BuildOptions(target=target))
     text = graph.read_bytes()
     return EngineBuild(
         policy=policy,

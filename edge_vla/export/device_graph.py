@@ -47,8 +47,7 @@ def device_graph(
     without the onnx package, ResourceError where the disk is full.
     """
     present = graph_in(folder, artifact, precision)
-    there = present.path.is_file() and bool(present.weights)
-    if there and precision is Precision.INT8 and not fresh:
+    if present.there and precision is Precision.INT8 and not fresh:
         return present
     weights = artifact.directory / VISION
     if not artifact.manifest.files[VISION].matches(weights):  # before each build: the plan's name has the manifest's

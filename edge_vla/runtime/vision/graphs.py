@@ -23,30 +23,34 @@ ROWS: Final = "image_rows"  # the same in the decoder's type, as an engine ends
 
 @dataclass(frozen=True)
 class TypedGraph:
-    """A graph, the folder that its weights' file names mean, and the SHA-256 of that file."""
+    """A graph, its weights' file, and the SHA-256 of that file where a manifest has it."""
 
     path: Path
-    folder: Path
-    weights: str
+    data: Path
+    sha256: str | None = None
+
+    @property
+    def there(self) -> bool:
+        return self.path.is_file() and self.data.is_file()
 
     @property
     def identity(self) -> str:
-        return hashlib.sha256(f"{sha256_of(self.path)} {self.weights}".encode()).hexdigest()
+        """Reads the graph, and the weights where no manifest has their hash: asked for plans alone."""
+        return hashlib.sha256(f"{sha256_of(self.path)} {self.sha256 or sha256_of(self.data)}".encode()).hexdigest()
 
 
 def graph_in(folder: Path, artifact: Artifact, precision: Precision) -> TypedGraph:
     """Of the files in `folder`, whether they exist or not."""
     path = folder / precision.graph
     if precision is Precision.INT8:
-        data = folder / INT8_DATA
-        return TypedGraph(path, folder, sha256_of(data) if data.is_file() else "")
-    return TypedGraph(path, artifact.directory, artifact.manifest.files[VISION].sha256)
+        return TypedGraph(path, folder / INT8_DATA)
+    return TypedGraph(path, artifact.directory / VISION, artifact.manifest.files[VISION].sha256)
 
 
 def find_graph(folder: Path, artifact: Artifact, precision: Precision) -> TypedGraph:
     """The graph of this precision in the artifact's device cache; BackendError with the command that makes it."""
     graph = graph_in(folder, artifact, precision)
-    if not graph.path.is_file() or not graph.weights:
+    if not graph.there:
         raise BackendError(
             f"no {precision.value} graph of {artifact.directory} on this device: {build_command(artifact, precision)}"
         )

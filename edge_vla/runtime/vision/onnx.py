@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edge_vla.artifact import GRAPH, VISION
 from edge_vla.errors import ArtifactError, BackendError
 from edge_vla.runtime.vision.graphs import TypedGraph
 
@@ -42,7 +43,7 @@ class OnnxVision:
         if device.type != "cpu":
             raise BackendError(f"--vision {name} runs on the CPU, got --device {device.type}: choose onnx-cuda there")
         self.bytes = 4 * parameters if fold else 0  # float32; what ONNX Runtime keeps besides is not counted
-        typed = graph if isinstance(graph, TypedGraph) else TypedGraph(graph, graph.parent, "")
+        typed = graph if isinstance(graph, TypedGraph) else TypedGraph(graph, graph.with_name(VISION))
         options = {"num_of_threads": str(torch.get_num_threads())} if provider == OPENVINO else {}
         self.session = open_session(typed, provider, options, name, fold=fold)
 
@@ -75,13 +76,16 @@ def open_session(
     if not fold:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     source: str | bytes = str(graph.path)
-    if graph.folder != graph.path.parent:  # the weights lie in the artifact, the graph in the device cache
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.folder))
+    if graph.data.parent != graph.path.parent:  # the weights lie in the artifact, the graph in the device cache
+        folder = str(graph.data.parent)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         source = graph.path.read_bytes()
     try:
         session = ort.InferenceSession(source, options, providers=[(provider, dict(provider_options))])
     except Exception as error:  # ONNX Runtime's own errors share no base but this
-        remedy = "edge-vla build-engine --fresh makes it again" if graph.weights else "copy or export it again"
+        remedy = (
+            "copy or export it again" if graph.path.name == GRAPH else "edge-vla build-engine --fresh makes it again"
+        )
         raise ArtifactError(
             f"{graph.path} does not load in ONNX Runtime: {str(error).splitlines()[0]}: {remedy}"
         ) from error

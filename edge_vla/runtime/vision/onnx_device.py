@@ -17,7 +17,7 @@ from torch import Tensor
 
 from edge_vla.artifact import Artifact
 from edge_vla.errors import BackendError
-from edge_vla.runtime.vision.graphs import INPUT, OUTPUT, TypedGraph, find_graph, first_graph
+from edge_vla.runtime.vision.graphs import INPUT, OUTPUT, find_graph, first_graph
 from edge_vla.runtime.vision.onnx import open_session, runtime
 from edge_vla.runtime.vision.precision import Precision
 from edge_vla.runtime.vision.tensorrt.plan import device_cache
@@ -84,7 +84,7 @@ def load_bound(
     own = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     session = open_session(graph, provider, provider_options(provider, device, own.cuda_stream, str(folder)), name)
     spec = artifact.manifest.config.spec
-    return BoundOnnxVision(session, (spec.patches, spec.decoder.width), device, weight_bytes(graph), own)
+    return BoundOnnxVision(session, (spec.patches, spec.decoder.width), device, graph.data.stat().st_size, own)
 
 
 def provider_options(provider: str, device: torch.device, stream: int, folder: str) -> Mapping[str, str]:
@@ -94,7 +94,3 @@ def provider_options(provider: str, device: torch.device, stream: int, folder: s
         return common
     kept = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": folder, "trt_timing_cache_enable": "1"}
     return {**common, **kept, "trt_timing_cache_path": folder}
-
-
-def weight_bytes(graph: TypedGraph) -> int:
-    return sum(path.stat().st_size for path in graph.folder.glob("vision*.safetensors"))

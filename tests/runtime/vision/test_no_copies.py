@@ -128,7 +128,7 @@ def test_onnx_runtime_is_bound_to_pointers_before_the_graph(tiny_artifacts: Mapp
     artifact = Artifact(tiny_artifacts[16])
     spec = artifact.manifest.config.spec
     write_typed_graph(spec, artifact.directory / VISION, tmp_path / "vision.fp16.onnx", Arithmetic.FP16)
-    graph = TypedGraph(tmp_path / "vision.fp16.onnx", artifact.directory, "")
+    graph = TypedGraph(tmp_path / "vision.fp16.onnx", artifact.directory / VISION)
     session = open_session(graph, CPU, {}, "onnx-cuda")
     vision, record = BoundOnnxVision(session, rows_shape(artifact.directory), HOST, 0), Counted()
     made = with_rows(artifact.directory, vision, record)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_vla.artifact import Artifact
+from edge_vla.artifact import VISION, Artifact
 from edge_vla.cli import main
 from edge_vla.data import Frame, synthetic_image, write_frames
 from edge_vla.demo import BASE
@@ -98,11 +98,15 @@ def test_what_cannot_be_built_says_so(
 def test_a_graph_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vision.fp16.onnx").write_bytes(b"not a graph")
     with pytest.raises(ArtifactError, match="does not parse"):
-        build(library((RTX,)), TypedGraph(tmp_path / "vision.fp16.onnx", tmp_path, ""), BuildOptions(target="sm_86"))
+        build(
+            library((RTX,)), TypedGraph(tmp_path / "vision.fp16.onnx", tmp_path / VISION), BuildOptions(target="sm_86")
+        )
 
 
 def test_a_graph_of_something_else_is_refused(tmp_path: Path) -> None:
     """An empty file parses: a network of nothing."""
     (tmp_path / "vision.fp16.onnx").write_bytes(b"")
     with pytest.raises(ArtifactError, match=r"is no vision graph.*--fresh"):
-        build(library((RTX,)), TypedGraph(tmp_path / "vision.fp16.onnx", tmp_path, ""), BuildOptions(target="sm_86"))
+        build(
+            library((RTX,)), TypedGraph(tmp_path / "vision.fp16.onnx", tmp_path / VISION), BuildOptions(target="sm_86")
+        )

@@ -91,7 +91,7 @@ def _aim(library: Library, config: Any, target: str | None) -> None:
 def _parse(trt: Any, network: Any, graph: TypedGraph, log: Any) -> None:
     parser = trt.OnnxParser(network, log)
     # The path only says where weights lie: the graph itself may lie elsewhere.
-    if not parser.parse(graph.path.read_bytes(), str(graph.folder / graph.path.name)):
+    if not parser.parse(graph.path.read_bytes(), str(graph.data.with_name(graph.path.name))):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         said = "; ".join(f"node {one.node()}: {one.desc()}" for one in errors[:2]) or log.last
         raise ArtifactError(f"{graph.path} does not parse: {said}: build with --fresh, or update TensorRT")
