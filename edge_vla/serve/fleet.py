@@ -14,6 +14,7 @@ import secrets
 import time
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -266,20 +267,20 @@ class Fleet:
         """One replica's life, again and again."""
         delay = RESTART_S
         while True:
-            handle = self._cluster.replica(self.options)
             why: Exception
             try:
-                facts = await self._bring_up(index, handle, directory, choices)
-                self._raise_up(index, handle, facts)
-                delay = RESTART_S
-                if not first.done():
-                    first.set_result(facts)
-                why = await self._watch(index, handle)
-            except Exception as error:  # noqa: BLE001 - whatever it is, a start must not wait for this replica for ever
+                with self._replica(index) as handle:
+                    facts = await self._bring_up(index, handle, directory, choices)
+                    self._raise_up(index, handle, facts)
+                    delay = RESTART_S
+                    if not first.done():
+                        first.set_result(facts)
+                    why = await self._watch(index, handle)
+            except (LostError, EdgeVLAError) as error:
                 why = error
-            finally:
-                self._take_down(index, handle, None)
-                handle.kill()
+            except Exception as error:  # whatever it is: no start and no robot may wait for this replica for ever
+                log.error("replica %d: a fault of edge-vla", index, exc_info=error)
+                why = BackendError(f"replica {index}: {type(error).__name__}: {error}; the log has where")
             if not first.done():
                 first.set_exception(why if isinstance(why, EdgeVLAError) else BackendError(f"replica {index}: {why}"))
                 return
@@ -287,6 +288,16 @@ class Fleet:
             self._give_up()
             await asyncio.sleep(delay)
             delay = min(2 * delay, LONGEST_RESTART_S)
+
+    @contextlib.contextmanager
+    def _replica(self, index: int) -> Iterator[Handle]:
+        """A new one, which ends with the block."""
+        handle = self._cluster.replica(self.options)
+        try:
+            yield handle
+        finally:
+            self._take_down(index, handle, None)
+            handle.kill()
 
     async def _bring_up(self, index: int, handle: Handle, directory: Path, choices: Choices) -> Facts:
         """Start a replica, and follow it. EdgeVLAError or LostError where it does not start."""

@@ -20,91 +20,16 @@ from edge_vla.errors import BackendError, DeviceLostError, UsageError
 from edge_vla.runtime import Policy
 from edge_vla.serve import fleet
 from edge_vla.serve.fleet import Fleet
-from edge_vla.serve.handles import LostError
 from edge_vla.serve.host import HostOptions
 from edge_vla.serve.lifecycle import Callbacks, serve
 from edge_vla.serve.loading import Choices
 from edge_vla.serve.messages import Code, Observation, RefusedError, Reply
 from edge_vla.serve.replica import Asked, Facts, Failed, Pulse, Refused, Replica
 from tests.serve.core.conftest import WORDS, patient, picture
+from tests.serve.core.nearby import Near, Nearby, Second
 
 T = TypeVar("T")
 OPTIONS = HostOptions(valid_ms=30_000)
-
-
-class Near:
-    """A replica in this process that can be killed, frozen, or made to lie."""
-
-    def __init__(self, options: HostOptions) -> None:
-        self.replica = Replica(options, None)
-        self.dead = asyncio.Event()
-        self.frozen = False
-        self.forge: Callable[[Reply], Reply] = lambda reply: reply
-        self.served: list[str] = []
-        self.cancelled: list[int] = []
-
-    async def _reach(self, work: Awaitable[T]) -> T:
-        """As over a network: it raises as soon as the other end is dead."""
-        task, dead = asyncio.ensure_future(work), asyncio.ensure_future(self.dead.wait())
-        await asyncio.wait({task, dead}, return_when=asyncio.FIRST_COMPLETED)
-        if self.dead.is_set():
-            task.cancel()
-            raise LostError("it was killed")
-        dead.cancel()
-        return await task
-
-    async def start(self, directory: str, choices: Choices) -> Facts | Failed:
-        return await self._reach(self.replica.start(directory, choices))
-
-    async def act(self, asked: Asked) -> Reply | Refused:
-        self.served.append(asked.observation.robot)
-        if self.frozen:
-            await self._reach(asyncio.sleep(60))
-        answer = await self._reach(self.replica.act(asked))
-        return self.forge(answer) if isinstance(answer, Reply) else answer
-
-    async def pulse(self) -> Pulse:
-        if self.frozen:
-            await self._reach(asyncio.sleep(60))
-        return await self._reach(self.replica.pulse())
-
-    async def drain(self, seconds: float) -> None:
-        await self._reach(self.replica.drain(seconds))
-
-    def cancel(self, number: int) -> None:
-        self.cancelled.append(number)
-        self._say(self.replica.cancel(number))
-
-    def reset(self, robot: str) -> None:
-        self._say(self.replica.reset(robot))
-
-    def leave(self, robot: str, number: int) -> None:
-        self._say(self.replica.leave(robot, number))
-
-    def kill(self) -> None:
-        self.dead.set()
-
-    def _say(self, work: Awaitable[None]) -> None:
-        self._said = asyncio.ensure_future(work)
-
-
-class Nearby:
-    """Two of them, and whatever is made in their place."""
-
-    def __init__(self, count: int = 2) -> None:
-        self.count, self.made = count, list[Near]()
-
-    def open(self) -> int:
-        return self.count
-
-    def replica(self, options: HostOptions) -> Near:
-        self.made.append(Near(options))
-        return self.made[-1]
-
-    async def close(self) -> None:
-        """A process that dies ends its threads; here it has to be asked."""
-        for near in self.made:
-            await near.replica.drain(1)
 
 
 def fleeted(artifact: Path, use: Callable[[Fleet, Nearby], Awaitable[T]]) -> T:
@@ -252,6 +177,17 @@ def test_an_answer_to_another_observation_is_no_action(artifact: Path, lie: dict
     assert code(result) == "E_ENGINE"
 
 
+def stopped(cluster: Nearby, artifact: Path, match: str) -> None:
+    """Its start ends, within a minute, with a BackendError that says so."""
+
+    async def run() -> None:
+        with pytest.raises(BackendError, match=match):
+            await asyncio.wait_for(Fleet(cluster, OPTIONS).start(artifact, Choices()), 60)
+        await cluster.close()
+
+    asyncio.run(run())
+
+
 def test_a_replica_of_another_artifact_stops_the_start(artifact: Path) -> None:
     class Other(Near):
         async def start(self, directory: str, choices: Choices) -> Facts | Failed:
@@ -260,20 +196,35 @@ def test_a_replica_of_another_artifact_stops_the_start(artifact: Path) -> None:
             assert isinstance(facts, Facts)
             return replace(facts, metadata=replace(facts.metadata, artifact="feedfacecafe"))
 
-    class Mixed(Nearby):
-        def replica(self, options: HostOptions) -> Near:
-            self.made.append(Near(options) if not self.made else Other(options))
-            return self.made[-1]
+    stopped(Second(Other), artifact, r"replica 1 found feedfacecafe .* every machine needs the same artifact")
 
-    async def run() -> None:
-        cluster = Mixed()
-        with pytest.raises(
-            BackendError, match=r"replica 1 found feedfacecafe .* every machine needs the same artifact"
-        ):
-            await Fleet(cluster, OPTIONS).start(artifact, Choices())
-        await cluster.close()
 
-    asyncio.run(run())
+def test_a_fault_that_nobody_foresaw_stops_the_start(artifact: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A replica's or the cluster's; the log says where it was raised."""
+
+    class Faulty(Near):
+        async def start(self, directory: str, choices: Choices) -> Facts | Failed:
+            raise AssertionError("out of its mind")
+
+    def refused(options: HostOptions) -> Near:
+        raise KeyError("no place")
+
+    stopped(Second(Faulty), artifact, "replica 1: AssertionError: out of its mind; the log has where")
+    stopped(Second(refused), artifact, "replica 1: KeyError: 'no place'")
+    assert 'raise AssertionError("out of its mind")' in caplog.text
+
+
+def test_a_fault_that_nobody_foresaw_is_a_replica_lost_and_started_again(artifact: Path) -> None:
+    def mad(pulse: Pulse) -> Pulse:
+        raise AssertionError("no pulse")
+
+    async def use(found: Fleet, cluster: Nearby) -> None:
+        cluster.made[0].pulsed = mad
+        await until(lambda: len(cluster.made) == 3 and "edgevla_replicas 2.0" in found.metrics.text().decode())
+        assert cluster.made[0].dead.is_set()
+        assert code(await outcome(found.act(observation("arm")))) == "OK"
+
+    fleeted(artifact, use)
 
 
 def test_what_stops_a_replica_stops_the_start_as_what_it_was(tmp_path: Path) -> None:
