@@ -23,7 +23,8 @@ ROOT: Final = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 
 from edge_vla.processor import MACHINES  # noqa: E402
-from edge_vla.runtime.cpu.native import targets  # noqa: E402  without torch, which is not here
+from edge_vla.runtime.compiled import compiler, off  # noqa: E402  all three without torch, which is not here
+from edge_vla.runtime.cpu.native import targets  # noqa: E402
 
 NATIVE: Final = "edge_vla/runtime/cpu/native"
 REQUIRED: Final = os.environ.get("EDGE_VLA_LIBRARY") == "required"
@@ -33,7 +34,7 @@ def _compiler() -> list[str] | None:
     words = os.environ.get("CC", "").split()
     if words:
         return words if shutil.which(words[0]) else None
-    found = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
+    found = compiler()
     return [found] if found else None
 
 
@@ -42,17 +43,17 @@ class CompiledLibraries(BuildHookInterface[Any]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and put the libraries into the wheel, or beside the C files where the install is editable."""
-        compiler = _compiler()
-        if compiler is None or os.environ.get("EDGE_VLA_NATIVE") == "0":
+        command = _compiler()
+        if command is None or off():
             return self._without("no C compiler (cc, gcc, clang or $CC)")
-        triple = subprocess.run([*compiler, "-dumpmachine"], capture_output=True, text=True, check=True).stdout.strip()
+        triple = subprocess.run([*command, "-dumpmachine"], capture_output=True, text=True, check=True).stdout.strip()
         of = MACHINES.get(triple.partition("-")[0], triple.partition("-")[0])
         editable = version == "editable"
         able = targets.runnable() if editable else targets.written(of)
         wanted = [target for target in able if target != targets.SCALAR][: 1 if editable else None]
         self._kept = tempfile.TemporaryDirectory()
         directory = ROOT / NATIVE / "compiled" if editable else Path(self._kept.name)
-        made = self._compile(compiler, wanted, directory)
+        made = self._compile(command, wanted, directory)
         if not made:
             return self._without(f"nothing compiled for {of}")
         if editable:
@@ -68,13 +69,13 @@ class CompiledLibraries(BuildHookInterface[Any]):
         if kept := getattr(self, "_kept", None):
             kept.cleanup()
 
-    def _compile(self, compiler: list[str], wanted: list[targets.Target], directory: Path) -> list[Path]:
+    def _compile(self, program: list[str], wanted: list[targets.Target], directory: Path) -> list[Path]:
         """The libraries; what an old compiler cannot make is left out, with a line that says so."""
         directory.mkdir(parents=True, exist_ok=True)
 
         def one(target: targets.Target) -> Path | None:
             path = directory / targets.file_name(target)
-            command = [*compiler, "-o", str(path), *targets.words(target)]
+            command = [*program, "-o", str(path), *targets.words(target)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 return path
