@@ -70,8 +70,6 @@ class CountedResult:
 # Rows that break a rule, by how their name begins, and why they may.
 ACCEPTED: Final[Mapping[str, str]] = {
     "H200 w4a16_gemm": "8 bytes of stack at 255 registers, as it was when it was measured fastest on an H200",
-    "4090 w4a8_gemm": "16 bytes of stack in groups of 32, which no default makes; never run",
-    "B200 w4a8_gemm": "24 bytes of stack in groups of 32, which no default makes; never run",
 }
 MORE_IS_WORSE: Final = ("registers", "stack_bytes", "shared_bytes", "loop", "per_weight")
 LESS_IS_WORSE: Final = ("programs_per_sm", "loop_products", "loop_wide_loads")

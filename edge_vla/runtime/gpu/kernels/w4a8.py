@@ -54,8 +54,9 @@ def kernel(
     device = x.codes.device
     chip = Chip.of(device)
     tile = tile or gemm_tile(chip, "w4a8", n, k, whole=whole)
-    if scale_k(weight.group) < BLOCK_K:  # several sums of a block at a time: more registers
-        tile = replace(tile, block_m=min(tile.block_m, 64), row_tiles=1, block_n=min(tile.block_n, 64))
+    if (inputs := scale_k(weight.group)) < BLOCK_K:  # several sums of a block at a time: more registers
+        block_m = min(tile.block_m, inputs)
+        tile = replace(tile, block_m=block_m, row_tiles=1, block_n=min(tile.block_n, 64))
     (programs, sizes), (splits, blocks_each) = tile.rows(m), split_k(chip, tile, n, blocks)
     out = sums_of(splits, m, n, dtype, device)
     _w4a8_gemm[(programs, -(-n // tile.block_n), splits)](
