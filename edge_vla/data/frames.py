@@ -1,18 +1,19 @@
 """Frames on disk: a folder of images and a `frames.jsonl` that says what was asked and done at each.
 
-One JSON object a line: `image` (file name), `instruction`, and where known `unnorm_key`, `episode`, `step`,
-`action` (recorded, robot units). Knows nothing of policies, nor of other ways to store frames.
+One JSON object a line: `image` (a file in the folder or below it), `instruction`, and where known `unnorm_key`,
+`episode`, `step`, `action` (recorded, robot units). Knows nothing of policies, nor of other ways to store frames.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -133,16 +134,26 @@ def synthetic_image(seed: int, size: int) -> Image.Image:
     return Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
 
 
+def names(frames: Sequence[Frame]) -> list[str]:
+    """Each picture's path below the folder that holds them all: its file's name where there are no subfolders."""
+    if not frames:
+        return []
+    folder = os.path.commonpath([frame.image.parent for frame in frames])
+    return [frame.image.relative_to(folder).as_posix() for frame in frames]
+
+
 def episodes(frames: Sequence[Frame]) -> list[str]:
     """The episode of each frame; a frame that names none is an episode of its own."""
-    return [frame.episode if frame.episode is not None else frame.image.name for frame in frames]
+    own = names(frames)
+    return [name if frame.episode is None else frame.episode for frame, name in zip(frames, own, strict=True)]
 
 
 def _require_once(path: Path, frames: Mapping[int, Frame]) -> None:
     """FrameError if an image and instruction, or a step of an episode, stands in the index twice."""
     first_line: dict[tuple[object, ...], int] = {}
     for line, frame in frames.items():
-        marks: list[tuple[object, ...]] = [("image and instruction", frame.image.name, frame.instruction)]
+        image = frame.image.relative_to(path.parent).as_posix()
+        marks: list[tuple[object, ...]] = [("image and instruction", image, frame.instruction)]
         if frame.episode is not None and frame.step is not None:
             marks.append(("episode and step", frame.episode, frame.step))
         for mark in marks:
@@ -153,8 +164,9 @@ def _require_once(path: Path, frames: Mapping[int, Frame]) -> None:
 def _frame(directory: Path, number: int, line: str) -> Frame:
     try:
         entry = typed_json.from_json(Entry, json.loads(line), "frame", ignore_unknown=True)
-        if Path(entry.image).name != entry.image:
-            raise ValueError(f"image must be a file name in the folder, got {entry.image!r:.80}")
+        image = PurePosixPath(entry.image)
+        if not image.name or image.is_absolute() or ".." in image.parts:
+            raise ValueError(f"image must be a file in the folder or below it, got {entry.image!r:.80}")
     except (ValueError, RecursionError) as error:
         raise FrameError(
             f"{directory / INDEX}, line {number}: {error}: expected an object with 'image' and 'instruction'"

@@ -5,14 +5,14 @@ A moving picture that Pillow reads (GIF, APNG, WebP) needs nothing else; any oth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from PIL import Image, ImageSequence
 
-from edge_vla.data.frames import BROKEN, INDEX, open_image, read_folder
+from edge_vla.data.frames import BROKEN, INDEX, Frame, names, open_image, read_folder
 from edge_vla.data.lerobot import find_dataset, read_lerobot
 from edge_vla.errors import BackendError, FrameError, UsageError
 from edge_vla.openvla.image import as_rgb
@@ -39,11 +39,9 @@ def series(path: Path) -> Iterator[Shown]:
     UsageError where nothing is there, FrameError for a picture that cannot be read, BackendError without a decoder.
     """
     if (dataset := find_dataset(path)) is not None:
-        frames = read_lerobot(*dataset)
-        return (Shown(frame.image.name, frame.open(), frame.instruction, frame.unnorm_key) for frame in frames)
+        return _recorded(read_lerobot(*dataset))
     if (path / INDEX).is_file():
-        frames = read_folder(path)
-        return (Shown(frame.image.name, frame.open(), frame.instruction, frame.unnorm_key) for frame in frames)
+        return _recorded(read_folder(path))
     if path.is_dir():
         found = sorted(one for one in path.iterdir() if one.suffix.lower() in SUFFIXES and not one.name.startswith("."))
         if not found:
@@ -52,6 +50,11 @@ def series(path: Path) -> Iterator[Shown]:
     if not path.is_file():
         raise UsageError(f"--images {no_such(path, 'folder or video')}")
     return _moving(path) if path.suffix.lower() in SUFFIXES | MOVING else _video(path)
+
+
+def _recorded(frames: Sequence[Frame]) -> Iterator[Shown]:
+    for frame, name in zip(frames, names(frames), strict=True):
+        yield Shown(name, frame.open(), frame.instruction, frame.unnorm_key)
 
 
 def _moving(path: Path) -> Iterator[Shown]:

@@ -147,7 +147,14 @@ LINES: Mapping[str, tuple[bytes, tuple[str, ...]]] = {
         b'{"image": "b.png", "instruction": "go", "episode": "1", "step": 0}',
         ("line 2", "episode and step", "line 1"),
     ),
-    "outside": (b'{"image": "../a.png", "instruction": "go"}', ("line 1", "file name in the folder")),
+    "outside": (b'{"image": "../a.png", "instruction": "go"}', ("line 1", "file in the folder or below it")),
+    "outside by a detour": (b'{"image": "a/../../b.png", "instruction": "go"}', ("line 1", "in the folder")),
+    "absolute": (b'{"image": "/etc/a.png", "instruction": "go"}', ("line 1", "in the folder")),
+    "no name": (b'{"image": ".", "instruction": "go"}', ("line 1", "in the folder")),
+    "the same question twice below": (
+        b'{"image": "a/0.png", "instruction": "go"}\n{"image": "./a//0.png", "instruction": "go"}',
+        ("line 2", "image and instruction", "'a/0.png'"),
+    ),
     "nested": (b"[" * 200_000, ("line 1", "expected")),
 }
 

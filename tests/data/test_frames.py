@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edge_vla.data import open_image, read_frames
+from edge_vla.data import episodes, open_image, read_frames, series
 from edge_vla.errors import EdgeVLAWarning
 
 LINE = json.dumps({"image": "a.png", "instruction": "nimm die Tasse — 拿杯子"}, ensure_ascii=False)
@@ -21,6 +21,23 @@ def test_an_index_may_come_from_windows(encoding: str, ending: str, tmp_path: Pa
     (tmp_path / "frames.jsonl").write_bytes((LINE + ending).encode(encoding))
     (frame,) = read_frames(tmp_path)
     assert frame.instruction == "nimm die Tasse — 拿杯子"
+
+
+def test_pictures_may_lie_in_subfolders(tmp_path: Path) -> None:
+    """A folder for each episode, and the same file names in each: none is taken for another."""
+    lines = list[str]()
+    for episode in range(2):
+        (tmp_path / f"episode-{episode}").mkdir()
+        for step in range(2):
+            name = f"episode-{episode}/{step}.png"
+            Image.fromarray(PICTURE + np.uint8(16 * episode + step)).save(tmp_path / name)
+            lines.append(json.dumps({"image": name, "instruction": "go"}))
+    (tmp_path / "frames.jsonl").write_text("\n".join(lines))
+    frames = read_frames(tmp_path)
+    expected = [json.loads(line)["image"] for line in lines]
+    assert episodes(frames) == expected, "without numbers of episodes each is its own"
+    assert [one.name for one in series(tmp_path)] == expected
+    assert len({frame.sha256() for frame in frames}) == 4
 
 
 def test_a_turned_telephone_is_said(tmp_path: Path) -> None:

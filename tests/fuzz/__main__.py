@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-import huggingface_hub
+from huggingface_hub import constants as hub
 
 from edge_vla.export import Recipe, export
 from tests.fuzz.calls import Finding, Place, fuzz
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=5000, help="half of the command line, half of the Python API")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    hub.HF_HUB_OFFLINE = True
     found, said = list[Finding](), 0
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
