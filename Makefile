@@ -82,13 +82,13 @@ $(TINY)/int16: .venv/ready
 
 .venv-lowest/ready: pyproject.toml packaging/lowest.py .venv/ready
 	$(PYTHON310) -m venv .venv-lowest
-	$(BIN)/python packaging/lowest.py bench serve > .venv-lowest/lowest.txt
+	$(BIN)/python packaging/lowest.py bench onnx serve > .venv-lowest/lowest.txt
 	.venv-lowest/bin/pip install --quiet --requirement .venv-lowest/lowest.txt $(RUN_TESTS)
 	touch $@
 
 .venv-py310/ready: pyproject.toml
 	$(PYTHON310) -m venv .venv-py310
-	.venv-py310/bin/pip install --quiet --editable '.[bench,serve]' $(RUN_TESTS)
+	.venv-py310/bin/pip install --quiet --editable '.[bench,onnx,serve]' $(RUN_TESTS)
 	touch $@
 
 # The ROS 2 node under a real rclpy, in an environment on top of .venv: PyPI's community wheels of ROS, for tests only

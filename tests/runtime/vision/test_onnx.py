@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import onnxruntime as ort
 import pytest
 import torch
 
@@ -22,6 +21,8 @@ from edge_vla.runtime.vision.onnx import OPENVINO
 from edge_vla.runtime.vision.precision import INT8_DATA, Precision
 from edge_vla.runtime.vision.tensorrt.plan import device_cache
 from tests.bad_input.damage import edit_tensors, link
+
+ort = pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture(scope="module")
