@@ -1,9 +1,11 @@
 """What number formats keep of the demo policy: `python -m benchmarks.formats.compare methods --work DIR --out FILE`.
 
-`methods` compares every quantisation method; `bits` asks what a bit budget buys. World 1: calibrated on the expert's
-episodes of the calibration split; measured teacher-forced on the policy's own episodes of the evaluation split, which
-neither training nor calibration has used. The first row is the noise floor: bf16 with its rounding perturbed. Agreement
-only: `benchmarks.demo_policy.compare_formats` measures speed and closed loop. What is in `--work` is not made again.
+`methods` compares every quantisation method; `bits` asks what a bit budget buys; `rotate` what rotated weights do, and
+`rotate-loud` and `rotate-turned` the same where outliers were planted (`benchmarks.formats.outliers`). World 1:
+calibrated on the expert's episodes of the calibration split; measured teacher-forced on the policy's own episodes of
+the evaluation split, which neither training nor calibration has used. The first row is the noise floor: bf16 with its
+rounding perturbed. Agreement only: `benchmarks.demo_policy.compare_formats` measures speed and closed loop. What is in
+`--work` is not made again.
 """
 
 import argparse
@@ -21,7 +23,8 @@ from torch import Tensor
 from benchmarks import study
 from benchmarks.demo_policy import episodes
 from benchmarks.formats.divergence import divergence, forced_logits, kl_reduction
-from benchmarks.formats.recipes import QUESTIONS, ROUNDED_PREFILL, Case
+from benchmarks.formats.outliers import loudness, plant
+from benchmarks.formats.recipes import QUESTIONS, Case
 from benchmarks.formats.results import FLOOR, BitsSpent, Comparison, FormatRow, FormatsResult
 from edge_vla.artifact import Artifact
 from edge_vla.bench.distributions import margins
@@ -51,12 +54,12 @@ PERCENTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 class Comparer:
     """The reference's logits on the frames, the noise floor, and a row for each format added."""
 
-    def __init__(self, frames: Sequence[Frame], work: Path) -> None:
+    def __init__(self, source: Path, frames: Sequence[Frame], work: Path) -> None:
         self.frames, self.episodes, self.work = frames, episode_names(frames), work
-        self.config = open_checkpoint(BASE).config
-        self.reference = self._logits("reference", BASE)[0]
+        self.config = open_checkpoint(source).config
+        self.reference = self._logits("reference", source)[0]
         self.best = self.reference.argmax(dim=-1)
-        noisy, kernels = self._logits(FLOOR, BASE, noise=True)
+        noisy, kernels = self._logits(FLOOR, source, noise=True)
         self.margins = margins(self.reference.numpy(), self.best.numpy())
         moved = np.abs(margins(noisy.numpy(), self.best.numpy()) - self.margins)
         self.margin_floor = float(np.percentile(moved, NOISE_PERCENTILE))
@@ -147,16 +150,24 @@ def compare(question: str, work: Path, limit: int | None) -> FormatsResult:
         read_frames(work / which) if (work / which).exists() else episodes.frames(name, which, work / which)
         for name, which in SPLITS
     )
-    cases = QUESTIONS[question](open_checkpoint(BASE).config.spec)
-    _export(cases, work, calibration)
-    comparer = Comparer(frames[:limit], work)
+    asked, source, model = QUESTIONS[question], BASE, f"the demo policy, world {WORLD}"
+    if asked.planted is not None:
+        work = work / question
+        source = plant(asked.planted, BASE, work / "source", calibration)
+        stream, read = loudness(open_checkpoint(source), calibration)
+        model += (
+            f", outliers planted ({asked.planted}): {stream:.0f} times the median in the stream, {read:.0f} in inputs"
+        )
+    cases = asked.cases(open_checkpoint(source).config.spec)
+    _export(source, cases, work, calibration)
+    comparer = Comparer(source, frames[:limit], work)
     for name, case in cases.items():
         comparer.add(name, work / name, case.against)
-    for name, rounded in ROUNDED_PREFILL.items() if question == "methods" and library() is not None else ():
-        comparer.add(rounded, work / name, name, NATIVE_INT8)
+    for name in asked.rounded if library() is not None else ():
+        comparer.add(f"{name}, prefill rounded", work / name, name, NATIVE_INT8)
     return FormatsResult(
         question=question,
-        model=f"the demo policy, world {WORLD}",
+        model=model,
         frames=len(comparer.frames),
         episodes=len(set(comparer.episodes)),
         margin_floor=comparer.margin_floor,
@@ -164,10 +175,10 @@ def compare(question: str, work: Path, limit: int | None) -> FormatsResult:
     )
 
 
-def _export(cases: Mapping[str, Case], work: Path, calibration: Sequence[Frame]) -> None:
+def _export(source: Path, cases: Mapping[str, Case], work: Path, calibration: Sequence[Frame]) -> None:
     for name, case in cases.items():
         if not (work / name).exists():
-            export(BASE, work / name, case.recipe, (), calibration if case.recipe.calibrated else ())
+            export(source, work / name, case.recipe, (), calibration if case.recipe.calibrated else ())
             LOG.info("%s: exported", name)
 
 

@@ -41,8 +41,21 @@ def methods(_: PolicySpec) -> Mapping[str, Case]:
     }
 
 
-# Artifacts that a kernel runs which rounds a prefill's activations to int8 as well.
-ROUNDED_PREFILL: Final = {"int8": "int8, prefill rounded", "int4 GPTQ": "int4 GPTQ, prefill rounded"}
+def rotation(_: PolicySpec) -> Mapping[str, Case]:
+    """Each scheme as it is and rotated; int8 shows what weights alone lose."""
+    return {
+        "bf16 rotated": Case(Recipe(bits=16, rotate=True), FLOOR),
+        "int8": Case(Recipe(bits=8), FLOOR),
+        "int8 rotated": Case(Recipe(bits=8, rotate=True), "int8"),
+        "w8a8": Case(Recipe(bits=8, activations=8), "int8"),
+        "w8a8 rotated": Case(Recipe(bits=8, activations=8, rotate=True), "w8a8"),
+        "w8a8 SmoothQuant": Case(Recipe(bits=8, method="smoothquant"), "w8a8"),
+        "w8a8 SmoothQuant rotated": Case(Recipe(bits=8, method="smoothquant", rotate=True), "w8a8 SmoothQuant"),
+        "int4": Case(Recipe(), "int8"),
+        "int4 rotated": Case(Recipe(rotate=True), "int4"),
+        "int4 GPTQ": Case(Recipe(method="gptq"), "int4"),
+        "int4 GPTQ rotated": Case(Recipe(method="gptq", rotate=True), "int4 GPTQ"),
+    }
 
 
 def bits(spec: PolicySpec) -> Mapping[str, Case]:
@@ -74,4 +87,23 @@ def freed_bits(spec: PolicySpec) -> float:
     return BYTE * (vision_bytes(spec, 16) - vision_bytes(spec, 8)) / linear_weights(spec.decoder)
 
 
-QUESTIONS: Final[Mapping[str, Callable[[PolicySpec], Mapping[str, Case]]]] = {"methods": methods, "bits": bits}
+@dataclass(frozen=True)
+class Question:
+    """`rounded` are cases that also run on a kernel which rounds a prefill's activations to int8,
+
+    `planted` names the outliers that the policy gets first (`benchmarks.formats.outliers`).
+    """
+
+    cases: Callable[[PolicySpec], Mapping[str, Case]]
+    rounded: tuple[str, ...] = ()
+    planted: str | None = None
+
+
+W4A8: Final = ("int4", "int4 rotated", "int4 GPTQ", "int4 GPTQ rotated")
+QUESTIONS: Final[Mapping[str, Question]] = {
+    "methods": Question(methods, ("int8", "int4 GPTQ")),
+    "bits": Question(bits),
+    "rotate": Question(rotation, W4A8),
+    "rotate-loud": Question(rotation, W4A8, "loud"),
+    "rotate-turned": Question(rotation, W4A8, "turned"),
+}

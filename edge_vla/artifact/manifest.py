@@ -124,12 +124,16 @@ class RecordedRecipe:
     alpha: float | None = None
     asymmetric: bool = False
     device: str = "cpu"
+    rotate: bool = False
     calibration: Calibration | None = None
 
     def to_json(self) -> dict[str, object]:
-        """The first three values always, the others where they are not the default; in the manifest's order."""
+        """The first three values always, the others where they are not the default; in the manifest's order.
+
+        A rotation's seed is always among them: it decides the weights.
+        """
         default, values = RecordedRecipe(bits=self.bits), dataclasses.asdict(self)
-        always = {"bits", "group", "merge_arithmetic"}
+        always = {"bits", "group", "merge_arithmetic", *(["seed"] if self.rotate else [])}
         return {name: values[name] for name in sorted(values) if name in always or values[name] != vars(default)[name]}
 
 

@@ -36,6 +36,9 @@ Budget = Annotated[
 ]
 CalibrationFrames = Annotated[int | None, typer.Option(help="Frames to calibrate on (default 128).")]
 VisionBits = Annotated[int | None, typer.Option(help="Bits of towers and projector: 16 (default) or 8.")]
+Rotate = Annotated[
+    bool | None, typer.Option("--rotate", help="Spread outlier channels by a rotation, folded into the weights.")
+]
 Format = Annotated[str, typer.Option("--format", help="artifact, gptq or compressed-tensors.")]
 DecoderOnly = Annotated[bool, typer.Option("--decoder-only", help="Other formats: write the Llama decoder alone.")]
 Merge = Annotated[str | None, typer.Option(help="fp32 (default) or upstream.")]
@@ -59,6 +62,7 @@ def export(
     budget: Budget = None,
     calibration_frames: CalibrationFrames = None,
     vision_bits: VisionBits = None,
+    rotate: Rotate = None,
     form: Format = "artifact",
     decoder_only: DecoderOnly = False,
     adapter: Adapters = None,
@@ -92,6 +96,7 @@ def export(
         "alpha": alpha,
         "asymmetric": asymmetric,
         "device": device,
+        "rotate": rotate,
     }
     base = Recipe.read(recipe) if recipe else Recipe()
     chosen = replace(base, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]

@@ -50,6 +50,8 @@ def export_checkpoint(
     that is wrong; a calibrated export that was interrupted is resumed by the same call, as with `export`.
     """
     recipe, progress = recipe or Recipe(), progress or Silent()
+    if recipe.rotate and decoder_only:
+        raise UsageError("--rotate turns the projector too, and --decoder-only leaves it out: give one of them")
     checkpoint = open_checkpoint(source, adapters, recipe.merge_arithmetic, prompt=prompt, statistics=statistics)
     recipe, layout = _choose(form, recipe, checkpoint)
     shown = prepared(frames, preprocess, checkpoint.config.image.size)
@@ -60,8 +62,8 @@ def export_checkpoint(
     with writing(job, out) as writer:
         progress.opened(checkpoint.reading)
         layers, _ = write_decoder(job, writer, progress)
-        write_shards(checkpoint, layers, layout, writer, progress, decoder_only=decoder_only)
-        write_settings(checkpoint, layout, writer, decoder_only=decoder_only)
+        write_shards(job.checkpoint, layers, layout, writer, progress, decoder_only=decoder_only)
+        write_settings(job.checkpoint, layout, writer, decoder_only=decoder_only)
         if not decoder_only:
             open_checkpoint(writer.partial)  # what is published can be read back
         writer.publish(without=[JOURNAL, *map(layer_file, range(len(layers)))])

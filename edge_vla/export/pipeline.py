@@ -39,6 +39,7 @@ from edge_vla.checkpoint.keys import DECODER_PREFIX
 from edge_vla.checkpoint.keys import EMBEDDINGS as EMBEDDINGS_KEY
 from edge_vla.checkpoint.keys import HEAD as HEAD_KEY
 from edge_vla.checkpoint.quantised import DequantisedTensors
+from edge_vla.checkpoint.rotation import RotatedTensors
 from edge_vla.data import Frame, synthetic_image
 from edge_vla.errors import BackendError, EdgeVLAError, ResourceError, UsageError
 from edge_vla.export.budget import limit, spend
@@ -154,6 +155,9 @@ def prepare(checkpoint: Checkpoint, recipe: Recipe, frames: Sequence[Frame], for
     """Everything that can be wrong with recipe and frames is wrong now, not after hours."""
     if recipe.device == "cuda" and not torch.cuda.is_available():
         raise BackendError("--device cuda: torch sees no CUDA device; check nvidia-smi and the torch build")
+    if recipe.rotate:
+        turned = RotatedTensors(checkpoint.tensors, checkpoint.config.spec, recipe.seed)
+        checkpoint = dataclasses.replace(checkpoint, tensors=turned)
     recipe = follow_source(recipe, checkpoint)
     formats = same_everywhere(checkpoint.config.spec.decoder, recipe)
     for frame in frames[:MAX_CANDIDATES]:

@@ -44,6 +44,7 @@ class Recipe:
     `vision_bits` are those of towers and projector, 16 or 8; with a `budget`, 16 lets it choose between the two.
     `device` is where a `gptq` export calculates, `cpu` or `cuda`: sums in another order give other bits, so it is part
     of the recipe and never chosen automatically.
+    `rotate` turns the decoder by randomised Hadamard matrices of this `seed` first, which spreads outlier channels.
     """
 
     bits: int = 4
@@ -59,6 +60,7 @@ class Recipe:
     alpha: float | None = None
     asymmetric: bool = False
     device: str = "cpu"
+    rotate: bool = False
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:

@@ -20,7 +20,7 @@ from edge_vla.spec import OPENVLA_7B
 
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_each_case_is_compared_with_an_earlier_one(question: str) -> None:
-    cases = QUESTIONS[question](open_checkpoint(BASE).config.spec)
+    cases = QUESTIONS[question].cases(open_checkpoint(BASE).config.spec)
     for index, case in enumerate(cases.values()):
         assert case.against in [FLOOR, *list(cases)[:index]]
 
@@ -44,7 +44,7 @@ def test_a_reduction_has_its_interval() -> None:
 def test_a_format_beside_the_noise_floor(tmp_path: Path) -> None:
     frames = episodes.frames("world1-policy", "evaluation", tmp_path / "frames", episodes=2)[:10]
     artifact = export(BASE, tmp_path / "int4", Recipe()).directory
-    comparer = compare.Comparer(frames, tmp_path)
+    comparer = compare.Comparer(BASE, frames, tmp_path)
     comparer.add("int4", artifact, FLOOR)
     floor, int4 = comparer.rows
     assert (floor.name, floor.recipe, floor.bits_per_weight, floor.against) == (FLOOR, None, None, None)
@@ -55,5 +55,5 @@ def test_a_format_beside_the_noise_floor(tmp_path: Path) -> None:
     assert int4.high_margin_tokens == floor.high_margin_tokens > 0
     result = FormatsResult("bits", "the demo policy", 10, 2, comparer.margin_floor, comparer.rows)
     assert len(list(tables.formats(result))) == 2 + 2 + 2, "a sentence, a gap, the head, two rows"
-    again = compare.Comparer(frames, tmp_path)
+    again = compare.Comparer(BASE, frames, tmp_path)
     assert again.rows[0] == floor, "logits that are there are not computed again"
