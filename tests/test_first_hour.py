@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edge_vla.bench import reports
 from edge_vla.bench.reports import brief, verdicts
-from edge_vla.bench.result import Gate
+from edge_vla.bench.result import Gate, Interval
 from tests.bench.sample_result import sample_result
 from tests.conftest import TINY
 from tests.test_cli import call
@@ -144,6 +145,24 @@ def test_what_is_missing_to_decide() -> None:
             assert needed.each is not None
             assert kinds * needed.each == regime.candidate["all"].episodes + needed.more
             assert kinds * (needed.each - 1) < regime.overall.episodes_needed <= kinds * needed.each
+
+
+def test_what_is_missing_where_the_planned_episodes_did_not_decide() -> None:
+    """Three lost episodes of 32, at a margin that equal policies would have passed."""
+    result = sample_result()
+    row = next(one for one in result.candidates if one.closed_loop)
+    assert row.closed_loop is not None
+    (regime,) = row.closed_loop.regimes[:1]
+    done = regime.candidate["all"].episodes
+    for low, says in ((-0.12, "more episodes: bench --episodes"), (-0.45, "more than 20 times as many episodes")):
+        outcome = replace(regime.overall, episodes_needed=done, difference=Interval(-0.02, low, 0.05))
+        row.closed_loop.regimes[0] = replace(regime, overall=outcome)
+        gate = Gate(name=f"closed loop, {regime.name}", system=row.name, passed=None, value=low, bound=-0.1, why="")
+        assert says in verdicts.to_decide(gate, result)
+        if low == -0.12:
+            needed = verdicts.missing(gate, result)
+            assert needed is not None
+            assert needed.more == pytest.approx(done * ((0.10 / 0.08) ** 2 - 1), abs=2)
 
 
 @pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}, {"PYTHONIOENCODING": "ascii"}])

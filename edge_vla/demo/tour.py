@@ -1,7 +1,7 @@
 """The whole path on the embedded policy, as `edge-vla demo` runs it.
 
-Merge the adapter, export int4 with its ONNX graph, verify, bench against bf16 on recorded frames of the second world,
-run both policies closed-loop there, draw an episode, and write one report.
+Merge the adapter, export int4 with GPTQ and its ONNX graph, verify, bench against bf16 on recorded frames of the second
+world, run both policies closed-loop there, draw an episode, and write one report.
 """
 
 import shutil
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from edge_vla.artifact import Artifact
 from edge_vla.bench.plan import ClosedLoopPlan, Plan, ReferencePlan
 from edge_vla.bench.reports import markdown
 from edge_vla.bench.result import Result
@@ -30,6 +29,9 @@ from edge_vla.runtime import load, replay
 WORLD: Final = 2
 UNFINISHED: Final = ".unfinished"  # a file, until everything is there
 FRAMES_PER_EPISODE: Final = 8  # at least; so many seeds give enough frames
+CALIBRATION_FRAMES: Final = 64
+CALIBRATION_SEEDS: Final = FRAME_SEEDS[100_000 : 100_000 + CALIBRATION_FRAMES // FRAMES_PER_EPISODE]
+MARGIN: Final = 0.10  # of success: what a hundred episodes can decide; a bench's own 0.03 takes 344
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,18 @@ def tour(out: Path, episodes: int, frames: int, progress: Progress, on_progress:
     _make(out)
     on_progress("recording the expert's episodes in the second world")
     record(out / "frames", None, world(WORLD), FRAME_SEEDS[: -(-frames // FRAMES_PER_EPISODE)])
-    recorded = read_frames(out / "frames")
-    on_progress("merging the adapter and exporting int4")
-    artifact = export(BASE, out / "artifact", Recipe(bits=4), [ADAPTER], recorded, progress)
+    record(out / "calibration", None, world(WORLD), CALIBRATION_SEEDS)  # never those that are measured on
+    recorded, calibration = read_frames(out / "frames"), read_frames(out / "calibration")
+    on_progress("merging the adapter and exporting int4 with GPTQ")
+    recipe = Recipe(bits=4, method="gptq", calibration_frames=CALIBRATION_FRAMES)
+    artifact = export(BASE, out / "artifact", recipe, [ADAPTER], calibration, progress)
     artifact.verify()
     policy = load(artifact.directory, "cpu", check=False)
     notes = replay(policy, artifact.directory, artifact.manifest.golden)
     golden = "a near-tie" if notes else "as recorded"
     on_progress(f"verified: {len(artifact.manifest.files)} hashes, golden frame {golden}")
     reference = ReferencePlan(str(BASE), (str(ADAPTER),), frames=out / "frames", limit=frames)
-    closed_loop = ClosedLoopPlan(f"edge_vla.demo.environments:world{WORLD}", max(1, episodes // 2))
+    closed_loop = ClosedLoopPlan(f"edge_vla.demo.environments:world{WORLD}", max(1, episodes // 2), MARGIN)
     plan = Plan(closed_loop=closed_loop, model=f"the demo policy, world {WORLD}")
     result = bench([artifact.directory], reference, out / "bench", plan, on_progress)
     robot = OneByOne(policy, statistics_key(WORLD))
@@ -65,7 +69,7 @@ def tour(out: Path, episodes: int, frames: int, progress: Progress, on_progress:
     picture.save(out / "episode.png")
     outcome = f"{'success' if episode.success else 'no success'} in {episode.steps} steps"
     said = f"{episode.instruction!r}: {outcome}"
-    action = _next_action(artifact, recorded[0], out)
+    action = _next_action(recorded[0], out)
     report = "\n".join([markdown(result), f"![an episode](episode.png)\n\n{said}.\n", _files(out, action)])
     write_whole(out / "report.md", report)
     (out / UNFINISHED).unlink()
@@ -95,6 +99,6 @@ def _files(out: Path, action: str) -> str:
 """
 
 
-def _next_action(artifact: Artifact, frame: Frame, out: Path) -> str:
-    instruction = artifact.manifest.golden[0].instruction
-    return f'edge-vla run {out}/artifact --image {out}/frames/{frame.image.name} --instruction "{instruction}"'
+def _next_action(frame: Frame, out: Path) -> str:
+    picture = out / "frames" / frame.image.name
+    return f'edge-vla run {out}/artifact --image {picture} --instruction "{frame.instruction}"'

@@ -11,6 +11,7 @@ import edge_vla
 from edge_vla.artifact import Artifact
 from edge_vla.bench import reports
 from edge_vla.cli import main
+from edge_vla.demo.tour import UNFINISHED
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,37 @@ def test_the_artifact_stands_on_its_own(out: Path) -> None:
     action = policy.act(Image.open(out / "artifact" / frame.image), frame.instruction)
     assert action.tokens == frame.tokens
     assert action.kernels["int4"] not in ("", "reference")
+
+
+def test_without_a_package_nothing_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(SystemExit) as end:
+        main(["demo", "--out", str(tmp_path / "demo-out")])
+    assert end.value.code == 3
+    assert "needs onnxscript: pip install 'edge-vla[onnx]'" in capsys.readouterr().err
+    assert not (tmp_path / "demo-out").exists()
+
+
+def test_what_was_left_unfinished_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle keeps a mark, and only what bears it goes."""
+    out = tmp_path / "demo-out"
+    for step in ("record", "export"):
+        monkeypatch.setattr(f"edge_vla.demo.tour.{step}", interrupt)
+        with pytest.raises(SystemExit) as end:
+            main(["demo", "--out", str(out), "--frames", "8"])
+        assert end.value.code == 130
+        monkeypatch.undo()
+        assert (out / UNFINISHED).exists()
+    (out / UNFINISHED).unlink()
+    with pytest.raises(SystemExit) as end:
+        main(["demo", "--out", str(out)])
+    assert end.value.code == 2, "without its mark it may be anybody's"
+
+
+def interrupt(*arguments: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_second_run_does_not_overwrite(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

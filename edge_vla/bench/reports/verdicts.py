@@ -62,23 +62,30 @@ def missing(gate: Gate, result: Result) -> Needed | None:
     if gate.passed is not None:
         return None
     row = next((one for one in result.candidates if one.name == gate.system), None)
-    if row is None:
+    if row is None or gate.bound is None:
         return None
     if is_a(gate, CLOSED_LOOP) and row.closed_loop is not None:
         regime = next((one for one in row.closed_loop.regimes if gate.name == f"{CLOSED_LOOP}, {one.name}"), None)
         if regime is None:
             return None
         kinds, done = max(1, len(regime.candidate) - 1), regime.candidate["all"].episodes
-        each = math.ceil(regime.overall.episodes_needed / kinds)
+        needed = regime.overall.episodes_needed  # of policies that are equal; these may not be
+        if done >= needed:
+            needed = _until_clear(regime.overall.difference, gate.bound, done) or 0
+        each = math.ceil(needed / kinds)
         return Needed("episodes", kinds * each - done, each) if kinds * each > done else None
-    if row.agreement is None or gate.bound is None:
+    if row.agreement is None:
         return None
     shares = {
         "teacher-forced tokens": row.agreement.teacher_forced,
         "free-running tokens": row.agreement.free_running,
         "gripper flips": row.agreement.gripper.flips,
     }
-    return _more_frames(shares[gate.name], gate.bound, result.frames.count) if gate.name in shares else None
+    if gate.name not in shares:
+        return None
+    count = result.frames.count
+    frames = _until_clear(shares[gate.name], gate.bound, count)
+    return None if frames is None else Needed("frames", max(1, frames - count))
 
 
 def to_decide(gate: Gate, result: Result) -> str:
@@ -89,16 +96,19 @@ def to_decide(gate: Gate, result: Result) -> str:
         return str(needed)
     if gate.name == "repeated frames":
         return "needs a machine without other work"
-    return f"needs more than {WORTH} times as many frames" if gate.name in SHARES else ""
+    what = "episodes" if is_a(gate, CLOSED_LOOP) else "frames" if gate.name in SHARES else None
+    return f"needs more than {WORTH} times as many {what}" if what else ""
 
 
-def _more_frames(share: Interval, limit: float, count: int) -> Needed | None:
-    """An interval narrows with the root of its frames: how many until it no longer reaches the bound."""
-    gap = abs(share.mean - limit)
-    reach = share.mean - share.low if share.mean > limit else share.high - share.mean
+def _until_clear(measured: Interval, limit: float, count: int) -> int | None:
+    """An interval narrows with the root of its samples: how many until it no longer reaches the bound, None if WORTH
+    times as many would not do.
+    """
+    gap = abs(measured.mean - limit)
+    reach = measured.mean - measured.low if measured.mean > limit else measured.high - measured.mean
     if gap <= 0 or not 0 < (times := (reach / gap) ** 2) < WORTH:
         return None
-    return Needed("frames", max(1, math.ceil(count * (times - 1))))
+    return math.ceil(count * times)
 
 
 @dataclass(frozen=True)
