@@ -132,10 +132,14 @@ format: .venv/ready
 .PHONY: .venv
 .venv: .venv/ready
 
+# Where there is no NVIDIA driver, a torch for CPUs: PyPI's for Linux brings 3 GB of CUDA.
+TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,--extra-index-url https://download.pytorch.org/whl/cpu)
+
 .venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) benchmarks/first_run.py --say
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --retries 1 --constraint constraints.txt --no-deps $(TORCH_INDEX) torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 

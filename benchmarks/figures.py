@@ -24,6 +24,7 @@ from benchmarks.cpu.results import EAGER, PACKED, CpuPeersResult, DraftsResult, 
 from benchmarks.demo_policy import tables as demo_policy
 from benchmarks.demo_policy.results import LadderResult, PolicyEvaluation, ReproductionResult
 from benchmarks.demo_policy.results_v1 import AdapterFormats
+from benchmarks.first_run import FirstRunResult
 from benchmarks.formats import tables as formats
 from benchmarks.formats.results import FormatsResult, InteropResult
 from benchmarks.gpu import tables as gpu
@@ -56,6 +57,8 @@ from edge_vla.files import write_whole
 
 BEGIN: Final = "<!-- figures: python -m benchmarks.figures README.md benchmarks/results -->"
 END: Final = "<!-- end of figures -->"
+FIRST_RUN: Final = ("<!-- first run -->", "<!-- end of first run -->")  # around half a sentence
+README_FIRST_RUN: Final = "first-run.json"
 REPORT: Final = "REPORT.md"
 README_BENCH: Final = "demo-world1.json"  # the one bench in the README
 README_EXPORT: Final = "7b-int4-gptq-export.json"  # the one export
@@ -125,6 +128,19 @@ def fill(text: str, content: str) -> str:
     if not begin or not end:
         raise UsageError(f"the page has no {BEGIN!r} … {END!r}: add both lines where the figures belong")
     return f"{before}{BEGIN}\n\n{content}\n{END}{after}"
+
+
+def fill_first_run(text: str, results: Path) -> str:
+    """`text` with what `make demo` costs between its markers; as it is without markers or a result."""
+    before, begin, rest = text.partition(FIRST_RUN[0])
+    _, end, after = rest.partition(FIRST_RUN[1])
+    path = results / README_FIRST_RUN
+    if not begin or not end or not path.exists():
+        return text
+    found = read_result(path)
+    assert isinstance(found.body, FirstRunResult), path
+    words = f"{found.body.in_words()} ({_links([found], 'benchmarks/results')})"
+    return f"{before}{begin}{words}{end}{after}"
 
 
 def _read(results: Path) -> Iterator[ResultFile]:
@@ -238,6 +254,14 @@ def _watcher_cost(result: WatcherCostResult) -> Iterator[str]:
     yield f"The watcher takes {percent(result.watcher_cpu_share)} of a core."
 
 
+def _first_run(result: FirstRunResult) -> Iterator[str]:
+    yield f"`make demo` {result.in_words()}: {_seconds(result.install_s)} to install, {_seconds(result.demo_s)} to run."
+    yield ""
+    disk = f"{result.venv_bytes / 1e9:.2f} GB in .venv and {result.demo_bytes / 1e6:.1f} MB in demo-out"
+    yield f"{result.packages} packages with {result.torch}; {disk}; load average {result.load_before} before."
+    yield f"It ended with: {result.verdict}"
+
+
 def _device_bytes(line: str) -> int | None:
     """Of the artifact that `inspect --json` described; None for other output."""
     try:
@@ -283,6 +307,7 @@ TABLES: Final[Mapping[type, Callable[[Any], Iterator[str]]]] = {
     EngineBuildsResult: tensorrt.builds,
     EpisodesResult: serve.episodes,
     FairnessResult: serve.fairness,
+    FirstRunResult: _first_run,
     FleetResult: serve.fleet,
     FormatsResult: formats.formats,
     FuzzResult: serve.fuzz,
@@ -309,7 +334,8 @@ def main() -> None:
     parser.add_argument("page", type=Path, help="Markdown file with the two marker lines")
     parser.add_argument("results", type=Path, help="directory of results; the report is written beside it")
     given = parser.parse_args()
-    write_whole(given.page, fill(given.page.read_text(encoding="utf-8"), readme(given.results)))
+    page = fill(given.page.read_text(encoding="utf-8"), readme(given.results))
+    write_whole(given.page, fill_first_run(page, given.results))
     write_whole(given.results.parent / REPORT, report(given.results))
 
 

@@ -16,6 +16,7 @@ from benchmarks.checkouts import CheckoutsResult
 from benchmarks.commands import CommandsResult
 from benchmarks.cpu.results import CpuPeersResult, DraftsResult, EngineResult, SoakResult, TargetsResult
 from benchmarks.demo_policy.results import LadderResult, PolicyEvaluation, ReproductionResult
+from benchmarks.first_run import FirstRunResult
 from benchmarks.formats.results import FormatsResult, InteropResult
 from benchmarks.gpu.counted.result import CountedResult
 from benchmarks.gpu.result import GpuResult
@@ -53,6 +54,7 @@ BODIES: Final[Mapping[str, type[Body]]] = {
         EngineResult,
         EpisodesResult,
         FairnessResult,
+        FirstRunResult,
         FleetResult,
         FormatsResult,
         FuzzResult,

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import study
 from benchmarks.commands import CommandCost, CommandsResult, EtaError
-from benchmarks.figures import BEGIN, END, REPORT, fill, readme, report
+from benchmarks.figures import BEGIN, END, REPORT, fill, fill_first_run, readme, report
 from edge_vla.bench import result_file
 from edge_vla.errors import UsageError
 from tests.bench.sample_result import empty_result, minimal_result, sample_result
@@ -19,7 +19,8 @@ RESULTS = study.ROOT / "benchmarks" / "results"
 
 def test_the_readme_is_not_stale() -> None:
     text = (study.ROOT / "README.md").read_text(encoding="utf-8")
-    assert text == fill(text, readme(RESULTS)), "python -m benchmarks.figures README.md benchmarks/results"
+    filled = fill_first_run(fill(text, readme(RESULTS)), RESULTS)
+    assert text == filled, "python -m benchmarks.figures README.md benchmarks/results"
 
 
 def test_the_report_is_not_stale() -> None:
