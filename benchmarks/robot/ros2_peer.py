@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -29,6 +29,7 @@ from edge_vla.robot.ros2.typed import build, message_class
 
 T = TypeVar("T")
 WAIT_S: Final = 20.0
+ASKED: Final = 4
 RELIABLE: Final = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED: Final = QoSProfile(
     depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
@@ -77,20 +78,25 @@ class Peer:
 
     def change(self, transition: str) -> bool:
         """As `ros2 lifecycle set NODE TRANSITION`: whether it succeeded."""
-        kind = service("lifecycle_msgs", "ChangeState")
+        kind, before = service("lifecycle_msgs", "ChangeState"), self.state()
         request = kind.Request()
         request.transition.label = transition
-        return bool(self.call(kind, f"{self.target}/change_state", request).success)
+        for _ in range(ASKED):
+            with suppress(AssertionError):
+                return bool(self.call(kind, f"{self.target}/change_state", request).success)
+            if self.state() != before:  # done, and its answer lost
+                return True
+        raise AssertionError(f"{transition} was never answered")
 
     def state(self) -> str:
         kind = service("lifecycle_msgs", "GetState")
-        return str(self.call(kind, f"{self.target}/get_state", kind.Request()).current_state.label)
+        return str(self.ask(kind, f"{self.target}/get_state", kind.Request()).current_state.label)
 
     def set(self, **parameters: Any) -> list[str]:
         """As `ros2 param set`: the reasons of those that were refused."""
         kind = service("rcl_interfaces", "SetParameters")
         asked = [Parameter(name, value=value).to_parameter_msg() for name, value in parameters.items()]
-        answer = self.call(kind, f"{self.target}/set_parameters", kind.Request(parameters=asked))
+        answer = self.ask(kind, f"{self.target}/set_parameters", kind.Request(parameters=asked))
         return [each.reason for each in answer.results if not each.successful]
 
     def call(self, kind: Any, name: str, request: Any, timeout_s: float = 60.0) -> Any:
@@ -100,6 +106,13 @@ class Peer:
         wait_for(future.done, timeout_s)
         self.node.destroy_client(client)
         return future.result()
+
+    def ask(self, kind: Any, name: str, request: Any) -> Any:
+        """As `call`, for what may be said twice: DDS loses an answer to a client that the server has not found yet."""
+        for _ in range(ASKED):
+            with suppress(AssertionError):
+                return self.call(kind, name, request, WAIT_S)
+        raise AssertionError(f"{name} never answered")
 
     def close(self) -> None:
         self._over = True
