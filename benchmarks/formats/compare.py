@@ -1,7 +1,7 @@
 """What number formats keep of the demo policy: `python -m benchmarks.formats.compare methods --work DIR --out FILE`.
 
 `methods` compares every quantisation method; `bits` asks what a bit budget buys; `rotate` what rotated weights do, and
-`rotate-loud` and `rotate-turned` the same where outliers were planted (`benchmarks.formats.outliers`). World 1:
+`rotate-loud`, `-turned` and `-massive` the same where outliers were planted (`benchmarks.formats.outliers`). World 1:
 calibrated on the expert's episodes of the calibration split; measured teacher-forced on the policy's own episodes of
 the evaluation split, which neither training nor calibration has used. The first row is the noise floor: bf16 with its
 rounding perturbed. Agreement only: `benchmarks.demo_policy.compare_formats` measures speed and closed loop. What is in
@@ -24,7 +24,7 @@ from benchmarks import study
 from benchmarks.demo_policy import episodes
 from benchmarks.formats.divergence import divergence, forced_logits, kl_reduction
 from benchmarks.formats.outliers import loudness, plant
-from benchmarks.formats.recipes import QUESTIONS, Case
+from benchmarks.formats.recipes import QUESTIONS, ROUNDED, Case
 from benchmarks.formats.results import FLOOR, BitsSpent, Comparison, FormatRow, FormatsResult
 from edge_vla.artifact import Artifact
 from edge_vla.bench.distributions import margins
@@ -36,9 +36,10 @@ from edge_vla.data import episodes as episode_names
 from edge_vla.demo import BASE
 from edge_vla.export import export
 from edge_vla.quant import stored_bytes
-from edge_vla.runtime import load, rounding_noise
+from edge_vla.runtime import Policy, load, rounding_noise
+from edge_vla.runtime.cpu.native.decoder import NativeDecoder
 from edge_vla.runtime.cpu.native.library import library
-from edge_vla.runtime.kernels import AUTO, NATIVE_INT8
+from edge_vla.runtime.kernels import AUTO, NATIVE, NATIVE_INT8
 from edge_vla.sensitivity import SensitivityReport
 
 LOG: Final = logging.getLogger("benchmarks.formats.compare")
@@ -67,19 +68,21 @@ class Comparer:
         self.same: dict[str, NDArray[np.bool_]] = {}
         self.rows = [self._row(FLOOR, noisy, kernels, None, None)]
 
-    def add(self, name: str, directory: Path, against: str, kernel: str = AUTO) -> None:
-        """Measure an artifact; `against` names an earlier row."""
-        logits, kernels = self._logits(name, directory, kernel)
+    def add(self, name: str, directory: Path, against: str, kernel: str = AUTO, first_row: Path | None = None) -> None:
+        """Measure an artifact; `against` names an earlier row, `first_row` an artifact that lends its first row."""
+        logits, kernels = self._logits(name, directory, kernel, first_row=first_row)
         self.rows.append(self._row(name, logits, kernels, against, directory))
         LOG.info("%s: %s", name, self.rows[-1])
 
     def _logits(
-        self, name: str, path: Path, kernel: str = AUTO, *, noise: bool = False
+        self, name: str, path: Path, kernel: str = AUTO, *, noise: bool = False, first_row: Path | None = None
     ) -> tuple[Tensor, dict[str, str]]:
         """Logits (frames, dims, bins) and the kernels that made them; from `work` if they are there."""
         kept = self.work / f"{name}, {len(self.frames)} frames.pt"
         if not kept.exists():
             policy = load(path, "cpu", kernel=kernel)
+            if first_row is not None:
+                native(policy).first_row = native(load(first_row, "cpu", kernel=NATIVE)).first_row
             with rounding_noise(policy.network, seed=0) if noise else nullcontext():
                 logits = forced_logits(policy, self.frames)
             beside = kept.with_suffix(".partial")
@@ -164,7 +167,10 @@ def compare(question: str, work: Path, limit: int | None) -> FormatsResult:
     for name, case in cases.items():
         comparer.add(name, work / name, case.against)
     for name in asked.rounded if library() is not None else ():
-        comparer.add(f"{name}, prefill rounded", work / name, name, NATIVE_INT8)
+        comparer.add(name + ROUNDED, work / name, name, NATIVE_INT8)
+    for name, lends in asked.first_row.items() if library() is not None else ():
+        directory, kernel = work / name.removesuffix(ROUNDED), NATIVE_INT8 if name.endswith(ROUNDED) else NATIVE
+        comparer.add(f"{name}, first row in 16 bits", directory, name, kernel, work / lends)
     return FormatsResult(
         question=question,
         model=model,
@@ -173,6 +179,12 @@ def compare(question: str, work: Path, limit: int | None) -> FormatsResult:
         margin_floor=comparer.margin_floor,
         rows=comparer.rows,
     )
+
+
+def native(policy: Policy) -> NativeDecoder:
+    decoder = policy.network.decoder
+    assert isinstance(decoder, NativeDecoder), f"expected the C decoder, got {decoder}"
+    return decoder
 
 
 def _export(source: Path, cases: Mapping[str, Case], work: Path, calibration: Sequence[Frame]) -> None:

@@ -1,6 +1,6 @@
 """The demo policy with outliers planted in it: the same function, in numbers that round as a large Llama's do.
 
-The demo policy has none, but Llamas have. Two kinds are planted:
+The demo policy has none, but Llamas have. Three kinds are planted:
 
 - `loud`: a few channels of every norm's weight times 128, and the columns that read them over 128. Powers of two move
   no bit of a bf16 product, so the reference is the demo policy bit for bit. Inputs of linears then have channels of
@@ -9,12 +9,16 @@ The demo policy has none, but Llamas have. Two kinds are planted:
   than there: columns that read a loud channel are small, so that weights alone lose too; int8 is the row beside.
 - `turned`: the stream turned into the principal axes of its own rows, which gathers in few channels what orthogonal
   matrices can, in the norms' inputs and outputs, while the columns that read them keep their size.
+- `massive`: as Sun et al. describe LLaMA2-7B: one channel of the first row is 2500 (the median is 0.3), in every layer,
+  and its keys and values hang on that channel alone. The quietest axis of `turned` gives its place; the keys and values
+  stay what they were, so the policy stays what it was but for that axis.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +40,9 @@ Plant = Callable[[Weights, Checkpoint, Sequence[Frame]], Weights]
 
 LOUD: Final = (3, 77, 140, 200, 231)  # channels, drawn once
 RATIO: Final = 128.0
+AXIS: Final = 0  # of `turned`, the quietest
+MASSIVE: Final = 2500.0
+KEYS_VALUES: Final = ("self_attn.k_proj", "self_attn.v_proj")
 FRAMES: Final = 32  # whose rows are looked at
 
 
@@ -67,7 +74,58 @@ def turned(weights: Weights, checkpoint: Checkpoint, frames: Sequence[Frame]) ->
     return {name: weight.to(types[name]) for name, weight in double.items()}
 
 
-PLANTS: Final[Mapping[str, Plant]] = {"loud": loud, "turned": turned}
+def massive(weights: Weights, checkpoint: Checkpoint, frames: Sequence[Frame]) -> Weights:
+    spec, types = checkpoint.config.spec, {name: weight.dtype for name, weight in weights.items()}
+    double = {name: weight.double() for name, weight in turned(weights, checkpoint, frames).items()}
+    kept = first_row(double, spec)
+    last = f"projector.fc{len(spec.projector_widths) - 1}"
+    double[f"{last}.weight"][AXIS], double[f"{last}.bias"][AXIS] = 0, 0
+    double[HEAD][:, AXIS], double[EMBEDDINGS][:, AXIS] = 0, 0
+    double[EMBEDDINGS][spec.decoder.bos, AXIS] = MASSIVE
+    for index in range(spec.decoder.layers):
+        prefix = layer_prefix(index)
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            double[f"{prefix}{name}.weight"][AXIS] = 0
+        for name in ("self_attn.q_proj", *KEYS_VALUES, "mlp.gate_proj", "mlp.up_proj"):
+            double[f"{prefix}{name}.weight"][:, AXIS] = 0
+        read = first_row(double, spec)[index].read  # of a row that the layers before have moved
+        for name, result in zip(KEYS_VALUES, kept[index].results, strict=True):
+            weight = double[f"{prefix}{name}.weight"]
+            weight[:, AXIS] = (result - weight @ read) / read[AXIS]
+    return {name: weight.to(types[name]) for name, weight in double.items()}
+
+
+@dataclass(frozen=True)
+class FirstRow:
+    """Of one layer: what k_proj and v_proj read (width,), and what they make of it."""
+
+    read: Tensor
+    results: tuple[Tensor, ...]
+
+
+def first_row(double: Weights, spec: PolicySpec) -> list[FirstRow]:
+    """The row of beginning-of-sequence through every layer. It sees itself alone: attention returns its values."""
+    x, found = double[EMBEDDINGS][spec.decoder.bos], list[FirstRow]()
+    for index in range(spec.decoder.layers):
+
+        def linear(name: str, given: Tensor, prefix: str = layer_prefix(index)) -> Tensor:
+            return double[f"{prefix}{name}.weight"] @ given
+
+        read = normalised(x, spec)
+        found.append(FirstRow(read, tuple(linear(name, read) for name in KEYS_VALUES)))
+        x = x + linear("self_attn.o_proj", found[-1].results[1])
+        middle = normalised(x, spec)
+        gated = torch.nn.functional.silu(linear("mlp.gate_proj", middle)) * linear("mlp.up_proj", middle)
+        x = x + linear("mlp.down_proj", gated)
+    return found
+
+
+def normalised(x: Tensor, spec: PolicySpec) -> Tensor:
+    """RMSNorm with a weight of ones."""
+    return x / (x.square().mean() + spec.decoder.norm_eps).sqrt()
+
+
+PLANTS: Final[Mapping[str, Plant]] = {"loud": loud, "turned": turned, "massive": massive}
 
 
 def readers(spec: PolicySpec) -> list[tuple[str, list[str]]]:
@@ -92,15 +150,12 @@ def moments(checkpoint: Checkpoint, frames: Sequence[Frame]) -> Tensor:
 
 
 def loudness(checkpoint: Checkpoint, frames: Sequence[Frame]) -> tuple[float, float]:
-    """The loudest channel over the median, in the stream and in what q_proj reads: the largest over the layers.
-
-    The first row, beginning-of-sequence, is left out.
-    """
+    """The loudest channel over the median, in the stream and in what q_proj reads: the largest over the layers."""
     spec = checkpoint.config.spec.decoder
     rows, found = embed(checkpoint, frames[:: -(-len(frames) // FRAMES)], torch.float32), [(0.0, 0.0)]
     for index in range(spec.layers):
         layer = load_layer(checkpoint.tensors, spec, index, torch.float32)
-        stream = torch.cat([same.hidden[:, 1:].flatten(0, 1) for same in rows])
+        stream = torch.cat([same.hidden.flatten(0, 1) for same in rows])
         with torch.inference_mode():
             read = layer.input_layernorm(stream)
         found.append((float(stream.abs().max() / stream.abs().median()), float(read.abs().max() / read.abs().median())))

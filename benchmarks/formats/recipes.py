@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from benchmarks.formats.results import FLOOR
@@ -13,6 +13,7 @@ from edge_vla.quant import BYTE, Scheme, stored_bytes
 from edge_vla.spec import OPENVLA_7B, PolicySpec
 
 GROUP: Final = 128
+ROUNDED: Final = ", prefill rounded"  # behind the name of a case that runs on int8 activations
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,15 @@ def rotation(_: PolicySpec) -> Mapping[str, Case]:
         "int8 rotated": Case(Recipe(bits=8, rotate=True), "int8"),
         "w8a8": Case(Recipe(bits=8, activations=8), "int8"),
         "w8a8 rotated": Case(Recipe(bits=8, activations=8, rotate=True), "w8a8"),
-        "w8a8 SmoothQuant": Case(Recipe(bits=8, method="smoothquant"), "w8a8"),
-        "w8a8 SmoothQuant rotated": Case(Recipe(bits=8, method="smoothquant", rotate=True), "w8a8 SmoothQuant"),
         "int4": Case(Recipe(), "int8"),
         "int4 rotated": Case(Recipe(rotate=True), "int4"),
+    }
+
+
+def rotation_and_gptq(spec: PolicySpec) -> Mapping[str, Case]:
+    """The same, and what calibration makes of it."""
+    return {
+        **rotation(spec),
         "int4 GPTQ": Case(Recipe(method="gptq"), "int4"),
         "int4 GPTQ rotated": Case(Recipe(method="gptq", rotate=True), "int4 GPTQ"),
     }
@@ -89,21 +95,25 @@ def freed_bits(spec: PolicySpec) -> float:
 
 @dataclass(frozen=True)
 class Question:
-    """`rounded` are cases that also run on a kernel which rounds a prefill's activations to int8,
+    """`rounded` are cases that also run on a kernel which rounds a prefill's activations to int8.
 
-    `planted` names the outliers that the policy gets first (`benchmarks.formats.outliers`).
+    `planted` names the outliers that the policy gets first (`benchmarks.formats.outliers`). `first_row` are rows that
+    are measured again with beginning-of-sequence's keys and values from a case whose rows are 16 bits.
     """
 
     cases: Callable[[PolicySpec], Mapping[str, Case]]
     rounded: tuple[str, ...] = ()
     planted: str | None = None
+    first_row: Mapping[str, str] = field(default_factory=dict)
 
 
-W4A8: Final = ("int4", "int4 rotated", "int4 GPTQ", "int4 GPTQ rotated")
+W4A8: Final = ("int4", "int4 rotated")
+FIRST_ROW: Final = {"w8a8": "int8", f"int4{ROUNDED}": "int4"}  # with the same codes
 QUESTIONS: Final[Mapping[str, Question]] = {
     "methods": Question(methods, ("int8", "int4 GPTQ")),
     "bits": Question(bits),
-    "rotate": Question(rotation, W4A8),
-    "rotate-loud": Question(rotation, W4A8, "loud"),
-    "rotate-turned": Question(rotation, W4A8, "turned"),
+    "rotate": Question(rotation_and_gptq, W4A8, first_row=FIRST_ROW),
+    "rotate-loud": Question(rotation, W4A8, "loud", FIRST_ROW),
+    "rotate-turned": Question(rotation, W4A8, "turned", FIRST_ROW),
+    "rotate-massive": Question(rotation, W4A8, "massive", FIRST_ROW),
 }

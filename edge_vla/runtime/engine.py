@@ -28,10 +28,13 @@ TEXTS: Final = 32  # prompts whose embeddings are kept
 
 
 class DecodeBuffers:
-    """The tensors of one action, made once for the longest prompt and the most dimensions so far."""
+    """The tensors of one action, made once for the longest prompt and the most dimensions so far.
 
-    def __init__(self, network: Network, length: int, step_rows: int) -> None:
-        self.length, self.step_rows = length, step_rows
+    `begun` rows of every prompt are in the cache already, and stay there.
+    """
+
+    def __init__(self, network: Network, length: int, step_rows: int, begun: int) -> None:
+        self.length, self.step_rows, self.begun = length, step_rows, begun
         self.cache: Any = network.decoder.cache(length)  # of the decoder's own kind
         width = network.spec.decoder.width
         self.rows = torch.zeros(1, length, width, dtype=network.dtype, device=network.device)
@@ -122,10 +125,11 @@ class StagedEngine:
 
     def _fill(self, prompt: tuple[int, ...], image: Tensor, length: int, step_rows: int = 0) -> DecodeBuffers:
         """Buffers at least this long, with the prompt's rows in them: beginning-of-sequence, image, the rest."""
-        had = (0, 0) if self._buffers is None else (self._buffers.length, self._buffers.step_rows)
+        begun = int(prompt[0] == self.network.first_token)
+        old = self._buffers if self._buffers is not None and self._buffers.begun == begun else None
+        had = (0, 0) if old is None else (old.length, old.step_rows)
         need = max(padded(length), had[0]), max(step_rows, had[1])
-        if self._buffers is None or need != had:
-            self._buffers = DecodeBuffers(self.network, *need)
+        self._buffers = old if old is not None and need == had else DecodeBuffers(self.network, *need, begun)
         rows, text, patches = self._buffers.rows, self._text(prompt), image.shape[1]
         rows[:, :1] = text[:, :1]
         rows[:, 1 : 1 + patches] = image
@@ -190,6 +194,7 @@ class StagedPredictor:
 
 def prefill(network: Network, buffers: DecodeBuffers, rows: int, first: int) -> Tensor:
     """The buffers' first `rows` rows -> hidden states (rows - first, width) of those from `first` on."""
-    length = padded(rows)
+    length, begun = padded(rows), buffers.begun
     buffers.rows[:, rows:length].zero_()
-    return network.decoder.rows(buffers.rows[:, :length], 0, buffers.cache.first(length), slice(first, rows))[0]
+    wanted = slice(first - begun, rows - begun)
+    return network.decoder.rows(buffers.rows[:, begun:length], begun, buffers.cache.first(length), wanted)[0]

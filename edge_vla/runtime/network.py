@@ -125,7 +125,10 @@ def margins(logits: Tensor) -> list[float]:
 
 @dataclass(frozen=True)
 class Network:
-    """With `decode_steps`, embeddings, decoder and head run as one call after the prefill."""
+    """With `decode_steps`, embeddings, decoder and head run as one call after the prefill.
+
+    `first_token`: every cache of the decoder begins with the row of this token, so a prefill begins after it.
+    """
 
     spec: PolicySpec
     dtype: torch.dtype
@@ -137,6 +140,7 @@ class Network:
     chosen: Mapping[str, str]  # kernels by weight format and part
     weight_bytes: Mapping[str, int]  # by part
     decode_steps: DecodeSteps | None = None
+    first_token: int | None = None
 
     @property
     def kernels(self) -> dict[str, str]:

@@ -35,9 +35,10 @@ def load_artifact(
     actions, norm = (stored[name].to(device, dtype) for name in parts.head_shapes(spec))
     embeddings = parts.embeddings(artifact, dtype, device)
     decoder, head = assembly.decoder(layers, norm), assembly.head(actions)
-    steps = None
+    steps = first_token = None
     if isinstance(decoder, NativeDecoder) and head is not None:
-        steps = NativeSteps(decoder, head, embeddings.actions)
+        steps, first_token = NativeSteps(decoder, head, embeddings.actions), spec.decoder.bos
+        decoder.begin(embeddings.text((first_token,)))
     vision_name, towers = load_vision(artifact, dtype, device, vision, assembly.target)
     network = Network(
         spec=spec,
@@ -55,6 +56,7 @@ def load_artifact(
             "embeddings (host)": embeddings.table.nbytes,
         },
         decode_steps=steps,
+        first_token=first_token,
     )
     return StagedEngine(network)
 

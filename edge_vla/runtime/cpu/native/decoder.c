@@ -4,16 +4,16 @@
  */
 #include "attention.h"
 
-/* The integers in which `w` takes its rows in this pass, or 0: in bf16. A pass that begins at position 0 is a prefill. */
+/* The integers in which `w` takes its rows in this pass, or 0: in bf16. */
 static const IntRows *integers_of(const Matrix *w, const Pass *pass, const DecoderWorkspace *ws) {
-    int planes = planes_of(w, pass->start == 0);
+    int planes = planes_of(w, pass->prefill != 0);
     return planes == 0 ? 0 : planes == 1 ? &ws->rows8 : &ws->rows16;
 }
 
 /* Whether a part of `linear` takes integers. */
 static int any_integers(const Linear *linear, const Pass *pass) {
     int any = 0;
-    for (int64_t i = 0; i < linear->parts; i++) any |= planes_of(linear->part + i, pass->start == 0);
+    for (int64_t i = 0; i < linear->parts; i++) any |= planes_of(linear->part + i, pass->prefill != 0);
     return any;
 }
 
@@ -21,7 +21,7 @@ static int any_integers(const Linear *linear, const Pass *pass) {
 static void quantise_rows(const Linear *linear, const Pass *pass, const bf16 *x, int64_t pitch, int64_t rows,
                           const DecoderWorkspace *ws, Thread thread) {
     int needed = 0; /* bit p: in p planes */
-    for (int64_t i = 0; i < linear->parts; i++) needed |= 1 << planes_of(linear->part + i, pass->start == 0);
+    for (int64_t i = 0; i < linear->parts; i++) needed |= 1 << planes_of(linear->part + i, pass->prefill != 0);
     for (int64_t m = range_begin(thread, rows); m < range_end(thread, rows); m++) {
         if (needed & 2) quantise_row(x + m * pitch, linear->part[0].k, &ws->rows8, m);
         if (needed & 4) quantise_row(x + m * pitch, linear->part[0].k, &ws->rows16, m);
@@ -171,7 +171,7 @@ void edge_vla_decode_steps(const Decoder *decoder, const DecoderWorkspace *ws, c
     Scratch scratch = gemm_scratch(ws->scratch + index * ws->scratch_bytes);
     int64_t width = decoder->width, n = actions->head.n;
     for (;;) {
-        Pass pass = {rows, start, 0, rows};
+        Pass pass = {rows, start, 0, rows, 0};
         for (int64_t m = range_begin(thread, rows); m < range_end(thread, rows); m++)
             memcpy(actions->rows + m * width, actions->embedding + given[m] * width, (size_t)width * sizeof(bf16));
         forward(decoder, ws, cache, &pass, actions->rows, actions->hidden, scratch, thread);

@@ -59,6 +59,11 @@ class NativeCache:
     slots: int
     structure: Cache
 
+    def copy_slot0(self, other: NativeCache) -> None:
+        """Take over the first slot of `other`, and the empty ones that share its lines."""
+        self.keys[:, 0] = other.keys[:, 0]
+        self.values[:, :, 0] = other.values[:, :, 0]
+
     @staticmethod
     def allocate(spec: DecoderSpec, length: int) -> NativeCache:
         slots, width, heads = padded(length, BLOCK), spec.head_width, spec.layers * spec.kv_heads
@@ -116,6 +121,7 @@ class NativeDecoder:
 
     The next pass overwrites the result. `batch_invariant`: a row's bits depend neither on the other rows nor on the
     number of threads. `prefill_matches_step`: nor on whether a prefill or a later pass computes the row.
+    A pass that begins at the first row that no cache has is a prefill.
     """
 
     batch_invariant = True
@@ -138,16 +144,30 @@ class NativeDecoder:
         self.prefill_matches_step = not any(layer.int8_prefill for layer in layers)
         self._multiplications = sum(layer.multiplications for layer in layers)
         self._pool, self._reserved = ThreadPool(), (0, 0, 0)
+        self.first_row: NativeCache | None = None
+
+    def begin(self, first: Tensor) -> None:
+        """Compute the row (1, 1, width) that every prompt begins with once, for every cache made from now on.
+
+        It sees no other row, so its keys and values are those that each prefill would compute, bit for bit.
+        """
+        cache = NativeCache.allocate(self.spec, 1)
+        self.rows(first, 0, cache)
+        self.first_row = cache
 
     def cache(self, length: int) -> NativeCache:
-        return NativeCache.allocate(self.spec, length)
+        cache = NativeCache.allocate(self.spec, length)
+        if self.first_row is not None:
+            cache.copy_slot0(self.first_row)
+        return cache
 
     def rows(self, x: Tensor, start: int, cache: NativeCache, wanted: slice = slice(None)) -> Tensor:
         x = x.contiguous()
         rows, chosen = x.shape[1], range(x.shape[1])[wanted]
         self.reserve(rows, cache.slots)
         out = self._out[:, : len(chosen)]
-        this_pass = Pass(rows, start, chosen.start, chosen.stop)
+        prefill = start <= (self.first_row is not None)
+        this_pass = Pass(rows, start, chosen.start, chosen.stop, prefill)
         ends = ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(out.data_ptr())
         self.run(self._decode, rows, cache, ctypes.byref(this_pass), *ends)
         return out

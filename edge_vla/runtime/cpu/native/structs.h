@@ -58,9 +58,10 @@ typedef struct {
     const float *cos, *sin; /* [slots, head_width] */
 } Cache;
 
-/* Rows of one pass, the first at position `start`; hidden states of rows `wanted` .. `wanted_end` - 1 are returned. */
+/* Rows of one pass, the first at position `start`; hidden states of rows `wanted` .. `wanted_end` - 1 are returned.
+ * `prefill`: whether rows are 8 bits where a prefill's are. */
 typedef struct {
-    int64_t rows, start, wanted, wanted_end;
+    int64_t rows, start, wanted, wanted_end, prefill;
 } Pass;
 
 /* Embeddings and logits of action bins, and the buffers of a pass over m bins. */

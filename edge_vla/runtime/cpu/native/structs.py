@@ -71,7 +71,7 @@ class Cache(ctypes.Structure):
 
 
 class Pass(ctypes.Structure):
-    _fields_ = _integers("rows", "start", "wanted", "wanted_end")
+    _fields_ = _integers("rows", "start", "wanted", "wanted_end", "prefill")
 
 
 class ActionHead(ctypes.Structure):
