@@ -55,15 +55,6 @@ def rotation(_: PolicySpec) -> Mapping[str, Case]:
     }
 
 
-def rotation_and_gptq(spec: PolicySpec) -> Mapping[str, Case]:
-    """The same, and what calibration makes of it."""
-    return {
-        **rotation(spec),
-        "int4 GPTQ": Case(Recipe(method="gptq"), "int4"),
-        "int4 GPTQ rotated": Case(Recipe(method="gptq", rotate=True), "int4 GPTQ"),
-    }
-
-
 def bits(spec: PolicySpec) -> Mapping[str, Case]:
     """Mixed bits beside uniform ones: at int4's budget, at about three bits, and where towers may be traded too.
 
@@ -112,7 +103,7 @@ FIRST_ROW: Final = {"w8a8": "int8", f"int4{ROUNDED}": "int4"}  # with the same c
 QUESTIONS: Final[Mapping[str, Question]] = {
     "methods": Question(methods, ("int8", "int4 GPTQ")),
     "bits": Question(bits),
-    "rotate": Question(rotation_and_gptq, W4A8, first_row=FIRST_ROW),
+    "rotate": Question(rotation, W4A8, first_row=FIRST_ROW),
     "rotate-loud": Question(rotation, W4A8, "loud", FIRST_ROW),
     "rotate-turned": Question(rotation, W4A8, "turned", FIRST_ROW),
     "rotate-massive": Question(rotation, W4A8, "massive", FIRST_ROW),
