@@ -47,7 +47,7 @@ int64_t byte_products(int64_t loops) {
 /* Of pairs of bf16, where there is such an instruction. */
 int64_t bf16_products(int64_t loops) {
 #if BF16_DOT
-    Lanes weights = lanes_from_int8((const uint8_t *)levels);
+    Lanes weights = load_lanes((const uint8_t *)ones);
     bf16 x[2] = {0};
 #define BEGIN(i) Acc sum##i = zero_acc();
 #define ADD(i) sum##i = dot_bf16(sum##i, weights, x); KEEP(sum##i);

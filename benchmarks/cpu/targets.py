@@ -3,7 +3,7 @@
     python -m benchmarks.cpu.targets --demo ARTIFACT --out benchmarks/results/cpu-targets.json
 
 One product by random weights, one thread, processor time, the best of many turns: so a busy machine counts nearly
-alike. A product of one row is compared with reading the weights' bytes (24 weights, too many for the near caches), one
+alike. A product of one row is compared with reading the weights' bytes (6 weights, too many for the near caches), one
 of 288 rows with the most products that the target's registers do (`peaks.c`). Then whole actions of the demo policy in
 turns with its bf16 reference and transformers' eager bf16, by wall time, in a process whose torch may use no more
 instructions than the target has.
@@ -43,7 +43,7 @@ from edge_vla.runtime.cpu.native.targets import HERE, SCALAR, Target, fingerprin
 LOG: Final = logging.getLogger("benchmarks.cpu.targets")
 PEAKS: Final = Path(__file__).with_name("peaks.c")
 LOOPS: Final = 100_000  # a millisecond: between two interruptions
-N, K, WEIGHTS = 1024, 4096, 24
+N, K, WEIGHTS = 4096, 4096, 6  # the smallest linear of Llama-2-7B
 KINDS: Final = {4: (Int8Inputs.NEVER, Int8Inputs.ALWAYS), 8: (Int8Inputs.NEVER,), 16: (Int8Inputs.NEVER,)}  # by bits
 AVX2_ONLY: Final = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 MASKS: Final[Mapping[str, Mapping[str, str]]] = {  # what torch may use where the target has no more
@@ -87,9 +87,9 @@ def product_peak(packed: PackedWeight, int8: Int8Inputs, rates: Mapping[str, flo
     """Of the instructions that a product is made of."""
     if int8 != Int8Inputs.NEVER:
         return rates["byte"]
-    if rates["bf16"]:
-        return rates["bf16"]
-    return rates["float"] if packed.scheme is Scheme.BF16 else rates["byte"] / 2
+    if packed.scheme is Scheme.BF16:
+        return rates["bf16"] or rates["float"]
+    return rates["byte"] / 2
 
 
 def shares(targets: Sequence[Target], rows: int, rounds: int) -> list[TargetShare]:

@@ -21,7 +21,7 @@ from edge_vla.runtime.cpu.native.targets import TARGETS, file_name
 from tests.device.recorded import CPU_TORCH, GPU_TORCH, MEMINFO, XEON, orin, recorded, smi
 
 OK, NOTE, WARNING, FAILURE = Verdict.OK, Verdict.NOTE, Verdict.WARNING, Verdict.FAILURE
-AVX512_BF16 = next(target for target in TARGETS if target.name == "avx512-bf16")
+AVX512_VNNI = next(target for target in TARGETS if target.name == "avx512-vnni")
 CHECKS = {row.name: row.look for row in MACHINE}
 
 
@@ -148,7 +148,7 @@ CASES = [
         "apt install gcc python3-dev",
         {**GPU, "which": lambda name: None, "python": python((3, 12, 3), headers=False)},
     ),
-    Case("instructions", OK, "the C engine, native@avx512-bf16; not here: ", "", {"files": {"proc/cpuinfo": XEON}}),
+    Case("instructions", OK, "the C engine, native@avx512-vnni; not here: ", "", {"files": {"proc/cpuinfo": XEON}}),
     Case(
         "instructions",
         OK,
@@ -182,7 +182,7 @@ CASES = [
     Case(
         "engine",
         OK,
-        "compiled by cc 12.2.0 into the user's cache, for avx512-bf16",
+        "compiled by cc 12.2.0 into the user's cache, for avx512-vnni",
         "",
         {
             "files": {"proc/cpuinfo": XEON},
@@ -192,18 +192,18 @@ CASES = [
     Case(
         "engine",
         OK,
-        "installed with the package, for avx512-bf16",
+        "installed with the package, for avx512-vnni",
         "",
         {
             "files": {"proc/cpuinfo": XEON},
             "which": lambda name: None,
-            "libraries": frozenset({file_name(AVX512_BF16)}),
+            "libraries": frozenset({file_name(AVX512_VNNI)}),
         },
     ),
     Case(
         "engine",
         WARNING,
-        "no library for avx512-bf16 and no C compiler",
+        "no library for avx512-vnni and no C compiler",
         "apt install gcc",
         {"files": {"proc/cpuinfo": XEON}, "which": lambda name: None},
     ),
@@ -213,7 +213,7 @@ CASES = [
     Case(
         "engine",
         WARNING,
-        "EDGE_VLA_TARGET=amx: this processor or C has not, it has avx512-bf16, ",
+        "EDGE_VLA_TARGET=amx: this processor or C has not, it has avx512-vnni, ",
         "unset EDGE_VLA_TARGET",
         {"files": {"proc/cpuinfo": XEON}, "environment": {"EDGE_VLA_TARGET": "amx"}},
     ),

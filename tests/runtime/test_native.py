@@ -19,7 +19,7 @@ from edge_vla.runtime.cpu.assemble import Assembly
 from edge_vla.runtime.cpu.native import library as native_library
 from edge_vla.runtime.cpu.native import thread_pool
 from edge_vla.runtime.cpu.native.gemm import NativeGemm, NativeHead
-from edge_vla.runtime.cpu.native.layout import Layout, fits, fits_int
+from edge_vla.runtime.cpu.native.layout import fits, fits_int
 from edge_vla.runtime.cpu.native.library import library, require_library
 from edge_vla.runtime.cpu.native.structs import STRUCTS, Int8Inputs, Pass
 from edge_vla.runtime.cpu.native.targets import Target, runnable
@@ -32,7 +32,6 @@ from edge_vla.spec import OPENVLA_7B, TINY, PolicySpec
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
 NEEDS_COMPILER = pytest.mark.skipif(library() is None, reason="no C compiler here")
 EVERY_TARGET = pytest.mark.parametrize("target", runnable(), ids=lambda target: target.name)
-PAIRS, WORDS = Layout(False, 0), Layout(True, 128)
 FORMATS = [(Scheme.BF16, None), (Scheme.INT8, None), (Scheme.INT4, 32), (Scheme.INT4, 128), (Scheme.INT4, 256)]
 
 
@@ -134,14 +133,14 @@ def test_the_head_chooses_as_torch_does(value: float) -> None:
 
 
 def test_formats_that_lines_cannot_hold_do_not_fit() -> None:
-    for layout in (PAIRS, WORDS):
-        assert not fits(weight(Scheme.INT4, 2, 64, 256), layout), "a group of two would be cut"
-        assert not fits(weight(Scheme.INT4, 160, 64, 320), layout), "pieces of 128 inputs would cut a group of 160"
-        assert not fits(weight(Scheme.UINT4, 32, 64, 256), layout)
-        assert not fits(weight(Scheme.W8A8, None, 1, 2**16 + 64), layout), "32 bits would not hold the sums"
-    assert not fits_int(weight(Scheme.INT4, 16, 64, 256)), "prefix sums of rows are kept for spans of 32"
-    assert fits(weight(Scheme.INT4, 16, 64, 256), PAIRS)
-    assert not fits(weight(Scheme.INT4, 16, 64, 256), WORDS), "there rows are always integers"
+    assert not fits(weight(Scheme.INT4, 16, 64, 256)), "prefix sums of rows are kept for spans of 32"
+    assert not fits(weight(Scheme.INT4, 160, 64, 320)), "pieces of 128 inputs would cut a group of 160"
+    assert not fits(weight(Scheme.UINT4, 32, 64, 256))
+    for scheme in (Scheme.INT8, Scheme.W8A8):
+        assert not fits(weight(scheme, None, 1, 2**16 + 64)), "32 bits would not hold the sums"
+    assert fits(weight(Scheme.INT4, 32, 64, 256))
+    assert fits(weight(Scheme.BF16, None, 1, 2**16 + 64))
+    assert not fits_int(weight(Scheme.BF16, None, 64, 256))
 
 
 def eight_bits(spec: PolicySpec, bits: int) -> tuple[Weights, dict[str, Tensor]]:
@@ -182,7 +181,7 @@ def test_vision_is_as_exact_as_torchs(
     stored, dense = eight_bits(spec, bits)
     pixels = torch.randn(2, 3 * len(spec.towers), spec.image_size, spec.image_size)
     loaded = require_library(target)
-    assert vision_fits(spec, stored, Layout.of(loaded))
+    assert vision_fits(spec, stored)
     native, torchs = NativeVision(spec, stored, loaded), with_flat_patches(torch_vision(spec, dense, BF16, CPU))
     with torch.inference_mode():
         truth = torch_vision(spec, dense, torch.float64, CPU)(pixels.to(BF16).double())

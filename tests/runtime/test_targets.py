@@ -51,7 +51,7 @@ def _look_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ("of", "features", "best"),
     [
         (X86, SAPPHIRE_RAPIDS, "amx"),
-        (X86, COOPER_LAKE, "avx512-bf16"),
+        (X86, COOPER_LAKE, "avx512-vnni"),
         (X86, ICE_LAKE, "avx512-vnni"),
         (X86, ICE_LAKE.replace("avx512_vnni", ""), "avx512"),
         (X86, ALDER_LAKE, "avx2-vnni"),

@@ -18,7 +18,7 @@ from edge_vla.quant import PackedWeight, Scheme
 from edge_vla.runtime.cpu.fused import FusedDecoder, FusedLayer, Products
 from edge_vla.runtime.cpu.native.decoder import NativeDecoder, NativeLayer, layer_fits
 from edge_vla.runtime.cpu.native.gemm import NativeHead
-from edge_vla.runtime.cpu.native.layout import Format, Layout, fits_int
+from edge_vla.runtime.cpu.native.layout import Format, fits_int, zero_point_of
 from edge_vla.runtime.cpu.native.library import library, require_library, wanted, why_none
 from edge_vla.runtime.cpu.native.structs import Int8Inputs
 from edge_vla.runtime.cpu.native.targets import SCALAR, split
@@ -108,8 +108,8 @@ class Assembly:
         slow = self.target == SCALAR and self.want in (AUTO, AUTO_BF16)
         if self.target is None or slow:
             return False
-        self.layout = Layout.of(require_library(self.target))
-        return all(layer_fits(self.spec.decoder, _together(linears), self.layout) for linears in formats)
+        self.zero_point = zero_point_of(require_library(self.target))
+        return all(layer_fits(self.spec.decoder, _together(linears)) for linears in formats)
 
     def _native_layer(self, linears: Mapping[str, PackedWeight], norms: Mapping[str, Tensor]) -> NativeLayer:
         products = _together(linears)
@@ -119,7 +119,7 @@ class Assembly:
             self.chosen[packed.scheme.value][name].add(packed.shape)
         whole = {name: [one] if (one := fuse(parts)) is not None else parts for name, parts in products.items()}
         pair = norms["input_layernorm.weight"], norms["post_attention_layernorm.weight"]
-        return NativeLayer(whole, pair, self.layout, int8_inputs)
+        return NativeLayer(whole, pair, self.zero_point, int8_inputs)
 
     def _product(self, parts: Sequence[PackedWeight]) -> nn.Module:
         whole = fuse(parts)

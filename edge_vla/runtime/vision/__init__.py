@@ -16,7 +16,6 @@ from edge_vla.artifact import VISION, Artifact
 from edge_vla.checkpoint import key_table
 from edge_vla.checkpoint.keys import vision_keys
 from edge_vla.errors import UsageError
-from edge_vla.runtime.cpu.native.layout import Layout
 from edge_vla.runtime.cpu.native.library import chosen, require_library, wanted, why_none
 from edge_vla.runtime.cpu.native.targets import SCALAR, Target, split
 from edge_vla.runtime.cpu.native.vision import NativeVision, vision_fits
@@ -51,7 +50,7 @@ def _native(artifact: Artifact, dtype: torch.dtype, device: torch.device, target
         return None
     weights = artifact.vision_weights(shapes(spec))
     loaded = require_library(target)
-    return NativeVision(spec, weights, loaded) if vision_fits(spec, weights, Layout.of(loaded)) else None
+    return NativeVision(spec, weights, loaded) if vision_fits(spec, weights) else None
 
 
 def _torch(artifact: Artifact, dtype: torch.dtype, device: torch.device, target: Target | None) -> Vision:  # noqa: ARG001

@@ -31,7 +31,7 @@ PRODUCTS: Final = (
     ("floats", re.compile(r"(vfmadd\d+ps|fmla)$"), 32),
 )
 OTHER: Final = re.compile(r"(vcmp|vdiv|vmin|vmax|fdiv|fcm|fmin|fmax|fsqrt)")  # exponentials and norms have them
-SHIFTS: Final = re.compile(r"(vpsrlw|ushr|vpslld|shl|vpermw)$")  # weights are unpacked in the loop
+SHIFTS: Final = re.compile(r"(vpsrlw|ushr|vpslld|shl|vpshufb)$")  # weights are unpacked in the loop
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The rounding contract of the C engine's targets, as docs/cpu.md has it: which of them give the same bits.
 
-Those without an instruction for bfloat16 give the bits of plain C, whatever their vectors' width: their integers are
-exact, and what they sum in float32 they sum in one order. Rows in 8 bits give the same bits on all.
+Products of integers give the bits of plain C on all. So does everything on those that do not use an instruction for
+bfloat16, whatever their vectors' width: what they sum in float32 they sum in one order.
 """
 
 from __future__ import annotations
@@ -42,11 +42,13 @@ def product(packed: PackedWeight, x: Tensor, target: Target, int8: Int8Inputs) -
 
 
 @NEEDS_COMPILER
-@of(EXACT)
+@of(FAST)
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 12, 50])
 @pytest.mark.parametrize(("n", "k"), [(64, 256), (89, 768), (192, 32)])
 @pytest.mark.parametrize("scheme", [Scheme.BF16, Scheme.INT8, Scheme.INT4])
 def test_a_gemm_has_the_bits_of_plain_c(scheme: Scheme, n: int, k: int, count: int, target: Target) -> None:
+    if scheme is Scheme.BF16 and target.name in BF16_SUMS:
+        pytest.skip("its own bits")
     packed, x = weight(scheme, 32 if scheme is Scheme.INT4 else None, n, k), rows(50, k)[:count]
     assert torch.equal(*(product(packed, x, one, Int8Inputs.NEVER) for one in (target, SCALAR)))
 

@@ -198,8 +198,8 @@ void edge_vla_argmax(const bf16 *values, int64_t rows, int64_t count, int64_t pi
     for (int64_t m = 0; m < rows; m++) best[m] = argmax(values + m * pitch, count, margins + m);
 }
 
-/* What Python must know to lay out weights: whether all lie in pairs, and what codes in words are stored plus. */
-const int32_t edge_vla_all_pairs = BF16_DOT, edge_vla_zero_point8 = ZERO_POINT(8);
+/* What Python must know to lay out weights: what 8-bit codes are stored plus. */
+const int32_t edge_vla_zero_point8 = ZERO_POINT(8);
 
 /* In the order of `STRUCTS` in structs.py. */
 const int64_t edge_vla_struct_sizes[] = {

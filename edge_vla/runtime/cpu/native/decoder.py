@@ -20,7 +20,6 @@ from edge_vla.runtime.cpu.native.layout import (
     STEP,
     TILE,
     Format,
-    Layout,
     address,
     fits,
     fits_int,
@@ -87,12 +86,12 @@ class NativeLayer:
         self,
         weights: Mapping[str, Sequence[PackedWeight]],
         norms: tuple[Tensor, Tensor],
-        layout: Layout,
+        zero_point: int,
         int8_inputs: Int8Inputs = Int8Inputs.NEVER,
     ) -> None:
         parts = {
             name: [
-                matrix(packed, layout, int8_inputs=int8_inputs if fits_int(packed) else Int8Inputs.NEVER)
+                matrix(packed, zero_point, int8_inputs=int8_inputs if fits_int(packed) else Int8Inputs.NEVER)
                 for packed in weights[name]
             ]
             for name in NAMES
@@ -105,14 +104,14 @@ class NativeLayer:
         self.multiplications = sum(part.n * part.k for part in matrices)
         self.int8_prefill = any(part.int8_inputs == Int8Inputs.IN_PREFILL for part in matrices)
         self.int8 = any(part.int8_inputs != Int8Inputs.NEVER for part in matrices)
-        self.int16 = any(planes(part, layout) > 1 for part in matrices)
+        self.int16 = any(planes(part) > 1 for part in matrices)
 
 
-def layer_fits(spec: DecoderSpec, weights: Mapping[str, Sequence[Format]], layout: Layout) -> bool:
+def layer_fits(spec: DecoderSpec, weights: Mapping[str, Sequence[Format]]) -> bool:
     """Whether C can run such a layer: formats it knows; of several side by side, all but the last with N in 64s."""
     apart = [parts for parts in weights.values() if len({(part.scheme, part.group) for part in parts}) > 1]
     aligned = all(part.shape[0] % BLOCK == 0 for parts in apart for part in parts[:-1])
-    fit = all(fits(part, layout) for parts in weights.values() for part in parts)
+    fit = all(fits(part) for parts in weights.values() for part in parts)
     return aligned and fit and spec.head_width % STEP == 0
 
 

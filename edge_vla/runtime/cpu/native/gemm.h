@@ -41,7 +41,7 @@ static inline Scratch gemm_scratch(uint8_t *memory) {
 /* The planes of integers in which `w` takes its rows; 0: in bf16. */
 static inline int planes_of(const Matrix *w, int in_prefill) {
     if (w->int8_inputs == ALWAYS || (w->int8_inputs == IN_PREFILL && in_prefill)) return 1;
-    return BF16_DOT || w->bits == 16 ? 0 : MAX_PLANES;
+    return w->bits == 16 ? 0 : MAX_PLANES;
 }
 
 /* out[m, 64] = epilogue((sums[m, 64] + bias[64]) out_scale[64]), rounded to bf16 where torch's operators round. */

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from edge_vla.quant import PackedWeight
-from edge_vla.runtime.cpu.native.layout import BLOCK, Layout, address, fits_int, int_rows, matrix, planes, scratch_bytes
+from edge_vla.runtime.cpu.native.layout import (
+    BLOCK,
+    address,
+    fits_int,
+    int_rows,
+    matrix,
+    planes,
+    scratch_bytes,
+    zero_point_of,
+)
 from edge_vla.runtime.cpu.native.library import require_library
 from edge_vla.runtime.cpu.native.structs import Int8Inputs, IntRows
 from edge_vla.runtime.padding import padded
@@ -30,9 +39,8 @@ class NativeGemm:
         assert int8_inputs == Int8Inputs.NEVER or fits_int(packed), "the int8 gemm cannot run this weight"
         self._library = compiled or require_library()
         self.n = packed.shape[0]
-        layout = Layout.of(self._library)
-        self.matrix = matrix(packed, layout, int8_inputs=int8_inputs)
-        self._planes = 1 if int8_inputs != Int8Inputs.NEVER else planes(self.matrix, layout)
+        self.matrix = matrix(packed, zero_point_of(self._library), int8_inputs=int8_inputs)
+        self._planes = 1 if int8_inputs != Int8Inputs.NEVER else planes(self.matrix)
         assert self.matrix.k == packed.shape[1], f"K is {packed.shape[1]}, expected a multiple of 4"
         self._scratch, self._rows = torch.empty(0, dtype=torch.uint8), 0
         self._integers: IntRows | None = None

@@ -63,79 +63,113 @@ INLINE void int_tile(const int rows, const uint8_t *panel, int64_t steps, IntTil
     }
 }
 
-#if INT16_PRODUCT(8)
-#define INT16_COLUMNS 2
+#if INT16_PRODUCT(8, 1)
+/* One row's inputs from one or two planes as 16-bit numbers. */
+INLINE void join_planes(IntTile x, int64_t row, int64_t count, int16_t *to) {
+    const int8_t *high = x.codes + row * x.pitch, *low = high + x.plane_pitch;
+    if (x.planes == 1)
+        for (int64_t i = 0; i < count; i++) to[i] = high[i];
+    else
+        for (int64_t i = 0; i < count; i++) to[i] = (int16_t)(high[i] * 256 + low[i]);
+}
 
-/* The same for 8-bit weights where bytes have no exact product: x as 16-bit numbers, of each four 0, 2, 1, 3. */
+/* `int_tile` where bytes have no exact product: of panel[steps, 2, 64 words] in 16 bits. */
 INLINE void int16_tile(const int rows, const uint8_t *panel, int64_t steps, IntTile x, const int32_t *correction,
-                      const float *scale, float *sums) {
+                       const float *scale, float *sums) {
     int16_t x16[INT_ROWS][PIECE];
-    for (int m = 0; m < rows; m++)
-        for (int64_t i = 0; i < STEP * steps; i++) {
-            const int8_t *code = x.codes + m * x.pitch + (i & ~3) + (i & 1) * 2 + (i >> 1 & 1);
-            x16[m][i] = (int16_t)(x.planes == 1 ? *code : *code * 256 + code[x.plane_pitch]);
-        }
-    for (int column = 0; column < VECTORS; column += INT16_COLUMNS) {
-        Ints sum[INT_ROWS][INT16_COLUMNS];
+    for (int m = 0; m < rows; m++) join_planes(x, m, STEP * steps, x16[m]);
+    for (int column = 0; column < VECTORS; column += INT_COLUMNS) {
+        Ints sum[INT_ROWS][INT_COLUMNS];
         for (int m = 0; m < rows; m++)
-            for (int c = 0; c < INT16_COLUMNS; c++) sum[m][c] = zero_ints();
-        for (int64_t step = 0; step < steps; step++) {
-            Words even[INT16_COLUMNS], odd[INT16_COLUMNS];
-#pragma GCC unroll 2
-            for (int c = 0; c < INT16_COLUMNS; c++)
-                split_bytes(load_words(panel + (step * BLOCK + (column + c) * WIDTH) * 4), even + c, odd + c);
+            for (int c = 0; c < INT_COLUMNS; c++) sum[m][c] = zero_ints();
+        for (int64_t pair = 0; pair < 2 * steps; pair++) {
+            Words weights[INT_COLUMNS];
+#pragma GCC unroll 4
+            for (int c = 0; c < INT_COLUMNS; c++)
+                weights[c] = load_words(panel + (pair * BLOCK + (column + c) * WIDTH) * 4);
 #pragma GCC unroll 4
             for (int m = 0; m < rows; m++) {
-                Words first = all_words(x16[m] + STEP * step), second = all_words(x16[m] + STEP * step + 2);
-#pragma GCC unroll 2
-                for (int c = 0; c < INT16_COLUMNS; c++) sum[m][c] = dot_int16(sum[m][c], even[c], odd[c], first, second);
+                Words two = all_words(x16[m] + 2 * pair);
+#pragma GCC unroll 4
+                for (int c = 0; c < INT_COLUMNS; c++) sum[m][c] = dot_int16(sum[m][c], weights[c], two);
             }
         }
         for (int m = 0; m < rows; m++)
-            for (int c = 0; c < INT16_COLUMNS; c++) {
+            for (int c = 0; c < INT_COLUMNS; c++) {
                 int at = (column + c) * WIDTH;
                 add_int_sums(sums + m * BLOCK + at, sum[m][c], correction[m], scale ? scale + at : 0);
             }
     }
 }
-#endif
 
-static void int_tile_of(int64_t rows, int64_t bits, const uint8_t *panel, int64_t steps, IntTile x,
-                        const int32_t *correction, const float *scale, float *sums) {
-#if INT16_PRODUCT(8)
-#define CASE(rows) \
-    case rows: \
-        if (bits == 8) int16_tile(rows, panel, steps, x, correction, scale, sums); \
-        else int_tile(rows, panel, steps, x, correction, scale, sums); \
-        break
-#else
-#define CASE(rows) \
-    case rows: int_tile(rows, panel, steps, x, correction, scale, sums); break
-    (void)bits;
-#endif
-    switch (rows) {
-        CASE(1);
-        CASE(2);
-        CASE(3);
-        CASE(4);
-#if INT_ROWS == 6
-        CASE(5);
-        CASE(6);
-#endif
+/* The same of one row and lines of words in 8 bits. */
+static void int16_row(const uint8_t *lines, int64_t steps, IntTile x, int32_t correction, const float *scale,
+                      float *sums) {
+    int16_t x16[PIECE];
+    join_planes(x, 0, STEP * steps, x16);
+    for (int column = 0; column < VECTORS; column += GEMV_COLUMNS) {
+        Ints sum[GEMV_COLUMNS];
+        for (int c = 0; c < GEMV_COLUMNS; c++) sum[c] = zero_ints();
+        for (int64_t step = 0; step < steps; step++) {
+            Words two = all_words(x16 + STEP * step), next = all_words(x16 + STEP * step + 2);
+#pragma GCC unroll 4
+            for (int c = 0; c < GEMV_COLUMNS; c++) {
+                const uint8_t *at = lines + (step * BLOCK + (column + c) * WIDTH) * 4;
+                Words first, second;
+                if (c * WIDTH % 16 == 0) __builtin_prefetch(at + PREFETCH);
+                split_bytes(load_words(at), &first, &second);
+                sum[c] = dot_int16(dot_int16(sum[c], first, two), second, next);
+            }
+        }
+        for (int c = 0; c < GEMV_COLUMNS; c++) {
+            int at = (column + c) * WIDTH;
+            add_int_sums(sums + at, sum[c], correction, scale ? scale + at : 0);
+        }
     }
-#undef CASE
 }
 
-#if BF16_DOT
-/* Lines of pairs in 4 or 8 bits -> words of unsigned bytes [steps, 64]. */
-INLINE void unpack_pairs(const int bits, const uint8_t *lines, int64_t steps, uint8_t *panel) {
-    for (int64_t k = 0; k < steps; k++)
-        for (int part = 0; part < PARTS; part++) {
-            __builtin_prefetch(lines + k * LINE(bits) + part * (LINE(bits) / PARTS) + PREFETCH);
-            store_words(panel + (k * PARTS + part) * 2 * LANES, unpack_codes(bits, lines + k * LINE(bits), part));
+/* Lines of words in 4 or 8 bits -> words of 16-bit numbers [steps, 2, 64]. */
+static void widen_words(const uint8_t *lines, int64_t bits, int64_t steps, uint8_t *panel) {
+    for (int64_t step = 0; step < steps; step += 8 / bits)
+        for (int at = 0; at < BLOCK * 4; at += WIDTH * 4, lines += WIDTH * 4) {
+            uint8_t *to = panel + step * BLOCK * 8 + at;
+            Words low = load_words(lines), high, first, second;
+            __builtin_prefetch(lines + PREFETCH);
+            if (bits == 4) {
+                split_nibbles(low, &low, &high);
+                split_bytes(high, &first, &second);
+                store_words(to + BLOCK * 8, first), store_words(to + BLOCK * 12, second);
+            }
+            split_bytes(low, &first, &second);
+            store_words(to, first), store_words(to + BLOCK * 4, second);
         }
 }
-#else
+
+static void int16_tile_of(int64_t rows, const uint8_t *panel, int64_t steps, IntTile x, const int32_t *correction,
+                          const float *scale, float *sums) {
+    switch (rows) {
+        case 1: int16_tile(1, panel, steps, x, correction, scale, sums); break;
+        case 2: int16_tile(2, panel, steps, x, correction, scale, sums); break;
+        case 3: int16_tile(3, panel, steps, x, correction, scale, sums); break;
+        case 4: int16_tile(4, panel, steps, x, correction, scale, sums); break;
+    }
+}
+#endif
+
+static void int_tile_of(int64_t rows, const uint8_t *panel, int64_t steps, IntTile x, const int32_t *correction,
+                        const float *scale, float *sums) {
+    switch (rows) {
+        case 1: int_tile(1, panel, steps, x, correction, scale, sums); break;
+        case 2: int_tile(2, panel, steps, x, correction, scale, sums); break;
+        case 3: int_tile(3, panel, steps, x, correction, scale, sums); break;
+        case 4: int_tile(4, panel, steps, x, correction, scale, sums); break;
+#if INT_ROWS == 6
+        case 5: int_tile(5, panel, steps, x, correction, scale, sums); break;
+        case 6: int_tile(6, panel, steps, x, correction, scale, sums); break;
+#endif
+    }
+}
+
 /* Lines of words in 4 bits -> words of unsigned bytes [2 lines, 64]. */
 static void unpack_words(const uint8_t *lines, int64_t count, uint8_t *panel) {
     for (int64_t line = 0; line < count; line++)
@@ -189,47 +223,61 @@ INLINE void nibble_row(const int planes, const uint8_t *lines, int64_t count, In
         }
     }
 }
+
+/* The rows m .. m + count - 1 from input `k` on, and what the weights' zero point adds to their sums. */
+INLINE IntTile tile_at(const IntRows *x, int64_t bits, int64_t k, int64_t steps, int64_t m, int64_t count,
+                       int32_t *correction) {
+    for (int64_t i = 0; i < count; i++) {
+        const int32_t *sum = x->prefix_sum + (m + i) * x->prefix_pitch;
+        correction[i] = ZERO_POINT(bits) * (sum[spans(k + STEP * steps)] - sum[k / SPAN]);
+    }
+    return (IntTile){x->codes + m * x->pitch + k, x->pitch, x->planes, x->pitch / x->planes};
+}
+
+/* `int_tile` of one row, which needs no panel. */
+static void int_row(const IntRows *x, int64_t bits, int64_t k, int64_t steps, const uint8_t *lines, const float *scale,
+                    float *sums) {
+    int32_t correction;
+    IntTile tile = tile_at(x, bits, k, steps, 0, 1, &correction);
+    if (bits == 4 && x->planes == 1) nibble_row(1, lines, steps / 2, tile, correction, scale, sums);
+    else if (bits == 4) nibble_row(2, lines, steps / 2, tile, correction, scale, sums);
+#if INT16_PRODUCT(8, 1)
+    else int16_row(lines, steps, tile, correction, scale, sums);
+#else
+    else int_tile_of(1, lines, steps, tile, &correction, scale, sums);
 #endif
+}
 
 /* `int_tile` over any number of rows, from input `k` on. */
 static void int_tiles(const IntRows *x, int64_t bits, int64_t k, int64_t steps, int64_t rows, const uint8_t *lines,
                       const float *scale, float *sums, uint8_t *panel) {
-    int64_t plane_pitch = x->pitch / x->planes;
-    const uint8_t *bytes = lines;
-#if BF16_DOT
-    if (bits == 4) unpack_pairs(4, lines, steps, panel);
-    else unpack_pairs(8, lines, steps, panel);
-    bytes = panel;
-#else
-    int nibbles = bits == 4 && rows == 1;
-    if (bits == 4 && !nibbles) {
-        unpack_words(lines, steps / 2, panel);
-        bytes = panel;
-    }
+    const uint8_t *weights = bits == 4 || INT16_PRODUCT(bits, x->planes) ? panel : lines;
+#if INT16_PRODUCT(8, 1)
+    if (INT16_PRODUCT(bits, x->planes)) widen_words(lines, bits, steps, panel);
+    else
 #endif
+    if (bits == 4) unpack_words(lines, steps / 2, panel);
     for (int64_t m = 0; m < rows; m += INT_ROWS) {
         int64_t count = rows - m < INT_ROWS ? rows - m : INT_ROWS;
-        IntTile tile = {x->codes + m * x->pitch + k, x->pitch, x->planes, plane_pitch};
         int32_t correction[INT_ROWS];
-        for (int64_t i = 0; i < count; i++) {
-            const int32_t *sum = x->prefix_sum + (m + i) * x->prefix_pitch;
-            correction[i] = ZERO_POINT(bits) * (sum[spans(k + STEP * steps)] - sum[k / SPAN]);
-        }
-#if !BF16_DOT
-        if (nibbles) {
-            if (x->planes == 1) nibble_row(1, lines, steps / 2, tile, correction[0], scale, sums);
-            else nibble_row(2, lines, steps / 2, tile, correction[0], scale, sums);
-            return;
+        IntTile tile = tile_at(x, bits, k, steps, m, count, correction);
+#if INT16_PRODUCT(8, 1)
+        if (INT16_PRODUCT(bits, x->planes)) {
+            int16_tile_of(count, weights, steps, tile, correction, scale, sums + m * BLOCK);
+            continue;
         }
 #endif
-        int_tile_of(count, bits, bytes, steps, tile, correction, scale, sums + m * BLOCK);
+        int_tile_of(count, weights, steps, tile, correction, scale, sums + m * BLOCK);
     }
 }
+
+/* Inputs at a time where sums stay whole numbers: nothing is made of weights in 8 bits but where they are widened. */
+#define WHOLE_PIECE (INT16_PRODUCT(8, 1) ? PIECE : 4 * PIECE)
 
 /* sums[m, 64] = x[m, k] x one block of 64 outputs [64, k]. In 8 bits and of one group, sums stay whole until the end. */
 static void int_block(const Matrix *w, int64_t block, const IntRows *x, int64_t rows, float *sums, uint8_t *panel) {
     int whole = w->group >= w->k && x->planes == 1;
-    int64_t piece = w->group < PIECE ? w->group : PIECE;
+    int64_t piece = whole && w->bits == 8 ? WHOLE_PIECE : w->group < PIECE ? w->group : PIECE;
     float scale[BLOCK];
     memset(sums, 0, (size_t)(rows * BLOCK) * sizeof(float));
     for (int64_t k = 0; k < w->k; k += piece) {
@@ -237,7 +285,8 @@ static void int_block(const Matrix *w, int64_t block, const IntRows *x, int64_t 
         const uint8_t *lines = w->codes + (block * w->k + k) / STEP * LINE(w->bits);
         const bf16 *scales = w->scales + (block * (w->k / w->group) + k / w->group) * BLOCK;
         for (int i = 0; i < BLOCK; i++) scale[i] = to_float(scales[i]);
-        int_tiles(x, w->bits, k, steps, rows, lines, whole ? 0 : scale, sums, panel);
+        if (rows == 1) int_row(x, w->bits, k, steps, lines, whole ? 0 : scale, sums);
+        else int_tiles(x, w->bits, k, steps, rows, lines, whole ? 0 : scale, sums, panel);
     }
     for (int64_t m = 0; m < rows; m++, sums += BLOCK) {
         float x_scale = x->scales[m];

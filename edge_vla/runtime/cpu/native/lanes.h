@@ -3,12 +3,11 @@
  * One file for each family knows its instructions; a target's define (targets.py) chooses. Here is what they share.
  *
  * A block is 64 outputs. Weights lie in lines of a block, in one of two layouts:
- *   pairs  4 inputs a line. For each 16 outputs 32 lanes of inputs 0 and 1, then 32 of inputs 2 and 3 (in 4 bits: low
- *          nibbles, then high nibbles). Lane 2r + j is output r, input j. bf16 weights always; all weights where
- *          BF16_DOT: an instruction multiplies pairs of bf16.
- *   words  64 words of 32 bits, one an output: 4 inputs in 8 bits, or 8 inputs in 4 bits, byte c holding input c in its
- *          low nibble and input 4 + c in its high one. 8-bit and 4-bit weights where not BF16_DOT: rows come as
- *          integers there, whose sums no order of adding changes.
+ *   pairs  bf16 weights, 4 inputs a line. For each 16 outputs 32 lanes of inputs 0 and 1, then 32 of inputs 2 and 3.
+ *          Lane 2r + j is output r, input j. Where BF16_DOT, an instruction multiplies pairs of bf16.
+ *   words  8-bit and 4-bit weights: 64 words of 32 bits, one an output: 4 inputs in 8 bits, or 8 inputs in 4 bits, byte
+ *          c holding input c in its low nibble and input 4 + c in its high one. Rows come as integers, whose sums no
+ *          order of adding changes.
  * Codes in words are unsigned: plus ZERO_POINT(bits), of which a family may have none for 8 bits.
  */
 #ifndef EDGE_VLA_LANES

@@ -50,7 +50,7 @@ INLINE void store_ints(void *to, Ints sums) { vst1q_u8(to, vreinterpretq_u8_s32(
 INLINE Ints shift_left(Ints sums, int bits) { return vshlq_s32(sums, vdupq_n_s32(bits)); }
 
 #define ZERO_POINT(bits) ((bits) == 4 ? 8 : 0) /* signed bytes are multiplied as they are */
-#define INT16_PRODUCT(bits) 0
+#define INT16_PRODUCT(bits, planes) 0
 #define CHAIN (1 << 30)
 
 #ifdef __ARM_FEATURE_DOTPROD

@@ -80,7 +80,7 @@ INLINE Ints shift_left(Ints sums, int bits) {
 
 #define ZERO_POINT(bits) (1 << ((bits) - 1))
 #define CHAIN (1 << 30)
-#define INT16_PRODUCT(bits) 0
+#define INT16_PRODUCT(bits, planes) 0
 
 typedef Ints Chain;
 

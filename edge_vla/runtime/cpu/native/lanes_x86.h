@@ -69,7 +69,7 @@ INLINE Ints shift_left(Ints sums, int bits) { return (Ints)V(slli_epi32)((Words)
 #if defined(LANES_AVX2) || defined(LANES_AVX512)
 /* Without VNNI products of bytes are added in pairs, in 16 bits: enough for so many of 4-bit codes, for none of 8. */
 #define CHAIN 8
-#define INT16_PRODUCT(bits) ((bits) == 8) /* inputs come as 16-bit numbers instead: `dot_int16` */
+#define INT16_PRODUCT(bits, planes) ((bits) == 8 || (planes) == 2) /* numbers of 16 bits cost no more: `dot_int16` */
 #define INT_ROWS 4
 
 typedef int16_t Chain __attribute__((vector_size(4 * WIDTH)));
@@ -82,18 +82,26 @@ INLINE Ints end_chain(Ints sums, Chain chain) {
     return (Ints)V(add_epi32)((Words)sums, V(madd_epi16)((Words)chain, V(set1_epi16)(1)));
 }
 
-/* sums += inputs 0 and 2 of each word times the pair `even`, inputs 1 and 3 times the pair `odd`. */
-INLINE Ints dot_int16(Ints sums, Words even_weights, Words odd_weights, Words even, Words odd) {
-    sums = (Ints)V(add_epi32)((Words)sums, V(madd_epi16)(even_weights, even));
-    return (Ints)V(add_epi32)((Words)sums, V(madd_epi16)(odd_weights, odd));
+/* sums += pairs of 16-bit weights times a pair of inputs. */
+INLINE Ints dot_int16(Ints sums, Words weights, Words x) {
+    return (Ints)V(add_epi32)((Words)sums, V(madd_epi16)(weights, x));
 }
-INLINE void split_bytes(Words codes, Words *even, Words *odd) {
-    *even = WHOLE(and)(codes, V(set1_epi32)(0x00ff00ff));
-    *odd = V(srli_epi16)(codes, 8);
+
+#define NONE 128
+#define FOUR_TIMES(...) {__VA_ARGS__, __VA_ARGS__, __VA_ARGS__, __VA_ARGS__}
+static const uint8_t first_bytes[64] =
+    FOUR_TIMES(0, NONE, 1, NONE, 4, NONE, 5, NONE, 8, NONE, 9, NONE, 12, NONE, 13, NONE);
+static const uint8_t second_bytes[64] =
+    FOUR_TIMES(2, NONE, 3, NONE, 6, NONE, 7, NONE, 10, NONE, 11, NONE, 14, NONE, 15, NONE);
+
+/* Bytes 0 and 1 of each word in 16 bits, and bytes 2 and 3. */
+INLINE void split_bytes(Words codes, Words *first, Words *second) {
+    *first = V(shuffle_epi8)(codes, load_words(first_bytes));
+    *second = V(shuffle_epi8)(codes, load_words(second_bytes));
 }
 #else
 #define CHAIN (1 << 30) /* sums themselves are the chain */
-#define INT16_PRODUCT(bits) 0
+#define INT16_PRODUCT(bits, planes) 0
 #define INT_ROWS 6
 
 typedef Ints Chain;

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edge_vla.quant import EIGHT, NARROW, PackedWeight, Scheme, unpack_nibbles
+from edge_vla.quant import NARROW, PackedWeight, Scheme, unpack_nibbles
 from edge_vla.runtime.cpu.native.structs import Int8Inputs, IntRows, Matrix
 from edge_vla.runtime.padding import padded
 
@@ -25,19 +24,9 @@ SPAN: Final = 32  # inputs between two prefix sums of a row
 BITS: Final = {Scheme.BF16: 16, Scheme.INT8: 8, Scheme.W8A8: 8, Scheme.INT4: 4}
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a library wants its weights: all in pairs, or integers in words, 8-bit codes plus `zero_point`."""
-
-    words: bool
-    zero_point: int
-
-    @staticmethod
-    def of(library: ctypes.CDLL) -> Layout:
-        all_pairs, zero_point = (
-            ctypes.c_int32.in_dll(library, f"edge_vla_{name}").value for name in ("all_pairs", "zero_point8")
-        )
-        return Layout(not all_pairs, zero_point)
+def zero_point_of(library: ctypes.CDLL) -> int:
+    """What a library wants its 8-bit codes stored plus."""
+    return ctypes.c_int32.in_dll(library, "edge_vla_zero_point8").value
 
 
 class Format(Protocol):
@@ -51,13 +40,12 @@ class Format(Protocol):
     def group(self) -> int | None: ...
 
 
-def fits(weight: Format, layout: Layout) -> bool:
+def fits(weight: Format) -> bool:
     """Whether lines can hold it: a known format (narrow ones come as int4), and groups that no piece cuts."""
     group = weight.group
     uncut = group is None or (group % STEP == 0 and (group < PIECE or group % PIECE == 0))
     known = weight.scheme in (*BITS, *NARROW)
-    integers = weight.scheme is Scheme.W8A8 or (layout.words and weight.scheme is not Scheme.BF16)
-    return uncut and known and (not integers or fits_int(weight))
+    return uncut and known and (weight.scheme is Scheme.BF16 or fits_int(weight))
 
 
 def fits_int(weight: Format) -> bool:
@@ -67,15 +55,14 @@ def fits_int(weight: Format) -> bool:
 
 def matrix(
     packed: PackedWeight,
-    layout: Layout,
+    zero_point: int,
     bias: Tensor | None = None,
     *,
     int8_inputs: Int8Inputs = Int8Inputs.NEVER,
 ) -> Matrix:
     """A weight (N, K) that `fits`, padded with zeros to N in 64s and K in fours. W8A8 always takes inputs in 8 bits."""
     n, k = (padded(packed.shape[0], BLOCK), padded(packed.shape[1], STEP))
-    in_words = layout.words and packed.scheme is not Scheme.BF16
-    codes = words(packed, layout.zero_point) if in_words else lines(packed)
+    codes = pairs(packed) if packed.scheme is Scheme.BF16 else words(packed, zero_point)
     scales = None
     if packed.scales is not None:
         columns = packed.scales.view(packed.shape[0], -1)
@@ -90,18 +77,19 @@ def matrix(
     return made
 
 
-def planes(made: Matrix, layout: Layout) -> int:
-    """Most planes of 8 bits in which a matrix takes its inputs as integers; 0: in bfloat16 alone."""
-    if layout.words and made.bits < 16 and made.int8_inputs != Int8Inputs.ALWAYS:
-        return MAX_PLANES
-    return 0 if made.int8_inputs == Int8Inputs.NEVER else 1
+def planes(made: Matrix) -> int:
+    """Most planes of 8 bits in which a matrix takes its inputs as integers; 0: in bfloat16."""
+    if made.bits == BITS[Scheme.BF16]:
+        return 0
+    return 1 if made.int8_inputs == Int8Inputs.ALWAYS else MAX_PLANES
 
 
 def int_rows(rows: int, k: int, planes: int) -> IntRows:
     """Buffers for rows of `k` inputs as integers of so many planes; for 0 planes none."""
     if planes == 0:
         return IntRows()
-    pitch, spans = padded(k, BLOCK) * planes, -(-k // SPAN) + 1
+    # One line of the cache more: rows a power of two apart would fall on the same few places of it.
+    pitch, spans = (padded(k, BLOCK) + BLOCK) * planes, -(-k // SPAN) + 1
     codes = torch.zeros(rows, pitch, dtype=torch.int8)
     prefix_sum, scales = torch.zeros(rows, spans, dtype=torch.int32), torch.zeros(rows, dtype=torch.float32)
     made = IntRows(address(codes), address(prefix_sum), address(scales), pitch, spans, planes)
@@ -114,19 +102,12 @@ def scratch_bytes(rows: int) -> int:
     return PIECE * BLOCK * 2 + rows * BLOCK * 4
 
 
-def lines(packed: PackedWeight) -> Tensor:
-    """(N / 64, K / 4, bytes of a line) uint8, padded."""
+def pairs(packed: PackedWeight) -> Tensor:
+    """A bf16 weight as (N / 64, K / 4, bytes of a line) uint8, padded."""
     n, k = padded(packed.shape[0], BLOCK), padded(packed.shape[1], STEP)
-    if packed.scheme is Scheme.INT4:
-        codes = unpack_nibbles(packed.codes)
-    elif packed.scheme in EIGHT:
-        codes = packed.codes
-    else:
-        codes = packed.codes.to(torch.bfloat16).view(torch.int16)
+    codes = packed.codes.to(torch.bfloat16).view(torch.int16)
     codes = F.pad(codes, (0, k - packed.shape[1], 0, n - packed.shape[0]))
     places = codes.view(n // BLOCK, PARTS, BLOCK // PARTS, k // STEP, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    if packed.scheme is Scheme.INT4:
-        return (places[:, :, :, 0] | (places[:, :, :, 1] << 4)).reshape(n // BLOCK, k // STEP, -1)
     return places.contiguous().view(torch.uint8).view(n // BLOCK, k // STEP, -1)
 
 

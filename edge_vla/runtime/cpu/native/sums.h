@@ -1,6 +1,4 @@
 /* Sums of many numbers in an order that no target changes: 16 partial sums, element i in the (i mod 16)th, then halves.
- *
- * LANES_AVX512_BF16 keeps the order in which its compiler adds, so that what was recorded with it stays.
  */
 #ifndef EDGE_VLA_SUMS
 #define EDGE_VLA_SUMS
@@ -17,28 +15,16 @@ static inline float add_halves(float *partial) {
 
 /* The sum of x[i], or of its square. */
 static inline float sum_of(const bf16 *x, int64_t count) {
-    float sum = 0.0f;
-#ifdef LANES_AVX512_BF16
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < count; i++) sum += to_float(x[i]);
-#else
     float partial[PARTIAL] = {0};
     int64_t i = 0;
     for (; i + PARTIAL <= count; i += PARTIAL)
         for (int j = 0; j < PARTIAL; j++) partial[j] += to_float(x[i + j]);
     for (int j = 0; i + j < count; j++) partial[j] += to_float(x[i + j]);
-    sum = add_halves(partial);
-#endif
-    return sum;
+    return add_halves(partial);
 }
 
 /* The sum of (x[i] - mean) squared. */
 static inline float sum_of_squares(const bf16 *x, float mean, int64_t count) {
-    float sum = 0.0f;
-#ifdef LANES_AVX512_BF16
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < count; i++) sum = fused(to_float(x[i]) - mean, to_float(x[i]) - mean, sum);
-#else
     float partial[PARTIAL] = {0};
     int64_t i = 0;
     for (; i + PARTIAL <= count; i += PARTIAL)
@@ -50,22 +36,11 @@ static inline float sum_of_squares(const bf16 *x, float mean, int64_t count) {
         float distance = to_float(x[i + j]) - mean;
         partial[j] = fused(distance, distance, partial[j]);
     }
-    sum = add_halves(partial);
-#endif
-    return sum;
+    return add_halves(partial);
 }
 
 /* exp(scores[i] - largest) -> out [count] in bf16, and the sum of what is rounded there. */
 static inline float sum_of_exponentials(const float *scores, float largest, int64_t count, bf16 *out) {
-    float sum = 0.0f;
-#ifdef LANES_AVX512_BF16
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < count; i++) {
-        float power = exponential(scores[i] - largest);
-        sum += power;
-        out[i] = to_bf16(power);
-    }
-#else
     float partial[PARTIAL] = {0};
     int64_t i = 0;
     for (; i + PARTIAL <= count; i += PARTIAL)
@@ -79,9 +54,7 @@ static inline float sum_of_exponentials(const float *scores, float largest, int6
         partial[j] += power;
         out[i + j] = to_bf16(power);
     }
-    sum = add_halves(partial);
-#endif
-    return sum;
+    return add_halves(partial);
 }
 
 #endif

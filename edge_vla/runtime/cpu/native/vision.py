@@ -18,7 +18,6 @@ from edge_vla.runtime.cpu.native.layout import (
     BLOCK,
     STEP,
     TILE,
-    Layout,
     address,
     fits,
     int_rows,
@@ -26,6 +25,7 @@ from edge_vla.runtime.cpu.native.layout import (
     planes,
     scratch_bytes,
     vector,
+    zero_point_of,
 )
 from edge_vla.runtime.cpu.native.library import require_library
 from edge_vla.runtime.cpu.native.structs import Matrix, Tower, TowerLayer, Vision, VisionWorkspace
@@ -40,10 +40,10 @@ LAYER_SCALES: Final = ("ls1.scale_factor", "ls2.scale_factor")
 Weights = Mapping[str, PackedWeight | Tensor]
 
 
-def vision_fits(spec: PolicySpec, weights: Weights, layout: Layout) -> bool:
+def vision_fits(spec: PolicySpec, weights: Weights) -> bool:
     """Whether C can run them: head widths in fours, formats it knows."""
     heads = all(tower.width // tower.heads % STEP == 0 for tower in spec.towers)
-    return heads and all(fits(weight, layout) for weight in weights.values() if isinstance(weight, PackedWeight))
+    return heads and all(fits(weight) for weight in weights.values() if isinstance(weight, PackedWeight))
 
 
 class NativeVision:
@@ -55,7 +55,7 @@ class NativeVision:
     def __init__(self, spec: PolicySpec, weights: Weights, compiled: ctypes.CDLL | None = None) -> None:
         self.spec, self._weights = spec, weights
         library = compiled or require_library()
-        self._call, self._layout, self._planes, self._widest = library.edge_vla_vision, Layout.of(library), 0, 0
+        self._call, self._zero_point, self._planes, self._widest = library.edge_vla_vision, zero_point_of(library), 0, 0
         self._kept, self._multiplications = list[object](), 0
         towers = [self._tower(tower, prefix) for tower, prefix in zip(spec.towers, TOWER_PREFIXES, strict=False)]
         linears = [self._matrix(f"projector.fc{i + 1}") for i in range(len(spec.projector_widths) - 1)]
@@ -112,8 +112,8 @@ class NativeVision:
         if isinstance(weight, Tensor):
             flat = weight.flatten(1)
             weight = PackedWeight(Scheme.BF16, (flat.shape[0], flat.shape[1]), None, flat, None)
-        made = matrix(weight, self._layout, self._tensor(f"{name}.bias"))
-        self._planes, self._widest = max(self._planes, planes(made, self._layout)), max(self._widest, made.k)
+        made = matrix(weight, self._zero_point, self._tensor(f"{name}.bias"))
+        self._planes, self._widest = max(self._planes, planes(made)), max(self._widest, made.k)
         self._kept += made.kept
         self._multiplications += made.n * made.k * (rows or self.spec.patches)
         return made

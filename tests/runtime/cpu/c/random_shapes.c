@@ -10,7 +10,7 @@
 
 #include "gemm.h"
 
-extern const int32_t edge_vla_all_pairs, edge_vla_zero_point8;
+extern const int32_t edge_vla_zero_point8;
 void edge_vla_gemm(const Matrix *, const bf16 *, int64_t, bf16 *, uint8_t *, const IntRows *);
 void edge_vla_decode(const Decoder *, const DecoderWorkspace *, const Cache *, const Pass *, const bf16 *, bf16 *,
                      Barrier *, int64_t, int64_t);
@@ -53,7 +53,7 @@ static bf16 *numbers(int64_t count, float size) {
 }
 
 static IntRows int_rows(int64_t rows, int64_t k, int64_t planes) {
-    int64_t pitch = padded(k, BLOCK) * planes, spans = (k + SPAN - 1) / SPAN + 1;
+    int64_t pitch = (padded(k, BLOCK) + BLOCK) * planes, spans = (k + SPAN - 1) / SPAN + 1;
     IntRows made = {allocate(rows * pitch), allocate(rows * spans * 4), allocate(rows * 4), pitch, spans, planes};
     return made;
 }
@@ -73,7 +73,7 @@ static Matrix random_matrix(int64_t bits, int64_t n, int64_t k, int with_bias, i
         uint8_t *codes = allocate(count);
         for (int64_t i = 0; i < count; i++) {
             int64_t code = bits == 4 ? below(256) : below(255) - 127;
-            codes[i] = (uint8_t)(bits == 8 && !edge_vla_all_pairs ? code ^ edge_vla_zero_point8 : code);
+            codes[i] = (uint8_t)(bits == 8 ? code ^ edge_vla_zero_point8 : code);
         }
         made.codes = codes;
         bf16 *scales = numbers(outputs * k / made.group, 0.001f);
