@@ -165,7 +165,8 @@ def test_help_imports_no_torch() -> None:
 
 
 def run(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(path)}
+    before = os.environ.get("PYTHONPATH")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(path), *([before] if before else [])])}
     command = [sys.executable, "-m", "edge_vla.cli", "doctor", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 

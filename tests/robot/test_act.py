@@ -39,6 +39,16 @@ SOON = 240.0  # seconds, for a policy to load on a busy machine
 POLICY = [str(BASE), "--dtype", "fp32", "--unnorm-key", statistics_key(1)]
 
 
+@pytest.fixture(autouse=True)
+def _stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a policy hangs the command ends its process, which is the tests' own here."""
+
+    def failed(failure: Exception | None) -> None:
+        raise AssertionError(f"the policy did not come back: {failure}")
+
+    monkeypatch.setattr(act, "leave", failed)
+
+
 @pytest.fixture
 def declared(tmp_path: Path) -> Path:
     """The demo's arm at 2 Hz, so that a busy machine misses little."""

@@ -35,6 +35,7 @@ def test_16_bits_give_the_references_tokens(tiny_artifacts: Mapping[int, Path]) 
 
 
 def test_onnx_sees_what_torch_sees(tiny_artifacts: Mapping[int, Path]) -> None:
+    pytest.importorskip("onnxruntime")
     pixels = torch.randn(1, 6, 28, 28)
     by = {
         name: edge_vla.load(tiny_artifacts[4], "cpu", name, dtype="fp32", check=False).network.vision(pixels)
@@ -144,6 +145,7 @@ def loaded(policy: edge_vla.Policy) -> dict[str, torch.Tensor]:
 
 def test_a_single_tower_with_letterbox_runs_and_exports(golden_checkpoint: Path, tmp_path: Path) -> None:
     """The v0.1 shape: SigLIP alone, two projector layers, Vicuna's prompt, down to its int4 artifact and graph."""
+    pytest.importorskip("onnxscript")
     directory = tmp_path / "v01"
     directory.mkdir()
     for name in ("dataset_statistics.json", "tokenizer.json"):
@@ -191,6 +193,7 @@ def test_a_single_tower_with_letterbox_runs_and_exports(golden_checkpoint: Path,
 
 def test_a_float16_checkpoint_keeps_its_type(golden_checkpoint: Path, tmp_path: Path) -> None:
     """Towers in float16, the rest in bfloat16: stored as they are, in the graph too."""
+    pytest.importorskip("onnxscript")
 
     def narrowed(name: str, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.half() if name.startswith("vision_backbone.") else tensor

@@ -125,6 +125,7 @@ def test_an_engine_reads_pixels_and_writes_rows_where_they_lie(tiny_artifacts: M
 
 def test_onnx_runtime_is_bound_to_pointers_before_the_graph(tiny_artifacts: Mapping[int, Path], tmp_path: Path) -> None:
     """A real session on host memory, bound as on CUDA: the graph lies elsewhere than the weights."""
+    pytest.importorskip("onnxruntime")
     artifact = Artifact(tiny_artifacts[16])
     spec = artifact.manifest.config.spec
     write_typed_graph(spec, artifact.directory / VISION, tmp_path / "vision.fp16.onnx", Arithmetic.FP16)
@@ -189,6 +190,8 @@ def test_a_tensorrt_vision_adds_no_tensor_at_all(deviceless: GpuEngine, tiny_art
 @pytest.mark.parametrize(("vision", "copies"), [("torch", 1), ("onnx", 1)])
 def test_the_cpu_path_copies_embeddings_once(tiny_artifacts: Mapping[int, Path], vision: str, copies: int) -> None:
     """Into the rows, where the prefill reads them; one more than an engine that writes there itself."""
+    if vision == "onnx":
+        pytest.importorskip("onnxruntime")
     made = edge_vla.load(tiny_artifacts[16], "cpu", vision, check=False)
     prompt, seen = made.prompter("pick up the cup"), pixels(made, 0)
     made.engine.decide(prompt, seen, DIMS)  # buffers
