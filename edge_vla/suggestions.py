@@ -21,7 +21,8 @@ def nearest(word: object, choices: Iterable[str], cutoff: float = CLOSE) -> str 
 def choose(word: object, choices: Iterable[str]) -> str:
     """`choose one of a, b, c`, and which of them was meant, if one is spelt nearly so."""
     known = [*choices]
-    near = nearest(word, known)
+    longer = [choice for choice in known if set(str(word).casefold().split("-")) < set(choice.casefold().split("-"))]
+    near = longer[0] if len(longer) == 1 else nearest(word, known)  # orin-16 is orin-nx-16 before orin-64
     return f"choose one of {', '.join(known)}" + ("" if near is None else f"; did you mean {near!r}?")
 
 

@@ -25,6 +25,8 @@ def test_the_nearest_word(word: str, found: str | None) -> None:
 def test_what_to_choose() -> None:
     assert choose("tow", ["one", "two"]) == "choose one of one, two"
     assert choose("towo", ["one", "two"]) == "choose one of one, two; did you mean 'two'?"
+    assert choose("orin-16", ["orin-64", "orin-nx-16"]).endswith("did you mean 'orin-nx-16'?")
+    assert "did you mean" not in choose("orin", ["orin-nx-8", "orin-nx-16"])
 
 
 def test_a_near_path_is_near_in_every_part(tmp_path: Path) -> None:
