@@ -46,9 +46,10 @@ class FirstRunResult:
         """For people who decide whether to start it."""
         minutes = (self.install_s + self.demo_s) / 60
         disk = (self.venv_bytes + self.demo_bytes) / 1e9
+        busy = f" that {self.load_before:.0f} other processes used too" if self.load_before >= 1 else ""
         return (
             f"downloads {self.download_bytes / 1e9:.1f} GB, takes {disk:.1f} GB of disk "
-            f"and {minutes:.0f} minutes on two cores"
+            f"and took {minutes:.0f} minutes on two cores{busy}"
         )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
+import re
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -49,6 +52,18 @@ def test_the_artifact_stands_on_its_own(out: Path) -> None:
     action = policy.act(Image.open(out / "artifact" / frame.image), frame.instruction)
     assert action.tokens == frame.tokens
     assert action.kernels["int4"] not in ("", "reference")
+
+
+def test_the_first_hour_in_python(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every line of the page, in its order, with the answers that it shows."""
+    monkeypatch.chdir(out.parent)
+    page = (Path(__file__).parents[2] / "docs" / "first-hour.md").read_text(encoding="utf-8")
+    blocks = "".join(re.findall(r"^```pycon\n(.*?)^```", page, re.M | re.S))
+    said = StringIO()
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    found = runner.run(doctest.DocTestParser().get_doctest(blocks, {}, page[:20], None, 0), out=said.write)
+    assert found.failed == 0, said.getvalue()
+    assert found.attempted > 30
 
 
 def test_without_a_package_nothing_is_begun(
