@@ -110,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:
+        say("interrupted", "yellow", "nothing is under way any more; the same command starts anew")
         raise SystemExit(INTERRUPTED) from None
     except Exception as error:
         if isinstance(error, OSError) and error.filename is None:

@@ -20,6 +20,7 @@ from edge_vla.bench.reports import brief, verdicts
 from edge_vla.bench.result import Gate, Interval
 from tests.bench.sample_result import sample_result
 from tests.conftest import TINY
+from tests.export.crash import tiny_frames
 from tests.test_cli import call
 
 QUICK = ("--reference", TINY, "--limit", "4", "--profile", "none")
@@ -187,3 +188,21 @@ def test_ctrl_c_says_what_is_kept(tiny_artifacts: Mapping[int, Path], tmp_path: 
     assert process.returncode == 130, rest
     assert "Traceback" not in rest
     assert rest.splitlines()[-1].startswith("interrupted: ")
+
+
+@pytest.mark.parametrize(("method", "says"), [("gptq", "goes on from there"), ("rtn", "starts anew")])
+def test_ctrl_c_in_an_export(
+    method: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An export that calibrates keeps its layers; any other keeps nothing, and does not say that it wrote nothing."""
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    tiny_frames(tmp_path / "frames")
+    monkeypatch.setattr("edge_vla.export.pipeline.export_vision", interrupt)
+    options = ("--method", method, "--frames", str(tmp_path / "frames")) if method == "gptq" else ()
+    out = tmp_path / "artifact"
+    assert call("export", "random:openvla-tiny", *options, "--out", str(out)) == 130
+    assert says in capsys.readouterr().err.splitlines()[-1]
+    assert Path(f"{out}.partial").exists() == (method == "gptq")

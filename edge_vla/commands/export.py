@@ -106,7 +106,8 @@ def export(
     recorded = read_frames(frames) if frames else ()
     said = Said(prompt, statistics, script(preprocess))
     kept = f"{out_dir}.partial keeps what is done; the same command goes on from there"
-    with interruptible(lambda: kept if Path(f"{out_dir}.partial").exists() else "nothing was written yet"):
+    anew = "nothing is kept: the same command starts anew, for only what is calibrated (--method) goes on"
+    with interruptible(lambda: kept if Path(f"{out_dir}.partial").exists() else anew):
         made = _write(source, out_dir, form, chosen, adapter or (), recorded, said, decoder_only=decoder_only)
     err.print(f"{out_dir}: {directory_bytes(out_dir) / 1e9:.3f} GB, {form}, {made}")
 
