@@ -182,8 +182,8 @@ static void unpack_words(const uint8_t *lines, int64_t count, uint8_t *panel) {
         }
 }
 
-/* `int_tile` of one row and lines of words in 4 bits: both planes meet a nibble while it is in a register. */
-INLINE void nibble_row(const int planes, const uint8_t *lines, int64_t count, IntTile x, int32_t correction,
+/* `int_tile` of one row and lines of words: both planes meet a code while it is in a register. */
+INLINE void byte_row(const int bits, const int planes, const uint8_t *lines, int64_t count, IntTile x, int32_t correction,
                        const float *scale, float *sums) {
     for (int column = 0; column < VECTORS; column += GEMV_COLUMNS) {
         Ints sum[MAX_PLANES][GEMV_COLUMNS];
@@ -194,22 +194,22 @@ INLINE void nibble_row(const int planes, const uint8_t *lines, int64_t count, In
             for (int plane = 0; plane < planes; plane++)
                 for (int c = 0; c < GEMV_COLUMNS; c++) chain[plane][c] = begin_chain(sum[plane][c]);
             for (int64_t line = begin; line < end; line++) {
-                const int8_t *eight = x.codes + 2 * STEP * line;
+                const int8_t *inputs = x.codes + 8 / bits * STEP * line;
                 Words low_x[MAX_PLANES], high_x[MAX_PLANES];
                 for (int plane = 0; plane < planes; plane++) {
-                    low_x[plane] = all_words(eight + plane * x.plane_pitch);
-                    high_x[plane] = all_words(eight + plane * x.plane_pitch + STEP);
+                    low_x[plane] = all_words(inputs + plane * x.plane_pitch);
+                    if (bits == 4) high_x[plane] = all_words(inputs + plane * x.plane_pitch + STEP);
                 }
 #pragma GCC unroll 4
                 for (int c = 0; c < GEMV_COLUMNS; c++) {
                     const uint8_t *at = lines + (line * BLOCK + (column + c) * WIDTH) * 4;
-                    Words low, high;
+                    Words low = load_words(at), high;
                     if (c * WIDTH % 16 == 0) __builtin_prefetch(at + PREFETCH);
-                    split_nibbles(load_words(at), &low, &high);
+                    if (bits == 4) split_nibbles(low, &low, &high);
 #pragma GCC unroll 2
                     for (int plane = 0; plane < planes; plane++) {
                         chain[plane][c] = dot_bytes(chain[plane][c], low, low_x[plane]);
-                        chain[plane][c] = dot_bytes(chain[plane][c], high, high_x[plane]);
+                        if (bits == 4) chain[plane][c] = dot_bytes(chain[plane][c], high, high_x[plane]);
                     }
                 }
             }
@@ -239,12 +239,13 @@ static void int_row(const IntRows *x, int64_t bits, int64_t k, int64_t steps, co
                     float *sums) {
     int32_t correction;
     IntTile tile = tile_at(x, bits, k, steps, 0, 1, &correction);
-    if (bits == 4 && x->planes == 1) nibble_row(1, lines, steps / 2, tile, correction, scale, sums);
-    else if (bits == 4) nibble_row(2, lines, steps / 2, tile, correction, scale, sums);
+    if (bits == 4 && x->planes == 1) byte_row(4, 1, lines, steps / 2, tile, correction, scale, sums);
+    else if (bits == 4) byte_row(4, 2, lines, steps / 2, tile, correction, scale, sums);
 #if INT16_PRODUCT(8, 1)
     else int16_row(lines, steps, tile, correction, scale, sums);
 #else
-    else int_tile_of(1, lines, steps, tile, &correction, scale, sums);
+    else if (x->planes == 1) byte_row(8, 1, lines, steps, tile, correction, scale, sums);
+    else byte_row(8, 2, lines, steps, tile, correction, scale, sums);
 #endif
 }
 
