@@ -262,6 +262,7 @@ def test_where_the_best_does_not_load_the_next_does(
             raise BackendError("this compiler is too old")
         return Path(name)
 
+    monkeypatch.setattr(library, "_installed", lambda _: None)
     monkeypatch.setattr(library, "compiled", compile)
     monkeypatch.setattr(library, "opened", lambda *_: None)
     assert library.chosen() == named("avx2")
