@@ -105,11 +105,15 @@ def export(
         raise UsageError(f"--decoder-only needs --format {' or '.join(WRITTEN)}: an artifact is a whole policy")
     recorded = read_frames(frames) if frames else ()
     said = Said(prompt, statistics, script(preprocess))
-    kept = f"{out_dir}.partial keeps what is done; the same command goes on from there"
-    anew = "nothing is kept: the same command starts anew, for only what is calibrated (--method) goes on"
-    with interruptible(lambda: kept if Path(f"{out_dir}.partial").exists() else anew):
+    with interruptible(lambda: _after_interrupt(Path(f"{out_dir}.partial"))):
         made = _write(source, out_dir, form, chosen, adapter or (), recorded, said, decoder_only=decoder_only)
     err.print(f"{out_dir}: {directory_bytes(out_dir) / 1e9:.3f} GB, {form}, {made}")
+
+
+def _after_interrupt(partial: Path) -> str:
+    if partial.exists():
+        return f"{partial} keeps what is done; the same command goes on from there"
+    return "nothing is kept: the same command starts anew, for only what is calibrated (--method) goes on"
 
 
 @dataclass(frozen=True)
