@@ -104,7 +104,8 @@ def openvino(weight: Weight, threads: int, dynamic_group: int) -> tuple[Product,
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(dynamic_group),
     }
     request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
-    return lambda rows: np.asarray(request.infer({0: rows})[0]), str(ov.__version__)
+    # A copy: what it returns is its own memory, which rows of another number take away.
+    return lambda rows: np.array(request.infer({0: rows})[0]), str(ov.__version__)
 
 
 def onnxruntime(weight: Weight, threads: int) -> tuple[Product, str]:
