@@ -21,10 +21,8 @@ PATIENCE: Final = 30  # seconds that it may take to end
 class Child:
     """`python -m module ASKED`, running. `about` is its first answer; what it answers is its module's matter."""
 
-    def __init__(
-        self, python: str, module: str, asked: Mapping[str, object], needs: str, environment: Mapping[str, str]
-    ) -> None:
-        """`environment` is added to this one's. BackendError where the child stops; `needs` names the packages."""
+    def __init__(self, python: str, module: str, asked: Mapping[str, object], needs: str) -> None:
+        """BackendError where the child stops; `needs` names the packages."""
         self._module, self._needs = module, needs
         self._errors: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         self._process = subprocess.Popen(
@@ -33,7 +31,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env={**study.child_environment(), **environment},
+            env=study.child_environment(),
         )
         self.about = self._reply()
 

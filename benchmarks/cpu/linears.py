@@ -13,7 +13,7 @@ import contextlib
 import importlib
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -35,9 +35,9 @@ T = TypeVar("T")
 class LinearPeers(Child):
     """A running child process; `systems` are those that its packages allow, by name, with their versions."""
 
-    def __init__(self, python: str, asked: Mapping[str, int], environment: Mapping[str, str]) -> None:
-        """`environment` is added to this one's. BackendError where the child stops."""
-        super().__init__(python, "benchmarks.cpu.linears", asked, NEEDS, environment)
+    def __init__(self, python: str, asked: Mapping[str, int]) -> None:
+        """BackendError where the child stops."""
+        super().__init__(python, "benchmarks.cpu.linears", asked, NEEDS)
         self.systems: dict[str, str] = self.about
 
     def measure(self, system: str, rows: int) -> tuple[float, float]:
@@ -103,9 +103,14 @@ def openvino(weight: Weight, threads: int, dynamic_group: int) -> tuple[Product,
         "PERFORMANCE_HINT": "LATENCY",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(dynamic_group),
     }
-    request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
-    # A copy: what it returns is its own memory, which rows of another number take away.
-    return lambda rows: np.array(request.infer({0: rows})[0]), str(ov.__version__)
+
+    @cache
+    def request(rows: int) -> Any:
+        """Of a model of just so many rows."""
+        model.reshape([rows, k])
+        return ov.Core().compile_model(model, "CPU", settings).create_infer_request()
+
+    return lambda rows: np.array(request(len(rows)).infer({0: rows})[0]), str(ov.__version__)
 
 
 def onnxruntime(weight: Weight, threads: int) -> tuple[Product, str]:

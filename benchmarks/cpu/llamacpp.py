@@ -54,7 +54,7 @@ class LlamaCpp(Child):
         """`python` must have the packages. BackendError names the command that installs them."""
         self._scratch = tempfile.TemporaryDirectory(prefix="edge-vla-gguf-")
         asked = {"spec": dataclasses.asdict(spec), "prompt": prompt, "threads": threads, "scratch": self._scratch.name}
-        super().__init__(python, "benchmarks.cpu.llamacpp", asked, PYTHON_NEEDS, {})
+        super().__init__(python, "benchmarks.cpu.llamacpp", asked, PYTHON_NEEDS)
         self.facts = LlamaCppFacts(**self.about)
 
     def prefill(self) -> None:

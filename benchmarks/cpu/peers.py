@@ -44,7 +44,6 @@ LOG: Final = logging.getLogger("benchmarks.cpu.peers")
 ROWS: Final = (1, 7, 288)  # of the product: a step, a verified draft, a prefill
 GROUP: Final = 128
 VOCABULARY: Final = 512
-NARROW: Final = {"ONEDNN_MAX_CPU_ISA": "AVX2"}  # what OpenVINO's products obey
 
 Named = Mapping[str, str]
 
@@ -131,13 +130,10 @@ def _products(settings: Settings) -> tuple[list[ProductTimes], dict[str, str]]:
     }
     versions = dict[str, str]()
     with ExitStack() as stack:
-        for suffix, environment in (("", {}), (" (AVX2)", NARROW)):
-            peers = stack.enter_context(LinearPeers(settings.linears, asked, environment))
-            for name, version in peers.systems.items():
-                if suffix and "OpenVINO" not in name:
-                    continue  # ONNX Runtime has no such switch
-                systems[name + suffix] = lambda rows, peers=peers, name=name: peers.measure(name, rows)  # type: ignore[misc]
-                versions[name + suffix] = version
+        peers = stack.enter_context(LinearPeers(settings.linears, asked))
+        for name, version in peers.systems.items():
+            systems[name] = lambda rows, name=name: peers.measure(name, rows)  # type: ignore[misc]
+            versions[name] = version
         taken: dict[tuple[str, int], list[tuple[float, float]]] = {}
         for number in range(settings.rounds):
             for name in list(systems) if number % 2 == 0 else list(systems)[::-1]:

@@ -72,7 +72,7 @@ def test_a_python_without_the_libraries(tmp_path: Path) -> None:
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "raise ModuleNotFoundError(\'no numpy\')"\n')
     python.chmod(0o755)
     with pytest.raises(BackendError, match="pip install openvino onnxruntime onnx"):
-        LinearPeers(str(python), ASKED, {})
+        LinearPeers(str(python), ASKED)
 
 
 def test_libraries_that_are_not_there_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
