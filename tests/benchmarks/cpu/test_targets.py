@@ -20,7 +20,9 @@ def test_a_share_is_of_the_instructions_that_the_product_has() -> None:
     assert targets.product_peak(four, Int8Inputs.NEVER, rates) == 4.0, "rows of 16 bits are two of 8"
     assert targets.product_peak(four, Int8Inputs.ALWAYS, rates) == 8.0
     assert targets.product_peak(sixteen, Int8Inputs.NEVER, rates) == 1.0
-    assert targets.product_peak(four, Int8Inputs.NEVER, {**rates, "bf16": 3.0}) == 3.0
+    paired = {**rates, "bf16": 3.0}
+    assert targets.product_peak(sixteen, Int8Inputs.NEVER, paired) == 3.0
+    assert targets.product_peak(four, Int8Inputs.NEVER, paired) == 4.0, "rows are integers on every target"
 
 
 def test_targets_are_bound_as_the_issue_says() -> None:
