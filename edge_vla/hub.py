@@ -141,4 +141,4 @@ def _reason(error: BaseException, repository: Repository) -> str:
     if status == 429 or (status is not None and status >= 500):
         return f"the Hub answered {status}: try again in a minute"
     said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"the Hub is not reached ({said}): check the network, or give a directory that was fetched elsewhere"
+    return f"the Hub is not reached ({said}): check the network, or copy the directory from where it is"

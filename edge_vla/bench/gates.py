@@ -23,6 +23,7 @@ from edge_vla.bench.result import (
     DeclaredGates,
     Gate,
     Interval,
+    PairedOutcome,
     Result,
 )
 
@@ -149,12 +150,16 @@ def _closed_loop(row: Candidate) -> Iterator[Gate]:
     margin = row.closed_loop.margin
     for regime in row.closed_loop.regimes:
         found = regime.overall
-        passed = True if found.non_inferior else False if found.difference.high < -margin else None
         why = (
             f"success minus the reference's, lower end of the 90 % interval; {regime.candidate[ALL].episodes} of "
             f"{found.episodes_needed} episodes needed"
         )
-        yield _gate(f"closed loop, {regime.name}", row, passed, found.difference.low, -margin, why)
+        yield _gate(f"closed loop, {regime.name}", row, non_inferior(found, margin), found.difference.low, -margin, why)
+
+
+def non_inferior(found: PairedOutcome, margin: float) -> bool | None:
+    """Whether it succeeds as often as the reference, less `margin` at most; None where the interval holds both."""
+    return True if found.non_inferior else False if found.difference.high < -margin else None
 
 
 def _calibration_leakage(row: Candidate) -> Iterator[Gate]:

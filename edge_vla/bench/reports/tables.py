@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Final
 
+from edge_vla.bench.gates import non_inferior
 from edge_vla.bench.provenance import Provenance
 from edge_vla.bench.reports import text, verdicts
 from edge_vla.bench.reports.agreement_tables import flips_of
@@ -28,7 +29,7 @@ from edge_vla.openvla.evaluation import described
 
 VERDICTS: Final = {False: "failed", None: "undecided", True: "passed"}
 MARKS: Final[dict[bool | None, Mark]] = {False: "fail", None: "open", True: "pass"}
-NON_INFERIOR: Final = {True: "non-inferior", False: "not shown"}
+NON_INFERIOR: Final = {True: "non-inferior", None: "undecided", False: "inferior"}
 
 
 def unpublishable(result: Result) -> list[str]:
@@ -117,13 +118,13 @@ def closed_loop(result: Result) -> Table | None:
 def non_inferiority(result: Result) -> Table | None:
     found = regimes(result)
     rows = [
-        Row(f"{system.name}, {regime.name}", regime.overall, MARKS[regime.overall.non_inferior])
-        for system, _, regime in found
+        Row(f"{system.name}, {regime.name}", regime.overall, MARKS[non_inferior(regime.overall, margin)])
+        for system, margin, regime in found
     ]
     margin = found[0][1] if found else 0.0
     columns: Columns[PairedOutcome] = {
         "difference": lambda one: text.points(one.difference),
-        "verdict": lambda one: NON_INFERIOR[one.non_inferior],
+        "verdict": lambda one: NON_INFERIOR[non_inferior(one, margin)],
         "both succeed": lambda one: f"{one.pairs.both}",
         "only reference": lambda one: f"{one.pairs.only_reference}",
         "only candidate": lambda one: f"{one.pairs.only_candidate}",

@@ -48,7 +48,9 @@ def bound(gate: Gate) -> str:
 
 
 def value(gate: Gate) -> str:
-    return text.ABSENT if gate.value is None else _figure(gate, gate.value)
+    if gate.value is None:
+        return text.ABSENT
+    return _figure(gate, gate.value) + (" at worst" if is_a(gate, CLOSED_LOOP) else "")
 
 
 def _figure(gate: Gate, figure: float) -> str:

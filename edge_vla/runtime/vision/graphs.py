@@ -52,7 +52,8 @@ def find_graph(folder: Path, artifact: Artifact, precision: Precision) -> TypedG
     graph = graph_in(folder, artifact, precision)
     if not graph.there:
         raise BackendError(
-            f"no {precision.value} graph of {artifact.directory} on this device: {build_command(artifact, precision)}"
+            f"no {precision.value} graph of {artifact.directory} on this device: "
+            f"{build_command(artifact, precision)} --graph-only"
         )
     return graph
 

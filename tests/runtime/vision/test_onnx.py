@@ -44,7 +44,7 @@ def build(artifact: Path, *options: str) -> None:
 
 def test_int8_from_frames_to_an_action(demo: Path, tmp_path: Path) -> None:
     """As a user does it: calibrate on frames, then run by name; nothing of TensorRT is needed."""
-    with pytest.raises(BackendError, match=r"build-engine .* --precision int8 --frames DIR"):
+    with pytest.raises(BackendError, match=r"build-engine .* --precision int8 --frames DIR --graph-only"):
         edge_vla.load(demo, "cpu", "onnx/int8", check=False)
     pictures = [render(start(seed, "pick")[0], world(1)) for seed in range(100, 132)]
     write_frames(tmp_path / "frames", [(Frame(Path(f"{i}.png"), "pick it up"), one) for i, one in enumerate(pictures)])
