@@ -53,8 +53,11 @@ def provenance(device_state: DeviceState | None = None) -> Provenance:
 
 
 def without_directory(word: str) -> str:
-    """An absolute path's last name: a committed result must not show how somebody's disk is laid out."""
-    return Path(word).name if Path(word).is_absolute() else word
+    """An absolute path's last name, after `NAME=` too: a committed result must not show somebody's disk."""
+    if Path(word).is_absolute():
+        return Path(word).name
+    name, equals, path = word.partition("=")
+    return name + equals + Path(path).name if Path(path).is_absolute() else word
 
 
 def device_name() -> str:
