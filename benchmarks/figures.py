@@ -29,6 +29,7 @@ from benchmarks.formats import tables as formats
 from benchmarks.formats.results import FormatsResult, InteropResult
 from benchmarks.gpu import tables as gpu
 from benchmarks.gpu.counted.result import CountedResult
+from benchmarks.gpu.model.result import ModelResult
 from benchmarks.gpu.result import GpuResult
 from benchmarks.gpu.tune import TuneResult
 from benchmarks.markdown import percent, share, table
@@ -315,6 +316,7 @@ TABLES: Final[Mapping[type, Callable[[Any], Iterator[str]]]] = {
     Int8VisionResult: tensorrt.int8_vision,
     InteropResult: formats.interop,
     LadderResult: demo_policy.ladder,
+    ModelResult: gpu.modelled,
     OverheadResult: serve.overhead,
     PolicyEvaluation: demo_policy.evaluation,
     ReproductionResult: demo_policy.reproduction,

@@ -19,6 +19,7 @@ from benchmarks.demo_policy.results import LadderResult, PolicyEvaluation, Repro
 from benchmarks.first_run import FirstRunResult
 from benchmarks.formats.results import FormatsResult, InteropResult
 from benchmarks.gpu.counted.result import CountedResult
+from benchmarks.gpu.model.result import ModelResult
 from benchmarks.gpu.result import GpuResult
 from benchmarks.gpu.tune import TuneResult
 from benchmarks.robot.results import RobotActResult
@@ -61,6 +62,7 @@ BODIES: Final[Mapping[str, type[Body]]] = {
         Int8VisionResult,
         InteropResult,
         LadderResult,
+        ModelResult,
         OverheadResult,
         PolicyEvaluation,
         ReproductionResult,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.gpu.configurations import BF16, DRAFTED, W4A8, W8A8
 from benchmarks.gpu.counted.result import CountedResult, KernelRow
+from benchmarks.gpu.model.result import Expected, ModelResult
 from benchmarks.gpu.peers import EAGER, NF4
 from benchmarks.gpu.result import GpuResult, LatencyTable, Memory, StageTable, SystemRow, TargetRow, Trace
 from benchmarks.gpu.tune import ShapeRow, TuneResult
@@ -160,3 +161,56 @@ def _tile(tile: Tile) -> str:
         f"{tile.block_n} x {tile.block_m} x {tile.row_tiles}, K {tile.block_k}, {tile.warps} warps, "
         f"{tile.stages} stages, {tile.splits} splits"
     )
+
+
+def modelled(result: ModelResult) -> Iterator[str]:
+    """Expected against measured, and what is expected of other devices."""
+    yield (
+        f"Fitted on `{result.run}`: a launch of {result.launch_us:.2f} us on the H200's clock, and a share of "
+        f"{result.unhidden:.2f} of the shorter of loads and work that the longer does not hide; an instruction waits "
+        f"{result.wait_cycles:g} cycles for the one before. Each stage below is expected by constants that were fitted "
+        "without its configuration. Roofline: the first model, which was rejected."
+    )
+    yield ""
+    rows = [
+        (f"{one.configuration}: {one.stage}", *(f"{ms:.2f} ms" for ms in (one.measured_ms, one.expected_ms)),
+         _signed(one.error), _signed(one.roofline_error))
+        for one in result.stages
+    ]  # fmt: skip
+    yield from table(["H200", "measured", "expected", "error", "roofline's error"], rows)
+    yield ""
+    kernels = [(one.kernel, str(one.cases), _signed(one.lowest), _signed(one.highest), f"{one.mean_absolute:.0%}")
+               for one in result.kernels]  # fmt: skip
+    columns = ["kernel timed alone, fitted without it", "cases", "lowest error", "highest", "mean absolute"]
+    yield from table(columns, kernels)
+    yield ""
+    yield from table(
+        ["expected, ms", "vision", "prefill", "step", "action"],
+        [(f"{device}, {name}", *cells) for (device, name), cells in _by_device(result).items()],
+    )
+    yield ""
+    verdicts = [
+        (f"{one.device}, {one.configuration}", f"{one.at_most_ms:g} ms", _range(one.expected), one.verdict)
+        for one in result.bars
+    ]
+    yield from table(["action", "at most", "expected, ms", "verdict"], verdicts)
+    yield ""
+    yield from (f"- {one.name}: {one.source}; a launch of {one.launch_us:.1f} us." for one in result.devices)
+    if result.unpriced:
+        yield f"- Counted as launches alone, having no row: {', '.join(result.unpriced)}, and torch's operators."
+
+
+def _by_device(result: ModelResult) -> dict[tuple[str, str], list[str]]:
+    found = dict[tuple[str, str], list[str]]()
+    for one in result.expected:
+        found.setdefault((one.device, one.configuration), []).append(_range(one))
+    return found
+
+
+def _range(one: Expected) -> str:
+    digits = 1 if one.ms < 100 else 0
+    return f"{one.ms:.{digits}f} ({one.lowest_ms:.{digits}f} to {one.highest_ms:.{digits}f})"
+
+
+def _signed(share: float) -> str:
+    return f"{share:+.0%}"
