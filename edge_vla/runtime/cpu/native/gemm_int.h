@@ -39,6 +39,7 @@ INLINE void int_tile(const int rows, const uint8_t *panel, int64_t steps, IntTil
                 Chain chain[INT_ROWS][INT_COLUMNS];
                 for (int m = 0; m < rows; m++)
                     for (int c = 0; c < INT_COLUMNS; c++) chain[m][c] = begin_chain(sum[m][c]);
+#pragma GCC unroll STEPS_AT_ONCE
                 for (int64_t step = k; step < end; step++) {
                     Words weights[INT_COLUMNS];
 #pragma GCC unroll 4
@@ -227,10 +228,9 @@ INLINE void byte_row(const int bits, const int planes, const uint8_t *lines, int
 /* The rows m .. m + count - 1 from input `k` on, and what the weights' zero point adds to their sums. */
 INLINE IntTile tile_at(const IntRows *x, int64_t bits, int64_t k, int64_t steps, int64_t m, int64_t count,
                        int32_t *correction) {
-    for (int64_t i = 0; i < count; i++) {
-        const int32_t *sum = x->prefix_sum + (m + i) * x->prefix_pitch;
-        correction[i] = ZERO_POINT(bits) * (sum[spans(k + STEP * steps)] - sum[k / SPAN]);
-    }
+    const int32_t *begin = x->prefix_sum + k / SPAN * x->prefix_pitch + m;
+    const int32_t *end = x->prefix_sum + spans(k + STEP * steps) * x->prefix_pitch + m;
+    for (int64_t i = 0; i < count; i++) correction[i] = ZERO_POINT(bits) * (end[i] - begin[i]);
     return (IntTile){x->codes + m * x->pitch + k, x->pitch, x->planes, x->pitch / x->planes};
 }
 
@@ -249,6 +249,16 @@ static void int_row(const IntRows *x, int64_t bits, int64_t k, int64_t steps, co
 #endif
 }
 
+/* Asks for `count` rows from x on and their sums: rows lie too far apart for the hardware to guess the next ones. */
+INLINE void prefetch_rows(IntTile x, int64_t steps, int64_t count, const float *sums) {
+    for (int64_t m = 0; m < count; m++) {
+        for (int64_t plane = 0; plane < x.planes; plane++)
+            for (int64_t k = 0; k < STEP * steps; k += 64)
+                __builtin_prefetch(x.codes + m * x.pitch + plane * x.plane_pitch + k);
+        for (int64_t i = 0; i < BLOCK; i += 16) __builtin_prefetch(sums + m * BLOCK + i, 1);
+    }
+}
+
 /* `int_tile` over any number of rows, from input `k` on. */
 static void int_tiles(const IntRows *x, int64_t bits, int64_t k, int64_t steps, int64_t rows, const uint8_t *lines,
                       const float *scale, float *sums, uint8_t *panel) {
@@ -261,7 +271,10 @@ static void int_tiles(const IntRows *x, int64_t bits, int64_t k, int64_t steps, 
     for (int64_t m = 0; m < rows; m += INT_ROWS) {
         int64_t count = rows - m < INT_ROWS ? rows - m : INT_ROWS;
         int32_t correction[INT_ROWS];
-        IntTile tile = tile_at(x, bits, k, steps, m, count, correction);
+        IntTile tile = tile_at(x, bits, k, steps, m, count, correction), next = tile;
+        next.codes += count * x->pitch;
+        int64_t left = rows - m - count;
+        prefetch_rows(next, steps, left < INT_ROWS ? left : INT_ROWS, sums + (m + count) * BLOCK);
 #if INT16_PRODUCT(8, 1)
         if (INT16_PRODUCT(bits, x->planes)) {
             int16_tile_of(count, weights, steps, tile, correction, scale, sums + m * BLOCK);
@@ -291,7 +304,7 @@ static void int_block(const Matrix *w, int64_t block, const IntRows *x, int64_t 
     }
     for (int64_t m = 0; m < rows; m++, sums += BLOCK) {
         float x_scale = x->scales[m];
-        int32_t correction = ZERO_POINT(w->bits) * x->prefix_sum[m * x->prefix_pitch + spans(w->k)];
+        int32_t correction = ZERO_POINT(w->bits) * x->prefix_sum[spans(w->k) * x->prefix_pitch + m];
         for (int i = 0; i < BLOCK; i++) {
             int32_t sum;
             memcpy(&sum, sums + i, sizeof sum);

@@ -53,6 +53,8 @@ INLINE Ints shift_left(Ints sums, int bits) { return vshlq_s32(sums, vdupq_n_s32
 #define INT16_PRODUCT(bits, planes) 0
 #define CHAIN (1 << 30)
 
+enum { STEPS_AT_ONCE = 1 }; /* of the loop over a tile of integers */
+
 #ifdef __ARM_FEATURE_DOTPROD
 #define INT_COLUMNS 4
 #define INT_ROWS 6

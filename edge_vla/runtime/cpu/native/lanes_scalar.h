@@ -6,6 +6,7 @@
 #define FLOAT_COLUMNS 1
 #define FLOAT_ROWS 6
 #define INT_COLUMNS 1
+enum { STEPS_AT_ONCE = 1 };
 #define INT_ROWS 6
 #define GEMV_COLUMNS 1
 

@@ -24,6 +24,7 @@ typedef __m512i Words;
 #define GEMV_COLUMNS 4
 #endif
 #define FLOAT_ROWS 6
+enum { STEPS_AT_ONCE = 4 }; /* of the loop over a tile of integers; `GCC unroll` takes no macro */
 
 /* Typed, or the compiler keeps sums as 64-bit numbers, copied before each addition. */
 typedef int32_t Ints __attribute__((vector_size(4 * WIDTH)));

@@ -91,8 +91,8 @@ def int_rows(rows: int, k: int, planes: int) -> IntRows:
     # One line of the cache more: rows a power of two apart would fall on the same few places of it.
     pitch, spans = (padded(k, BLOCK) + BLOCK) * planes, -(-k // SPAN) + 1
     codes = torch.zeros(rows, pitch, dtype=torch.int8)
-    prefix_sum, scales = torch.zeros(rows, spans, dtype=torch.int32), torch.zeros(rows, dtype=torch.float32)
-    made = IntRows(address(codes), address(prefix_sum), address(scales), pitch, spans, planes)
+    prefix_sum, scales = torch.zeros(spans, rows, dtype=torch.int32), torch.zeros(rows, dtype=torch.float32)
+    made = IntRows(address(codes), address(prefix_sum), address(scales), pitch, rows, planes)
     made.kept = (codes, prefix_sum, scales)
     return made
 

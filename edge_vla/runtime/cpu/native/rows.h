@@ -34,7 +34,7 @@ static inline int32_t quantise_span(const bf16 *x, int64_t count, float scale, f
 static void quantise_row(const bf16 *x, int64_t k, const IntRows *to, int64_t row) {
     int8_t *codes = to->codes + row * to->pitch;
     int8_t *low = to->planes == 1 ? codes : codes + to->pitch / MAX_PLANES;
-    int32_t *prefix_sum = to->prefix_sum + row * to->prefix_pitch, sum = 0;
+    int32_t *prefix_sum = to->prefix_sum + row, sum = 0;
     float most = to->planes == 1 ? INT8_MAX_CODE : INT16_MAX_CODE;
     uint16_t largest = 0; /* without the sign, bf16 values order as their bits do */
 #pragma omp simd reduction(max : largest)
@@ -46,11 +46,11 @@ static void quantise_row(const bf16 *x, int64_t k, const IntRows *to, int64_t ro
     scale = scale < 1.17549435e-38f ? 1.17549435e-38f : scale;
     for (int64_t begin = 0, span = 0; begin < k; begin += SPAN, span++) {
         int64_t count = k - begin < SPAN ? k - begin : SPAN;
-        prefix_sum[span] = sum;
+        prefix_sum[span * to->prefix_pitch] = sum;
         if (to->planes == 1) sum += quantise_span(x + begin, count, scale, most, low + begin, 0);
         else sum += quantise_span(x + begin, count, scale, most, low + begin, codes + begin);
     }
-    prefix_sum[spans(k)] = sum;
+    prefix_sum[spans(k) * to->prefix_pitch] = sum;
     to->scales[row] = scale;
 }
 

@@ -19,7 +19,7 @@ typedef struct {
 /* Activations [m, k] as integers, one scale a row: see `rows.h`. */
 typedef struct {
     int8_t *codes;       /* [m, pitch]: one plane, or the high and then the low one */
-    int32_t *prefix_sum; /* [m, prefix_pitch]: the sum of the codes before each SPAN */
+    int32_t *prefix_sum; /* [spans + 1, prefix_pitch]: of each row's codes before a SPAN */
     float *scales;       /* [m] */
     int64_t pitch, prefix_pitch, planes;
 } IntRows;

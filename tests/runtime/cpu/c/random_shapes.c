@@ -54,7 +54,7 @@ static bf16 *numbers(int64_t count, float size) {
 
 static IntRows int_rows(int64_t rows, int64_t k, int64_t planes) {
     int64_t pitch = (padded(k, BLOCK) + BLOCK) * planes, spans = (k + SPAN - 1) / SPAN + 1;
-    IntRows made = {allocate(rows * pitch), allocate(rows * spans * 4), allocate(rows * 4), pitch, spans, planes};
+    IntRows made = {allocate(rows * pitch), allocate(rows * spans * 4), allocate(rows * 4), pitch, rows, planes};
     return made;
 }
 
