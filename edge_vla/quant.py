@@ -130,7 +130,7 @@ class PackedWeight:
         got = (tuple(self.codes.shape), None if self.scales is None else tuple(self.scales.shape))
         if got != (codes, scales):
             raise CheckpointError(f"{name}: {self.scheme.value} needs codes {codes} and scales {scales}, got {got}")
-        if self.scales is not None and not (torch.isfinite(self.scales).all() and (self.scales > 0).all()):
+        if not (self.scales is None or self.scales.is_meta or _positive(self.scales)):
             raise CheckpointError(f"{name}: scales must be finite and positive")
         if (self.scheme is Scheme.UINT4) != (self.zeros is not None):
             raise CheckpointError(f"{name}: expected zero points for uint4 and for it alone")
@@ -331,6 +331,10 @@ def relative_error(weight: Tensor, packed: PackedWeight) -> float:
     real = weight.float()
     norm = float(real.norm())
     return float((dequantise(packed) - real).norm()) / norm if norm else 0.0
+
+
+def _positive(scales: Tensor) -> bool:
+    return bool(torch.isfinite(scales).all() and (scales > 0).all())
 
 
 def _layout(scheme: Scheme, n: int, k: int, group: int | None) -> tuple[tuple[int, int], tuple[int, ...] | None]:

@@ -1,4 +1,7 @@
-"""`edge-vla build-engine`: an artifact's vision as a TensorRT engine, built on the device that runs it."""
+"""`edge-vla build-engine`: an artifact's vision as a TensorRT engine, built on the device that runs it.
+
+With `--chip` it is our own kernels instead, compiled ahead: `build_kernels`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edge_vla.commands.build_kernels import LONGEST, build_kernels
 from edge_vla.errors import ArtifactError, BackendError, UsageError
 from edge_vla.options import AsJson, Device, choice
 from edge_vla.terminal import err, out
@@ -32,12 +36,25 @@ def build_engine(
         bool, typer.Option("--graph-only", help="Write the graph alone: what --vision onnx-cuda and onnx/int8 run.")
     ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Make graph and engine again.")] = False,
+    chip: Annotated[
+        str | None, typer.Option(help="Compile our own kernels ahead for a chip (sm_87), without a GPU.")
+    ] = None,
+    multiprocessors: Annotated[
+        int | None, typer.Option(help="With --chip: how many it has (default: the most of its kind; Orin NX: 8).")
+    ] = None,
+    kernel: Annotated[str, typer.Option(help="With --chip: triton or triton/int8.")] = "triton",
+    longest_prompt: Annotated[int, typer.Option(help="With --chip: tokens of the longest prompt.")] = LONGEST,
     as_json: AsJson = False,
 ) -> None:
     """Build the vision engine that `--vision tensorrt` runs, and keep it in this device's cache.
 
     An engine belongs to one artifact, TensorRT version, GPU and precision; another of them needs another build.
     """
+    if chip is not None:
+        if target is not None or frames is not None or graph_only:
+            raise UsageError("--chip compiles our own kernels: leave out --target, --frames and --graph-only")
+        build_kernels(artifact, chip, multiprocessors, kernel, longest_prompt, as_json=as_json)
+        return
     from edge_vla.artifact import Artifact
     from edge_vla.data import read_frames
     from edge_vla.export.device_graph import device_graph

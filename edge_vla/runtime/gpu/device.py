@@ -79,6 +79,7 @@ def check(backend: str, device: torch.device, read: Callable[[torch.device], Dev
 
 
 def _check_triton(device: torch.device) -> None:
+    """On the device "meta" kernels are compiled ahead and none runs."""
     remedy = "pip install -U triton (on a Jetson: the wheel beside its torch), or run with --kernel reference (slow)"
     try:
         triton = importlib.import_module("triton")
@@ -88,7 +89,7 @@ def _check_triton(device: torch.device) -> None:
     numbers = re.match(r"(\d+)\.(\d+)", version)
     if numbers is None or (int(numbers[1]), int(numbers[2])) < MIN_TRITON:
         raise BackendError(f"triton {version} is too old; {_dotted(MIN_TRITON)} or later is needed: {remedy}")
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+    if device.type not in ("cuda", "meta") and os.environ.get("TRITON_INTERPRET") != "1":
         raise BackendError(
             f"the Triton kernels need CUDA, got device {device.type}: run with --kernel reference or --device cuda"
         )
@@ -124,6 +125,11 @@ class CudaDevice:
                 raise BackendError(
                     f"{what}: the recording of a CUDA graph was disturbed ({_first_line(error)}): another thread used "
                     "the device meanwhile; warm the policy (policy.warm) before others use the device, and try again"
+                ) from error
+            if "C compiler" in str(error):
+                raise BackendError(
+                    f"{what}: Triton compiles a launcher in C and finds no compiler ({_first_line(error)}): sudo apt "
+                    "install gcc python3-dev, or run with --kernel reference (slow)"
                 ) from error
             if not is_sticky(error):
                 raise

@@ -19,6 +19,7 @@ from edge_vla.errors import ArtifactError, BackendError, CheckpointError, UsageE
 from edge_vla.quant import NARROW, PackedWeight, Scheme, as_int4
 from edge_vla.runtime import parts
 from edge_vla.runtime.gpu import ROUNDED, TRITON
+from edge_vla.runtime.gpu.ahead.load import install
 from edge_vla.runtime.gpu.config import Activations, GpuConfig, kernels
 from edge_vla.runtime.gpu.decoder import KernelDecoder, KernelLayer
 from edge_vla.runtime.gpu.device import Backend, CudaDevice, check
@@ -64,6 +65,7 @@ def from_artifact(
     if backend == TRITON and dtype not in (torch.bfloat16, torch.float16):
         raise BackendError(f"the GPU engine computes in 16 bits, not {dtype}: --dtype bf16, or --kernel reference")
     spec = artifact.manifest.config.spec
+    compiled = f", kernels {install(artifact, device)}" if backend == TRITON and device.type == "cuda" else ""
     cuda = cuda or CudaDevice(device)
     cuda.require_free(round(artifact.device_bytes + SPARE), f"loading {artifact.directory}")
     staging = staging or Staging(device)
@@ -89,7 +91,9 @@ def from_artifact(
         chosen={
             **_by_scheme(chosen),
             "vision": f"{vision.activation_bits}-bit activations" if isinstance(vision, KernelVision) else name,
-            "engine": f"{backend}, {'no graph' if isinstance(record, Direct) else 'one CUDA graph an action'}",
+            "engine": backend
+            + (", no graph" if isinstance(record, Direct) else ", one CUDA graph an action")
+            + compiled,
         },
         weight_bytes={
             "vision": vision.bytes,

@@ -48,6 +48,8 @@ class Staging:
 
     def fill(self, target: Tensor, file: FileIO) -> None:
         """Fill `target`, contiguous on the device, with the next bytes of `file`. ArtifactError if the file ends."""
+        if target.is_meta:  # kernels are compiled ahead: shapes are all that is asked of a file
+            return
         flat = target.view(-1).view(torch.uint8)
         at = 0
         while at < flat.numel():

@@ -6,13 +6,13 @@ Triton itself decides whether to interpret kernels on the CPU: it reads TRITON_I
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from edge_vla.errors import BackendError
+from edge_vla.runtime.gpu.kernels.tiles import Chip, compiles
 
 REMEDY: Final = "pip install 'edge-vla[triton]' (Linux), or run with --kernel reference (slow)"
 
@@ -47,14 +47,13 @@ def check_rows(*tensors: Tensor) -> None:
         assert tensor.is_contiguous(), f"{tuple(tensor.shape)} with strides {tensor.stride()}"
 
 
-@cache
 def overlap(device: torch.device) -> dict[str, Any]:
     """Launch arguments with which a kernel starts before the one in front of it has ended, from 9.0 on.
 
     CUDA calls it programmatic dependent launch. Such a kernel calls `wait_for_inputs` before it touches what an
     earlier kernel reads or writes, and each must, for a kernel waits only for the one in front of it.
     """
-    early = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    early = compiles(device) and Chip.of(device).capability >= (9, 0)
     return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
 
 

@@ -9,6 +9,7 @@ from typing import Final
 import torch
 
 from edge_vla.runtime.gpu.kernels.language import jit, tl
+from edge_vla.runtime.gpu.kernels.tiles import compiles
 from edge_vla.runtime.gpu.kernels.weights import BLOCK_K, SHIFT_K
 
 # A power of two whose last mantissa bit is worth one: or-ing a nibble into it adds the nibble, without a conversion.
@@ -19,11 +20,13 @@ MAGIC: Final[Mapping[torch.dtype, tuple[int, float]]] = {
 }
 
 
-@cache
 def assembly(dtype: torch.dtype, device: torch.device) -> str | None:
     """What `weights_of` does with a shifted word, in two instructions for two weights; None where Triton interprets."""
-    if device.type != "cuda":
-        return None
+    return _assembly(dtype) if compiles(device) else None
+
+
+@cache
+def _assembly(dtype: torch.dtype) -> str:
     magic, offset = MAGIC[dtype]
     kind, one = ("bf16x2", 0x3F803F80) if dtype == torch.bfloat16 else ("f16x2", 0x3C003C00)
     subtracted = int(torch.tensor([-offset] * 2, dtype=dtype).view(torch.int32))

@@ -7,7 +7,9 @@ Pure functions of numbers read off the device; importing this makes no CUDA call
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final, TypeVar
@@ -40,10 +42,29 @@ class Chip:
     @staticmethod
     def of(device: torch.device) -> Chip:
         """The device's own properties; for the interpreter on a CPU, the least that any supported chip has."""
+        ahead = _AHEAD.get()
+        if ahead is not None:
+            return ahead
         return _chip(device) if device.type == "cuda" else INTERPRETER
 
 
 INTERPRETER: Final = Chip((8, 0), 2, 99 * 1024)
+_AHEAD: Final[ContextVar[Chip | None]] = ContextVar("ahead", default=None)
+
+
+@contextmanager
+def ahead_of(chip: Chip) -> Iterator[None]:
+    """Within, kernels are compiled for `chip`, whatever device their arguments are on."""
+    token = _AHEAD.set(chip)
+    try:
+        yield
+    finally:
+        _AHEAD.reset(token)
+
+
+def compiles(device: torch.device) -> bool:
+    """Whether kernels are compiled, for this device or ahead for another: not interpreted."""
+    return device.type == "cuda" or _AHEAD.get() is not None
 
 
 @cache
