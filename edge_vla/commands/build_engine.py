@@ -21,6 +21,7 @@ from edge_vla.terminal import err, out
 if TYPE_CHECKING:
     import torch
 
+    from edge_vla.runtime.vision.precision import Precision
     from edge_vla.runtime.vision.tensorrt.library import Library
 
 
@@ -55,17 +56,33 @@ def build_engine(
             raise UsageError("--chip compiles our own kernels: leave out --target, --frames and --graph-only")
         build_kernels(artifact, chip, multiprocessors, kernel, longest_prompt, as_json=as_json)
         return
-    from edge_vla.artifact import Artifact
-    from edge_vla.data import read_frames
-    from edge_vla.export.device_graph import device_graph
     from edge_vla.runtime.vision.precision import PRECISIONS, Precision
-    from edge_vla.runtime.vision.tensorrt.build import BuildOptions, build
-    from edge_vla.runtime.vision.tensorrt.engine import BF16_ROWS
-    from edge_vla.runtime.vision.tensorrt.plan import PlanIdentity, building, device_cache, find_plan, write_plan
 
     wanted = Precision(choice("--precision", precision, PRECISIONS))
     if frames is not None and wanted is not Precision.INT8:
         raise UsageError(f"--frames calibrates int8, and {precision} needs no calibration: leave it out")
+    _build_vision(artifact, wanted, frames, target, device, graph_only=graph_only, fresh=fresh, as_json=as_json)
+
+
+def _build_vision(
+    artifact: Path,
+    wanted: Precision,
+    frames: Path | None,
+    target: str | None,
+    device: str,
+    *,
+    graph_only: bool,
+    fresh: bool,
+    as_json: bool,
+) -> None:
+    """The graph of a precision and its engine, unless both are there and whole."""
+    from edge_vla.artifact import Artifact
+    from edge_vla.data import read_frames
+    from edge_vla.export.device_graph import device_graph
+    from edge_vla.runtime.vision.tensorrt.build import BuildOptions, build
+    from edge_vla.runtime.vision.tensorrt.engine import BF16_ROWS
+    from edge_vla.runtime.vision.tensorrt.plan import PlanIdentity, building, device_cache, find_plan, write_plan
+
     opened = Artifact(artifact)
     found = None if graph_only else _library(target)  # before minutes of calibration
     gpu = None if found is None else _gpu(found, target, device)

@@ -132,7 +132,7 @@ def test_kernels_take_the_branches_of_the_chip_they_are_for() -> None:
 
 
 def test_a_prompt_for_each_number_of_rows() -> None:
-    """256 patches; padded to 16, seven dimensions: six more rows where a draft rides along."""
+    """256 patches; padded to 16, seven dimensions: six more rows with a draft in the prefill."""
     found = lengths(256, 40, 7)
     rows = {(-(-(256 + one) // 16), -(-(262 + one) // 16)) for one in range(1, 41)}
     assert {(-(-(256 + one) // 16), -(-(262 + one) // 16)) for one in found} == rows

@@ -48,9 +48,9 @@ def compile_kernels(
     dims = sorted({one.dims for one in artifact.manifest.config.statistics.values()})
     with dry_driver(chip, kept):
         engine = from_artifact(artifact, dtype, META, "triton", "8" if kernel == ROUNDED else "16")
-        for many in dims:
-            for length in lengths(artifact.manifest.config.spec.patches, longest, many):
-                engine.warm([length], many)
+        for count in dims:
+            for length in lengths(artifact.manifest.config.spec.patches, longest, count):
+                engine.warm([length], count)
     return list(found.values())
 
 
