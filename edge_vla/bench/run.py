@@ -19,10 +19,12 @@ from typing import Final
 
 import torch
 
-from edge_vla.artifact import EVIDENCE, Artifact
+from edge_vla.artifact import EVIDENCE, Artifact, int8_prefill
+from edge_vla.artifact.int8_prefill import Int8Prefill
 from edge_vla.bench import closed_loop, gates, predictions, reports, speed
 from edge_vla.bench.agreement import compare, compare_candidates, margin_floor
 from edge_vla.bench.environments import resolve
+from edge_vla.bench.int8_prefill import verdict
 from edge_vla.bench.place import Place
 from edge_vla.bench.plan import FLOAT32, NO_PROFILE, REPEAT, Plan, ReferencePlan
 from edge_vla.bench.predictions import Job
@@ -47,6 +49,7 @@ from edge_vla.device.limits import Limits
 from edge_vla.errors import EdgeVLAError, ResourceError, UsageError
 from edge_vla.files import write_whole
 from edge_vla.openvla import ActionTokens, Prompter
+from edge_vla.runtime.kernels import NATIVE_INT8
 
 log = logging.getLogger(__name__)
 OnProgress = Callable[[str], None]
@@ -85,6 +88,7 @@ def bench(
     for row in run.result.candidates:
         if row.agreement is not None:
             _write_card(reports.model_card(run.result, row.name), run.artifacts[row.name], on_progress)
+            _write_verdict(verdict(run.result, row, run.artifacts[row.name]), run.artifacts[row.name], on_progress)
     return run.result
 
 
@@ -104,6 +108,20 @@ def _write_card(card: str, artifact: Artifact, on_progress: OnProgress) -> None:
         write_whole(folder / "README.md", card)
     except (OSError, ResourceError) as error:
         on_progress(f"no model card in {folder}: {error}")
+
+
+def _write_verdict(found: Int8Prefill | None, artifact: Artifact, on_progress: OnProgress) -> None:
+    """What `auto` goes by from now on, where rows of 8 bits in the prefill were measured."""
+    if found is None:
+        return
+    try:
+        int8_prefill.write(artifact, found)
+    except (OSError, ResourceError) as error:
+        on_progress(f"{NATIVE_INT8} is not recorded in {artifact.directory}: {error}")
+        return
+    on_progress(
+        f"auto {'runs' if found.passed else 'does not run'} {NATIVE_INT8} with {artifact.directory}: {found.why}"
+    )
 
 
 def _agreement(run: Run, out: Path) -> None:  # noqa: ARG001

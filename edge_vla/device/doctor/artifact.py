@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from edge_vla.artifact import EMBEDDINGS, MANIFEST, Artifact
+from edge_vla.artifact import EMBEDDINGS, MANIFEST, Artifact, int8_prefill
 from edge_vla.device import memory
 from edge_vla.device.doctor.check import ARTIFACT, RESOURCE, Found, failure, note
 from edge_vla.device.doctor.machine import gigabytes
@@ -93,7 +93,11 @@ class Examined:
         if self.policy.network.device.type != "cpu":
             return "a GPU that torch sees"
         target = chosen()
-        return f"{target.name} is the best that this processor and C have" if target else why_none()
+        if target is None:
+            return why_none()
+        verdict = int8_prefill.read(self.opened)
+        measured = f"8-bit rows in the prefill: {verdict.why}" if verdict else "8-bit rows in the prefill: not measured"
+        return f"{target.name} is the best that this processor and C have; {measured}"
 
 
 def _no_artifact(directory: Path) -> Found:

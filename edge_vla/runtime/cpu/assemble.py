@@ -37,6 +37,7 @@ class Assembly:
 
     `formats` are those of all layers' linears. The decoder runs in C where C has all of them and either this machine
     is fast at it or `want` names it (`native@avx2`: and what C was compiled for); else each product has a kernel.
+    `int8_prefill`: whether `auto` may round a prefill's rows to 8 bits in C.
     """
 
     def __init__(
@@ -46,9 +47,12 @@ class Assembly:
         device: torch.device,
         formats: Iterable[Mapping[str, Format]],
         want: str = AUTO,
+        *,
+        int8_prefill: bool = False,
     ) -> None:
         self.spec, self.dtype, self.device = spec, dtype, device
         self.want, name = split(want)
+        self.int8_prefill = self.want == NATIVE_INT8 or (self.want == AUTO and int8_prefill)
         if name is not None and self.want not in (NATIVE, NATIVE_INT8):
             raise UsageError(f"kernel {want}: only {NATIVE} and {NATIVE_INT8} have targets, as in {NATIVE}@{name}")
         c = self.want in (AUTO, AUTO_BF16, NATIVE, NATIVE_INT8)
@@ -113,9 +117,10 @@ class Assembly:
 
     def _native_layer(self, linears: Mapping[str, PackedWeight], norms: Mapping[str, Tensor]) -> NativeLayer:
         products = _together(linears)
-        int8_inputs = Int8Inputs.IN_PREFILL if self.want == NATIVE_INT8 else Int8Inputs.NEVER
+        int8_inputs = Int8Inputs.IN_PREFILL if self.int8_prefill else Int8Inputs.NEVER
         for packed in linears.values():
-            name = self.want if int8_inputs and fits_int(packed) and packed.scheme is not Scheme.W8A8 else NATIVE
+            rounded = self.int8_prefill and fits_int(packed) and packed.scheme is not Scheme.W8A8
+            name = NATIVE_INT8 if rounded else NATIVE
             self.chosen[packed.scheme.value][name].add(packed.shape)
         whole = {name: [one] if (one := fuse(parts)) is not None else parts for name, parts in products.items()}
         pair = norms["input_layernorm.weight"], norms["post_attention_layernorm.weight"]

@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from edge_vla.artifact import HEAD, Artifact
+from edge_vla.artifact import HEAD, Artifact, int8_prefill
 from edge_vla.runtime import parts
 from edge_vla.runtime.cpu.assemble import Assembly
 from edge_vla.runtime.cpu.fused import FusedLayer
@@ -24,7 +24,9 @@ def load_artifact(
 ) -> StagedEngine:
     """Read layer by layer into the kernels' own layouts. Raises UsageError for a kernel that runs no weight here."""
     spec = artifact.manifest.config.spec
-    assembly = Assembly(spec, dtype, device, artifact.manifest.layers, kernel)
+    verdict = int8_prefill.read(artifact)
+    may_round = verdict is not None and verdict.passed
+    assembly = Assembly(spec, dtype, device, artifact.manifest.layers, kernel, int8_prefill=may_round)
     layers, decoder_bytes = list[FusedLayer | NativeLayer](), 0
     for index, (linears, norms) in enumerate(artifact.layers()):
         decoder_bytes += sum(packed.bytes for packed in linears.values()) + sum(norm.nbytes for norm in norms.values())
