@@ -92,11 +92,12 @@ def compiling_for(chip: tiles.Chip) -> Iterator[list[Compiled]]:
 
 @contextmanager
 def _as_on(chip: tiles.Chip) -> Iterator[None]:
-    """Within, kernels on CPU tensors take the branches of the chip: assembly, and overlapped launches."""
+    """Within, kernels on CPU tensors take the branches of the chip: assembly, overlapped and cooperative launches."""
     early = {"EARLY": True, "launch_pdl": True} if chip.capability >= (9, 0) else {"EARLY": False}
     there = {
         "assembly": lambda dtype, _: nibbles.assembly(dtype, torch.device("cuda")),
         "overlap": lambda _: early,
+        "cooperative": lambda _: True,
     }
     with ExitStack() as stack:
         for name, module in [*sys.modules.items()]:

@@ -48,6 +48,21 @@ class MachineCode:
     stack_bytes: int  # of a thread
     instructions: tuple[Instruction, ...]
 
+    def inner_loops(self) -> list[tuple[Instruction, ...]]:
+        """In the order of the code, all loops that hold no other and multiply."""
+        spans = [
+            (one.jumps_to, at)
+            for at, one in enumerate(self.instructions)
+            if one.jumps_to is not None and one.jumps_to < at
+        ]
+        innermost = [
+            (begin, end)
+            for begin, end in spans
+            if not any(begin <= low and high <= end and (low, high) != (begin, end) for low, high in spans)
+        ]
+        bodies = [self.instructions[begin : end + 1] for begin, end in innermost]
+        return [body for body in bodies if any(one.multiplies for one in body)]
+
     def loop(self) -> tuple[Instruction, ...]:
         """The innermost loop that multiplies; without one, the longest loop; without any, nothing."""
         bodies = [

@@ -6,4 +6,5 @@ from typing import Final
 
 TRITON: Final = "triton"
 ROUNDED: Final = "triton/int8"  # gemv as in `triton`; prefill and towers with activations in int8
-NAMES: Final = (TRITON, ROUNDED)  # as `--kernel` has them
+PERSISTENT: Final = "/persistent"  # behind either: a decode step is one launch
+NAMES: Final = (TRITON, ROUNDED, TRITON + PERSISTENT, ROUNDED + PERSISTENT)  # as `--kernel` has them

@@ -18,6 +18,7 @@ from edge_vla.runtime.gpu.device import Backend
 from edge_vla.runtime.gpu.kernels import (
     activations,
     attention,
+    decode_pass,
     feed,
     head,
     layer_norm,
@@ -42,6 +43,7 @@ class Kernels:
 
     attention: Callable[..., Tensor]
     choose: Callable[..., Choice]
+    decode_pass: Callable[..., Tensor]
     feed: Callable[..., None]
     gelu: Callable[..., Rows]
     layer_norm: Callable[..., tuple[Tensor, Rows]]
@@ -69,6 +71,7 @@ def kernels(backend: Backend) -> Kernels:
     return Kernels(
         attention=of(attention),
         choose=of(head),
+        decode_pass=of(decode_pass),
         feed=of(feed),
         gelu=of(activations, "_gelu"),
         layer_norm=of(layer_norm),

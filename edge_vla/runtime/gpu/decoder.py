@@ -1,6 +1,6 @@
 """The decoder as a chain of kernel calls, the residual stream handed from norm to norm.
 
-Nine launches per layer, eight in a pass of up to GEMV_ROWS rows.
+Nine launches per layer, eight in a pass of up to GEMV_ROWS rows; or one launch for all layers of such a pass.
 A product's partial sums go to the kernel that reads them next, which adds them, and the stream, on the way. Arithmetic
 otherwise follows `edge_vla.model.decoder`. Knows shapes and kernels; knows nothing of graphs, tokens or files.
 """
@@ -14,9 +14,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from edge_vla.errors import BackendError
 from edge_vla.model import Cache
 from edge_vla.model.decoder import rotary_tables
 from edge_vla.runtime.gpu.config import Kernels
+from edge_vla.runtime.gpu.kernels.decode_pass import PassLayer, PassNetwork
 from edge_vla.runtime.gpu.kernels.pass_attention import Scratch
 from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS
 from edge_vla.runtime.gpu.kernels.weights import PLAIN, RowFormat
@@ -55,8 +57,16 @@ class KernelDecoder:
     batch_invariant = False  # products in 16 bits are torch's, whose bits may depend on the number of rows
 
     def __init__(
-        self, spec: DecoderSpec, layers: Sequence[KernelLayer], norm: Tensor, kernels: Kernels, positions: int
+        self,
+        spec: DecoderSpec,
+        layers: Sequence[KernelLayer],
+        norm: Tensor,
+        kernels: Kernels,
+        positions: int,
+        *,
+        persistent: bool = False,
     ) -> None:
+        """`persistent`: a pass of up to GEMV_ROWS rows is one launch. BackendError where its layers do not allow it."""
         self.spec, self.layers, self.norm, self.kernels = spec, layers, norm, kernels
         self.prefill_matches_step = not any(product.rounds_prefill for layer in layers for product in layer.products)
         device, dtype = norm.device, norm.dtype
@@ -65,11 +75,32 @@ class KernelDecoder:
         # Kernels read a position from a fixed address; 16 bytes apart, so that one compiled kernel serves all of them.
         self.positions = torch.arange(positions, dtype=torch.int32, device=device)[:, None].repeat(1, ALIGNED)
         self.scratch = Scratch.allocate(spec.heads, spec.head_width, device)
+        self.whole = self._whole() if persistent else None
 
     @property
     def bytes(self) -> int:
         tables = (self.cos, self.sin, self.positions, self.norm)
         return sum(layer.bytes for layer in self.layers) + sum(tensor.nbytes for tensor in tables) + self.scratch.bytes
+
+    def _whole(self) -> PassNetwork:
+        made = list[PassLayer]()
+        for index, layer in enumerate(self.layers):
+            qkv, o_proj, gate_up, down_proj = (product.weight for product in layer.products)
+            if qkv is None or o_proj is None or gate_up is None or down_proj is None:
+                raise BackendError(
+                    f"layer {index} has a product of several formats or of int8 inputs, which a persistent decode "
+                    "kernel does not compute: leave /persistent out of --kernel"
+                )
+            norms = layer.input_layernorm, layer.post_attention_layernorm
+            made.append(PassLayer((qkv, o_proj, gate_up, down_proj), norms))
+        return PassNetwork.make(made, self.norm, self.spec.norm_eps, self.cos, self.sin, self.scratch)
+
+    def gave_up(self) -> bool:
+        """Whether programs of a persistent kernel waited in vain for each other since this was last asked. Waits."""
+        if self.whole is None or not bool(self.whole.barrier[1]):
+            return False
+        self.whole.barrier[1] = 0
+        return True
 
     def cache(self, length: int) -> Cache:
         return Cache.allocate(self.spec, 1, length, self.norm.dtype, self.norm.device)
@@ -81,13 +112,17 @@ class KernelDecoder:
 
     def run(self, x: Tensor, start: int, cache: Cache, wanted: range) -> Tensor:
         """(T, width) -> (len(wanted), width). `x` is only read."""
+        if self.whole is not None and x.shape[0] <= GEMV_ROWS:
+            keys, values = cache.keys[:, 0], cache.values[:, 0]
+            hidden = self.kernels.decode_pass(x, self.whole, self._at(start), keys, values)
+            return hidden[wanted.start : wanted.stop]
         stream, added = x, None
         for index, layer in enumerate(self.layers):
             last = wanted if index == len(self.layers) - 1 and len(wanted) < x.shape[0] else None
             stream, added = self._layer(layer, stream, added, start, cache.keys[index, 0], cache.values[index, 0], last)
-        hidden = self.kernels.rms_norm(stream, added, self.norm, self.spec.norm_eps)[1]
-        assert isinstance(hidden, Tensor), "16-bit rows were asked for"
-        return hidden
+        normed = self.kernels.rms_norm(stream, added, self.norm, self.spec.norm_eps)[1]
+        assert isinstance(normed, Tensor), "16-bit rows were asked for"
+        return normed
 
     def choose(self, hidden: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
         """(n, width) -> best bins (n,) int32 and margins (n,) float32, NaN where a logit is not finite."""

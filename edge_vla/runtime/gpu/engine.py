@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edge_vla.errors import NumericError, UsageError
+from edge_vla.errors import BackendError, NumericError, UsageError
 from edge_vla.runtime.decode import decode
 from edge_vla.runtime.engine import StagedEngine
 from edge_vla.runtime.gpu.buffers import GpuBuffers, rows_of
@@ -182,6 +182,11 @@ class GpuEngine:
         """Of each dimension: the best bin and its margin, after the bins that were given."""
         bins, margins = buffers.outputs(dims)
         if not all(map(math.isfinite, margins)):
+            if self.decoder.gave_up():
+                raise BackendError(
+                    "the persistent decode kernel's programs waited in vain for each other: no action; leave "
+                    "/persistent out of --kernel, and report the GPU and the Triton version"
+                )
             buffers.clear()  # what is in the cache would poison the next action through 0 * NaN
             raise NumericError("the network produced a non-finite number: no action; verify the artifact's files")
         return bins, margins

@@ -22,6 +22,7 @@ from edge_vla.runtime.gpu.kernels.weights import (
     Int4Weight,
     Int8Weight,
     RowFormat,
+    Weight,
     repack_int4,
     repack_int8,
     summed,
@@ -44,6 +45,7 @@ class Product:
     names: tuple[str, str]
     bytes: int
     rounds_prefill: bool = False
+    weight: Weight | None = None  # where `gemv` is one kernel that reads it
 
 
 def product(parts: Sequence[PackedWeight], config: GpuConfig) -> Product:
@@ -80,7 +82,7 @@ def _dense(packed: PackedWeight, config: GpuConfig) -> Product:
     def gemv(x: Tensor) -> Tensor:
         return config.kernels.w16_gemv(x, weight)
 
-    return Product(gemv, lambda x: F.linear(x, weight), PLAIN, ("w16_gemv", "torch"), weight.nbytes)
+    return Product(gemv, lambda x: F.linear(x, weight), PLAIN, ("w16_gemv", "torch"), weight.nbytes, weight=weight)
 
 
 def _int4(packed: PackedWeight, config: GpuConfig) -> Product:
@@ -96,6 +98,7 @@ def _int4(packed: PackedWeight, config: GpuConfig) -> Product:
             PLAIN,
             ("w4a16_gemv", "w4a16_gemm"),
             weight.bytes,
+            weight=weight,
         )
     return Product(
         gemv,
@@ -104,6 +107,7 @@ def _int4(packed: PackedWeight, config: GpuConfig) -> Product:
         ("w4a16_gemv", "w4a8_gemm"),
         weight.bytes,
         rounds_prefill=True,
+        weight=weight,
     )
 
 
@@ -118,6 +122,7 @@ def _int8(packed: PackedWeight, config: GpuConfig) -> Product:
         ("w8a16_gemv", "w8a8_gemm" if rounds else "w8a16_gemm"),
         weight.bytes,
         rounds,
+        weight,
     )
 
 

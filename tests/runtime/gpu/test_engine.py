@@ -22,12 +22,13 @@ from edge_vla.quant import Scheme, dequantise, quantise
 from edge_vla.runtime.golden import replay
 from edge_vla.runtime.gpu.config import Activations, GpuConfig, kernels
 from edge_vla.runtime.gpu.kernels.weights import PLAIN, summed
+from edge_vla.runtime.gpu.load import from_artifact
 from edge_vla.runtime.gpu.products import product
 from edge_vla.runtime.policy import Policy
 from edge_vla.runtime.types import Decision, Draft
 from tests.conftest import TINY
 from tests.golden.openvla_tiny import Case, cases
-from tests.runtime.gpu.engines import WORDS, Counted, engine, guess, pixels, policy, torch_loop
+from tests.runtime.gpu.engines import CPU, WORDS, Counted, engine, guess, pixels, policy, torch_loop
 
 DIMS = 7
 
@@ -115,6 +116,34 @@ def test_a_draft_never_changes_a_bit(bits: int, activations: Activations, tiny_a
             assert 1 <= drafted.passes <= DIMS - 1
             assert drafted.drafted == tuple(made.config.spec.action.first + one for one in draft)
         assert decide(made, index, guess(right)).passes == 1
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_steps_of_one_launch_give_the_same_bits(bits: int, tiny_artifacts: Mapping[int, Path]) -> None:
+    artifact = Artifact(tiny_artifacts[bits])
+    whole = from_artifact(artifact, torch.bfloat16, CPU, "reference", persistent=True)
+    chain = policy(tiny_artifacts[bits])
+    prompt = chain.prompter(WORDS[0])
+    got = whole.decide(prompt, pixels(chain, 0), DIMS, guess([0] * DIMS), bitwise_exact=True)
+    expected = decide(chain, 0)
+    assert (got.tokens, got.margins) == (expected.tokens, expected.margins)
+
+
+def test_programs_that_wait_in_vain_are_an_error(tiny_artifacts: Mapping[int, Path]) -> None:
+    whole = from_artifact(Artifact(tiny_artifacts[8]), torch.bfloat16, CPU, "reference", persistent=True)
+    made = policy(tiny_artifacts[8])
+    prompt = made.prompter(WORDS[0])
+    network = whole.decoder.whole
+    assert network is not None
+    with torch.inference_mode():
+        norm = network.norm.clone()
+        network.norm.fill_(torch.nan)  # as the kernel leaves NaN when it gives up
+        network.barrier[1] = 1
+    with pytest.raises(BackendError, match="waited in vain"):
+        whole.decide(prompt, pixels(made, 0), DIMS)
+    with torch.inference_mode():
+        network.norm.copy_(norm)
+    assert whole.decide(prompt, pixels(made, 0), DIMS).tokens == decide(made, 0).tokens
 
 
 def test_a_draft_that_keeps_its_own_guesses(tiny_artifacts: Mapping[int, Path]) -> None:

@@ -34,12 +34,15 @@ def artifacts(tiny_artifacts: Mapping[int, Path], tmp_path_factory: pytest.TempP
     return {**small, 16: tiny_artifacts[16]}
 
 
-@pytest.mark.parametrize(("bits", "activations"), [(4, "16"), (4, "8"), (8, "8"), (16, "16")])
+@pytest.mark.parametrize(
+    ("bits", "activations", "persistent"),
+    [(4, "16", False), (4, "8", False), (8, "8", False), (16, "16", False), (4, "16", True)],
+)
 def test_the_references_tokens_and_no_bit_from_a_draft(
-    bits: int, activations: Activations, artifacts: Mapping[int, Path]
+    bits: int, activations: Activations, persistent: bool, artifacts: Mapping[int, Path]
 ) -> None:
     artifact = Artifact(artifacts[bits])
-    fast = from_artifact(artifact, torch.bfloat16, CPU, "triton", activations)
+    fast = from_artifact(artifact, torch.bfloat16, CPU, "triton", activations, persistent=persistent)
     made = Policy(fast, artifact.manifest.config, artifact.text(TOKENIZER))
     slow = policy(artifacts[bits], activations=activations)
     prompt = made.prompter(WORDS[0])

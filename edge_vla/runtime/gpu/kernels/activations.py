@@ -100,8 +100,31 @@ def _swiglu(
     EARLY: tl.constexpr,
 ) -> None:
     TYPE: tl.constexpr = typed.dtype.element_ty
-    row = tl.program_id(0)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    swiglu_chunk(
+        gate_up, out, scales, tl.program_id(0), tl.program_id(1), rows,
+        TYPE, PARTS, WIDTH, STRIDE, INT8, FOR_INT4, BLOCK, EARLY,
+    )  # fmt: skip
+
+
+@jit
+def swiglu_chunk(
+    gate_up: tl.tensor,
+    out: tl.tensor,
+    scales: tl.tensor,
+    row: tl.tensor,
+    chunk: tl.tensor,
+    rows: tl.tensor,
+    TYPE: tl.constexpr,
+    PARTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STRIDE: tl.constexpr,
+    INT8: tl.constexpr,
+    FOR_INT4: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+) -> None:
+    """BLOCK columns of one row, from `chunk` times BLOCK on."""
+    column = chunk * BLOCK + tl.arange(0, BLOCK)
     mask = column < WIDTH
     place = row * 2 * WIDTH + column
     wait_for_inputs(EARLY)

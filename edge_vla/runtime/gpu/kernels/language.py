@@ -41,6 +41,11 @@ def jit(function: Callable[..., Any]) -> Any:
     return triton.jit(function) if _missing is None else _missing
 
 
+def called(function: Callable[..., Any]) -> Any:
+    """`jit` of a function that stays one: its values take no registers of what calls it in a loop."""
+    return triton.jit(function, noinline=True) if _missing is None else _missing
+
+
 def check_rows(*tensors: Tensor) -> None:
     """Kernels assume contiguous rows: with other strides they would read the wrong values."""
     for tensor in tensors:
@@ -57,6 +62,11 @@ def overlap(device: torch.device) -> dict[str, Any]:
     return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
 
 
+def cooperative(device: torch.device) -> bool:
+    """Whether all programs of a launch can be resident, so that they may wait for each other; none interpreted are."""
+    return device.type == "cuda"
+
+
 @jit
 def wait_for_inputs(EARLY: tl.constexpr) -> None:
     """Until the kernel in front has ended; then the next one may start. EARLY as `overlap` says."""
@@ -65,4 +75,4 @@ def wait_for_inputs(EARLY: tl.constexpr) -> None:
         tl.extra.cuda.gdc_launch_dependents()
 
 
-__all__ = ["check_rows", "jit", "overlap", "tl", "wait_for_inputs"]
+__all__ = ["called", "check_rows", "cooperative", "jit", "overlap", "tl", "wait_for_inputs"]

@@ -122,9 +122,43 @@ def _pass_attention(
     ROWS: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
+    attend_part(
+        qkv, cos, sin, start, keys, values, sums, tickets, out, tl.program_id(0), tl.program_id(1),
+        rows, key_stride, value_stride, scale,
+        PARTS, HEADS, KV_HEADS, WIDTH, HALF, SLOTS, SPLITS, ROWS, EARLY,
+    )  # fmt: skip
+
+
+@jit
+def attend_part(
+    qkv: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    start: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    sums: tl.tensor,
+    tickets: tl.tensor,
+    out: tl.tensor,
+    head: tl.tensor,
+    split: tl.tensor,
+    rows: tl.tensor,
+    key_stride: tl.tensor,
+    value_stride: tl.tensor,
+    scale: tl.tensor,
+    PARTS: tl.constexpr,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HALF: tl.constexpr,
+    SLOTS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    ROWS: tl.constexpr,
+    EARLY: tl.constexpr,
+) -> None:
+    """One program's share: split `split` of head `head`, and the head's result if it arrives last."""
     OLD: tl.constexpr = SPLITS - 1
     SHARE: tl.constexpr = HEADS // KV_HEADS
-    head, split = tl.program_id(0), tl.program_id(1)
     first = tl.load(start)
     tiles = tl.cdiv(first, SLOTS)
     each = tl.maximum(tl.cdiv(tiles, OLD), 1)
@@ -239,7 +273,7 @@ def _attend(
     weight = tl.zeros([ROWS], tl.float32)
     left = tl.zeros([HALF, ROWS], tl.float32)
     right = tl.zeros([HALF, ROWS], tl.float32)
-    for _ in range(begin, end, SLOTS):
+    for _ in tl.range(begin, end, SLOTS, num_stages=1):  # the loop loads ahead itself
         scores = tl.dot(key_left, tl.trans(query_left))
         scores = tl.dot(key_right, tl.trans(query_right), scores) * scale
         scores = tl.where((slot < end)[:, None] & (slot[:, None] <= last[None, :]), scores, -float("inf"))

@@ -80,8 +80,34 @@ def _rms_norm(
     BLOCK: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
+    norm_row(
+        x, added, weight, total, out, scales, eps, tl.program_id(0), rows,
+        ADDED, PARTS, WIDTH, STRIDE, INT8, FOR_INT4, BLOCK, EARLY,
+    )  # fmt: skip
+
+
+@jit
+def norm_row(
+    x: tl.tensor,
+    added: tl.tensor,
+    weight: tl.tensor,
+    total: tl.tensor,
+    out: tl.tensor,
+    scales: tl.tensor,
+    eps: tl.tensor,
+    row: tl.tensor,
+    rows: tl.tensor,
+    ADDED: tl.constexpr,
+    PARTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STRIDE: tl.constexpr,
+    INT8: tl.constexpr,
+    FOR_INT4: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+) -> None:
+    """One row: the sum to `total`, its norm to `out`."""
     TYPE: tl.constexpr = x.dtype.element_ty
-    row = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     mask = column < WIDTH
     gain = tl.load(weight + column, mask=mask, other=0.0).to(tl.float32)

@@ -166,6 +166,16 @@ _GEMM: Final = {(8, 0): _SMALL, (9, 0): _WARP_GROUPS, (10, 0): _SMALL}
 BITS: Final = {"w4a16": (4, 16), "w8a16": (8, 16), "w8a8": (8, 8), "w4a8": (4, 8), "w16": (16, 16)}
 GEMMS: Final = ("w4a16", "w8a16", "w8a8", "w4a8")  # 16-bit weights are multiplied by a library
 
+# A pass of few rows through all layers in one launch: its programs stay, as many on an SM whatever the product.
+PASS_PROGRAMS: Final = 2
+PASS_WARPS: Final = 8
+PASS_REGISTERS: Final = 128  # of a thread: two programs of eight warps take all that an SM has
+_PASS_WIDE: Final = Tile(256, GEMV_ROWS, 128, PASS_WARPS, 4)
+_PASS_NARROW: Final = replace(_PASS_WIDE, block_n=128)
+NARROW_COST: Final = 1.2  # of a weight, in instructions, beside the wide tile's; these three are rough
+PASS_START: Final = 64.0  # of a turn, in outputs times blocks
+PASS_PART: Final = 0.1  # to write and add up an output's partial sum
+
 # Measured by `python -m benchmarks.gpu.tune`: (kernel, capability) -> (bits of N, bits of K) -> tile. Shapes of like
 # size share one. A "tower" is a GEMM that leaves no partial sums. 9.0: H200, 2026-11-26.
 TUNED: Final[Mapping[tuple[str, tuple[int, int]], Mapping[tuple[int, int], Tile]]] = {
@@ -287,6 +297,27 @@ def split_k(chip: Chip, tile: Tile, n: int, blocks: int) -> tuple[int, int]:
     wanted = tile.splits or round(PROGRAMS_PER_SM * chip.sm_count / programs)
     blocks_each = -(-blocks // max(1, min(wanted, MAX_SPLITS, blocks)))
     return -(-blocks // blocks_each), blocks_each
+
+
+def pass_tile(chip: Chip, kind: str, n: int, k: int) -> Tile:
+    """For a product inside a whole pass: the tile and the splits of K whose last turn of programs ends first."""
+    tiles = [_PASS_NARROW] if kind == "w16" else [_PASS_NARROW, _PASS_WIDE]
+    blocks, programs = -(-k // _PASS_WIDE.block_k), PASS_PROGRAMS * chip.sm_count
+
+    def cost_of(tile: Tile) -> float:
+        splits, blocks_each = split_k(chip, tile, n, blocks)
+        turns = -(-(-(-n // tile.block_n) * splits) // programs)
+        work = blocks_each * tile.block_n * (NARROW_COST if tile.block_n == _PASS_NARROW.block_n else 1.0)
+        return turns * (work + PASS_START) + splits * n * PASS_PART / chip.sm_count
+
+    candidates = [replace(tile, splits=splits) for tile in tiles for splits in range(1, min(MAX_SPLITS, blocks) + 1)]
+    return fitted_to_pass(chip, min(candidates, key=cost_of), kind)
+
+
+def fitted_to_pass(chip: Chip, tile: Tile, kind: str) -> Tile:
+    """With as many stages as leave room for PASS_PROGRAMS; the last stage of a loop is in registers."""
+    free = (chip.shared_bytes + 1024) // PASS_PROGRAMS - 1024
+    return replace(tile, stages=max(1, min(tile.stages, 1 + free // tile.stage_bytes(*BITS[kind]))))
 
 
 def _of(table: Mapping[tuple[int, int], T], chip: Chip) -> T:

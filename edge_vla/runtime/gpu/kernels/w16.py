@@ -63,9 +63,34 @@ def _w16_gemv(
     BLOCK_K: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
-    output = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    w16_part(
+        x, weights, out, tl.program_id(0), tl.program_id(1), m, n, k, blocks, blocks_each,
+        EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, EARLY,
+    )  # fmt: skip
+
+
+@jit
+def w16_part(
+    x: tl.tensor,
+    weights: tl.tensor,
+    out: tl.tensor,
+    column: tl.tensor,
+    split: tl.tensor,
+    m: tl.tensor,
+    n: tl.tensor,
+    k: tl.tensor,
+    blocks: tl.tensor,
+    blocks_each: tl.tensor,
+    EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EARLY: tl.constexpr,
+) -> None:
+    """One program's share of a gemv: outputs of tile `column`, inputs of split `split`."""
+    output = column * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.arange(0, BLOCK_M)
-    first = tl.program_id(1) * blocks_each
+    first = split * blocks_each
     last = tl.minimum(first + blocks_each, blocks)
     n_mask = (output < n)[:, None]
     m_mask = (row < m)[None, :]
@@ -78,5 +103,5 @@ def _w16_gemv(
         weight = tl.load(weights + output[:, None] * k + place[None, :], mask=weight_mask, other=0.0)
         values = tl.load(x + row[None, :] * k + place[:, None], mask=row_mask, other=0.0)
         acc = tl.dot(weight, values, acc)
-    place = (tl.program_id(1) * m + row[None, :]) * n + output[:, None]
+    place = (split * m + row[None, :]) * n + output[:, None]
     tl.store(out + place, acc, mask=n_mask & m_mask)

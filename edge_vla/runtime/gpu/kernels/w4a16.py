@@ -111,10 +111,43 @@ def _w4a16_gemv(
     ASSEMBLY: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
-    output = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    w4a16_part(
+        x, codes, scales, out, tl.program_id(0), tl.program_id(1), m, n, k, blocks, blocks_each,
+        GROUP, SCALE_K, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, SHIFT_K, WORDS, MAGIC, OFFSET, ASSEMBLY, EARLY,
+    )  # fmt: skip
+
+
+@jit
+def w4a16_part(
+    x: tl.tensor,
+    codes: tl.tensor,
+    scales: tl.tensor,
+    out: tl.tensor,
+    column: tl.tensor,
+    split: tl.tensor,
+    m: tl.tensor,
+    n: tl.tensor,
+    k: tl.tensor,
+    blocks: tl.tensor,
+    blocks_each: tl.tensor,
+    GROUP: tl.constexpr,
+    SCALE_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SHIFT_K: tl.constexpr,
+    WORDS: tl.constexpr,
+    MAGIC: tl.constexpr,
+    OFFSET: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
+    EARLY: tl.constexpr,
+) -> None:
+    """One program's share of a gemv: outputs of tile `column`, inputs of split `split`."""
+    output = column * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.arange(0, BLOCK_M)
     word = tl.arange(0, WORDS)
-    first = tl.program_id(1) * blocks_each
+    first = split * blocks_each
     last = tl.minimum(first + blocks_each, blocks)
     n_mask = output < n
     m_mask = (row < m)[None, :]
@@ -139,7 +172,7 @@ def _w4a16_gemv(
                 part = tl.dot(weight, values, part)
             acc += part * scale.to(tl.float32)[:, None]
         scale = next_scale
-    place = (tl.program_id(1) * m + row[None, :]) * n + output[:, None]
+    place = (split * m + row[None, :]) * n + output[:, None]
     tl.store(out + place, acc, mask=n_mask[:, None] & m_mask)
 
 

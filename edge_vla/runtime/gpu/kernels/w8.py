@@ -108,7 +108,7 @@ def _launch(
 @jit
 def _w8a16_gemv(
     x: tl.tensor,
-    row_scales: tl.tensor,
+    row_scales: tl.tensor,  # noqa: ARG001  as the GEMMs' launches have it
     codes: tl.tensor,
     scales: tl.tensor,
     out: tl.tensor,
@@ -123,9 +123,35 @@ def _w8a16_gemv(
     BLOCK_K: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
+    w8a16_part(
+        x, codes, scales, out, tl.program_id(0), tl.program_id(1), m, n, k, blocks, blocks_each,
+        EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, EARLY,
+    )  # fmt: skip
+
+
+@jit
+def w8a16_part(
+    x: tl.tensor,
+    codes: tl.tensor,
+    scales: tl.tensor,
+    out: tl.tensor,
+    column: tl.tensor,
+    split: tl.tensor,
+    m: tl.tensor,
+    n: tl.tensor,
+    k: tl.tensor,
+    blocks: tl.tensor,
+    blocks_each: tl.tensor,
+    EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EARLY: tl.constexpr,
+) -> None:
+    """One program's share of a gemv: outputs of tile `column`, inputs of split `split`."""
     row = tl.arange(0, BLOCK_M)
-    output = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    first = tl.program_id(1) * blocks_each
+    output = column * BLOCK_N + tl.arange(0, BLOCK_N)
+    first = split * blocks_each
     last = tl.minimum(first + blocks_each, blocks)
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     scale = tl.load(scales + output, mask=output < n, other=0.0).to(tl.float32)
@@ -134,7 +160,7 @@ def _w8a16_gemv(
         place = block * BLOCK_K + tl.arange(0, BLOCK_K)
         weight = load_codes(codes, output, place, n, k, EVEN_K).to(x.dtype.element_ty)
         acc = tl.dot(weight, load_rows(x, row, place, m, k, EVEN_K), acc)
-    store_rows(out + tl.program_id(1) * m * n, acc * scale[:, None], row, output, m, n, False, row_scales)
+    store_rows(out + split * m * n, acc * scale[:, None], row, output, m, n, False, scales)
 
 
 @jit

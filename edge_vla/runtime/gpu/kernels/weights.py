@@ -70,6 +70,7 @@ class Int8Rows:
     for_int4: bool = False
 
 
+Weight: TypeAlias = "Int4Weight | Int8Weight | Tensor"  # (N, K); a tensor is one of 16 bits
 Rows: TypeAlias = "Tensor | Int8Rows"  # what a product reads, in the RowFormat that it asks for
 
 

@@ -1,0 +1,224 @@
+"""All layers of a pass of few rows in one launch: each phase is a stand-alone kernel's work, shared by all programs.
+
+Phases of a layer, in order: norm, qkv, attention, o_proj, norm, gate_up, SwiGLU, down_proj; the last phase of all is
+the final norm. Between two lies a barrier among the programs. A launch does the phases `first` .. `last`, so that where
+programs run one after another, each phase can be a launch of its own.
+"""
+
+from __future__ import annotations
+
+from edge_vla.runtime.gpu.kernels.activations import swiglu_chunk
+from edge_vla.runtime.gpu.kernels.grid import first_target, grid_barrier
+from edge_vla.runtime.gpu.kernels.language import called, jit, tl
+from edge_vla.runtime.gpu.kernels.pass_attention import attend_part
+from edge_vla.runtime.gpu.kernels.rms_norm import norm_row
+from edge_vla.runtime.gpu.kernels.w4a16 import w4a16_part
+from edge_vla.runtime.gpu.kernels.w8 import w8a16_part
+from edge_vla.runtime.gpu.kernels.w16 import w16_part
+
+PHASES = 8  # of a layer
+POINTERS = 10  # of a layer: codes and scales of four products, then two norms; the final norm is where a layer's first
+# Of a product's constants, in order: "w4a16", "w8a16" or "w16"; N and K; inputs that share a scale, in the weight and
+# in a block; a program's outputs, a block's inputs, splits of K.
+
+
+# fmt: off
+@jit
+def _decode_pass(
+    x: tl.tensor, stream: tl.tensor, normed: tl.tensor, mixed: tl.tensor, gated: tl.tensor, parts: tl.tensor,
+    table: tl.tensor, cos: tl.tensor, sin: tl.tensor, start: tl.tensor, keys: tl.tensor, values: tl.tensor,
+    sums: tl.tensor, tickets: tl.tensor, barrier: tl.tensor, rows: tl.tensor, first: tl.tensor, last: tl.tensor,
+    layer_stride: tl.tensor, head_stride: tl.tensor, eps: tl.tensor, scale: tl.tensor, qkv_blocks: tl.tensor,
+    o_blocks: tl.tensor, up_blocks: tl.tensor, down_blocks: tl.tensor,
+    QKV: tl.constexpr, O_PROJ: tl.constexpr, GATE_UP: tl.constexpr, DOWN: tl.constexpr, HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr, HEAD_WIDTH: tl.constexpr, HALF: tl.constexpr, SLOTS: tl.constexpr,
+    ATTENTION_SPLITS: tl.constexpr, WIDTH: tl.constexpr, NORM_BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    ROWS: tl.constexpr, PHASES: tl.constexpr, POINTERS: tl.constexpr, MAGIC: tl.constexpr, OFFSET: tl.constexpr,
+    ASSEMBLY: tl.constexpr, PROGRAMS: tl.constexpr, TOGETHER: tl.constexpr, POLLS: tl.constexpr,
+    BARRIERS: tl.constexpr,
+) -> None:
+    """TOGETHER: all programs are resident. `barrier`: a counter, then 1 if it was given up; hidden rows are NaN then."""
+    if TOGETHER:
+        target = first_target(barrier, PROGRAMS)
+    for phase in range(first, last):
+        layer, step = phase // PHASES, phase % PHASES
+        place = layer * POINTERS
+        if (step == 0) | (step == 4):
+            _norms(
+                x, stream, normed, parts, table, place + 8 + step // 4, phase, rows, eps,
+                O_PROJ[7], DOWN[7], WIDTH, NORM_BLOCK, PHASES,
+            )  # fmt: skip
+        if step == 1:
+            _product(normed, table, place, parts, rows, qkv_blocks, QKV, ROWS, MAGIC, OFFSET, ASSEMBLY)
+        if step == 2:
+            _attention(
+                parts, cos, sin, start, keys, values, layer, layer_stride,
+                sums, tickets, mixed, rows, head_stride, scale,
+                QKV[7], HEADS, KV_HEADS, HEAD_WIDTH, HALF, SLOTS, ATTENTION_SPLITS, ROWS,
+            )  # fmt: skip
+        if step == 3:
+            _product(mixed, table, place + 2, parts, rows, o_blocks, O_PROJ, ROWS, MAGIC, OFFSET, ASSEMBLY)
+        if step == 5:
+            _product(normed, table, place + 4, parts, rows, up_blocks, GATE_UP, ROWS, MAGIC, OFFSET, ASSEMBLY)
+        if step == 6:
+            _gates(parts, gated, rows, GATE_UP[7], GATE_UP[1] // 2, CHUNK)
+        if step == 7:
+            _product(gated, table, place + 6, parts, rows, down_blocks, DOWN, ROWS, MAGIC, OFFSET, ASSEMBLY)
+        if TOGETHER:  # noqa: SIM102  decided when this is compiled, the other as it runs
+            if phase + 1 < last:
+                grid_barrier(barrier, target, PROGRAMS, POLLS, BARRIERS)
+                target += PROGRAMS
+    if TOGETHER:
+        _spoil(barrier, normed, rows, WIDTH)
+# fmt: on
+
+
+@jit
+def _spoil(barrier: tl.tensor, normed: tl.tensor, rows: tl.tensor, WIDTH: tl.constexpr) -> None:
+    """No number may come of a pass whose programs did not wait for each other."""
+    if tl.load(barrier + 1) != 0:
+        tl.debug_barrier()  # after what other threads have written there
+        for row in range(tl.program_id(0), rows, tl.num_programs(0)):
+            tl.store(normed + row * WIDTH, float("nan"))
+
+
+@called
+def _norms(
+    x: tl.tensor,
+    stream: tl.tensor,
+    normed: tl.tensor,
+    parts: tl.tensor,
+    table: tl.tensor,
+    place: tl.tensor,
+    phase: tl.tensor,
+    rows: tl.tensor,
+    eps: tl.tensor,
+    O_PARTS: tl.constexpr,
+    DOWN_PARTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PHASES: tl.constexpr,
+) -> None:
+    """The stream, which begins as x, and its norm by the weight that `at` points to; a row is one program's."""
+    gain = _pointer(table + place, x.dtype.element_ty)
+    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
+        if phase == 0:
+            norm_row(
+                x, x, gain, stream, normed, normed, eps, row, rows,
+                False, 1, WIDTH, WIDTH, False, False, BLOCK, False,
+            )  # fmt: skip
+        elif phase % PHASES == 0:
+            norm_row(
+                stream, parts, gain, stream, normed, normed, eps, row, rows,
+                True, DOWN_PARTS, WIDTH, WIDTH, False, False, BLOCK, False,
+            )  # fmt: skip
+        else:
+            norm_row(
+                tl.where(phase < PHASES, x, stream), parts, gain, stream, normed, normed, eps, row, rows,
+                True, O_PARTS, WIDTH, WIDTH, False, False, BLOCK, False,
+            )  # fmt: skip
+
+
+@called
+def _attention(
+    qkv: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    start: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    layer: tl.tensor,
+    layer_stride: tl.tensor,
+    sums: tl.tensor,
+    tickets: tl.tensor,
+    out: tl.tensor,
+    rows: tl.tensor,
+    head_stride: tl.tensor,
+    scale: tl.tensor,
+    PARTS: tl.constexpr,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HALF: tl.constexpr,
+    SLOTS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    ROWS: tl.constexpr,
+) -> None:
+    """`pass_attention`, its programs in the order of a launch."""
+    keys += layer * layer_stride
+    values += layer * layer_stride
+    for item in range(tl.program_id(0), HEADS * SPLITS, tl.num_programs(0)):
+        attend_part(
+            qkv, cos, sin, start, keys, values, sums, tickets, out, item % HEADS, item // HEADS,
+            rows, head_stride, head_stride, scale,
+            PARTS, HEADS, KV_HEADS, WIDTH, HALF, SLOTS, SPLITS, ROWS, False,
+        )  # fmt: skip
+
+
+@called
+def _gates(
+    gate_up: tl.tensor,
+    out: tl.tensor,
+    rows: tl.tensor,
+    PARTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CHUNK: tl.constexpr,
+) -> None:
+    """SwiGLU; a row's chunk is one program's."""
+    CHUNKS: tl.constexpr = (WIDTH + CHUNK - 1) // CHUNK
+    for item in range(tl.program_id(0), rows * CHUNKS, tl.num_programs(0)):
+        swiglu_chunk(
+            gate_up, out, out, item // CHUNKS, item % CHUNKS, rows,
+            out.dtype.element_ty, PARTS, WIDTH, WIDTH, False, False, CHUNK, False,
+        )  # fmt: skip
+
+
+@called
+def _product(
+    x: tl.tensor,
+    table: tl.tensor,
+    place: tl.tensor,
+    out: tl.tensor,
+    rows: tl.tensor,
+    blocks_each: tl.tensor,
+    SHAPE: tl.constexpr,
+    ROWS: tl.constexpr,
+    MAGIC: tl.constexpr,
+    OFFSET: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
+) -> None:
+    """A gemv of the weight whose codes and scales `at` points to; its programs in the order of a launch."""
+    TYPE: tl.constexpr = x.dtype.element_ty
+    KIND: tl.constexpr = SHAPE[0]
+    N: tl.constexpr = SHAPE[1]
+    K: tl.constexpr = SHAPE[2]
+    BLOCK_N: tl.constexpr = SHAPE[5]
+    BLOCK_K: tl.constexpr = SHAPE[6]
+    SPLITS: tl.constexpr = SHAPE[7]
+    COLUMNS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    BLOCKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    EVEN_K: tl.constexpr = K % BLOCK_K == 0
+    for item in range(tl.program_id(0), COLUMNS * SPLITS, tl.num_programs(0)):
+        column, split = item % COLUMNS, item // COLUMNS
+        if KIND == "w4a16":
+            w4a16_part(
+                x, _pointer(table + place, tl.int32), _pointer(table + place + 1, tl.float16), out, column, split,
+                rows, N, K, BLOCKS, blocks_each,
+                SHAPE[3], SHAPE[4], EVEN_K, ROWS, BLOCK_N, BLOCK_K, 32, 16, MAGIC, OFFSET, ASSEMBLY, False,
+            )  # fmt: skip
+        elif KIND == "w8a16":
+            w8a16_part(
+                x, _pointer(table + place, tl.int8), _pointer(table + place + 1, tl.float16), out, column, split,
+                rows, N, K, BLOCKS, blocks_each, EVEN_K, ROWS, BLOCK_N, BLOCK_K, False,
+            )  # fmt: skip
+        else:
+            w16_part(
+                x, _pointer(table + place, TYPE), out, column, split,
+                rows, N, K, BLOCKS, blocks_each, EVEN_K, ROWS, BLOCK_N, BLOCK_K, False,
+            )  # fmt: skip
+
+
+@jit
+def _pointer(at: tl.tensor, TYPE: tl.constexpr) -> tl.tensor:
+    """The address in the table, which is aligned as every allocation is."""
+    return tl.multiple_of(tl.load(at).to(tl.pointer_type(TYPE)), 16)
