@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import torch
 
-from benchmarks.gpu import stages, targets, tokens, trace, weights
+from benchmarks.gpu import decode_steps, stages, targets, tokens, trace, weights
 from benchmarks.gpu.configurations import BF16, CONFIGURATIONS, W4A8, W4A16, W8A16
 from benchmarks.gpu.latency import latency_of
 from benchmarks.gpu.peers import COMPILED, EAGER, INT8, NF4
@@ -51,6 +51,12 @@ def plan(result: GpuResult) -> list[PlannedPart[Any]]:
         *(
             PlannedPart(f"stages {one.name}", 5, result.stages[one.name], partial(stages.stages, configuration=one))
             for one in CONFIGURATIONS
+        ),
+        PlannedPart(
+            "decode steps",
+            15,
+            result.decode_steps,
+            partial(decode_steps.both_ways, configurations=[W4A16, W8A16, BF16]),
         ),
         *(
             PlannedPart(f"trace {one.name}", 5, result.traces[one.name], partial(trace.trace, configuration=one))

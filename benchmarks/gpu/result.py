@@ -170,6 +170,29 @@ class StageTable:
 
 
 @dataclass(frozen=True)
+class StepsRow:
+    """A decode step and a whole action both ways, in turns on one engine; `chosen` is what loading settled on.
+
+    `equal` of `pictures` actions have the same tokens both ways, which sum in different orders.
+    """
+
+    configuration: str
+    failed: str | None = None
+    chosen: str | None = None
+    one_launch_ms: float | None = None
+    chain_ms: float | None = None
+    action_one_launch_ms: float | None = None
+    action_chain_ms: float | None = None
+    pictures: int | None = None
+    equal: int | None = None
+
+
+@dataclass(frozen=True)
+class StepsTable:
+    rows: list[StepsRow]
+
+
+@dataclass(frozen=True)
 class KernelTime:
     """One kernel over an action, by the device's own record."""
 
@@ -253,6 +276,7 @@ class GpuResult:
     ceilings: Part[Ceilings] = field(default_factory=Part)
     compilation: Part[Compilation] = field(default_factory=Part)
     kernels: Part[KernelTable] = field(default_factory=Part)
+    decode_steps: Part[StepsTable] = field(default_factory=Part)
     demo_tokens: Part[DemoTokens] = field(default_factory=Part)
     agreement: Part[Agreement] = field(default_factory=Part)
     targets: list[TargetRow] = field(default_factory=list)

@@ -99,17 +99,17 @@ def memory(run: Run, configuration: Configuration) -> Memory:
 def stages(run: Run, configuration: Configuration) -> StageTable:
     """Towers, prefill and one step of one configuration, each replayed alone, against the device's ceilings."""
     engine = load(run, configuration)
-    piece_ms = _piece_ms(run, engine)
+    piece_ms = _piece_ms(run, engine, PIECES)
     found = run.result.ceilings.measured
     rows = None if found is None else _against(found, run, configuration, engine, piece_ms)
     return StageTable(dict(engine.network.kernels), piece_ms, rows)
 
 
-def _piece_ms(run: Run, engine: GpuEngine) -> dict[str, float]:
+def _piece_ms(run: Run, engine: GpuEngine, pieces: Sequence[Piece]) -> dict[str, float]:
     scale = run.scale
     task, shape = Task.make(run.checkpoint, 1, scale.prompt, scale.dims, run.device), Shape(scale.prompt, scale.dims)
     engine.decide(task.prompt, task.pixels[0], scale.dims)
-    return {piece: device_ms(partial(engine.run, piece, shape), run.device, scale.repeats) for piece in PIECES}
+    return {piece: device_ms(partial(engine.run, piece, shape), run.device, scale.repeats) for piece in pieces}
 
 
 def _against(

@@ -8,7 +8,16 @@ from benchmarks.gpu.configurations import BF16, DRAFTED, W4A8, W8A8
 from benchmarks.gpu.counted.result import CountedResult, KernelRow
 from benchmarks.gpu.model.result import Expected, ModelResult
 from benchmarks.gpu.peers import EAGER, NF4
-from benchmarks.gpu.result import GpuResult, LatencyTable, Memory, StageTable, SystemRow, TargetRow, Trace
+from benchmarks.gpu.result import (
+    GpuResult,
+    LatencyTable,
+    Memory,
+    StageTable,
+    StepsRow,
+    SystemRow,
+    TargetRow,
+    Trace,
+)
 from benchmarks.gpu.tune import ShapeRow, TuneResult
 from benchmarks.markdown import table
 from edge_vla.runtime.gpu.kernels.tiles import Tile
@@ -37,6 +46,10 @@ def chapter(result: GpuResult) -> Iterator[str]:
     if stages:
         yield from ("", "### Stages, each replayed alone", "")
         yield from _stages(stages)
+    if result.decode_steps.measured is not None:
+        yield from ("", "### Decode steps: one launch beside a chain of kernels", "")
+        rows = map(_steps, result.decode_steps.measured.rows)
+        yield from table(["configuration", "step", "chain", "action", "chain", "equal tokens", "chosen"], rows)
     for bits, memory in result.memory.items():
         if memory.measured is not None:
             yield from ("", _memory(bits, memory.measured))
@@ -117,6 +130,14 @@ def _stages(stages: dict[str, StageTable]) -> Iterator[str]:
         for row in found.rows or ()
     ]
     yield from table(["configuration", "stage", "time", "limit", "share", "bound by"], rows)
+
+
+def _steps(row: StepsRow) -> tuple[str, ...]:
+    if row.failed is not None:
+        return row.configuration, f"failed: {row.failed}", "", "", "", "", ""
+    times = row.one_launch_ms, row.chain_ms, row.action_one_launch_ms, row.action_chain_ms
+    shown = ["" if time is None else f"{time:.2f} ms" for time in times]
+    return row.configuration, *shown, f"{row.equal} of {row.pictures}", row.chosen or ""
 
 
 def _memory(bits: str, found: Memory) -> str:

@@ -19,6 +19,7 @@ import torch
 
 from benchmarks.gpu.counted.chips import CHIPS, WARP, resident
 from benchmarks.gpu.counted.driver import Compiled, compiling_for
+from benchmarks.gpu.counted.machine_code import Instruction
 from benchmarks.gpu.counted.result import KernelRow
 from benchmarks.gpu.kernel_checks.cases import of_policy
 from benchmarks.gpu.kernel_checks.check import RandomInputs
@@ -28,6 +29,9 @@ from edge_vla.spec import OPENVLA_7B, PolicySpec
 PREFILL: Final = 288
 SMALL_GROUPS: Final = (32, 64)  # of int4 weights: they take branches of the kernels that a group of 128 does not
 INT4: Final = ("w4a16_gemv", "w4a16_gemm", "w4a8_gemm")
+PASS: Final = "decode_pass"
+SHAPES: Final = ("QKV", "O_PROJ", "GATE_UP", "DOWN")  # of its products: `decode_phases` says what they hold
+INT4_PASS: Final = f"{PASS} w4a16"
 TOWERS: Final = ("w8a16_tower", "w8a8_tower")
 
 
@@ -45,7 +49,7 @@ def launches(spec: PolicySpec, inputs: RandomInputs) -> Iterator[Launch]:
     """Made one at a time: the weights of all of them would not fit in memory together."""
     groups = [(case, case.name) for case in of_policy(spec, PREFILL)]
     for group in SMALL_GROUPS:
-        small = [case for case in of_policy(spec, PREFILL, group) if case.kernel in INT4]
+        small = [case for case in of_policy(spec, PREFILL, group) if case.kernel in INT4 or INT4_PASS in case.name]
         groups += [(case, f"{case.name}, groups of {group}") for case in small]
     for case, name in groups:
         check = case.make(inputs)
@@ -67,9 +71,9 @@ def rows(spec: PolicySpec, chip: str) -> Iterator[KernelRow]:
 
 
 def _row(chip: str, launch: Launch, kernel: Compiled) -> KernelRow:
-    code, loop = kernel.code, kernel.code.loop()
+    code, loop = kernel.code, _loop(kernel)
     assert kernel.constants is not None, f"{kernel.kernel} was compiled and not launched"
-    weights = _weights(kernel.constants) if kernel.kernel.endswith(("gemv", "gemm")) else None
+    weights = _weights(kernel.constants) if kernel.kernel.endswith(("gemv", "gemm", PASS)) else None
     return KernelRow(
         chip=chip,
         case=launch.case,
@@ -92,8 +96,19 @@ def _row(chip: str, launch: Launch, kernel: Compiled) -> KernelRow:
     )
 
 
+def _loop(kernel: Compiled) -> tuple[Instruction, ...]:
+    """Of a whole pass, the loops of its four products, one after the other; else the one that multiplies."""
+    if not kernel.kernel.endswith(PASS):
+        return kernel.code.loop()
+    _, *products = kernel.code.inner_loops()  # functions lie by name: first comes attention's
+    assert len(products) == len(SHAPES), f"{len(products)} products in {kernel.kernel}"
+    return tuple(one for loop in products for one in loop)
+
+
 def _weights(constants: dict[str, Any]) -> int:
-    """What one turn of a product's loop multiplies by."""
+    """What one turn of a product's loop multiplies by, or of all four together."""
+    if SHAPES[0] in constants:
+        return sum(block_n * block_k for *_, block_n, block_k, _ in map(constants.__getitem__, SHAPES))
     return int(constants["BLOCK_N"]) * int(constants["BLOCK_K"])
 
 

@@ -25,7 +25,7 @@ from benchmarks.gpu.counted.result import LaunchRow
 from edge_vla.artifact import Artifact
 from edge_vla.checkpoint.random import RandomTensors
 from edge_vla.runtime.gpu import load
-from edge_vla.runtime.gpu.config import Kernels, kernels
+from edge_vla.runtime.gpu.config import Kernels, Steps, kernels
 from edge_vla.runtime.gpu.device import Backend
 from edge_vla.runtime.gpu.engine import GpuEngine, Piece, Shape
 from edge_vla.spec import OPENVLA_7B, TINY, PolicySpec
@@ -34,6 +34,7 @@ CPU: Final = torch.device("cpu")
 PROMPT: Final = 32  # tokens
 DIMS: Final = 7
 TORCH: Final = "torch"
+CHAINED: Final = ", steps as a chain"  # behind a configuration's name: not its default, which takes one launch
 OF_A_CALL: Final[Mapping[str, int]] = {"choose": 2}  # launches; every other kernel's is one
 FREE: Final = ("empty", "new_empty", "detach")  # operators that launch nothing though they make a tensor
 
@@ -53,26 +54,24 @@ def rows(spec: PolicySpec) -> Iterator[LaunchRow]:
         for configuration in CONFIGURATIONS:
             path = Path(folder, f"{configuration.bits}-{configuration.vision_bits}")
             made = Artifact(path) if path.exists() else None
-            yield from of_artifact(
-                made or weights.write(path, source, configuration.bits, configuration.vision_bits, CPU), configuration
-            )
+            made = made or weights.write(path, source, configuration.bits, configuration.vision_bits, CPU)
+            yield from of_artifact(made, configuration)
+            yield from of_artifact(made, configuration, "chain")
 
 
-def of_artifact(artifact: Artifact, configuration: Configuration) -> Iterator[LaunchRow]:
+def of_artifact(artifact: Artifact, configuration: Configuration, steps: Steps = "auto") -> Iterator[LaunchRow]:
     """`vision` ends with image and prompt in the decoder's rows, `prefill` and `step` with the ids they chose."""
     count = _Count()
     with count.engines():
-        engine = load.from_artifact(artifact, torch.bfloat16, CPU, "reference", configuration.activations)
+        engine = load.from_artifact(artifact, torch.bfloat16, CPU, "reference", configuration.activations, steps=steps)
+    title = configuration.name + (CHAINED if steps == "chain" else "")
     engine.warm([PROMPT], DIMS, ["action"])
     vision, first = count.piece(engine, "vision", 1), count.piece(engine, "action", 1)
     whole = count.piece(engine, "action", DIMS)
-    steps = DIMS - 1
-    stages = (("vision", 1, vision), ("prefill", 1, first - vision), ("step", steps, whole - first))
+    stages = (("vision", 1, vision), ("prefill", 1, first - vision), ("step", DIMS - 1, whole - first))
     for stage, times, counted in stages:
         each = {name: calls // times for name, calls in sorted(counted.items())}
-        yield LaunchRow(
-            configuration.name, stage, times, {n: c for n, c in each.items() if n != TORCH}, each.get(TORCH, 0)
-        )
+        yield LaunchRow(title, stage, times, {n: c for n, c in each.items() if n != TORCH}, each.get(TORCH, 0))
 
 
 class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]

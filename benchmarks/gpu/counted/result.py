@@ -15,6 +15,7 @@ class KernelRow:
 
     `loop` is the innermost loop that multiplies: all its instructions, its loads from global memory, and those that
     load 16 bytes a thread. `per_weight`: lane-instructions of it for one weight; None for a kernel without weights.
+    A `decode_pass` has the loops of its four products together, a turn of each.
     """
 
     chip: str
@@ -43,7 +44,10 @@ class KernelRow:
 
 @dataclass(frozen=True, slots=True)
 class LaunchRow:
-    """Launches of one stage at the structure of OpenVLA-7B: our kernels by name, and torch's operators."""
+    """Launches of one stage at the structure of OpenVLA-7B: our kernels by name, and torch's operators.
+
+    A configuration is as it is loaded by default, unless its name says that steps are a chain of kernels.
+    """
 
     configuration: str
     stage: str
@@ -101,6 +105,6 @@ def broken(row: KernelRow, shared_limit: int) -> Iterator[str]:
         yield f"{name}: {row.shared_bytes} bytes of shared memory, the chip has {shared_limit}"
     if row.programs_per_sm < 1:
         yield f"{name}: does not fit a multiprocessor"
-    product = any(word in row.kernel for word in ("gemv", "gemm", "attention", "logits"))
+    product = any(word in row.kernel for word in ("gemv", "gemm", "attention", "logits", "decode_pass"))
     if product != (row.loop_products > 0):
         yield f"{name}: {'no' if product else 'unexpected'} tensor-core instructions in its loop"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.gpu.kernel_checks.check import KernelCheck, RandomInputs
+from benchmarks.gpu.kernel_checks.passes import FORMATS, whole_pass
 from benchmarks.gpu.kernel_checks.products import PRODUCTS, product
 from benchmarks.gpu.kernel_checks.rows import (
     attend,
@@ -39,7 +40,7 @@ class Case:
 
 def of_policy(spec: PolicySpec, prefill: int, group: int = 128) -> list[Case]:
     """`prefill` rows of a prompt; a gemv's rows are a decode step's one and a verifying pass's eight."""
-    return [*_products(spec, prefill, group), *_decoder(spec, prefill), *_towers(spec)]
+    return [*_products(spec, prefill, group), *_decoder(spec, prefill), *_passes(spec, prefill, group), *_towers(spec)]
 
 
 def _products(spec: PolicySpec, prefill: int, group: int) -> list[Case]:
@@ -88,6 +89,12 @@ def _decoder(spec: PolicySpec, prefill: int) -> list[Case]:
         make = partial(int8_rows, rows=prefill, width=width, row_format="int8 for int4")
         cases.append(Case(f"quantise_rows {width}, {prefill} rows", "quantise_rows", make))
     return cases
+
+
+def _passes(spec: PolicySpec, prefill: int, group: int) -> list[Case]:
+    """Two layers, whose code is that of any number."""
+    made = partial(whole_pass, spec=spec.decoder, rows=GEMV_ROWS, start=prefill, group=group)
+    return [Case(f"decode_pass {name}, {GEMV_ROWS} rows", "decode_pass", partial(made, name=name)) for name in FORMATS]
 
 
 def _towers(spec: PolicySpec) -> list[Case]:

@@ -6,5 +6,6 @@ from typing import Final
 
 TRITON: Final = "triton"
 ROUNDED: Final = "triton/int8"  # gemv as in `triton`; prefill and towers with activations in int8
-PERSISTENT: Final = "/persistent"  # behind either: a decode step is one launch
-NAMES: Final = (TRITON, ROUNDED, TRITON + PERSISTENT, ROUNDED + PERSISTENT)  # as `--kernel` has them
+PERSISTENT: Final = "/persistent"  # behind either: a decode step's layers are one launch, or loading fails
+CHAIN: Final = "/chain"  # behind either: they are a launch for each kernel; without either word, loading finds out
+NAMES: Final = tuple(name + steps for name in (TRITON, ROUNDED) for steps in ("", PERSISTENT, CHAIN))  # of `--kernel`

@@ -35,6 +35,7 @@ from edge_vla.runtime.gpu.kernels.head import Choice
 from edge_vla.runtime.gpu.kernels.weights import Rows
 
 Activations = Literal["16", "8"]  # bits of the rows that a gemm multiplies by 4- and 8-bit weights
+Steps = Literal["auto", "persistent", "chain"]  # how a pass of few rows is launched: see `steps`
 
 
 @dataclass(frozen=True)

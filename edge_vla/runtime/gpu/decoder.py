@@ -63,10 +63,7 @@ class KernelDecoder:
         norm: Tensor,
         kernels: Kernels,
         positions: int,
-        *,
-        persistent: bool = False,
     ) -> None:
-        """`persistent`: a pass of up to GEMV_ROWS rows is one launch. BackendError where its layers do not allow it."""
         self.spec, self.layers, self.norm, self.kernels = spec, layers, norm, kernels
         self.prefill_matches_step = not any(product.rounds_prefill for layer in layers for product in layer.products)
         device, dtype = norm.device, norm.dtype
@@ -75,32 +72,30 @@ class KernelDecoder:
         # Kernels read a position from a fixed address; 16 bytes apart, so that one compiled kernel serves all of them.
         self.positions = torch.arange(positions, dtype=torch.int32, device=device)[:, None].repeat(1, ALIGNED)
         self.scratch = Scratch.allocate(spec.heads, spec.head_width, device)
-        self.whole = self._whole() if persistent else None
+        self.whole: PassNetwork | None = None  # set by `steps`: such a pass is one launch
 
     @property
     def bytes(self) -> int:
         tables = (self.cos, self.sin, self.positions, self.norm)
-        return sum(layer.bytes for layer in self.layers) + sum(tensor.nbytes for tensor in tables) + self.scratch.bytes
+        whole = 0 if self.whole is None else self.whole.bytes
+        return (
+            sum(layer.bytes for layer in self.layers) + sum(one.nbytes for one in tables) + self.scratch.bytes + whole
+        )
 
-    def _whole(self) -> PassNetwork:
+    def network(self) -> PassNetwork:
+        """All layers as one launch reads them. BackendError, which says why, where they do not allow it."""
         made = list[PassLayer]()
         for index, layer in enumerate(self.layers):
             qkv, o_proj, gate_up, down_proj = (product.weight for product in layer.products)
             if qkv is None or o_proj is None or gate_up is None or down_proj is None:
-                raise BackendError(
-                    f"layer {index} has a product of several formats or of int8 inputs, which a persistent decode "
-                    "kernel does not compute: leave /persistent out of --kernel"
-                )
+                raise BackendError(f"layer {index} has a product of several formats")
             norms = layer.input_layernorm, layer.post_attention_layernorm
             made.append(PassLayer((qkv, o_proj, gate_up, down_proj), norms))
         return PassNetwork.make(made, self.norm, self.spec.norm_eps, self.cos, self.sin, self.scratch)
 
     def gave_up(self) -> bool:
         """Whether programs of a persistent kernel waited in vain for each other since this was last asked. Waits."""
-        if self.whole is None or not bool(self.whole.barrier[1]):
-            return False
-        self.whole.barrier[1] = 0
-        return True
+        return self.whole is not None and self.whole.gave_up()
 
     def cache(self, length: int) -> Cache:
         return Cache.allocate(self.spec, 1, length, self.norm.dtype, self.norm.device)
@@ -113,16 +108,22 @@ class KernelDecoder:
     def run(self, x: Tensor, start: int, cache: Cache, wanted: range) -> Tensor:
         """(T, width) -> (len(wanted), width). `x` is only read."""
         if self.whole is not None and x.shape[0] <= GEMV_ROWS:
-            keys, values = cache.keys[:, 0], cache.values[:, 0]
-            hidden = self.kernels.decode_pass(x, self.whole, self._at(start), keys, values)
-            return hidden[wanted.start : wanted.stop]
+            return self.at_once(self.whole, x, start, cache)[wanted.start : wanted.stop]
+        return self.chain(x, start, cache, wanted)
+
+    def at_once(self, whole: PassNetwork, x: Tensor, start: int, cache: Cache) -> Tensor:
+        """All of at most GEMV_ROWS rows, in one launch."""
+        return self.kernels.decode_pass(x, whole, self._at(start), cache.keys[:, 0], cache.values[:, 0])
+
+    def chain(self, x: Tensor, start: int, cache: Cache, wanted: range) -> Tensor:
+        """As `run`, in a launch for each kernel."""
         stream, added = x, None
         for index, layer in enumerate(self.layers):
             last = wanted if index == len(self.layers) - 1 and len(wanted) < x.shape[0] else None
             stream, added = self._layer(layer, stream, added, start, cache.keys[index, 0], cache.values[index, 0], last)
-        normed = self.kernels.rms_norm(stream, added, self.norm, self.spec.norm_eps)[1]
-        assert isinstance(normed, Tensor), "16-bit rows were asked for"
-        return normed
+        hidden = self.kernels.rms_norm(stream, added, self.norm, self.spec.norm_eps)[1]
+        assert isinstance(hidden, Tensor), "16-bit rows were asked for"
+        return hidden
 
     def choose(self, hidden: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
         """(n, width) -> best bins (n,) int32 and margins (n,) float32, NaN where a logit is not finite."""

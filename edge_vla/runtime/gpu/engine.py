@@ -179,15 +179,18 @@ class GpuEngine:
             self._text = prompt
 
     def read(self, buffers: GpuBuffers, dims: int) -> Best:
-        """Of each dimension: the best bin and its margin, after the bins that were given."""
+        """Of each dimension: the best bin and its margin, after the bins that were given.
+
+        NumericError for what is not finite, BackendError where programs of one launch did not wait for each other.
+        """
         bins, margins = buffers.outputs(dims)
         if not all(map(math.isfinite, margins)):
+            buffers.clear()  # what is in the cache would poison the next action through 0 * NaN
             if self.decoder.gave_up():
                 raise BackendError(
-                    "the persistent decode kernel's programs waited in vain for each other: no action; leave "
-                    "/persistent out of --kernel, and report the GPU and the Triton version"
+                    "the programs of a decode step's one launch waited in vain for each other: no action; load with "
+                    "--kernel triton/chain or triton/int8/chain, and report the GPU and the Triton version"
                 )
-            buffers.clear()  # what is in the cache would poison the next action through 0 * NaN
             raise NumericError("the network produced a non-finite number: no action; verify the artifact's files")
         return bins, margins
 

@@ -18,15 +18,17 @@ from edge_vla.artifact import HEAD, NORMS, VISION, Artifact, layer_file, unpack_
 from edge_vla.errors import ArtifactError, BackendError, CheckpointError, UsageError
 from edge_vla.quant import NARROW, PackedWeight, Scheme, as_int4
 from edge_vla.runtime import parts
-from edge_vla.runtime.gpu import PERSISTENT, ROUNDED, TRITON
+from edge_vla.runtime.gpu import CHAIN, PERSISTENT, ROUNDED, TRITON
 from edge_vla.runtime.gpu.ahead.load import install
-from edge_vla.runtime.gpu.config import Activations, GpuConfig, kernels
+from edge_vla.runtime.gpu.config import Activations, GpuConfig, Steps, kernels
 from edge_vla.runtime.gpu.decoder import KernelDecoder, KernelLayer
 from edge_vla.runtime.gpu.device import Backend, CudaDevice, check
 from edge_vla.runtime.gpu.engine import GpuEngine
 from edge_vla.runtime.gpu.graph import Direct, Recorder, recorder
+from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS
 from edge_vla.runtime.gpu.products import Product, product
 from edge_vla.runtime.gpu.staging import StagedFile, Staging
+from edge_vla.runtime.gpu.steps import settle
 from edge_vla.runtime.gpu.vision import KernelVision
 from edge_vla.runtime.network import Head, Network, RowVision
 from edge_vla.runtime.vision import ROW_LOADERS, load_rows, shapes
@@ -36,17 +38,17 @@ SPARE: Final = 0.3e9  # beside the weights while loading: one product twice, the
 
 def load_artifact(artifact: Artifact, dtype: torch.dtype, device: torch.device, vision: str, kernel: str) -> GpuEngine:
     """As `--kernel` and `--vision` ask. UsageError for a vision backend that does not write rows on the device."""
-    activations: Activations = "8" if kernel.removesuffix(PERSISTENT) == ROUNDED else "16"
-    persistent = kernel.endswith(PERSISTENT)
+    activations: Activations = "8" if kernel.removesuffix(PERSISTENT).removesuffix(CHAIN) == ROUNDED else "16"
+    steps: Steps = "persistent" if kernel.endswith(PERSISTENT) else "chain" if kernel.endswith(CHAIN) else "auto"
     if vision in ("torch", "auto"):
-        return from_artifact(artifact, dtype, device, "triton", activations, persistent=persistent)
+        return from_artifact(artifact, dtype, device, "triton", activations, steps=steps)
     if vision not in ROW_LOADERS:
         raise UsageError(
             f"--vision {vision} writes no image rows on the GPU: leave it out, choose among {', '.join(ROW_LOADERS)}, "
             "or --kernel reference"
         )
     rows = vision, load_rows(artifact, device, vision)
-    return from_artifact(artifact, dtype, device, "triton", activations, rows=rows, persistent=persistent)
+    return from_artifact(artifact, dtype, device, "triton", activations, rows=rows, steps=steps)
 
 
 def from_artifact(
@@ -60,12 +62,9 @@ def from_artifact(
     cuda: CudaDevice | None = None,
     staging: Staging | None = None,
     rows: tuple[str, RowVision] | None = None,
-    persistent: bool = False,
+    steps: Steps = "auto",
 ) -> GpuEngine:
-    """`rows`: another vision than the kernels', and its name. `persistent` as in `KernelDecoder`.
-
-    Raises BackendError, ResourceError or DeviceLostError.
-    """
+    """`rows`: another vision than the kernels', and its name. Raises BackendError, ResourceError or DeviceLostError."""
     check(backend, device)
     if backend == TRITON and dtype not in (torch.bfloat16, torch.float16):
         raise BackendError(f"the GPU engine computes in 16 bits, not {dtype}: --dtype bf16, or --kernel reference")
@@ -80,11 +79,10 @@ def from_artifact(
         layers, chosen = [layer for layer, _ in made], [names for _, names in made]
         head = StagedFile(artifact.directory / HEAD, staging)
         actions, norm = (_tensor(head, name, shape, dtype) for name, shape in parts.head_shapes(spec).items())
-        decoder = KernelDecoder(
-            spec.decoder, layers, norm, config.kernels, spec.decoder.max_positions, persistent=persistent
-        )
+        decoder = KernelDecoder(spec.decoder, layers, norm, config.kernels, spec.decoder.max_positions)
         name, vision = rows or ("kernels", _vision(artifact, staging, config))
         embeddings = parts.embeddings(artifact, dtype, device)
+        decode_steps = settle(decoder, steps, embeddings.actions[:GEMV_ROWS], cuda)
     # The references are there to be compared with: they run as they are, not as graphs.
     record = record or (recorder(device) if backend == TRITON else Direct())
     network = Network(
@@ -98,7 +96,7 @@ def from_artifact(
         chosen={
             **_by_scheme(chosen),
             "vision": f"{vision.activation_bits}-bit activations" if isinstance(vision, KernelVision) else name,
-            **({"decode steps": "one launch each"} if persistent else {}),
+            "decode steps": decode_steps,
             "engine": backend
             + (", no graph" if isinstance(record, Direct) else ", one CUDA graph an action")
             + compiled,

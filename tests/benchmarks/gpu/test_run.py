@@ -56,7 +56,7 @@ def result() -> GpuResult:
 
 
 def parts_of(result: Json) -> Iterator[tuple[str, Json]]:
-    for name in ("ceilings", "compilation", "kernels", "demo_tokens", "agreement"):
+    for name in ("ceilings", "compilation", "kernels", "decode_steps", "demo_tokens", "agreement"):
         yield name, result[name]
     for group in ("memory", "latency", "stages", "traces"):
         yield from ((f"{group} {name}", part) for name, part in result[group].items())
@@ -96,6 +96,13 @@ def test_the_engine_decides_as_its_reference_does(dry: Json) -> None:
     rows = {row["configuration"]: row for row in dry["agreement"]["measured"]["rows"]}
     assert all(row["equal_to_reference"] == 1 for row in rows.values())
     assert rows[BF16.name]["equal_to_bf16"] == 1
+
+
+def test_steps_are_compared_both_ways(dry: Json) -> None:
+    """In a dry run by the references, which round alike both ways."""
+    for row in dry["decode_steps"]["measured"]["rows"]:
+        assert (row["failed"], row["chosen"], row["equal"]) == (None, "one launch", DRY.pictures)
+        assert min(row[time] for time in ("one_launch_ms", "chain_ms", "action_one_launch_ms", "action_chain_ms")) > 0
 
 
 def test_every_target_finds_its_figure(dry: Json) -> None:

@@ -72,7 +72,7 @@ def test_no_such_backend() -> None:
         gpu.check("cutlass", CPU)
 
 
-@pytest.mark.parametrize("kernel", ["triton", "triton/int8"])
+@pytest.mark.parametrize("kernel", ["triton", "triton/int8", "triton/chain", "triton/int8/persistent"])
 def test_a_kernel_asked_for_by_name_runs_or_raises(
     kernel: str, tiny_artifacts: Mapping[int, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,16 +121,18 @@ def test_a_draft_never_changes_a_bit(bits: int, activations: Activations, tiny_a
 @pytest.mark.parametrize("bits", [16, 8, 4])
 def test_steps_of_one_launch_give_the_same_bits(bits: int, tiny_artifacts: Mapping[int, Path]) -> None:
     artifact = Artifact(tiny_artifacts[bits])
-    whole = from_artifact(artifact, torch.bfloat16, CPU, "reference", persistent=True)
-    chain = policy(tiny_artifacts[bits])
-    prompt = chain.prompter(WORDS[0])
-    got = whole.decide(prompt, pixels(chain, 0), DIMS, guess([0] * DIMS), bitwise_exact=True)
-    expected = decide(chain, 0)
+    whole = from_artifact(artifact, torch.bfloat16, CPU, "reference", steps="persistent")
+    chain = from_artifact(artifact, torch.bfloat16, CPU, "reference", steps="chain")
+    made = policy(tiny_artifacts[bits])
+    prompt = made.prompter(WORDS[0])
+    got = whole.decide(prompt, pixels(made, 0), DIMS, guess([0] * DIMS), bitwise_exact=True)
+    expected = chain.decide(prompt, pixels(made, 0), DIMS)
     assert (got.tokens, got.margins) == (expected.tokens, expected.margins)
+    assert [one.network.kernels["decode steps"] for one in (whole, chain)] == ["one launch", "a chain of kernels"]
 
 
 def test_programs_that_wait_in_vain_are_an_error(tiny_artifacts: Mapping[int, Path]) -> None:
-    whole = from_artifact(Artifact(tiny_artifacts[8]), torch.bfloat16, CPU, "reference", persistent=True)
+    whole = from_artifact(Artifact(tiny_artifacts[8]), torch.bfloat16, CPU, "reference", steps="persistent")
     made = policy(tiny_artifacts[8])
     prompt = made.prompter(WORDS[0])
     network = whole.decoder.whole

@@ -11,7 +11,7 @@ import torch
 
 from edge_vla.artifact import TOKENIZER, Artifact
 from edge_vla.export import Recipe, export
-from edge_vla.runtime.gpu.config import Activations
+from edge_vla.runtime.gpu.config import Activations, Steps
 from edge_vla.runtime.gpu.load import from_artifact
 from edge_vla.runtime.policy import Policy
 from tests.conftest import TINY
@@ -35,14 +35,14 @@ def artifacts(tiny_artifacts: Mapping[int, Path], tmp_path_factory: pytest.TempP
 
 
 @pytest.mark.parametrize(
-    ("bits", "activations", "persistent"),
-    [(4, "16", False), (4, "8", False), (8, "8", False), (16, "16", False), (4, "16", True)],
+    ("bits", "activations", "steps"),
+    [(4, "16", "chain"), (4, "8", "auto"), (8, "8", "chain"), (16, "16", "chain"), (4, "16", "persistent")],
 )
 def test_the_references_tokens_and_no_bit_from_a_draft(
-    bits: int, activations: Activations, persistent: bool, artifacts: Mapping[int, Path]
+    bits: int, activations: Activations, steps: Steps, artifacts: Mapping[int, Path]
 ) -> None:
     artifact = Artifact(artifacts[bits])
-    fast = from_artifact(artifact, torch.bfloat16, CPU, "triton", activations, persistent=persistent)
+    fast = from_artifact(artifact, torch.bfloat16, CPU, "triton", activations, steps=steps)
     made = Policy(fast, artifact.manifest.config, artifact.text(TOKENIZER))
     slow = policy(artifacts[bits], activations=activations)
     prompt = made.prompter(WORDS[0])

@@ -64,16 +64,20 @@ class PassNetwork:
         kinds = [tuple(map(_format, layer.products)) for layer in layers]
         for index, found in enumerate(kinds):
             if found != kinds[0]:
-                raise BackendError(
-                    f"layer {index}'s products are {found}, the first one's {kinds[0]}: one launch for all "
-                    "needs them alike; leave /persistent out of --kernel"
-                )
+                raise BackendError(f"layer {index}'s products are {found}, the first one's {kinds[0]}")
         rows = [[at for one in layer.products for at in _addresses(one)] for layer in layers]
         rows = [row + [one.data_ptr() for one in layer.norms] for row, layer in zip(rows, layers, strict=True)]
         rows.append([norm.data_ptr()] * POINTERS)
         table = torch.tensor(rows, dtype=torch.int64).to(norm.device)
         barrier = torch.zeros(2, dtype=torch.int64, device=norm.device)
         return PassNetwork(tuple(layers), norm, eps, cos, sin, scratch, table, barrier)
+
+    def gave_up(self) -> bool:
+        """Whether programs waited in vain for each other since this was last asked. Waits for the device."""
+        if not bool(self.barrier[1]):
+            return False
+        self.barrier[1] = 0
+        return True
 
     @property
     def bytes(self) -> int:

@@ -8,7 +8,7 @@ programs run one after another, each phase can be a launch of its own.
 from __future__ import annotations
 
 from edge_vla.runtime.gpu.kernels.activations import swiglu_chunk
-from edge_vla.runtime.gpu.kernels.grid import first_target, grid_barrier
+from edge_vla.runtime.gpu.kernels.grid import grid_barrier
 from edge_vla.runtime.gpu.kernels.language import called, jit, tl
 from edge_vla.runtime.gpu.kernels.pass_attention import attend_part
 from edge_vla.runtime.gpu.kernels.rms_norm import norm_row
@@ -37,9 +37,7 @@ def _decode_pass(
     ASSEMBLY: tl.constexpr, PROGRAMS: tl.constexpr, TOGETHER: tl.constexpr, POLLS: tl.constexpr,
     BARRIERS: tl.constexpr,
 ) -> None:
-    """TOGETHER: all programs are resident. `barrier`: a counter, then 1 if it was given up; hidden rows are NaN then."""
-    if TOGETHER:
-        target = first_target(barrier, PROGRAMS)
+    """TOGETHER: all programs are resident. `barrier`: a counter, and 1 if one gave up: then hidden rows are NaN."""
     for phase in range(first, last):
         layer, step = phase // PHASES, phase % PHASES
         place = layer * POINTERS
@@ -66,8 +64,7 @@ def _decode_pass(
             _product(gated, table, place + 6, parts, rows, down_blocks, DOWN, ROWS, MAGIC, OFFSET, ASSEMBLY)
         if TOGETHER:  # noqa: SIM102  decided when this is compiled, the other as it runs
             if phase + 1 < last:
-                grid_barrier(barrier, target, PROGRAMS, POLLS, BARRIERS)
-                target += PROGRAMS
+                grid_barrier(barrier, PROGRAMS, POLLS, BARRIERS)
     if TOGETHER:
         _spoil(barrier, normed, rows, WIDTH)
 # fmt: on

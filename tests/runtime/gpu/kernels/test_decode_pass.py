@@ -89,5 +89,5 @@ def test_the_chains_bits(bits: int, dtype: torch.dtype, device: torch.device) ->
 
 
 def test_layers_that_differ_are_refused(device: torch.device) -> None:
-    with pytest.raises(BackendError, match="layer 1's products"):
+    with pytest.raises(BackendError, match="layer 1's products are"):
         network(RandomInputs.seeded(0, device, torch.bfloat16), (4, 8))
