@@ -11,17 +11,21 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from benchmarks.gpu.configurations import CONFIGURATIONS, Configuration
-from benchmarks.gpu.counted.kernels import PREFILL
+from benchmarks.gpu.counted.kernels import PASS, PREFILL
+from benchmarks.gpu.counted.launches import CHAINED
 from benchmarks.gpu.counted.result import CountedResult, KernelRow, LaunchRow
+from benchmarks.gpu.kernel_checks.passes import LAYERS as CHECKED_LAYERS
 from benchmarks.gpu.model.devices import Device
 from benchmarks.gpu.model.kernel import Constants, Work, work
 from benchmarks.gpu.tune_shapes import KINDS, Shape, shapes
+from edge_vla.runtime.gpu.kernels.decode_phases import PHASES
 from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS
 from edge_vla.spec import OPENVLA_7B
 
 VISION: Final = "vision"
 STEP: Final = "step"
 STEP_ROWS: Final = 1
+BARRIER: Final = 0.4  # of a launch, about 1.4 us on an H200, as others measured a grid's barrier: assumed, never run
 SIXTEEN: Final = 16  # bits, whose GEMMs are a library's
 ANY_TOWER: Final = "w8a16_tower"  # a kind that has the towers' shapes
 
@@ -83,7 +87,7 @@ def stages(table: CountedResult, chip: str) -> Iterator[Stage]:
     known = [row for row in table.kernels if row.chip == chip]
     configurations = {one.name: one for one in CONFIGURATIONS}
     for launched in table.launches:
-        configuration = configurations[launched.configuration]
+        configuration = configurations[launched.configuration.removesuffix(CHAINED)]
         yield (_vision if launched.stage == VISION else _decoder)(launched, configuration, known)
 
 
@@ -100,19 +104,37 @@ def _at_both(shape: Shape) -> tuple[Shape, ...]:
 
 def _decoder(launched: LaunchRow, configuration: Configuration, known: Sequence[KernelRow]) -> Stage:
     rows = STEP_ROWS if launched.stage == STEP else PREFILL
-    found, unpriced = list[Launched](), list[str]()
+    found, unpriced, barriers = list[Launched](), list[str](), 0
     for kernel, calls in launched.kernels.items():
         made = [(shape, row) for shape in _shapes(kernel) if (row := _of_shape(known, shape))]
         found += [Launched(row, calls / len(made), shape.m) for shape, row in made]
-        if not made:
+        if kernel == PASS:
+            found += [Launched(row, calls, GEMV_ROWS) for row in _passes(known, configuration)]
+            barriers += calls * OPENVLA_7B.decoder.layers * PHASES
+        elif not made:
             row = _at_rows(known, kernel, rows, configuration)
             found += [Launched(row, calls, rows)] if row else []
             unpriced += [] if row else [kernel]
     decoder = OPENVLA_7B.decoder
     weights = decoder.layers * sum(n * k for n, k in decoder.linears().values())
     library = 2.0 * rows * weights if configuration.bits == SIXTEEN and rows == PREFILL else 0.0
-    chain = Chain(tuple(found), _launches(launched), library)
+    chain = Chain(tuple(found), _launches(launched) + BARRIER * barriers, library)
     return Stage(launched.configuration, launched.stage, launched.times, (chain,), Chain(), tuple(unpriced))
+
+
+def _passes(known: Sequence[KernelRow], configuration: Configuration) -> Iterator[KernelRow]:
+    """The pass of this format through all layers; the table has one through CHECKED_LAYERS, whose code is the same."""
+    kind = {4: "w4a16", 8: "w8a16", SIXTEEN: "w16"}[configuration.bits]
+    layers = OPENVLA_7B.decoder.layers
+    more = layers // CHECKED_LAYERS
+    for row in known:
+        if row.case == f"{PASS} {kind}, {GEMV_ROWS} rows":
+            yield replace(
+                row,
+                instructions=layers * (row.instructions - row.loop) + row.loop,
+                moved_bytes=more * row.moved_bytes,
+                operations=more * row.operations,
+            )
 
 
 def _at_rows(known: Sequence[KernelRow], kernel: str, rows: int, configuration: Configuration) -> KernelRow | None:

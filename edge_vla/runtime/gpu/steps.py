@@ -1,10 +1,10 @@
 """Whether a pass of few rows is one launch or a chain of them: settled when a policy is loaded, by asking the device.
 
-In one launch all programs wait for each other, so all must be resident, and what a phase wrote must be seen by the next.
-Neither can be proved without the device. So the loaded weights run a pass both ways there, recorded as in an action: the
-one launch is taken if the device accepts it, no program waits in vain, every repetition has the same bits, they are the
-chain's up to rounding, and it is not slower. Programs that wait in vain give up after about a second, so that a device
-on which they would wait for ever costs that second. Knows decoders and graphs; knows nothing of files or tokens.
+In one launch all programs wait for each other, so all must be resident, and what a phase wrote must be seen by the
+next. Neither can be proved without the device. So the loaded weights run a pass both ways there, recorded as in an
+action: the one launch is taken if the device accepts it, no program waits in vain, every repetition has the same bits,
+they are the chain's up to rounding, and it is not slower. Programs that wait in vain give up after a second or two: no
+device waits for ever. Knows decoders and graphs; knows nothing of files or tokens.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def test_who_names_it_gets_it_or_an_error(decoder: KernelDecoder, monkeypatch: p
     monkeypatch.setattr(steps, "recorder", lambda _: Direct())
     assert steps.settle(decoder, "auto", rows, cuda) == "a chain of kernels: its bits change from run to run"
     assert decoder.whole is None
-    with pytest.raises(BackendError, match="cannot be one launch here: its bits.*; leave /persistent out of --kernel"):
+    with pytest.raises(BackendError, match=r"cannot be one launch here: its bits.*; leave /persistent out of --kernel"):
         steps.settle(decoder, "persistent", rows, cuda)
     assert steps.settle(decoder, "chain", rows, cuda) == "a chain of kernels"
 

@@ -41,11 +41,10 @@ def _decode_pass(
     for phase in range(first, last):
         layer, step = phase // PHASES, phase % PHASES
         place = layer * POINTERS
-        if (step == 0) | (step == 4):
-            _norms(
-                x, stream, normed, parts, table, place + 8 + step // 4, phase, rows, eps,
-                O_PROJ[7], DOWN[7], WIDTH, NORM_BLOCK, PHASES,
-            )  # fmt: skip
+        if phase == 0:
+            _norms(x, stream, normed, parts, table, place + 8, rows, eps, False, 1, WIDTH, NORM_BLOCK)
+        elif step == 0:
+            _norms(stream, stream, normed, parts, table, place + 8, rows, eps, True, DOWN[7], WIDTH, NORM_BLOCK)
         if step == 1:
             _product(normed, table, place, parts, rows, qkv_blocks, QKV, ROWS, MAGIC, OFFSET, ASSEMBLY)
         if step == 2:
@@ -56,6 +55,9 @@ def _decode_pass(
             )  # fmt: skip
         if step == 3:
             _product(mixed, table, place + 2, parts, rows, o_blocks, O_PROJ, ROWS, MAGIC, OFFSET, ASSEMBLY)
+        if step == 4:
+            before = tl.where(layer == 0, x, stream)
+            _norms(before, stream, normed, parts, table, place + 9, rows, eps, True, O_PROJ[7], WIDTH, NORM_BLOCK)
         if step == 5:
             _product(normed, table, place + 4, parts, rows, up_blocks, GATE_UP, ROWS, MAGIC, OFFSET, ASSEMBLY)
         if step == 6:
@@ -81,39 +83,26 @@ def _spoil(barrier: tl.tensor, normed: tl.tensor, rows: tl.tensor, WIDTH: tl.con
 
 @called
 def _norms(
-    x: tl.tensor,
+    before: tl.tensor,
     stream: tl.tensor,
     normed: tl.tensor,
     parts: tl.tensor,
     table: tl.tensor,
     place: tl.tensor,
-    phase: tl.tensor,
     rows: tl.tensor,
     eps: tl.tensor,
-    O_PARTS: tl.constexpr,
-    DOWN_PARTS: tl.constexpr,
+    ADDED: tl.constexpr,
+    PARTS: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
-    PHASES: tl.constexpr,
 ) -> None:
-    """The stream, which begins as x, and its norm by the weight that `at` points to; a row is one program's."""
-    gain = _pointer(table + place, x.dtype.element_ty)
+    """The stream, which was `before`, plus what is ADDED, and its norm by the weight in the table; a row a program."""
+    gain = _pointer(table + place, before.dtype.element_ty)
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
-        if phase == 0:
-            norm_row(
-                x, x, gain, stream, normed, normed, eps, row, rows,
-                False, 1, WIDTH, WIDTH, False, False, BLOCK, False,
-            )  # fmt: skip
-        elif phase % PHASES == 0:
-            norm_row(
-                stream, parts, gain, stream, normed, normed, eps, row, rows,
-                True, DOWN_PARTS, WIDTH, WIDTH, False, False, BLOCK, False,
-            )  # fmt: skip
-        else:
-            norm_row(
-                tl.where(phase < PHASES, x, stream), parts, gain, stream, normed, normed, eps, row, rows,
-                True, O_PARTS, WIDTH, WIDTH, False, False, BLOCK, False,
-            )  # fmt: skip
+        norm_row(
+            before, parts, gain, stream, normed, normed, eps, row, rows,
+            ADDED, PARTS, WIDTH, WIDTH, False, False, BLOCK, False,
+        )  # fmt: skip
 
 
 @called

@@ -1,8 +1,8 @@
 """A barrier among all programs of a launch, which must all be resident: a cooperative launch sees to that.
 
 Its state is one counter that only grows, at each barrier by the number of programs: so what a program waits for is its
-own arrival's count rounded up, whatever came before, and a launch can be repeated by a graph. A program that has waited
-too long says so, and opens all that is left of the barriers: the launch ends, with wrong results that the host can tell.
+own arrival's count rounded up, whatever came before, and a graph can repeat the launch. A program that has waited too
+long says so, and opens all that is left of the barriers: the launch ends, with wrong results that the host can tell.
 """
 
 from __future__ import annotations

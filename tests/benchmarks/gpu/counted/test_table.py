@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from benchmarks.gpu import weights
-from benchmarks.gpu.configurations import BF16, W4A8, Configuration
+from benchmarks.gpu.configurations import BF16, CONFIGURATIONS, W4A8, Configuration
 from benchmarks.gpu.counted.__main__ import TABLE, complaints, read_table
 from benchmarks.gpu.counted.chips import CHIPS, resident
-from benchmarks.gpu.counted.launches import of_artifact, structure
+from benchmarks.gpu.counted.launches import CHAINED, of_artifact, structure
 from benchmarks.gpu.counted.result import ACCEPTED, KernelRow, broken, worsened
 from edge_vla.spec import OPENVLA_7B
 
@@ -97,8 +97,8 @@ def test_launches_grow_by_layers_and_blocks_as_in_the_table(configuration: Confi
         configuration.vision_bits,
         torch.device("cpu"),
     )
-    toy = {row.stage: row for row in of_artifact(made, configuration)}
-    real = {row.stage: row for row in read_table().launches if row.configuration == configuration.name}
+    toy = {row.stage: row for row in of_artifact(made, configuration, "chain")}
+    real = {row.stage: row for row in read_table().launches if row.configuration == configuration.name + CHAINED}
     spec, deep = made.manifest.config.spec, OPENVLA_7B
     blocks = [sum(tower.used_blocks for tower in one.towers) for one in (spec, deep)]
     assert toy["step"].kernels["pass_attention"] == spec.decoder.layers
@@ -107,3 +107,12 @@ def test_launches_grow_by_layers_and_blocks_as_in_the_table(configuration: Confi
         grown = {name: (real[stage].kernels[name] - calls) / more for name, calls in toy[stage].kernels.items()}
         assert all(share == round(share) for share in grown.values()), grown
     assert real["step"].kernels["pass_attention"] == structure().decoder.layers == deep.decoder.layers
+    *_, step = of_artifact(made, configuration)  # as it is loaded by default
+    assert step.kernels == {"choose": 2, "decode_pass": 1, "feed": 1}
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda one: one.name)
+def test_an_action_is_at_most_a_thousand_launches(configuration: Configuration) -> None:
+    launches = [row for row in read_table().launches if row.configuration == configuration.name]
+    assert {row.stage for row in launches} == {"vision", "prefill", "step"}
+    assert sum(row.total for row in launches) <= 1000
