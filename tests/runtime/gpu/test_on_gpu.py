@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ import edge_vla
 from edge_vla.artifact import TOKENIZER, Artifact
 from edge_vla.errors import EdgeVLAError, ResourceError
 from edge_vla.runtime.engine import StagedEngine
-from edge_vla.runtime.gpu.config import Activations
+from edge_vla.runtime.gpu.config import Activations, Steps
 from edge_vla.runtime.gpu.engine import PIECES
 from edge_vla.runtime.gpu.graph import Direct, Recorder
 from edge_vla.runtime.gpu.load import SPARE, from_artifact
@@ -75,6 +76,22 @@ def test_tokens_of_the_reference(bits: int, activations: Activations, tiny_artif
         pairs = zip(got.tokens, expected.tokens, expected.margins, strict=True)
         differing = [margin for one, two, margin in pairs if one != two]
         assert not differing or differing[0] < CLEAR
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_steps_in_one_launch(bits: int, tiny_artifacts: Mapping[int, Path]) -> None:
+    """By name, so that a device which refuses says why; loading has compared it with the chain already."""
+    artifact, device = Artifact(tiny_artifacts[bits]), torch.device("cuda")
+    whole, chain = (from_artifact(artifact, torch.bfloat16, device, steps=one) for one in get_args(Steps)[1:])
+    made = on_gpu(tiny_artifacts[bits])
+    assert made.network.kernels["decode steps"].startswith(("one launch", "a chain of kernels: faster on this device"))
+    for index in range(8):
+        prompt, image = made.prompter(WORDS[index % len(WORDS)]), pixels(made, index)
+        got, expected = (one.decide(prompt, image, DIMS) for one in (whole, chain))
+        pairs = zip(got.tokens, expected.tokens, expected.margins, strict=True)
+        differing = [margin for one, two, margin in pairs if one != two]
+        assert not differing or differing[0] < CLEAR
+    assert not whole.decoder.gave_up()
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16])
