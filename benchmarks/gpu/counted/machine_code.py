@@ -64,16 +64,25 @@ class MachineCode:
         return [body for body in bodies if any(one.multiplies for one in body)]
 
     def loop(self) -> tuple[Instruction, ...]:
-        """The innermost loop that multiplies; without one, the longest loop; without any, nothing."""
-        bodies = [
-            self.instructions[one.jumps_to : at + 1]
+        """The innermost loop that multiplies most, the longest of several; if none multiplies, the longest loop."""
+        spans = [
+            (one.jumps_to, at)
             for at, one in enumerate(self.instructions)
             if one.jumps_to is not None and one.jumps_to < at
         ]
-        multiplying = [body for body in bodies if any(one.multiplies for one in body)]
-        if multiplying:
-            return min(multiplying, key=lambda body: (-sum(one.multiplies for one in body), len(body)))
-        return max(bodies, key=len, default=())
+        products = {span: sum(one.multiplies for one in self._body(*span)) for span in spans}
+        most = max(products.values(), default=0)
+        best = [span for span in spans if products[span] == most]
+        if most:
+            best = [one for one in best if not any(one != other and _within(other, one) for other in best)]
+        return max((self._body(*span) for span in best), key=len, default=())
+
+    def _body(self, first: int, last: int) -> tuple[Instruction, ...]:
+        return self.instructions[first : last + 1]
+
+
+def _within(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return other[0] <= one[0] and one[1] <= other[1]
 
 
 def read(tools: Path, binary: bytes) -> MachineCode:

@@ -111,17 +111,40 @@ class Tile:
         rows = {"BLOCK_M": self.block_m} if sizes is None else sizes
         return {"BLOCK_N": self.block_n, "num_warps": self.warps, "num_stages": self.stages, **rows}
 
-    def rows(self, m: int) -> tuple[int, dict[str, int]]:
-        """Programs along M, and the sizes M0, M1 and M2 of their row tiles; together at least `m` rows."""
+    def rows(self, m: int) -> RowTiles:
+        """How programs share `m` rows: alike but for the last, which computes only what is left."""
         programs = -(-m // (self.block_m * self.row_tiles))
-        left, sizes = -(-m // programs), list[int]()
-        while left > 0:
-            full = left >= self.block_m or len(sizes) == self.row_tiles - 1
-            size = min(self.block_m, _power_above(left) if full else _best_first(left))
-            sizes.append(size)
-            left -= size
-        sizes += [0] * (ROW_TILES - len(sizes))
-        return programs, {f"M{i}": size for i, size in enumerate(sizes)}
+        sizes = self._tiles_of(-(-m // programs))
+        return RowTiles(programs, sizes, self._tiles_of(m - (programs - 1) * sum(sizes)))
+
+    def _tiles_of(self, rows: int) -> tuple[int, ...]:
+        """Sizes of at most `row_tiles` tiles that hold so many rows."""
+        sizes = list[int]()
+        while rows > 0:
+            full = rows >= self.block_m or len(sizes) == self.row_tiles - 1
+            sizes.append(min(self.block_m, _power_above(rows) if full else _best_first(rows)))
+            rows -= sizes[-1]
+        return tuple(sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class RowTiles:
+    """The row tiles of a GEMM's programs along M, and those of the last program."""
+
+    programs: int
+    sizes: tuple[int, ...]
+    last: tuple[int, ...]
+
+    @property
+    def computed(self) -> int:
+        """Rows, those included that no tile needs."""
+        return (self.programs - 1) * sum(self.sizes) + sum(self.last)
+
+    def launch(self) -> dict[str, int]:
+        """M0, M1 and M2 of every program; L0, L1 and L2 of the last one, all 0 where it is like the others."""
+        last = () if self.last == self.sizes else self.last
+        named = (("M", self.sizes), ("L", last))
+        return {f"{name}{i}": sizes[i] if i < len(sizes) else 0 for name, sizes in named for i in range(ROW_TILES)}
 
 
 def _power_above(rows: int) -> int:
@@ -271,9 +294,9 @@ def gemm_candidates(chip: Chip, kind: str) -> tuple[Tile, ...]:
 def cost(chip: Chip, tile: Tile, kind: str, n: int, k: int) -> float:
     """Cycles, on paper, of TYPICAL_ROWS rows: waves of programs, each bound by tensor cores or by its loads."""
     (weight_bits, row_bits), splits = BITS[kind], max(1, tile.splits)
-    programs, sizes = tile.rows(TYPICAL_ROWS)
-    rows = sum(sizes.values())
-    waves = -(-programs * -(-n // tile.block_n) * splits // chip.sm_count)
+    shared = tile.rows(TYPICAL_ROWS)
+    rows = sum(shared.sizes)
+    waves = -(-shared.programs * -(-n // tile.block_n) * splits // chip.sm_count)
     multiply = tile.block_n * rows / (MULTIPLIES if row_bits == 16 else 2 * MULTIPLIES)
     load = (tile.block_n * weight_bits + rows * row_bits) / 8 / LOADED_BYTES
     convert = tile.block_n / 32 if weight_bits != row_bits else 0.0

@@ -52,9 +52,10 @@ def kernel_gemm(x: Tensor, weight: Int4Weight, tile: Tile | None = None, *, whol
     (m, (n, k)), blocks = (x.shape[0], weight.shape), weight.codes.shape[0]
     chip = Chip.of(x.device)
     tile = tile or gemm_tile(chip, "w4a16", n, k, whole=whole)
-    (programs, sizes), (splits, blocks_each) = tile.rows(m), split_k(chip, tile, n, blocks)
+    rows, (splits, blocks_each) = tile.rows(m), split_k(chip, tile, n, blocks)
     out = sums_of(splits, m, n, x.dtype, x.device)
-    _launch(_w4a16_gemm[(programs, -(-n // tile.block_n), splits)], x, weight, out, tile, blocks, blocks_each, **sizes)
+    launcher = _w4a16_gemm[(rows.programs, -(-n // tile.block_n), splits)]
+    _launch(launcher, x, weight, out, tile, blocks, blocks_each, **rows.launch())
     return out
 
 
@@ -193,6 +194,9 @@ def _w4a16_gemm(
     M0: tl.constexpr,
     M1: tl.constexpr,
     M2: tl.constexpr,
+    L0: tl.constexpr,
+    L1: tl.constexpr,
+    L2: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     WORDS: tl.constexpr,
@@ -201,8 +205,47 @@ def _w4a16_gemm(
     ASSEMBLY: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
-    TYPE: tl.constexpr = x.dtype.element_ty
     row = tl.program_id(0) * (M0 + M1 + M2)
+    if L0 == 0 or tl.program_id(0) + 1 < tl.num_programs(0):
+        w4a16_tiles(
+            x, codes, scales, out, row, m, n, k, blocks, blocks_each,
+            GROUP, SCALE_K, EVEN_K, M0, M1, M2, BLOCK_N, BLOCK_K, WORDS, MAGIC, OFFSET, ASSEMBLY, EARLY,
+        )  # fmt: skip
+    else:
+        w4a16_tiles(
+            x, codes, scales, out, row, m, n, k, blocks, blocks_each,
+            GROUP, SCALE_K, EVEN_K, L0, L1, L2, BLOCK_N, BLOCK_K, WORDS, MAGIC, OFFSET, ASSEMBLY, EARLY,
+        )  # fmt: skip
+
+
+@jit
+def w4a16_tiles(
+    x: tl.tensor,
+    codes: tl.tensor,
+    scales: tl.tensor,
+    out: tl.tensor,
+    row: tl.tensor,
+    m: tl.tensor,
+    n: tl.tensor,
+    k: tl.tensor,
+    blocks: tl.tensor,
+    blocks_each: tl.tensor,
+    GROUP: tl.constexpr,
+    SCALE_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    M0: tl.constexpr,
+    M1: tl.constexpr,
+    M2: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    WORDS: tl.constexpr,
+    MAGIC: tl.constexpr,
+    OFFSET: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
+    EARLY: tl.constexpr,
+) -> None:
+    """A program's outputs of up to three tiles of rows, from `row` on."""
+    TYPE: tl.constexpr = x.dtype.element_ty
     output = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     n_mask, line = (output < n)[:, None], output[:, None] * WORDS + tl.arange(0, WORDS)[None, :]
     first = tl.program_id(2) * blocks_each

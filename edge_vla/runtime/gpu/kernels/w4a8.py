@@ -57,9 +57,9 @@ def kernel(
     if (inputs := scale_k(weight.group)) < BLOCK_K:  # several sums of a block at a time: more registers
         block_m = min(tile.block_m, inputs)
         tile = replace(tile, block_m=block_m, row_tiles=1, block_n=min(tile.block_n, 64))
-    (programs, sizes), (splits, blocks_each) = tile.rows(m), split_k(chip, tile, n, blocks)
+    rows, (splits, blocks_each) = tile.rows(m), split_k(chip, tile, n, blocks)
     out = sums_of(splits, m, n, dtype, device)
-    _w4a8_gemm[(programs, -(-n // tile.block_n), splits)](
+    _w4a8_gemm[(rows.programs, -(-n // tile.block_n), splits)](
         x.codes,
         x.scales,
         weight.codes,
@@ -74,7 +74,7 @@ def kernel(
         SCALE_K=scale_k(weight.group),
         BLOCK_K=BLOCK_K,
         WORDS=WORDS,
-        **tile.launch(sizes),
+        **tile.launch(rows.launch()),
         **overlap(device),
     )
     return out
@@ -97,12 +97,51 @@ def _w4a8_gemm(
     M0: tl.constexpr,
     M1: tl.constexpr,
     M2: tl.constexpr,
+    L0: tl.constexpr,
+    L1: tl.constexpr,
+    L2: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     WORDS: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     row = tl.program_id(0) * (M0 + M1 + M2)
+    if L0 == 0 or tl.program_id(0) + 1 < tl.num_programs(0):
+        w4a8_tiles(
+            x, row_scales, codes, scales, out, row, m, n, stride, blocks, blocks_each,
+            GROUP, SCALE_K, M0, M1, M2, BLOCK_N, BLOCK_K, WORDS, EARLY,
+        )  # fmt: skip
+    else:
+        w4a8_tiles(
+            x, row_scales, codes, scales, out, row, m, n, stride, blocks, blocks_each,
+            GROUP, SCALE_K, L0, L1, L2, BLOCK_N, BLOCK_K, WORDS, EARLY,
+        )  # fmt: skip
+
+
+@jit
+def w4a8_tiles(
+    x: tl.tensor,
+    row_scales: tl.tensor,
+    codes: tl.tensor,
+    scales: tl.tensor,
+    out: tl.tensor,
+    row: tl.tensor,
+    m: tl.tensor,
+    n: tl.tensor,
+    stride: tl.tensor,
+    blocks: tl.tensor,
+    blocks_each: tl.tensor,
+    GROUP: tl.constexpr,
+    SCALE_K: tl.constexpr,
+    M0: tl.constexpr,
+    M1: tl.constexpr,
+    M2: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    WORDS: tl.constexpr,
+    EARLY: tl.constexpr,
+) -> None:
+    """A program's outputs of up to three tiles of rows, from `row` on."""
     output = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     n_mask = output < n
     line = output[:, None] * WORDS + tl.arange(0, WORDS)[None, :]

@@ -66,11 +66,11 @@ def kernel_a8_gemm(
 
 def _gemm(kernel: Any, x: Tensor, row_scales: Tensor, weight: Int8Weight, dtype: torch.dtype, tile: Tile) -> Tensor:
     m, (n, k) = x.shape[0], weight.shape
-    programs, sizes = tile.rows(m)
+    rows = tile.rows(m)
     splits, blocks_each = split_k(Chip.of(x.device), tile, n, -(-k // tile.block_k))
     out = sums_of(splits, m, n, dtype, x.device)
-    grid = (programs, -(-n // tile.block_n), splits)
-    return _launch(kernel[grid], x, row_scales, weight, out, tile, blocks_each, **sizes)
+    grid = (rows.programs, -(-n // tile.block_n), splits)
+    return _launch(kernel[grid], x, row_scales, weight, out, tile, blocks_each, **rows.launch())
 
 
 def _launch(
@@ -179,12 +179,49 @@ def _w8a16_gemm(
     M0: tl.constexpr,
     M1: tl.constexpr,
     M2: tl.constexpr,
+    L0: tl.constexpr,
+    L1: tl.constexpr,
+    L2: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
-    TYPE: tl.constexpr = x.dtype.element_ty
     row = tl.program_id(0) * (M0 + M1 + M2)
+    if L0 == 0 or tl.program_id(0) + 1 < tl.num_programs(0):
+        w8a16_tiles(
+            x, row_scales, codes, scales, out, row, m, n, k, blocks, blocks_each,
+            EVEN_K, M0, M1, M2, BLOCK_N, BLOCK_K, EARLY,
+        )  # fmt: skip
+    else:
+        w8a16_tiles(
+            x, row_scales, codes, scales, out, row, m, n, k, blocks, blocks_each,
+            EVEN_K, L0, L1, L2, BLOCK_N, BLOCK_K, EARLY,
+        )  # fmt: skip
+
+
+@jit
+def w8a16_tiles(
+    x: tl.tensor,
+    row_scales: tl.tensor,
+    codes: tl.tensor,
+    scales: tl.tensor,
+    out: tl.tensor,
+    row: tl.tensor,
+    m: tl.tensor,
+    n: tl.tensor,
+    k: tl.tensor,
+    blocks: tl.tensor,
+    blocks_each: tl.tensor,
+    EVEN_K: tl.constexpr,
+    M0: tl.constexpr,
+    M1: tl.constexpr,
+    M2: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EARLY: tl.constexpr,
+) -> None:
+    """A program's outputs of up to three tiles of rows, from `row` on."""
+    TYPE: tl.constexpr = x.dtype.element_ty
     output = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     step = tl.arange(0, BLOCK_K)
     first = tl.program_id(2) * blocks_each
@@ -235,11 +272,48 @@ def _w8a8_gemm(
     M0: tl.constexpr,
     M1: tl.constexpr,
     M2: tl.constexpr,
+    L0: tl.constexpr,
+    L1: tl.constexpr,
+    L2: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     row = tl.program_id(0) * (M0 + M1 + M2)
+    if L0 == 0 or tl.program_id(0) + 1 < tl.num_programs(0):
+        w8a8_tiles(
+            x, row_scales, codes, scales, out, row, m, n, k, blocks, blocks_each,
+            EVEN_K, M0, M1, M2, BLOCK_N, BLOCK_K, EARLY,
+        )  # fmt: skip
+    else:
+        w8a8_tiles(
+            x, row_scales, codes, scales, out, row, m, n, k, blocks, blocks_each,
+            EVEN_K, L0, L1, L2, BLOCK_N, BLOCK_K, EARLY,
+        )  # fmt: skip
+
+
+@jit
+def w8a8_tiles(
+    x: tl.tensor,
+    row_scales: tl.tensor,
+    codes: tl.tensor,
+    scales: tl.tensor,
+    out: tl.tensor,
+    row: tl.tensor,
+    m: tl.tensor,
+    n: tl.tensor,
+    k: tl.tensor,
+    blocks: tl.tensor,
+    blocks_each: tl.tensor,
+    EVEN_K: tl.constexpr,
+    M0: tl.constexpr,
+    M1: tl.constexpr,
+    M2: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EARLY: tl.constexpr,
+) -> None:
+    """A program's outputs of up to three tiles of rows, from `row` on."""
     output = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     first = tl.program_id(2) * blocks_each
     last = tl.minimum(first + blocks_each, blocks)
