@@ -203,7 +203,7 @@ def row(made: Plan, shape: Shape, outcomes: dict[str, str | None], event_us: flo
     engines = (
         gemv_tile(chip, shape.format, shape.n, shape.k)
         if shape.kernel.endswith("gemv")
-        else gemm_tile(chip, shape.format, shape.n, shape.k, whole=shape.whole)
+        else gemm_tile(chip, shape.format, shape.n, shape.k, shape.reader)
     )
     default = timed(prepared, None, engines, truth, event_us, made.repeats)
     results = list[Timed]()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from itertools import product as combinations
@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.gpu.kernel_checks.check import RandomInputs
 from edge_vla.quant import Scheme
 from edge_vla.runtime.gpu.kernels import w4a8, w4a16, w8, w16
-from edge_vla.runtime.gpu.kernels.tiles import BITS, GEMV_ROWS, Chip, Tile
+from edge_vla.runtime.gpu.kernels.tiles import BITS, GEMV_ROWS, Chip, Reader, Tile
 from edge_vla.runtime.gpu.kernels.weights import quantised, repack_int4, repack_int8
 from edge_vla.spec import PolicySpec
 
@@ -30,21 +30,19 @@ KINDS: Final = (  # what pays most comes first
 )
 MOST_SUMS: Final = 160  # registers of a thread for sums: beyond that they spill
 PROGRAMS_PER_SM: Final = (1, 2, 3, 4, 6)
+SPLITS: Final[Mapping[Reader, tuple[int, ...]]] = {"torch": (1,), "tower": (1, 2, 3, 4), "decoder": (1, 2, 4)}
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """`kind` is one of KINDS. A tower's product is whole: its reader adds no partial sums."""
+    """`kind` is one of KINDS."""
 
     kind: str
     name: str
     m: int
     n: int
     k: int
-
-    @property
-    def whole(self) -> bool:
-        return self.kind.endswith("tower")
+    reader: Reader = "decoder"  # of a GEMM's product
 
     @property
     def format(self) -> str:
@@ -86,10 +84,10 @@ def _towers(spec: PolicySpec, kind: str) -> Iterator[Shape]:
         rows, width, mlp = tower.patches + tower.prefix, tower.width, tower.mlp_width
         linears = {"qkv": (3 * width, width), "fc1": (mlp, width), "fc2": (width, mlp), "proj": (width, width)}
         for name, (n, k) in linears.items():
-            yield Shape(kind, f"{tower.name} {name}", rows, n, k)
+            yield Shape(kind, f"{tower.name} {name}", rows, n, k, "torch" if name == "qkv" else "tower")
     widths = spec.projector_widths
     for index, (k, n) in enumerate(pairwise(widths), 1):
-        yield Shape(kind, f"projector fc{index}", spec.patches, n, k)
+        yield Shape(kind, f"projector fc{index}", spec.patches, n, k, "tower")
 
 
 def work(shape: Shape, inputs: RandomInputs, group: int) -> Work:
@@ -102,10 +100,10 @@ def work(shape: Shape, inputs: RandomInputs, group: int) -> Work:
         if shape.kernel == "w4a16_gemv":
             return Work(lambda t: w4a16.kernel_gemv(x, weight, t), lambda: w4a16.reference_gemv(x, weight)[0], moved, 0)
         if shape.format == "w4a16":
-            launch: Callable[[Tile | None], Tensor] = lambda t: w4a16.kernel_gemm(x, weight, t, whole=shape.whole)  # noqa: E731
+            launch: Callable[[Tile | None], Tensor] = lambda t: w4a16.kernel_gemm(x, weight, t, reader=shape.reader)  # noqa: E731
             return Work(launch, lambda: w4a16.reference_gemm(x, weight), moved, operations)
         rows4 = quantised(x, for_int4=True)
-        launch = lambda t: w4a8.kernel(rows4, weight, dtype, t, whole=shape.whole)  # noqa: E731
+        launch = lambda t: w4a8.kernel(rows4, weight, dtype, t, reader=shape.reader)  # noqa: E731
         return Work(launch, lambda: w4a8.reference(rows4, weight, dtype), moved, operations)
     if shape.format == "w16":
         dense = inputs.rows(n, k)
@@ -116,10 +114,10 @@ def work(shape: Shape, inputs: RandomInputs, group: int) -> Work:
     if shape.kernel == "w8a16_gemv":
         return Work(lambda t: w8.kernel_a16_gemv(x, weight8, t), lambda: w8.reference_a16_gemv(x, weight8)[0], moved, 0)
     if shape.format == "w8a16":
-        launch = lambda t: w8.kernel_a16_gemm(x, weight8, t, whole=shape.whole)  # noqa: E731
+        launch = lambda t: w8.kernel_a16_gemm(x, weight8, t, reader=shape.reader)  # noqa: E731
         return Work(launch, lambda: w8.reference_a16_gemm(x, weight8), moved, operations)
     rows8 = quantised(x)
-    launch = lambda t: w8.kernel_a8_gemm(rows8, weight8, dtype, t, whole=shape.whole)  # noqa: E731
+    launch = lambda t: w8.kernel_a8_gemm(rows8, weight8, dtype, t, reader=shape.reader)  # noqa: E731
     return Work(launch, lambda: w8.reference_a8_gemm(rows8, weight8, dtype), moved, operations)
 
 
@@ -141,19 +139,20 @@ def _gemv(shape: Shape, chip: Chip) -> Iterator[Tile]:
 
 def _gemm(shape: Shape, chip: Chip) -> Iterator[Tile]:
     deep = (64, 128) if shape.format == "w8a16" else (128,)
-    rows = ((128, 3), (128, 1), (64, 2), (64, 1)) if shape.whole else ((128, 3), (128, 2), (128, 1), (64, 2), (64, 1))
+    rows = ((128, 3), (128, 2), (128, 1), (64, 2), (64, 1))
     for (block_m, row_tiles), block_n, warps, more, block_k in combinations(rows, (64, 128), (4, 8), (0, 1), deep):
         stages = (2 if block_m * row_tiles > 128 else 3) + more + (shape.format == "w8a8" or block_k == 64)
         tile = Tile(block_n, block_m, block_k, warps, stages, row_tiles, 1)
-        held = sum(tile.rows(shape.m)[1].values())
+        shared = tile.rows(shape.m)
+        held = sum(shared.sizes)
         sums = block_n * held // (32 * warps)
         if not 16 <= sums <= MOST_SUMS or (warps == 8 and block_n == 64 and held <= 64):
             continue
         converted = block_n * block_k // 2 // (32 * warps) if shape.format.endswith("a16") else 0
         if converted and sums + converted > (MOST_SUMS + 16 if warps == 8 else MOST_SUMS - 16):
             continue
-        for splits in (1,) if shape.whole else (1, 2, 4):
-            programs = tile.rows(shape.m)[0] * -(-shape.n // block_n)
+        for splits in SPLITS[shape.reader]:
+            programs = shared.programs * -(-shape.n // block_n)
             if splits == 1 or programs * splits <= 6 * chip.sm_count:
                 yield from _fitting(replace(tile, splits=splits), chip, shape)
 
@@ -162,7 +161,7 @@ def _fitting(tile: Tile, chip: Chip, shape: Shape) -> Iterator[Tile]:
     """The tile, with fewer stages where shared memory does not hold all; none where it does not hold two."""
     weight_bits, row_bits = BITS[shape.format]
     converted = tile.block_n * tile.block_k * row_bits // 8 if weight_bits != row_bits else 0
-    held = sum(tile.rows(shape.m)[1].values()) if shape.kernel.endswith("gemm") else GEMV_ROWS
+    held = sum(tile.rows(shape.m).sizes) if shape.kernel.endswith("gemm") else GEMV_ROWS
     stage = tile.block_k * (held * row_bits + tile.block_n * weight_bits) // 8
     stages = min(tile.stages, (chip.shared_bytes - converted) // stage)
     if stages >= 2:

@@ -46,13 +46,13 @@ def _w16_gemv(inputs: RandomInputs, m: int, n: int, k: int, _: int) -> KernelChe
 def _w4a16_gemm(inputs: RandomInputs, m: int, n: int, k: int, group: int) -> KernelCheck:
     x, packed = inputs.rows(m, k), inputs.packed(Scheme.INT4, n, k, group)
     weight = repack_int4(packed)
-    return _of_partial_sums(x, packed, lambda: w4a16.kernel_gemm(x, weight, whole=False))
+    return _of_partial_sums(x, packed, lambda: w4a16.kernel_gemm(x, weight, reader="decoder"))
 
 
 def _w8a16_gemm(inputs: RandomInputs, m: int, n: int, k: int, _: int) -> KernelCheck:
     x, packed = inputs.rows(m, k), inputs.packed(Scheme.INT8, n, k)
     weight = repack_int8(packed)
-    return _of_partial_sums(x, packed, lambda: w8.kernel_a16_gemm(x, weight, whole=False))
+    return _of_partial_sums(x, packed, lambda: w8.kernel_a16_gemm(x, weight, reader="decoder"))
 
 
 def _w8a8_gemm(inputs: RandomInputs, m: int, n: int, k: int, _: int) -> KernelCheck:
@@ -66,7 +66,7 @@ def _w8a8_gemm(inputs: RandomInputs, m: int, n: int, k: int, _: int) -> KernelCh
         lambda: w8.reference_a8_gemm(x, weight, inputs.dtype),
         exact=True,
     )
-    return replace(check, launch=lambda: w8.kernel_a8_gemm(x, weight, inputs.dtype, whole=False))
+    return replace(check, launch=lambda: w8.kernel_a8_gemm(x, weight, inputs.dtype, reader="decoder"))
 
 
 def _w4a8_gemm(inputs: RandomInputs, m: int, n: int, k: int, group: int) -> KernelCheck:
@@ -76,11 +76,11 @@ def _w4a8_gemm(inputs: RandomInputs, m: int, n: int, k: int, group: int) -> Kern
         in_input_order(x.codes, k),
         x.scales,
         packed,
-        lambda: summed(w4a8.kernel(x, weight, inputs.dtype, whole=False), inputs.dtype),
+        lambda: summed(w4a8.kernel(x, weight, inputs.dtype, reader="decoder"), inputs.dtype),
         lambda: w4a8.reference(x, weight, inputs.dtype),
         exact=False,  # a chip adds a group's sum with one rounding (fma) where PyTorch has two
     )
-    return replace(check, launch=lambda: w4a8.kernel(x, weight, inputs.dtype, whole=False))
+    return replace(check, launch=lambda: w4a8.kernel(x, weight, inputs.dtype, reader="decoder"))
 
 
 def _of_partial_sums(x: Tensor, packed: PackedWeight, kernel: Callable[[], Tensor]) -> KernelCheck:

@@ -43,6 +43,7 @@ class Kernels:
     """Each as its module describes it. A `gemv` takes at most GEMV_ROWS rows."""
 
     attention: Callable[..., Tensor]
+    biased: Callable[..., Rows]
     choose: Callable[..., Choice]
     decode_pass: Callable[..., Tensor]
     feed: Callable[..., None]
@@ -71,6 +72,7 @@ def kernels(backend: Backend) -> Kernels:
 
     return Kernels(
         attention=of(attention),
+        biased=of(activations, "_biased"),
         choose=of(head),
         decode_pass=of(decode_pass),
         feed=of(feed),

@@ -17,6 +17,7 @@ from torch import Tensor
 from edge_vla.errors import BackendError
 from edge_vla.quant import PackedWeight, Scheme
 from edge_vla.runtime.gpu.config import GpuConfig
+from edge_vla.runtime.gpu.kernels.tiles import Reader
 from edge_vla.runtime.gpu.kernels.weights import (
     PLAIN,
     Int4Weight,
@@ -94,7 +95,7 @@ def _int4(packed: PackedWeight, config: GpuConfig) -> Product:
     if config.activations == "16":
         return Product(
             gemv,
-            lambda x: use.w4a16_gemm(x, weight, whole=False),
+            lambda x: use.w4a16_gemm(x, weight, reader="decoder"),
             PLAIN,
             ("w4a16_gemv", "w4a16_gemm"),
             weight.bytes,
@@ -102,7 +103,7 @@ def _int4(packed: PackedWeight, config: GpuConfig) -> Product:
         )
     return Product(
         gemv,
-        lambda x: use.w4a8_gemm(x, weight, config.dtype, whole=False),
+        lambda x: use.w4a8_gemm(x, weight, config.dtype, reader="decoder"),
         "int8 for int4",
         ("w4a16_gemv", "w4a8_gemm"),
         weight.bytes,
@@ -113,7 +114,7 @@ def _int4(packed: PackedWeight, config: GpuConfig) -> Product:
 
 def _int8(packed: PackedWeight, config: GpuConfig) -> Product:
     weight = repack_int8(packed)
-    row_format, gemm = int8_gemm(weight, config, whole=False)
+    row_format, gemm = int8_gemm(weight, config, reader="decoder")
     rounds = row_format != PLAIN
     return Product(
         lambda x: config.kernels.w8a16_gemv(x, weight),
@@ -129,7 +130,7 @@ def _int8(packed: PackedWeight, config: GpuConfig) -> Product:
 def _w8a8(packed: PackedWeight, config: GpuConfig) -> Product:
     """This format defines its inputs as int8, for one row as for many."""
     weight = repack_int8(replace(packed, scheme=Scheme.INT8))
-    row_format, gemm = int8_gemm(weight, replace(config, activations="8"), whole=False)
+    row_format, gemm = int8_gemm(weight, replace(config, activations="8"), reader="decoder")
     return Product(
         lambda x: gemm(config.kernels.quantise_rows(x, row_format)),
         gemm,
@@ -139,13 +140,11 @@ def _w8a8(packed: PackedWeight, config: GpuConfig) -> Product:
     )
 
 
-def int8_gemm(
-    weight: Int8Weight, config: GpuConfig, *, whole: bool = True
-) -> tuple[RowFormat, Callable[[Any], Tensor]]:
-    """The rows that the gemm of an int8 weight reads, and the gemm; unless `whole`, it may leave partial sums."""
+def int8_gemm(weight: Int8Weight, config: GpuConfig, reader: Reader) -> tuple[RowFormat, Callable[[Any], Tensor]]:
+    """The rows that the gemm of an int8 weight reads, and the gemm; for its `reader`."""
     if config.activations == "8":
-        return "int8", lambda x: config.kernels.w8a8_gemm(x, weight, config.dtype, whole=whole)
-    return PLAIN, lambda x: config.kernels.w8a16_gemm(x, weight, whole=whole)
+        return "int8", lambda x: config.kernels.w8a8_gemm(x, weight, config.dtype, reader=reader)
+    return PLAIN, lambda x: config.kernels.w8a16_gemm(x, weight, reader=reader)
 
 
 def repack(packed: PackedWeight) -> Int4Weight:

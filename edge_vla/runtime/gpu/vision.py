@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from edge_vla.artifact import VISION_SCALES
 from edge_vla.checkpoint.keys import TOWER_PREFIXES
 from edge_vla.quant import PackedWeight, Scheme
 from edge_vla.runtime.gpu.config import GpuConfig
+from edge_vla.runtime.gpu.kernels.tiles import Reader
 from edge_vla.runtime.gpu.kernels.weights import PLAIN, RowFormat, repack_int8
 from edge_vla.runtime.gpu.products import int8_gemm
 from edge_vla.spec import PolicySpec, TowerSpec
@@ -26,31 +28,40 @@ from edge_vla.spec import PolicySpec, TowerSpec
 class Linear:
     """A weight and its bias. `times` leaves the bias to the kernel that reads its output; a call adds it.
 
-    Both take rows in `row_format`, which `prepare` makes of rows (M, K) of the working type.
+    Both take rows in `row_format`, which `prepare` makes of rows (M, K) of the working type. `times` may leave partial
+    sums (S, M, N) float32, unless its `reader` is torch.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], name: str, config: GpuConfig) -> None:
-        weight, self._quantise_rows = weights[f"{name}.weight"], config.kernels.quantise_rows
+    def __init__(self, weights: Mapping[str, Tensor], name: str, config: GpuConfig, reader: Reader = "tower") -> None:
+        weight, use = weights[f"{name}.weight"], config.kernels
+        self._quantise_rows, self._gelu = use.quantise_rows, use.gelu
         self.bias = weights[f"{name}.bias"].to(config.dtype)
         self.row_format: RowFormat = PLAIN
         self.times: Callable[[Any], Tensor]
-        self._whole: Callable[[Any], Tensor] = lambda x: self.times(x) + self.bias
+        self._dense = weight.dtype != torch.int8
+        self._biased: Callable[[Any], Tensor] = lambda x: use.biased(self.times(x), self.bias)
         if weight.dtype == torch.int8:
             scales, shape = weights[f"{name}.weight{VISION_SCALES}"], (weight.shape[0], weight.shape[1])
             int8 = repack_int8(PackedWeight(Scheme.INT8, shape, None, weight, scales).check(name))
-            self.row_format, self.times = int8_gemm(int8, config)
+            self.row_format, self.times = int8_gemm(int8, config, reader)
             size = int8.bytes
         else:
             dense = weight.to(config.dtype)
             self.times, size = lambda x: F.linear(x, dense), dense.nbytes
-            self._whole = lambda x: F.linear(x, dense, self.bias)  # one launch, and one rounding, as the original's
+            self._biased = lambda x: F.linear(x, dense, self.bias)  # one launch, and one rounding, as the original's
         self.bytes = size + self.bias.nbytes
 
     def prepare(self, x: Tensor) -> Any:
         return x if self.row_format == PLAIN else self._quantise_rows(x, self.row_format)
 
     def __call__(self, x: Any) -> Tensor:
-        return self._whole(x)
+        return self._biased(x)
+
+    def gelu(self, x: Any, reader: Linear) -> Any:
+        """The GELU of a call, as `reader` takes it."""
+        return (
+            reader.prepare(F.gelu(self(x))) if self._dense else self._gelu(self.times(x), self.bias, reader.row_format)
+        )
 
 
 @dataclass(frozen=True)
@@ -96,9 +107,9 @@ class Tower:
         def block(at: str) -> Block:
             norms = [Norm(load(f"{at}{name}.weight"), load(f"{at}{name}.bias")) for name in ("norm1", "norm2")]
             scales = [load(f"{at}{name}.scale_factor") if spec.layer_scale else None for name in ("ls1", "ls2")]
-            names = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-            linears = [Linear(weights, prefix + at + name, config) for name in names]
-            return Block((norms[0], norms[1]), (scales[0], scales[1]), *linears)
+            qkv = Linear(weights, f"{prefix}{at}attn.qkv", config, "torch")
+            linears = [Linear(weights, prefix + at + name, config) for name in ("attn.proj", "mlp.fc1", "mlp.fc2")]
+            return Block((norms[0], norms[1]), (scales[0], scales[1]), qkv, *linears)
 
         first = [load("cls_token")[0]] if spec.class_token else []
         first += [load("reg_token")[0]] if spec.registers else []
@@ -118,15 +129,14 @@ class Tower:
             stream = torch.cat([self.first, stream])
         branch: Branch | None = None
         for block in self.blocks:
-            stream, normed = self._norm(stream, branch, block.norms[0], block.qkv)
+            stream, normed = self._norm(stream, branch, block.norms[0], block.qkv.row_format)
             mixed = self._attend(block.qkv(normed))
             branch = Branch(block.proj.times(block.proj.prepare(mixed)), block.proj.bias, block.scales[0])
-            stream, normed = self._norm(stream, branch, block.norms[1], block.fc1)
+            stream, normed = self._norm(stream, branch, block.norms[1], block.fc1.row_format)
             hidden = self.kernels.gelu(block.fc1.times(normed), block.fc1.bias, block.fc2.row_format)
             branch = Branch(block.fc2.times(hidden), block.fc2.bias, block.scales[1])
         if branch is not None:
-            step = branch.out + branch.bias
-            stream = stream + (step if branch.scale is None else step * branch.scale)
+            stream, _ = self._norm(stream, branch, self.blocks[-1].norms[0])  # for its sum
         return stream[self.spec.prefix :]
 
     def _patches(self, pixels: Tensor) -> Tensor:
@@ -140,11 +150,12 @@ class Tower:
         query, key, value = qkv.view(rows, 3, self.spec.heads, -1).permute(1, 2, 0, 3)[:, None]
         return F.scaled_dot_product_attention(query, key, value)[0].transpose(0, 1).reshape(rows, -1)
 
-    def _norm(self, stream: Tensor, branch: Branch | None, norm: Norm, reader: Linear) -> tuple[Tensor, Any]:
-        """The stream with what the branch adds, and its norm as `reader` takes it."""
+    def _norm(
+        self, stream: Tensor, branch: Branch | None, norm: Norm, row_format: RowFormat = PLAIN
+    ) -> tuple[Tensor, Any]:
+        """The stream with what the branch adds, and its norm."""
         added = (None, None, None) if branch is None else (branch.out, branch.bias, branch.scale)
-        eps = self.spec.norm_eps
-        return self.kernels.layer_norm(stream, *added, norm.weight, norm.shift, eps, reader.row_format)
+        return self.kernels.layer_norm(stream, *added, norm.weight, norm.shift, self.spec.norm_eps, row_format)
 
 
 class KernelVision:
@@ -174,9 +185,10 @@ class KernelVision:
 
     def _one(self, pixels: Tensor) -> Tensor:
         x = torch.cat(self._features([pixels[3 * i : 3 * i + 3] for i in range(len(self.towers))]), dim=1)
-        for i, linear in enumerate(self.projector):
-            x = linear(linear.prepare(F.gelu(x) if i else x))
-        return x
+        rows = self.projector[0].prepare(x)
+        for linear, reader in pairwise(self.projector):
+            rows = linear.gelu(rows, reader)
+        return self.projector[-1](rows)
 
     def _features(self, pixels: Sequence[Tensor]) -> list[Tensor]:
         """Of each tower. Further ones run beside the first, on streams of their own: one does not fill a big chip."""

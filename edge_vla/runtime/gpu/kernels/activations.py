@@ -54,21 +54,41 @@ def kernel_swiglu(gate_up: Tensor, dtype: torch.dtype, row_format: RowFormat = P
     return out
 
 
+def reference_biased(x: Tensor, bias: Tensor, row_format: RowFormat = PLAIN) -> Rows:
+    """x (M, F) or parts (S, M, F) float32, bias (F,) -> x + bias (M, F) of the bias's type in `row_format`.
+
+    The product is rounded first.
+    """
+    return in_format(summed(x, bias.dtype) + bias, row_format)
+
+
+def kernel_biased(x: Tensor, bias: Tensor, row_format: RowFormat = PLAIN) -> Rows:
+    """What `reference_biased` computes, in one launch."""
+    return _with_bias(x, bias, row_format, gelu=False)
+
+
 def reference_gelu(x: Tensor, bias: Tensor, row_format: RowFormat = PLAIN) -> Rows:
-    """x (M, F), bias (F,) -> the exact GELU of x + bias (M, F) in `row_format`; the biased row is rounded first."""
-    return in_format(F.gelu((x + bias).float()).to(x.dtype), row_format)
+    """The exact GELU of `reference_biased`'s rounded rows."""
+    return in_format(F.gelu((summed(x, bias.dtype) + bias).float()).to(bias.dtype), row_format)
 
 
 def kernel_gelu(x: Tensor, bias: Tensor, row_format: RowFormat = PLAIN) -> Rows:
     """What `reference_gelu` computes, in one launch."""
+    return _with_bias(x, bias, row_format, gelu=True)
+
+
+def _with_bias(x: Tensor, bias: Tensor, row_format: RowFormat, *, gelu: bool) -> Rows:
     check_rows(x)
-    m, width = x.shape
-    out = empty_rows(m, width, x.dtype, x.device, row_format)
+    m, width = x.shape[-2:]
+    out = empty_rows(m, width, bias.dtype, x.device, row_format)
     block = _block(out, row_format)
-    _gelu[(m, -(-width // block))](
+    _biased[(m, -(-width // block))](
         x,
         bias,
         *pointers(out),
+        m,
+        GELU=gelu,
+        PARTS=parts_of(x),
         WIDTH=width,
         **layout(out),
         BLOCK=block,
@@ -136,11 +156,14 @@ def swiglu_chunk(
 
 
 @jit
-def _gelu(
+def _biased(
     x: tl.tensor,
     bias: tl.tensor,
     out: tl.tensor,
     scales: tl.tensor,
+    rows: tl.tensor,
+    GELU: tl.constexpr,
+    PARTS: tl.constexpr,
     WIDTH: tl.constexpr,
     STRIDE: tl.constexpr,
     INT8: tl.constexpr,
@@ -148,13 +171,14 @@ def _gelu(
     BLOCK: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
-    TYPE: tl.constexpr = x.dtype.element_ty
+    TYPE: tl.constexpr = bias.dtype.element_ty
     row = tl.program_id(0)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < WIDTH
     shift = tl.load(bias + column, mask=mask, other=0.0).to(tl.float32)
     wait_for_inputs(EARLY)
-    values = tl.load(x + row * WIDTH + column, mask=mask, other=0.0).to(tl.float32)
+    values = rounded(sum_of(x, row * WIDTH + column, mask, rows * WIDTH, PARTS), TYPE)
     values = rounded(values + shift, TYPE)
-    values = rounded(0.5 * values * (1.0 + tl.math.erf(values * 0.7071067811865476)), TYPE)
+    if GELU:
+        values = rounded(0.5 * values * (1.0 + tl.math.erf(values * 0.7071067811865476)), TYPE)
     store_row(out, scales, values, row, column, WIDTH, STRIDE, INT8, FOR_INT4)

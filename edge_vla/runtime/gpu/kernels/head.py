@@ -34,7 +34,7 @@ def reference(hidden: Tensor, head: Tensor) -> Choice:
 def kernel(hidden: Tensor, head: Tensor) -> Choice:
     """What `reference` computes, in two launches."""
     m, n, device = hidden.shape[0], head.shape[0], hidden.device
-    logits = w16.kernel_gemv(hidden, head, head_tile(Chip.of(device)))
+    logits = w16.kernel_gemv(hidden, head, head_tile(Chip.of(device), n))
     bins = torch.empty(m, dtype=torch.int32, device=device)
     margins = torch.empty(m, dtype=torch.float32, device=device)
     block = block_of(n)

@@ -7,8 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edge_vla.runtime.gpu.kernels.language import check_rows, jit, overlap, tl, wait_for_inputs
-from edge_vla.runtime.gpu.kernels.row_kernel import block_of, layout, pointers, rounded, store_row, stride_of, warps_of
-from edge_vla.runtime.gpu.kernels.weights import PLAIN, RowFormat, Rows, empty_rows, in_format
+from edge_vla.runtime.gpu.kernels.row_kernel import (
+    block_of,
+    layout,
+    parts_of,
+    pointers,
+    rounded,
+    store_row,
+    stride_of,
+    sum_of,
+    warps_of,
+)
+from edge_vla.runtime.gpu.kernels.weights import PLAIN, RowFormat, Rows, empty_rows, in_format, summed
 
 
 def reference(
@@ -21,15 +31,16 @@ def reference(
     eps: float,
     row_format: RowFormat = PLAIN,
 ) -> tuple[Tensor, Rows]:
-    """x, added (M, D); the rest (D,) -> x + layer_scale (added + bias) of x's type, and its norm in `row_format`.
+    """x (M, D); added (M, D) or parts (S, M, D) float32; the rest (D,) -> x + layer_scale (added + bias), and its norm.
 
-    Rounds where `model.vision` does: after the bias, after the layer scale, after the sum, after the norm.
+    The sum has x's type, the norm `row_format`. Rounds where `model.vision` does: after the product, the bias, the
+    layer scale, the sum, the norm.
     Without `added` there is no bias and no layer scale, and the sum is x itself.
     """
     total = x
     if added is not None:
         assert bias is not None, "a product's output comes with its bias"
-        step = added + bias
+        step = summed(added, x.dtype) + bias
         total = x + (step if layer_scale is None else step * layer_scale)
     normed = F.layer_norm(total.float(), (x.shape[1],), weight.float(), shift.float(), eps)
     return total, in_format(normed.to(x.dtype), row_format)
@@ -62,7 +73,9 @@ def kernel(
         total,
         *pointers(normed),
         eps,
+        m,
         ADDED=added is not None,
+        PARTS=1 if added is None else parts_of(added),
         SCALED=layer_scale is not None,
         WIDTH=width,
         **layout(normed),
@@ -86,7 +99,9 @@ def _layer_norm(
     out: tl.tensor,
     scales: tl.tensor,
     eps: tl.tensor,
+    rows: tl.tensor,
     ADDED: tl.constexpr,
+    PARTS: tl.constexpr,
     SCALED: tl.constexpr,
     WIDTH: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -102,7 +117,7 @@ def _layer_norm(
     wait_for_inputs(EARLY)
     values = tl.load(x + row * WIDTH + column, mask=mask, other=0.0).to(tl.float32)
     if ADDED:
-        step = tl.load(added + row * WIDTH + column, mask=mask, other=0.0).to(tl.float32)
+        step = rounded(sum_of(added, row * WIDTH + column, mask, rows * WIDTH, PARTS), TYPE)
         step = rounded(step + tl.load(bias + column, mask=mask, other=0.0).to(tl.float32), TYPE)
         if SCALED:
             step = rounded(step * tl.load(layer_scale + column, mask=mask, other=0.0).to(tl.float32), TYPE)

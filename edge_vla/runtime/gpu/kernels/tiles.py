@@ -12,16 +12,18 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import torch
 
 T = TypeVar("T")
+Reader = Literal["torch", "tower", "decoder"]  # of a GEMM's product; torch takes it whole, our kernels add partial sums
 
 GEMV_ROWS: Final = 8  # rows of a decode step or a verifying pass: one tensor-core instruction costs the same for 1 to 8
 RESERVE: Final = 8 * 1024  # bytes of shared memory that a kernel needs beside its pipeline
 PROGRAMS_PER_SM: Final = 4  # that a memory-bound kernel needs to hide latency
 MAX_SPLITS: Final = 8
+HEAD_SPLITS: Final = 16
 ROW_TILES: Final = 3  # that a GEMM kernel has code for
 LEAST_ROWS: Final = 16  # of a row tile
 # Tiles are chosen for the rows of a usual prefill, whatever the rows are, so that no bit depends on their number.
@@ -200,7 +202,7 @@ PASS_START: Final = 64.0  # of a turn, in outputs times blocks
 PASS_PART: Final = 0.1  # to write and add up an output's partial sum
 
 # Measured by `python -m benchmarks.gpu.tune`: (kernel, capability) -> (bits of N, bits of K) -> tile. Shapes of like
-# size share one. A "tower" is a GEMM that leaves no partial sums. 9.0: H200, 2026-11-26.
+# size share one. A "tower" is a GEMM of the vision. 9.0: H200, 2026-11-26; a tower's splits of K are of arithmetic.
 TUNED: Final[Mapping[tuple[str, tuple[int, int]], Mapping[tuple[int, int], Tile]]] = {
     ("w4a16_gemv", (9, 0)): {
         (13, 13): Tile(64, 8, 128, 4, 3, 1, 8),
@@ -225,7 +227,8 @@ TUNED: Final[Mapping[tuple[str, tuple[int, int]], Mapping[tuple[int, int], Tile]
         (15, 13): Tile(128, 128, 128, 8, 2, 3, 2),  # three splits are 4 % faster and hold 25 MB more
     },
     ("w8a8_tower", (9, 0)): {
-        (11, 13): Tile(64, 64, 128, 4, 5, 1, 1),
+        (11, 11): Tile(64, 64, 128, 4, 4, 1, 2),
+        (11, 13): Tile(64, 64, 128, 4, 5, 1, 3),
         (12, 11): Tile(64, 64, 128, 4, 5, 1, 1),
         (13, 11): Tile(64, 64, 128, 4, 4, 1, 1),
         (13, 13): Tile(64, 64, 128, 4, 4, 1, 1),
@@ -233,21 +236,23 @@ TUNED: Final[Mapping[tuple[str, tuple[int, int]], Mapping[tuple[int, int], Tile]
         (14, 12): Tile(128, 64, 128, 8, 4, 1, 1),
     },
     ("w8a16_tower", (9, 0)): {
-        (11, 11): Tile(64, 64, 128, 4, 4, 1, 1),
-        (11, 13): Tile(64, 64, 128, 4, 4, 1, 1),
+        (11, 11): Tile(64, 64, 128, 4, 4, 1, 2),
+        (11, 13): Tile(64, 64, 128, 4, 4, 1, 3),
         (12, 11): Tile(64, 64, 128, 4, 4, 1, 1),
         (13, 11): Tile(64, 64, 128, 4, 3, 2, 1),
-        (13, 13): Tile(64, 128, 128, 4, 4, 1, 1),
-        (13, 14): Tile(64, 128, 128, 4, 4, 1, 1),
+        (13, 13): Tile(64, 128, 128, 4, 3, 1, 2),  # three stages, so that an SM holds two
+        (13, 14): Tile(64, 128, 128, 4, 3, 1, 2),
         (14, 12): Tile(64, 64, 64, 4, 4, 2, 1),
     },
     ("w8a8_gemm", (9, 0)): {
         (13, 13): Tile(64, 128, 128, 4, 3, 2, 2),
+        (13, 14): Tile(128, 64, 128, 8, 4, 2, 2),
         (14, 13): Tile(128, 64, 128, 8, 4, 1, 1),
         (15, 13): Tile(128, 64, 128, 8, 4, 2, 1),
     },
     ("w8a16_gemm", (9, 0)): {
-        (13, 13): Tile(64, 128, 64, 8, 4, 3, 2),
+        (13, 13): Tile(64, 128, 128, 4, 2, 2, 2),
+        (13, 14): Tile(64, 128, 128, 4, 2, 2, 2),
         (14, 13): Tile(64, 128, 128, 4, 2, 2, 2),
     },
 }
@@ -268,17 +273,17 @@ def gemv_tile(chip: Chip, kind: str, n: int, k: int) -> Tile:
     return tile.fitted(chip, *BITS[kind])
 
 
-def head_tile(chip: Chip) -> Tile:
-    """For the logits of the action ids: few outputs, so each program takes the fewest possible."""
-    return Tile(16, GEMV_ROWS, 128, 2, 4).fitted(chip, 16, 16)
+def head_tile(chip: Chip, n: int) -> Tile:
+    """For the logits of `n` action ids: few outputs, so each program takes the fewest possible."""
+    tile = Tile(16, GEMV_ROWS, 128, 2, 4)
+    splits = round(PROGRAMS_PER_SM * chip.sm_count / -(-n // tile.block_n))
+    return replace(tile, splits=max(1, min(HEAD_SPLITS, splits))).fitted(chip, 16, 16)
 
 
-def gemm_tile(chip: Chip, kind: str, n: int, k: int, *, whole: bool = True) -> Tile:
-    """For more than GEMV_ROWS rows of a weight (n, k); `whole`: the reader adds no partial sums.
-
-    `kind` is one of GEMMS. Never depends on the number of rows.
-    """
-    tile = TUNED.get((f"{kind}_{'tower' if whole else 'gemm'}", chip.capability), {}).get(size_class(n, k))
+def gemm_tile(chip: Chip, kind: str, n: int, k: int, reader: Reader = "torch") -> Tile:
+    """For more than GEMV_ROWS rows of a weight (n, k). `kind` is one of GEMMS. Never depends on the number of rows."""
+    whole, place = reader == "torch", "gemm" if reader == "decoder" else "tower"
+    tile = TUNED.get((f"{kind}_{place}", chip.capability), {}).get(size_class(n, k))
     if tile is None:
         splits = (1,) if whole else (1, 2, 3, 4)
         candidates = [replace(tile, splits=s) for tile in gemm_candidates(chip, kind) for s in splits]
@@ -317,8 +322,8 @@ def attention_tile(chip: Chip, rows: int, width: int) -> Tile:
 def split_k(chip: Chip, tile: Tile, n: int, blocks: int) -> tuple[int, int]:
     """(programs along K, blocks of K per program). Independent of the number of rows, which thus changes no bit."""
     programs = -(-n // tile.block_n)
-    wanted = tile.splits or round(PROGRAMS_PER_SM * chip.sm_count / programs)
-    blocks_each = -(-blocks // max(1, min(wanted, MAX_SPLITS, blocks)))
+    wanted = tile.splits or min(MAX_SPLITS, round(PROGRAMS_PER_SM * chip.sm_count / programs))
+    blocks_each = -(-blocks // max(1, min(wanted, blocks)))
     return -(-blocks // blocks_each), blocks_each
 
 

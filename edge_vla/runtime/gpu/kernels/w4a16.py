@@ -20,7 +20,7 @@ from edge_vla.quant import dequantise
 from edge_vla.runtime.gpu.kernels.language import check_rows, jit, overlap, tl, wait_for_inputs
 from edge_vla.runtime.gpu.kernels.nibbles import MAGIC, assembly, block_of_weights, scale_k, weights_of
 from edge_vla.runtime.gpu.kernels.row_tiles import load_rows, store_rows
-from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS, Chip, Tile, gemm_tile, gemv_tile, split_k
+from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS, Chip, Reader, Tile, gemm_tile, gemv_tile, split_k
 from edge_vla.runtime.gpu.kernels.weights import BLOCK_K, SHIFT_K, WORDS, Int4Weight, restore_int4, sums_of
 
 
@@ -42,16 +42,16 @@ def kernel_gemv(x: Tensor, weight: Int4Weight, tile: Tile | None = None) -> Tens
     return out
 
 
-def reference_gemm(x: Tensor, weight: Int4Weight, *, whole: bool = True) -> Tensor:  # noqa: ARG001
+def reference_gemm(x: Tensor, weight: Int4Weight, reader: Reader = "torch") -> Tensor:  # noqa: ARG001
     """x (M, K) 16-bit -> (M, N) of its type."""
     return F.linear(x.float(), dequantise(restore_int4(weight))).to(x.dtype)
 
 
-def kernel_gemm(x: Tensor, weight: Int4Weight, tile: Tile | None = None, *, whole: bool = True) -> Tensor:
-    """What `reference_gemm` computes; unless `whole`, perhaps as partial sums (S, M, N) float32, as a gemv's."""
+def kernel_gemm(x: Tensor, weight: Int4Weight, tile: Tile | None = None, reader: Reader = "torch") -> Tensor:
+    """What `reference_gemm` computes; for a `reader` that adds them, perhaps partial sums (S, M, N), as a gemv's."""
     (m, (n, k)), blocks = (x.shape[0], weight.shape), weight.codes.shape[0]
     chip = Chip.of(x.device)
-    tile = tile or gemm_tile(chip, "w4a16", n, k, whole=whole)
+    tile = tile or gemm_tile(chip, "w4a16", n, k, reader)
     rows, (splits, blocks_each) = tile.rows(m), split_k(chip, tile, n, blocks)
     out = sums_of(splits, m, n, x.dtype, x.device)
     launcher = _w4a16_gemm[(rows.programs, -(-n // tile.block_n), splits)]

@@ -16,7 +16,7 @@ from edge_vla.quant import GRIDS, Scheme, unpack_nibbles
 from edge_vla.runtime.gpu.kernels.language import check_rows, jit, overlap, tl, wait_for_inputs
 from edge_vla.runtime.gpu.kernels.nibbles import bytes_of, scale_k
 from edge_vla.runtime.gpu.kernels.row_tiles import load_rows, store_rows
-from edge_vla.runtime.gpu.kernels.tiles import Chip, Tile, gemm_tile, split_k
+from edge_vla.runtime.gpu.kernels.tiles import Chip, Reader, Tile, gemm_tile, split_k
 from edge_vla.runtime.gpu.kernels.weights import (
     BLOCK_K,
     WORDS,
@@ -28,7 +28,7 @@ from edge_vla.runtime.gpu.kernels.weights import (
 )
 
 
-def reference(x: Int8Rows, weight: Int4Weight, dtype: torch.dtype, *, whole: bool = True) -> Tensor:  # noqa: ARG001
+def reference(x: Int8Rows, weight: Int4Weight, dtype: torch.dtype, reader: Reader = "torch") -> Tensor:  # noqa: ARG001
     """x (M, K) for int4 -> (M, N) in `dtype`: exact integer sums in each group, float32 between groups, in order."""
     assert x.for_int4, "rows are in input order, not in the byte order of an int4 weight"
     packed = restore_int4(weight)
@@ -44,16 +44,16 @@ def reference(x: Int8Rows, weight: Int4Weight, dtype: torch.dtype, *, whole: boo
 
 
 def kernel(
-    x: Int8Rows, weight: Int4Weight, dtype: torch.dtype, tile: Tile | None = None, *, whole: bool = True
+    x: Int8Rows, weight: Int4Weight, dtype: torch.dtype, tile: Tile | None = None, reader: Reader = "torch"
 ) -> Tensor:
-    """What `reference` computes; unless `whole`, perhaps as partial sums (S, M, N) float32."""
+    """What `reference` computes; for a `reader` that adds them, perhaps as partial sums (S, M, N) float32."""
     (m, stride), (n, k), blocks = x.codes.shape, weight.shape, weight.codes.shape[0]
     check_rows(x.codes)
     assert x.for_int4, "rows are in input order, not in the byte order of an int4 weight"
     assert stride == blocks * BLOCK_K, f"rows of {stride} bytes for a weight {weight.shape}"
     device = x.codes.device
     chip = Chip.of(device)
-    tile = tile or gemm_tile(chip, "w4a8", n, k, whole=whole)
+    tile = tile or gemm_tile(chip, "w4a8", n, k, reader)
     if (inputs := scale_k(weight.group)) < BLOCK_K:  # several sums of a block at a time: more registers
         block_m = min(tile.block_m, inputs)
         tile = replace(tile, block_m=block_m, row_tiles=1, block_n=min(tile.block_n, 64))

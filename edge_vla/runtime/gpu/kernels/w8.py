@@ -16,7 +16,7 @@ from torch import Tensor
 from edge_vla.quant import dequantise
 from edge_vla.runtime.gpu.kernels.language import check_rows, jit, overlap, tl, wait_for_inputs
 from edge_vla.runtime.gpu.kernels.row_tiles import load_rows, store_rows
-from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS, Chip, Tile, gemm_tile, gemv_tile, split_k
+from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS, Chip, Reader, Tile, gemm_tile, gemv_tile, split_k
 from edge_vla.runtime.gpu.kernels.weights import Int8Rows, Int8Weight, restore_int8, sums_of
 
 
@@ -37,18 +37,18 @@ def kernel_a16_gemv(x: Tensor, weight: Int8Weight, tile: Tile | None = None) -> 
     return _launch(_w8a16_gemv[grid], x, weight.scales, weight, out, tile, blocks_each, BLOCK_M=GEMV_ROWS)
 
 
-def reference_a16_gemm(x: Tensor, weight: Int8Weight, *, whole: bool = True) -> Tensor:  # noqa: ARG001
+def reference_a16_gemm(x: Tensor, weight: Int8Weight, reader: Reader = "torch") -> Tensor:  # noqa: ARG001
     """x (M, K) 16-bit -> (M, N) of its type."""
     return F.linear(x.float(), dequantise(restore_int8(weight))).to(x.dtype)
 
 
-def kernel_a16_gemm(x: Tensor, weight: Int8Weight, tile: Tile | None = None, *, whole: bool = True) -> Tensor:
-    """What `reference_a16_gemm` computes; unless `whole`, perhaps as partial sums (S, M, N) float32, as a gemv's."""
-    tile = tile or gemm_tile(Chip.of(x.device), "w8a16", *weight.shape, whole=whole)
+def kernel_a16_gemm(x: Tensor, weight: Int8Weight, tile: Tile | None = None, reader: Reader = "torch") -> Tensor:
+    """What `reference_a16_gemm` computes; for a `reader` that adds them, perhaps partial sums (S, M, N) float32."""
+    tile = tile or gemm_tile(Chip.of(x.device), "w8a16", *weight.shape, reader)
     return _gemm(_w8a16_gemm, x, weight.scales, weight, x.dtype, tile)
 
 
-def reference_a8_gemm(x: Int8Rows, weight: Int8Weight, dtype: torch.dtype, *, whole: bool = True) -> Tensor:  # noqa: ARG001
+def reference_a8_gemm(x: Int8Rows, weight: Int8Weight, dtype: torch.dtype, reader: Reader = "torch") -> Tensor:  # noqa: ARG001
     """x (M, K) int8 -> (M, N) in `dtype`: exact integer sums, times the row's scale, times the output's."""
     # float64 holds every sum of int8 products exactly, and torch multiplies no integers on a GPU.
     sums = (x.codes.double() @ weight.codes.double().T).float()
@@ -56,11 +56,11 @@ def reference_a8_gemm(x: Int8Rows, weight: Int8Weight, dtype: torch.dtype, *, wh
 
 
 def kernel_a8_gemm(
-    x: Int8Rows, weight: Int8Weight, dtype: torch.dtype, tile: Tile | None = None, *, whole: bool = True
+    x: Int8Rows, weight: Int8Weight, dtype: torch.dtype, tile: Tile | None = None, reader: Reader = "torch"
 ) -> Tensor:
-    """What `reference_a8_gemm` computes; unless `whole`, perhaps as partial sums (S, M, N) float32."""
+    """What `reference_a8_gemm` computes; for a `reader` that adds them, perhaps as partial sums (S, M, N) float32."""
     assert not x.for_int4, "rows are in the byte order of an int4 weight"
-    tile = tile or gemm_tile(Chip.of(x.codes.device), "w8a8", *weight.shape, whole=whole)
+    tile = tile or gemm_tile(Chip.of(x.codes.device), "w8a8", *weight.shape, reader)
     return _gemm(_w8a8_gemm, x.codes, x.scales, weight, dtype, tile)
 
 

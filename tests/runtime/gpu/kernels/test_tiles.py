@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from edge_vla.runtime.gpu.kernels.tiles import (
     LEAST_ROWS,
     RESERVE,
     Chip,
+    Reader,
     Tile,
     attention_tile,
     cost,
@@ -37,10 +39,10 @@ SHAPES = [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008), (3072, 1024
 @pytest.mark.parametrize("chip", ALL.values(), ids=ALL)
 def test_tiles_fit_every_chip(chip: Chip) -> None:
     chosen = [
-        (gemm_tile(chip, kind, n, k, whole=whole), kind) for kind in GEMMS for n, k in SHAPES for whole in (True, False)
+        (gemm_tile(chip, kind, n, k, reader), kind) for kind in GEMMS for n, k in SHAPES for reader in get_args(Reader)
     ]
     chosen += [(gemv_tile(chip, kind, n, k), kind) for kind in ("w4a16", "w8a16") for n, k in SHAPES]
-    chosen.append((head_tile(chip), "w8a16"))
+    chosen.append((head_tile(chip, 256), "w8a16"))
     for tile, kind in chosen:
         assert tile.stages * tile.stage_bytes(*BITS[kind]) + RESERVE <= chip.shared_bytes
         assert tile.stages >= 2, f"{tile} cannot load while it multiplies"
@@ -52,34 +54,51 @@ def test_tiles_fit_every_chip(chip: Chip) -> None:
     row_tiles=st.integers(1, 3),
 )
 def test_row_tiles_hold_every_row(m: int, block_m: int, row_tiles: int) -> None:
-    programs, sizes = Tile(128, block_m, 128, 8, 2, row_tiles).rows(m)
-    used = [size for size in sizes.values() if size]
-    assert list(sizes) == ["M0", "M1", "M2"]
-    assert used == list(sizes.values())[: len(used)], "no gap between tiles"
-    assert len(used) <= row_tiles
-    assert all(LEAST_ROWS <= size <= block_m for size in used)
-    assert programs * sum(used) >= m > (programs - 1) * sum(used)
+    rows = Tile(128, block_m, 128, 8, 2, row_tiles).rows(m)
+    for used in (rows.sizes, rows.last):
+        assert len(used) <= row_tiles
+        assert all(LEAST_ROWS <= size <= block_m for size in used)
+    assert rows.computed >= m > (rows.programs - 1) * sum(rows.sizes)
+    sizes = list(rows.launch().values())
+    assert list(rows.launch()) == ["M0", "M1", "M2", "L0", "L1", "L2"]
+    assert sizes == [*rows.sizes, *[0] * (3 - len(rows.sizes)), *(rows.last if any(sizes[3:]) else ()), *[0] * 3][:6]
 
 
 @pytest.mark.parametrize(("rows", "expected"), [(288, [128, 128, 32]), (261, [128, 128, 16]), (256, [128, 128, 0])])
 def test_one_program_holds_all_rows_of_a_pass(rows: int, expected: list[int]) -> None:
-    programs, sizes = Tile(128, 128, 128, 8, 2, 3).rows(rows)
-    assert (programs, list(sizes.values())) == (1, expected)
-    assert sum(expected) <= 1.06 * rows
+    made = Tile(128, 128, 128, 8, 2, 3).rows(rows)
+    assert (made.programs, list(made.launch().values())) == (1, [*expected, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("rows", "tile", "expected"),
+    [
+        (288, Tile(128, 64, 128, 8, 4), (5, (64,), (32,))),
+        (261, Tile(64, 64, 128, 4, 4), (5, (64,), (16,))),
+        (261, Tile(64, 64, 128, 4, 3, 2), (3, (64, 32), (64, 16))),
+        (304, Tile(64, 64, 128, 4, 3, 2), (3, (64, 64), (32, 16))),
+    ],
+)
+def test_the_last_program_computes_only_what_is_left(
+    rows: int, tile: Tile, expected: tuple[int, tuple[int, ...], tuple[int, ...]]
+) -> None:
+    made = tile.rows(rows)
+    assert (made.programs, made.sizes, made.last) == expected
+    assert made.computed <= 1.06 * rows
 
 
 @pytest.mark.parametrize("kind", GEMMS)
 def test_the_cheapest_candidate_is_taken_unless_one_was_measured(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     chip, (n, k) = CHIPS["H200"], (4096, 11008)
     monkeypatch.setattr(tiles, "TUNED", {})
-    chosen = gemm_tile(chip, kind, n, k, whole=False)
+    chosen = gemm_tile(chip, kind, n, k, "decoder")
     assert chosen.splits > 1, "32 programs do not fill 132 SMs"
     assert all(cost(chip, chosen, kind, n, k) <= cost(chip, tile, kind, n, k) for tile in gemm_candidates(chip, kind))
     assert gemm_tile(chip, kind, n, k).splits == 1
     measured = Tile(64, 64, 64, 4, 2, 2, splits=3)
     monkeypatch.setattr(tiles, "TUNED", {(f"{kind}_gemm", chip.capability): {size_class(n, k): measured}})
-    assert gemm_tile(chip, kind, n, k, whole=False) == measured
-    assert gemm_tile(chip, kind, 2 * n, k, whole=False) != measured
+    assert gemm_tile(chip, kind, n, k, "decoder") == measured
+    assert gemm_tile(chip, kind, 2 * n, k, "decoder") != measured
 
 
 def test_attention_of_few_rows_asks_for_more_at_once_where_there_is_room() -> None:
