@@ -86,13 +86,24 @@ def counted(result: CountedResult) -> Iterator[str]:
     yield from ("", "The products of a group of 128 on an H200's chip; the file has every kernel on every chip.", "")
     shown = [row for row in result.kernels if row.chip == "H200" and row.per_weight and "groups" not in row.case]
     yield from table(
-        ["case", "programs", "of an SM", "registers", "stack", "shared bytes", "instructions a weight"],
+        [
+            "case",
+            "programs",
+            "for each SM",
+            "room on an SM",
+            "rows computed",
+            "registers",
+            "stack",
+            "shared bytes",
+            "instructions a weight",
+        ],
         map(_counted, shown),
     )
 
 
 def _counted(row: KernelRow) -> tuple[str, ...]:
-    counts = (row.programs, row.programs_per_sm, row.registers, row.stack_bytes, row.shared_bytes)
+    rows = "" if row.rows is None else f"{row.rows_computed} of {row.rows}"
+    counts = (row.programs, row.per_sm, row.programs_per_sm, rows, row.registers, row.stack_bytes, row.shared_bytes)
     return f"{row.case} ({row.kernel})", *map(str, counts), f"{row.per_weight:.2f}"
 
 

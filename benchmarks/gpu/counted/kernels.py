@@ -24,6 +24,7 @@ from benchmarks.gpu.counted.result import KernelRow
 from benchmarks.gpu.kernel_checks.cases import of_policy
 from benchmarks.gpu.kernel_checks.check import RandomInputs
 from benchmarks.gpu.tune_shapes import shapes, work
+from edge_vla.runtime.gpu.kernels.tiles import ROW_TILES
 from edge_vla.spec import OPENVLA_7B, PolicySpec
 
 PREFILL: Final = 288
@@ -37,12 +38,16 @@ TOWERS: Final = ("w8a16_tower", "w8a8_tower")
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A kernel at one shape, to be launched once; `moved_bytes` must be read or written, `operations` be computed."""
+    """A kernel at one shape, to be launched once; `moved_bytes` must be read or written, `operations` be computed.
+
+    `rows`: what a GEMM is given.
+    """
 
     case: str
     launch: Callable[[], object]
     moved_bytes: int
     operations: int
+    rows: int
 
 
 def launches(spec: PolicySpec, inputs: RandomInputs) -> Iterator[Launch]:
@@ -53,11 +58,11 @@ def launches(spec: PolicySpec, inputs: RandomInputs) -> Iterator[Launch]:
         groups += [(case, f"{case.name}, groups of {group}") for case in small]
     for case, name in groups:
         check = case.make(inputs)
-        yield Launch(name, check.launch or check.kernel, check.moved_bytes, check.operations)
+        yield Launch(name, check.launch or check.kernel, check.moved_bytes, check.operations, PREFILL)
     for shape in shapes(spec, PREFILL, TOWERS):
         made = work(shape, inputs, 0)
         name = f"{shape.kind} {shape.name} {shape.n}x{shape.k}, {shape.m} rows"
-        yield Launch(name, partial(made.launch, None), made.moved_bytes, made.operations)
+        yield Launch(name, partial(made.launch, None), made.moved_bytes, made.operations, shape.m)
 
 
 def rows(spec: PolicySpec, chip: str) -> Iterator[KernelRow]:
@@ -73,13 +78,14 @@ def rows(spec: PolicySpec, chip: str) -> Iterator[KernelRow]:
 def _row(chip: str, launch: Launch, kernel: Compiled) -> KernelRow:
     code, loop = kernel.code, _loop(kernel)
     assert kernel.constants is not None, f"{kernel.kernel} was compiled and not launched"
-    weights = _weights(kernel.constants) if kernel.kernel.endswith(("gemv", "gemm", PASS)) else None
+    product, gemm = (kernel.kernel.endswith(names) for names in (("gemv", "gemm", PASS), ("gemm",)))
+    weights, programs = _weights(kernel.constants) if product else None, math.prod(kernel.grid)
     return KernelRow(
         chip=chip,
         case=launch.case,
         kernel=kernel.kernel.lstrip("_"),
-        programs=math.prod(kernel.grid),
-        passes=kernel.grid[0] if kernel.kernel.endswith("gemm") else 1,
+        programs=programs,
+        passes=kernel.grid[0] if gemm else 1,
         warps=kernel.warps,
         programs_per_sm=resident(CHIPS[chip], kernel.warps, code.registers, kernel.shared_bytes),
         registers=code.registers,
@@ -93,6 +99,9 @@ def _row(chip: str, launch: Launch, kernel: Compiled) -> KernelRow:
         per_weight=None if weights is None else round(len(loop) * kernel.warps * WARP / weights, 2),
         moved_bytes=launch.moved_bytes,
         operations=launch.operations,
+        per_sm=round(programs / CHIPS[chip].sm_count, 2) if product else None,
+        rows=launch.rows if gemm else None,
+        rows_computed=_rows(kernel) if gemm else None,
     )
 
 
@@ -103,6 +112,13 @@ def _loop(kernel: Compiled) -> tuple[Instruction, ...]:
     _, *products = kernel.code.inner_loops()  # functions lie by name: first comes attention's
     assert len(products) == len(SHAPES), f"{len(products)} products in {kernel.kernel}"
     return tuple(one for loop in products for one in loop)
+
+
+def _rows(gemm: Compiled) -> int:
+    """Of its row tiles; those of the last program along M may be others."""
+    constants, programs = gemm.constants or {}, gemm.grid[0]
+    each, last = (sum(int(constants[f"{name}{i}"]) for i in range(ROW_TILES)) for name in "ML")
+    return (programs - 1) * each + (last or each)
 
 
 def _weights(constants: dict[str, Any]) -> int:

@@ -14,7 +14,8 @@ class KernelRow:
     """One kernel at one shape, as compiled for one chip.
 
     `loop` is the innermost loop that multiplies: all its instructions, its loads from global memory, and those that
-    load 16 bytes a thread. `per_weight`: lane-instructions of it for one weight; None for a kernel without weights.
+    load 16 bytes a thread. `per_weight`: lane-instructions of it for one weight; None for a kernel without weights, as
+    is `per_sm`. `rows` are those that a GEMM was given, `rows_computed` those of its tiles; None for other kernels.
     A `decode_pass` has the loops of its four products together, a turn of each.
     """
 
@@ -36,6 +37,9 @@ class KernelRow:
     per_weight: float | None
     moved_bytes: int  # that must be read or written at least once
     operations: int
+    per_sm: float | None  # programs of the launch for each of the chip's multiprocessors
+    rows: int | None
+    rows_computed: int | None
 
     @property
     def name(self) -> tuple[str, str, str]:
@@ -75,7 +79,16 @@ class CountedResult:
 ACCEPTED: Final[Mapping[str, str]] = {
     "H200 w4a16_gemm": "8 bytes of stack at 255 registers, as it was when it was measured fastest on an H200",
 }
-MORE_IS_WORSE: Final = ("registers", "stack_bytes", "shared_bytes", "loop", "per_weight")
+ONE_WAVE: Final = "128 programs of one an SM, all at once; more of smaller tiles were slower by {}, measured on an H200"
+ACCEPTED_GRIDS: Final[Mapping[str, str]] = {  # fewer programs than the H200, and the H100, have multiprocessors
+    "H200 w4a16_gemm o_proj": ONE_WAVE.format("8 %"),
+    "H200 w4a16_gemm down_proj": ONE_WAVE.format("17 %"),
+    "H200 w4a8_gemm o_proj 4096x4096, 288 rows w4a8_gemm": ONE_WAVE.format("4 %"),
+    "H200 w4a8_gemm down_proj 4096x11008, 288 rows w4a8_gemm": ONE_WAVE.format("5 %"),
+}
+FILLED: Final = "H200"  # whose products have at least a program for each SM; an H100 has as many SMs
+MOST_PADDING: Final = 1.06  # rows computed for each that is needed, on any chip
+MORE_IS_WORSE: Final = ("registers", "stack_bytes", "shared_bytes", "loop", "per_weight", "rows_computed")
 LESS_IS_WORSE: Final = ("programs_per_sm", "loop_products", "loop_wide_loads")
 
 
@@ -105,6 +118,11 @@ def broken(row: KernelRow, shared_limit: int) -> Iterator[str]:
         yield f"{name}: {row.shared_bytes} bytes of shared memory, the chip has {shared_limit}"
     if row.programs_per_sm < 1:
         yield f"{name}: does not fit a multiprocessor"
+    if row.rows and row.rows_computed and row.rows_computed > MOST_PADDING * row.rows:
+        yield f"{name}: computes {row.rows_computed} rows for {row.rows}"
+    starved = row.chip == FILLED and row.per_sm is not None and row.per_sm < 1
+    if starved and not any(name.startswith(prefix) for prefix in ACCEPTED_GRIDS):
+        yield f"{name}: {row.per_sm} programs for each multiprocessor"
     product = any(word in row.kernel for word in ("gemv", "gemm", "attention", "logits", "decode_pass"))
     if product != (row.loop_products > 0):
         yield f"{name}: {'no' if product else 'unexpected'} tensor-core instructions in its loop"

@@ -12,6 +12,7 @@ from benchmarks.gpu.kernel_checks.products import PRODUCTS, product
 from benchmarks.gpu.kernel_checks.rows import (
     attend,
     attend_pass,
+    biased,
     choose,
     feed_rows,
     int8_rows,
@@ -102,8 +103,15 @@ def _towers(spec: PolicySpec) -> list[Case]:
     for tower in spec.towers:
         rows, width = tower.patches + tower.prefix, tower.mlp_width
         made = {
-            f"layer_norm {tower.width}": ("layer_norm", partial(tower_norm, rows=rows, width=tower.width)),
-            f"gelu {width}": ("gelu", partial(tower_gelu, rows=rows, width=width)),
+            f"layer_norm {tower.width}": ("layer_norm", partial(tower_norm, width=tower.width, parts=0)),
+            f"layer_norm {tower.width} of 3 parts": ("layer_norm", partial(tower_norm, width=tower.width, parts=3)),
+            f"gelu {width}": ("gelu", partial(tower_gelu, width=width, parts=0)),
         }
-        cases += [Case(f"{name}, {rows} rows", kernel, make) for name, (kernel, make) in made.items()]
+        cases += [
+            Case(f"{name}, {rows} rows", kernel, partial(make, rows=rows)) for name, (kernel, make) in made.items()
+        ]
+    rows, width = spec.patches, spec.projector_widths[-1]
+    for name, make in (("gelu", tower_gelu), ("biased", biased)):
+        of_parts = partial(make, rows=rows, width=width, parts=2)
+        cases.append(Case(f"{name} {width} of 2 parts, {rows} rows", name, of_parts))
     return cases

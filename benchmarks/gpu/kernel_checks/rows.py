@@ -49,9 +49,9 @@ def norm(inputs: RandomInputs, rows: int, width: int, parts: int, row_format: Ro
     )
 
 
-def tower_norm(inputs: RandomInputs, rows: int, width: int, row_format: RowFormat = PLAIN) -> KernelCheck:
-    """LayerNorm of a tower's residual stream, with everything that can be added to it."""
-    x, added = inputs.rows(rows, width), inputs.rows(rows, width)
+def tower_norm(inputs: RandomInputs, rows: int, width: int, parts: int, row_format: RowFormat = PLAIN) -> KernelCheck:
+    """LayerNorm of a tower's residual stream, with everything that can be added to it; `parts` as in `norm`."""
+    x, added = inputs.rows(rows, width), inputs.partial_sums(parts, rows, width)
     bias, layer_scale, weight, shift = (inputs.rows(width) for _ in range(4))
 
     def run(function: Callable[..., tuple[Tensor, Rows]]) -> list[Tensor]:
@@ -59,14 +59,15 @@ def tower_norm(inputs: RandomInputs, rows: int, width: int, row_format: RowForma
         return [total, as_tensor(normed, width)]
 
     def truth() -> list[Tensor]:
-        total = x.double() + layer_scale.double() * (added.double() + bias.double())
+        product = added.double().sum(0) if parts else added.double()
+        total = x.double() + layer_scale.double() * (product + bias.double())
         return [total, F.layer_norm(total, (width,), weight.double(), shift.double(), EPS)]
 
     return KernelCheck(
         partial(run, layer_norm.kernel),
         partial(run, layer_norm.reference),
         truth,
-        3 * x.nbytes + _row_bytes(x, row_format),
+        2 * x.nbytes + added.nbytes + _row_bytes(x, row_format),
         launch=lambda: layer_norm.kernel(x, added, bias, layer_scale, weight, shift, EPS, row_format),
     )
 
@@ -91,15 +92,28 @@ def swiglu(inputs: RandomInputs, rows: int, width: int, parts: int, row_format: 
     )
 
 
-def tower_gelu(inputs: RandomInputs, rows: int, width: int, row_format: RowFormat = PLAIN) -> KernelCheck:
-    """GELU with a bias."""
-    x, bias = inputs.rows(rows, width), inputs.rows(width)
+def tower_gelu(inputs: RandomInputs, rows: int, width: int, parts: int, row_format: RowFormat = PLAIN) -> KernelCheck:
+    """GELU with a bias; `parts` as in `norm`."""
+    return _biased(inputs, rows, width, parts, row_format, F.gelu)
+
+
+def biased(inputs: RandomInputs, rows: int, width: int, parts: int, row_format: RowFormat = PLAIN) -> KernelCheck:
+    """A bias alone."""
+    return _biased(inputs, rows, width, parts, row_format, lambda x: x)
+
+
+def _biased(
+    inputs: RandomInputs, rows: int, width: int, parts: int, row_format: RowFormat, formula: Callable[[Tensor], Tensor]
+) -> KernelCheck:
+    x, bias, gelu = inputs.partial_sums(parts, rows, width), inputs.rows(width), formula is F.gelu
+    kernel = activations.kernel_gelu if gelu else activations.kernel_biased
+    reference = activations.reference_gelu if gelu else activations.reference_biased
     return KernelCheck(
-        lambda: [as_tensor(activations.kernel_gelu(x, bias, row_format), width)],
-        lambda: [as_tensor(activations.reference_gelu(x, bias, row_format), width)],
-        lambda: [F.gelu(x.double() + bias.double())],
-        x.nbytes + _row_bytes(x, row_format),
-        launch=lambda: activations.kernel_gelu(x, bias, row_format),
+        lambda: [as_tensor(kernel(x, bias, row_format), width)],
+        lambda: [as_tensor(reference(x, bias, row_format), width)],
+        lambda: [formula((x.double().sum(0) if parts else x.double()) + bias.double())],
+        x.nbytes + rows * width * (2 if row_format == PLAIN else 1),
+        launch=lambda: kernel(x, bias, row_format),
     )
 
 

@@ -14,12 +14,13 @@ from benchmarks.gpu.configurations import BF16, CONFIGURATIONS, W4A8, Configurat
 from benchmarks.gpu.counted.__main__ import TABLE, complaints, read_table
 from benchmarks.gpu.counted.chips import CHIPS, resident
 from benchmarks.gpu.counted.launches import CHAINED, of_artifact, structure
-from benchmarks.gpu.counted.result import ACCEPTED, KernelRow, broken, worsened
+from benchmarks.gpu.counted.result import ACCEPTED, ACCEPTED_GRIDS, FILLED, KernelRow, broken, worsened
 from edge_vla.spec import OPENVLA_7B
 
 ROW = KernelRow(
-    "H200", "qkv", "w4a16_gemv", 576, 1, 4, 7, 71, 0, 20736, 632, 330, 16, 9, 4, 2.58, 25_000_000, 100_000_000
-)
+    "H200", "qkv", "w4a16_gemv", 576, 1, 4, 7, 71, 0, 20736, 632, 330, 16, 9, 4, 2.58, 25_000_000, 100_000_000,
+    4.36, None, None,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,12 @@ def test_what_no_kernel_may_do() -> None:
     assert "does not fit" in next(broken(replace(ROW, programs_per_sm=0), limit))
     assert "no tensor-core" in next(broken(replace(ROW, loop_products=0), limit))
     assert "unexpected" in next(broken(replace(ROW, kernel="rms_norm"), limit))
+    assert "computes 320 rows for 288" in next(broken(replace(ROW, rows=288, rows_computed=320), limit))
+    assert not list(broken(replace(ROW, rows=261, rows_computed=272), limit))
+    few = replace(ROW, per_sm=0.97)
+    assert "0.97 programs" in next(broken(few, limit))
+    assert not list(broken(replace(few, chip="4090"), limit))
+    assert not list(broken(replace(few, case="w4a16_gemm o_proj 4096x4096, 288 rows"), limit))
 
 
 def test_the_committed_table_is_whole() -> None:
@@ -84,6 +91,8 @@ def test_the_committed_table_is_whole() -> None:
     assert complaints(table.kernels, table) == []
     spilling = [" ".join(row.name) for row in table.kernels if row.stack_bytes]
     assert all(any(name.startswith(prefix) for name in spilling) for prefix in ACCEPTED)
+    starved = [" ".join(row.name) for row in table.kernels if row.chip == FILLED and (row.per_sm or 1) < 1]
+    assert all(any(name.startswith(prefix) for name in starved) for prefix in ACCEPTED_GRIDS)
     assert TABLE.exists()
 
 

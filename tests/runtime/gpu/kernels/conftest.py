@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -14,3 +16,15 @@ def device() -> torch.device:
     if not HAVE_TRITON:
         pytest.skip("triton is not installed: `make test-kernels` installs it beside the environment and runs this")
     return torch.device("cuda" if HAVE_GPU else "cpu")
+
+
+@pytest.fixture
+def row_by_row(device: torch.device) -> Iterator[None]:
+    """The interpreter multiplies by one row at a time: a library's product of many sums them by their number."""
+    if device.type == "cuda":
+        yield
+        return
+    from tests.runtime.gpu.kernels.interpreter import one_row_at_a_time
+
+    with one_row_at_a_time():
+        yield

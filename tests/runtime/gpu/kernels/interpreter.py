@@ -6,8 +6,10 @@ Kernels stay free of cases for it, so that what is tested is what a chip compile
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -58,3 +60,27 @@ def mend() -> None:
 
     builder.get_bf16 = get_bf16
     builder.cast_impl, builder.binary_op, builder.create_dot = cast_impl, binary_op, create_dot
+
+
+@contextmanager
+def one_row_at_a_time() -> Iterator[None]:
+    """Within, the right operand of a product goes through it column by column, so that no sum depends on another."""
+    from triton.runtime import interpreter
+
+    handle, dot = interpreter.TensorHandle, interpreter.InterpreterBuilder.create_dot
+
+    def create_dot(self: Any, left: Any, right: Any, sums: Any, *arguments: Any) -> Any:
+        columns = [
+            dot(
+                self,
+                left,
+                handle(np.ascontiguousarray(right.data[:, i : i + 1]), right.dtype),
+                handle(np.ascontiguousarray(sums.data[:, i : i + 1]), sums.dtype),
+                *arguments,
+            )
+            for i in range(right.data.shape[1])
+        ]
+        return handle(np.concatenate([one.data for one in columns], axis=1), columns[0].dtype)
+
+    with patch.object(interpreter.InterpreterBuilder, "create_dot", create_dot):
+        yield

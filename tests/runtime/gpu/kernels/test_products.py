@@ -71,6 +71,28 @@ def test_every_tile_gives_the_product(tile: Tile, group: int, rows: int, device:
         )
 
 
+@pytest.mark.parametrize("tile", TALL, ids=str)
+@pytest.mark.parametrize("group", [32, 128])
+def test_a_rows_bits_do_not_depend_on_the_number_of_rows(
+    tile: Tile, group: int, device: torch.device, row_by_row: None
+) -> None:
+    """Whatever the size of its row tile, and in the last program as in any other."""
+    inputs = RandomInputs.seeded(3, device, torch.float16)
+    most, n, k = 200, 40, {32: 736, 128: 768}[group]
+    packed4, packed8 = inputs.packed(Scheme.INT4, n, k, group), inputs.packed(Scheme.INT8, n, k)
+    weight4, weight8, x = repack_int4(packed4), repack_int8(packed8), inputs.rows(most, k)
+    kernels: list[Callable[[Tensor], Tensor]] = [
+        lambda rows: w4a16.kernel_gemm(rows, weight4, tile),
+        lambda rows: w8.kernel_a16_gemm(rows, weight8, tile),
+        lambda rows: w8.kernel_a8_gemm(quantised(rows), weight8, x.dtype, tile),
+        lambda rows: w4a8.kernel(quantised(rows, for_int4=True), weight4, x.dtype, tile),
+    ]
+    for gemm in kernels:
+        whole = gemm(x)
+        for rows in (9, 33, 64, 100, 130):
+            assert torch.equal(gemm(x[:rows]), whole[..., :rows, :]), rows
+
+
 @pytest.mark.parametrize("group", [32, 64, 128])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_int8_sums_of_an_int4_weight_are_exact(dtype: torch.dtype, group: int, device: torch.device) -> None:

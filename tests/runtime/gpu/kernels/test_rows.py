@@ -14,6 +14,7 @@ from benchmarks.gpu.kernel_checks.check import KernelCheck, RandomInputs, evalua
 from benchmarks.gpu.kernel_checks.rows import (
     attend,
     attend_pass,
+    biased,
     choose,
     feed_rows,
     int8_rows,
@@ -64,13 +65,13 @@ def test_norms_and_gates(
     inputs = RandomInputs.seeded(seed, device, dtype)
     assert_passes(norm(inputs, rows, width, parts))
     assert_passes(swiglu(inputs, rows, width, parts))
-    assert_passes(tower_norm(inputs, rows, width))
-    assert_passes(tower_gelu(inputs, rows, width))
+    for check in (tower_norm, tower_gelu, biased):
+        assert_passes(check(inputs, rows, width, parts))
     row_format: RowFormat = "int8 for int4" if seed % 2 == 0 else "int8"
     assert_passes(norm(inputs, rows, width, parts, row_format))
     assert_passes(swiglu(inputs, rows, width, parts, row_format))
-    assert_passes(tower_norm(inputs, rows, width, row_format))
-    assert_passes(tower_gelu(inputs, rows, width, row_format))
+    for check in (tower_norm, tower_gelu, biased):
+        assert_passes(check(inputs, rows, width, parts, row_format))
     assert_passes(int8_rows(inputs, rows, width, row_format))
 
 
@@ -226,7 +227,10 @@ def test_fused_quantisation_is_that_of_the_rounded_rows(
         lambda made: rms_norm.kernel(x, added, weight, 1e-6, made)[1],
         lambda made: activations.kernel_swiglu(gate_up, dtype, made),
         lambda made: activations.kernel_gelu(x, bias, made),
+        lambda made: activations.kernel_gelu(added, bias, made),
+        lambda made: activations.kernel_biased(x, bias, made),
         lambda made: layer_norm.kernel(x, x, bias, None, weight, shift, 1e-6, made)[1],
+        lambda made: layer_norm.kernel(x, added, bias, None, weight, shift, 1e-6, made)[1],
     ]
     for kernel in kernels:
         plain = kernel("16 bits")
