@@ -37,9 +37,9 @@ class KernelRow:
     per_weight: float | None
     moved_bytes: int  # that must be read or written at least once
     operations: int
-    per_sm: float | None  # programs of the launch for each of the chip's multiprocessors
-    rows: int | None
-    rows_computed: int | None
+    per_sm: float | None = None  # programs of the launch for each of the chip's multiprocessors
+    rows: int | None = None
+    rows_computed: int | None = None
 
     @property
     def name(self) -> tuple[str, str, str]:
