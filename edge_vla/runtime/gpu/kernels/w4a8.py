@@ -143,8 +143,7 @@ def w4a8_tiles(
 ) -> None:
     """A program's outputs of up to three tiles of rows, from `row` on."""
     output = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    n_mask = output < n
-    line = output[:, None] * WORDS + tl.arange(0, WORDS)[None, :]
+    n_mask, line = output < n, output[:, None] * WORDS + tl.arange(0, WORDS)[None, :]
     first = tl.program_id(2) * blocks_each
     last = tl.minimum(first + blocks_each, blocks)
     row0 = row + tl.arange(0, M0)
