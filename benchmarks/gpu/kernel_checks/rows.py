@@ -94,26 +94,25 @@ def swiglu(inputs: RandomInputs, rows: int, width: int, parts: int, row_format: 
 
 def tower_gelu(inputs: RandomInputs, rows: int, width: int, parts: int, row_format: RowFormat = PLAIN) -> KernelCheck:
     """GELU with a bias; `parts` as in `norm`."""
-    return _biased(inputs, rows, width, parts, row_format, F.gelu)
-
-
-def biased(inputs: RandomInputs, rows: int, width: int, parts: int, row_format: RowFormat = PLAIN) -> KernelCheck:
-    """A bias alone."""
-    return _biased(inputs, rows, width, parts, row_format, lambda x: x)
-
-
-def _biased(
-    inputs: RandomInputs, rows: int, width: int, parts: int, row_format: RowFormat, formula: Callable[[Tensor], Tensor]
-) -> KernelCheck:
-    x, bias, gelu = inputs.partial_sums(parts, rows, width), inputs.rows(width), formula is F.gelu
-    kernel = activations.kernel_gelu if gelu else activations.kernel_biased
-    reference = activations.reference_gelu if gelu else activations.reference_biased
+    x, bias = inputs.partial_sums(parts, rows, width), inputs.rows(width)
     return KernelCheck(
-        lambda: [as_tensor(kernel(x, bias, row_format), width)],
-        lambda: [as_tensor(reference(x, bias, row_format), width)],
-        lambda: [formula((x.double().sum(0) if parts else x.double()) + bias.double())],
+        lambda: [as_tensor(activations.kernel_gelu(x, bias, row_format), width)],
+        lambda: [as_tensor(activations.reference_gelu(x, bias, row_format), width)],
+        lambda: [F.gelu((x.double().sum(0) if parts else x.double()) + bias.double())],
         x.nbytes + rows * width * (2 if row_format == PLAIN else 1),
-        launch=lambda: kernel(x, bias, row_format),
+        launch=lambda: activations.kernel_gelu(x, bias, row_format),
+    )
+
+
+def biased(inputs: RandomInputs, rows: int, width: int, parts: int) -> KernelCheck:
+    """A bias alone; `parts` as in `norm`."""
+    x, bias = inputs.partial_sums(parts, rows, width), inputs.rows(width)
+    return KernelCheck(
+        lambda: [activations.kernel_biased(x, bias)],
+        lambda: [activations.reference_biased(x, bias)],
+        lambda: [(x.double().sum(0) if parts else x.double()) + bias.double()],
+        x.nbytes + rows * width * 2,
+        launch=lambda: activations.kernel_biased(x, bias),
     )
 
 

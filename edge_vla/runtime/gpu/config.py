@@ -43,7 +43,7 @@ class Kernels:
     """Each as its module describes it. A `gemv` takes at most GEMV_ROWS rows."""
 
     attention: Callable[..., Tensor]
-    biased: Callable[..., Rows]
+    biased: Callable[..., Tensor]
     choose: Callable[..., Choice]
     decode_pass: Callable[..., Tensor]
     feed: Callable[..., None]

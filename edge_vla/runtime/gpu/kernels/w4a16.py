@@ -250,8 +250,7 @@ def w4a16_tiles(
     n_mask, line = (output < n)[:, None], output[:, None] * WORDS + tl.arange(0, WORDS)[None, :]
     first = tl.program_id(2) * blocks_each
     last = tl.minimum(first + blocks_each, blocks)
-    row0 = row + tl.arange(0, M0)
-    acc0 = tl.zeros([BLOCK_N, M0], tl.float32)
+    row0, acc0 = row + tl.arange(0, M0), tl.zeros([BLOCK_N, M0], tl.float32)
     if M1 > 0:
         row1 = row + M0 + tl.arange(0, M1)
         acc1 = tl.zeros([BLOCK_N, M1], tl.float32)

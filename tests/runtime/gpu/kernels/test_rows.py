@@ -70,7 +70,7 @@ def test_norms_and_gates(
     row_format: RowFormat = "int8 for int4" if seed % 2 == 0 else "int8"
     assert_passes(norm(inputs, rows, width, parts, row_format))
     assert_passes(swiglu(inputs, rows, width, parts, row_format))
-    for check in (tower_norm, tower_gelu, biased):
+    for check in (tower_norm, tower_gelu):
         assert_passes(check(inputs, rows, width, parts, row_format))
     assert_passes(int8_rows(inputs, rows, width, row_format))
 
@@ -228,7 +228,6 @@ def test_fused_quantisation_is_that_of_the_rounded_rows(
         lambda made: activations.kernel_swiglu(gate_up, dtype, made),
         lambda made: activations.kernel_gelu(x, bias, made),
         lambda made: activations.kernel_gelu(added, bias, made),
-        lambda made: activations.kernel_biased(x, bias, made),
         lambda made: layer_norm.kernel(x, x, bias, None, weight, shift, 1e-6, made)[1],
         lambda made: layer_norm.kernel(x, added, bias, None, weight, shift, 1e-6, made)[1],
     ]
