@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from itertools import product as combinations
@@ -30,7 +30,6 @@ KINDS: Final = (  # what pays most comes first
 )
 MOST_SUMS: Final = 160  # registers of a thread for sums: beyond that they spill
 PROGRAMS_PER_SM: Final = (1, 2, 3, 4, 6)
-SPLITS: Final[Mapping[Reader, tuple[int, ...]]] = {"torch": (1,), "tower": (1, 2, 3, 4), "decoder": (1, 2, 4)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,11 @@ class Shape:
     m: int
     n: int
     k: int
-    reader: Reader = "decoder"  # of a GEMM's product
+
+    @property
+    def reader(self) -> Reader:
+        """Of a GEMM's product."""
+        return "tower" if self.kind.endswith("tower") else "decoder"
 
     @property
     def format(self) -> str:
@@ -84,10 +87,10 @@ def _towers(spec: PolicySpec, kind: str) -> Iterator[Shape]:
         rows, width, mlp = tower.patches + tower.prefix, tower.width, tower.mlp_width
         linears = {"qkv": (3 * width, width), "fc1": (mlp, width), "fc2": (width, mlp), "proj": (width, width)}
         for name, (n, k) in linears.items():
-            yield Shape(kind, f"{tower.name} {name}", rows, n, k, "torch" if name == "qkv" else "tower")
+            yield Shape(kind, f"{tower.name} {name}", rows, n, k)
     widths = spec.projector_widths
     for index, (k, n) in enumerate(pairwise(widths), 1):
-        yield Shape(kind, f"projector fc{index}", spec.patches, n, k, "tower")
+        yield Shape(kind, f"projector fc{index}", spec.patches, n, k)
 
 
 def work(shape: Shape, inputs: RandomInputs, group: int) -> Work:
@@ -151,7 +154,7 @@ def _gemm(shape: Shape, chip: Chip) -> Iterator[Tile]:
         converted = block_n * block_k // 2 // (32 * warps) if shape.format.endswith("a16") else 0
         if converted and sums + converted > (MOST_SUMS + 16 if warps == 8 else MOST_SUMS - 16):
             continue
-        for splits in SPLITS[shape.reader]:
+        for splits in (1, 2, 3, 4) if shape.reader == "tower" else (1, 2, 4):
             programs = shared.programs * -(-shape.n // block_n)
             if splits == 1 or programs * splits <= 6 * chip.sm_count:
                 yield from _fitting(replace(tile, splits=splits), chip, shape)

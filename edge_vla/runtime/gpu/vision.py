@@ -19,7 +19,6 @@ from edge_vla.artifact import VISION_SCALES
 from edge_vla.checkpoint.keys import TOWER_PREFIXES
 from edge_vla.quant import PackedWeight, Scheme
 from edge_vla.runtime.gpu.config import GpuConfig
-from edge_vla.runtime.gpu.kernels.tiles import Reader
 from edge_vla.runtime.gpu.kernels.weights import PLAIN, RowFormat, repack_int8
 from edge_vla.runtime.gpu.products import int8_gemm
 from edge_vla.spec import PolicySpec, TowerSpec
@@ -29,10 +28,10 @@ class Linear:
     """A weight and its bias. `times` leaves the bias to the kernel that reads its output; a call adds it.
 
     Both take rows in `row_format`, which `prepare` makes of rows (M, K) of the working type. `times` may leave partial
-    sums (S, M, N) float32, unless its `reader` is torch.
+    sums (S, M, N) float32.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], name: str, config: GpuConfig, reader: Reader = "tower") -> None:
+    def __init__(self, weights: Mapping[str, Tensor], name: str, config: GpuConfig) -> None:
         weight, use = weights[f"{name}.weight"], config.kernels
         self._quantise_rows, self._gelu = use.quantise_rows, use.gelu
         self.bias = weights[f"{name}.bias"].to(config.dtype)
@@ -43,7 +42,7 @@ class Linear:
         if weight.dtype == torch.int8:
             scales, shape = weights[f"{name}.weight{VISION_SCALES}"], (weight.shape[0], weight.shape[1])
             int8 = repack_int8(PackedWeight(Scheme.INT8, shape, None, weight, scales).check(name))
-            self.row_format, self.times = int8_gemm(int8, config, reader)
+            self.row_format, self.times = int8_gemm(int8, config, "tower")
             size = int8.bytes
         else:
             dense = weight.to(config.dtype)
@@ -107,9 +106,9 @@ class Tower:
         def block(at: str) -> Block:
             norms = [Norm(load(f"{at}{name}.weight"), load(f"{at}{name}.bias")) for name in ("norm1", "norm2")]
             scales = [load(f"{at}{name}.scale_factor") if spec.layer_scale else None for name in ("ls1", "ls2")]
-            qkv = Linear(weights, f"{prefix}{at}attn.qkv", config, "torch")
-            linears = [Linear(weights, prefix + at + name, config) for name in ("attn.proj", "mlp.fc1", "mlp.fc2")]
-            return Block((norms[0], norms[1]), (scales[0], scales[1]), qkv, *linears)
+            names = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+            linears = [Linear(weights, prefix + at + name, config) for name in names]
+            return Block((norms[0], norms[1]), (scales[0], scales[1]), *linears)
 
         first = [load("cls_token")[0]] if spec.class_token else []
         first += [load("reg_token")[0]] if spec.registers else []

@@ -33,7 +33,6 @@ def test_every_shape_has_tiles_that_the_chip_holds(chip: object) -> None:
         if shape.kernel.endswith("gemm"):
             sums = [tile.block_n * sum(tile.rows(shape.m).sizes) // (32 * tile.warps) for tile in tried]
             assert max(sums) <= MOST_SUMS
-            assert shape.reader != "torch" or {tile.splits for tile in tried} == {1}
 
 
 def test_a_wrong_product_and_a_broken_launch_are_no_winners() -> None:
