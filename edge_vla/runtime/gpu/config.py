@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from edge_vla.runtime.gpu import CHAIN, PERSISTENT, ROUNDED
 from edge_vla.runtime.gpu.device import Backend
 from edge_vla.runtime.gpu.kernels import (
     activations,
@@ -36,6 +37,13 @@ from edge_vla.runtime.gpu.kernels.weights import Rows
 
 Activations = Literal["16", "8"]  # bits of the rows that a gemm multiplies by 4- and 8-bit weights
 Steps = Literal["auto", "persistent", "chain"]  # how a pass of few rows is launched: see `steps`
+
+
+def named(kernel: str) -> tuple[Activations, Steps]:
+    """What one of the `--kernel` names of this engine, or `auto`, asks for."""
+    rounds = kernel.removesuffix(PERSISTENT).removesuffix(CHAIN) == ROUNDED
+    steps: Steps = "persistent" if kernel.endswith(PERSISTENT) else "chain" if kernel.endswith(CHAIN) else "auto"
+    return "8" if rounds else "16", steps
 
 
 @dataclass(frozen=True)

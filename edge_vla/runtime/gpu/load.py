@@ -18,9 +18,9 @@ from edge_vla.artifact import HEAD, NORMS, VISION, Artifact, layer_file, unpack_
 from edge_vla.errors import ArtifactError, BackendError, CheckpointError, UsageError
 from edge_vla.quant import NARROW, PackedWeight, Scheme, as_int4
 from edge_vla.runtime import parts
-from edge_vla.runtime.gpu import CHAIN, PERSISTENT, ROUNDED, TRITON
+from edge_vla.runtime.gpu import TRITON
 from edge_vla.runtime.gpu.ahead.load import install
-from edge_vla.runtime.gpu.config import Activations, GpuConfig, Steps, kernels
+from edge_vla.runtime.gpu.config import Activations, GpuConfig, Steps, kernels, named
 from edge_vla.runtime.gpu.decoder import KernelDecoder, KernelLayer
 from edge_vla.runtime.gpu.device import Backend, CudaDevice, check
 from edge_vla.runtime.gpu.engine import GpuEngine
@@ -38,8 +38,7 @@ SPARE: Final = 0.3e9  # beside the weights while loading: one product twice, the
 
 def load_artifact(artifact: Artifact, dtype: torch.dtype, device: torch.device, vision: str, kernel: str) -> GpuEngine:
     """As `--kernel` and `--vision` ask. UsageError for a vision backend that does not write rows on the device."""
-    activations: Activations = "8" if kernel.removesuffix(PERSISTENT).removesuffix(CHAIN) == ROUNDED else "16"
-    steps: Steps = "persistent" if kernel.endswith(PERSISTENT) else "chain" if kernel.endswith(CHAIN) else "auto"
+    activations, steps = named(kernel)
     if vision in ("torch", "auto"):
         return from_artifact(artifact, dtype, device, "triton", activations, steps=steps)
     if vision not in ROW_LOADERS:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest.mock import patch
 
 import torch
@@ -21,6 +21,7 @@ from edge_vla.runtime.gpu.ahead.chips import chip_named
 from edge_vla.runtime.gpu.ahead.load import identity_of
 from edge_vla.runtime.gpu.ahead.store import find
 from edge_vla.runtime.gpu.ahead.triton_cache import put
+from edge_vla.runtime.gpu.config import Steps
 from edge_vla.runtime.vision.tensorrt.plan import device_cache
 
 CPU = torch.device("cpu")
@@ -40,9 +41,10 @@ def launches(artifact: Artifact, name: str) -> dict[str, Any]:
     knobs.compilation.listener = listener
     unread = patch("benchmarks.gpu.counted.driver.read")  # no disassembly of every launch
     with unread, compiling_for(chip), patch.object(load, "check"), torch.inference_mode():
-        engine = load.from_artifact(artifact, torch.bfloat16, CPU)
-        for prompt in (3, 11, 20):
-            engine.warm([prompt], 7)
+        for steps in get_args(Steps):
+            engine = load.from_artifact(artifact, torch.bfloat16, CPU, steps=steps)
+            for prompt in (3, 11, 20):
+                engine.warm([prompt], 7)
     return {"hit": len(hit), "missed": missed}
 
 

@@ -13,9 +13,9 @@ import torch
 
 from edge_vla.artifact import Artifact
 from edge_vla.errors import BackendError
-from edge_vla.runtime.gpu import ROUNDED
 from edge_vla.runtime.gpu.ahead.driver import dry_driver
 from edge_vla.runtime.gpu.ahead.triton_cache import Kernel, take
+from edge_vla.runtime.gpu.config import named
 from edge_vla.runtime.gpu.device import check
 from edge_vla.runtime.gpu.kernels.tiles import Chip
 from edge_vla.runtime.gpu.load import from_artifact
@@ -47,10 +47,15 @@ def compile_kernels(
 
     dims = sorted({one.dims for one in artifact.manifest.config.statistics.values()})
     with dry_driver(chip, kept):
-        engine = from_artifact(artifact, dtype, META, "triton", "8" if kernel == ROUNDED else "16")
-        for count in dims:
-            for length in lengths(artifact.manifest.config.spec.patches, longest, count):
-                engine.warm([length], count)
+        activations, steps = named(kernel)
+        engine = from_artifact(artifact, dtype, META, "triton", activations, steps=steps)
+        whole = engine.decoder.whole
+        for way in (whole, None) if steps == "auto" and whole is not None else (whole,):  # the device tries both
+            engine.decoder.whole = way
+            engine.graphs.clear()
+            for count in dims:
+                for length in lengths(artifact.manifest.config.spec.patches, longest, count):
+                    engine.warm([length], count)
     return list(found.values())
 
 

@@ -64,7 +64,7 @@ def overlap(device: torch.device) -> dict[str, Any]:
 
 def cooperative(device: torch.device) -> bool:
     """Whether all programs of a launch can be resident, so that they may wait for each other; none interpreted are."""
-    return device.type == "cuda"
+    return compiles(device)
 
 
 @jit
