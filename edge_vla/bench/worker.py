@@ -28,6 +28,7 @@ from edge_vla.data import Frame, read_frames
 from edge_vla.device.memory import peak_resident_bytes
 from edge_vla.errors import EdgeVLAError, UsageError
 from edge_vla.runtime import Action, Policy, load
+from edge_vla.runtime.widened import widened, widening_pays
 
 
 class MeasuredPolicy(Protocol):
@@ -174,6 +175,12 @@ class Worker:
             return nullcontext()
         return floors.CHANGES[floor](self._own_policy(f"a noise floor ({floor})"))
 
+    def _fast_products(self) -> AbstractContextManager[None]:
+        """For episodes, where nothing is timed: a thousand actions in a bf16 that torch emulates take minutes."""
+        if not isinstance(self.policy, OwnPolicy) or not widening_pays(self.policy.policy.network):
+            return nullcontext()
+        return widened(self.policy.policy.network)
+
     def _own_policy(self, what: str) -> Policy:
         if not isinstance(self.policy, OwnPolicy):
             raise UsageError(f"{what} is measured of artifacts and the reference only, got the peer {self.system.peer}")
@@ -206,7 +213,8 @@ class Worker:
                 from edge_vla.bench.environments import resolve
 
                 key = self.system.unnorm_key
-                return messages.Episodes(resolve(environment).run(self.policy, kind, first, count, delays_ms, key))
+                with self._fast_products():
+                    return messages.Episodes(resolve(environment).run(self.policy, kind, first, count, delays_ms, key))
             case _:
                 raise AssertionError(f"no such request: {request}")
 
