@@ -27,8 +27,8 @@ from edge_vla.bench.result import CudaMemory
 from edge_vla.data import Frame, read_frames
 from edge_vla.device.memory import peak_resident_bytes
 from edge_vla.errors import EdgeVLAError, UsageError
+from edge_vla.model.widened import widened, widening_pays
 from edge_vla.runtime import Action, Policy, load
-from edge_vla.runtime.widened import widened, widening_pays
 
 
 class MeasuredPolicy(Protocol):
@@ -177,9 +177,11 @@ class Worker:
 
     def _fast_products(self) -> AbstractContextManager[None]:
         """For episodes, where nothing is timed: a thousand actions in a bf16 that torch emulates take minutes."""
-        if not isinstance(self.policy, OwnPolicy) or not widening_pays(self.policy.policy.network):
+        if not isinstance(self.policy, OwnPolicy):
             return nullcontext()
-        return widened(self.policy.policy.network)
+        network = self.policy.policy.network
+        parts = [part for part in (network.vision, network.decoder) if isinstance(part, torch.nn.Module)]
+        return widened(*parts) if widening_pays(network.dtype, network.device) else nullcontext()
 
     def _own_policy(self, what: str) -> Policy:
         if not isinstance(self.policy, OwnPolicy):

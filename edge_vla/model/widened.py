@@ -1,10 +1,12 @@
 """bf16 products by float32's, for processors without instructions for bf16, where torch takes several times as long.
 
 Both sum in float32 and round the sum to bf16 once; only the order of additions differs, as it does between processors.
+Gradients that go through such a product are float32's too.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -14,27 +16,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_vla.processor import features
-from edge_vla.runtime.cpu.native.targets import forced
-from edge_vla.runtime.network import Network
 
-BF16_INSTRUCTIONS: Final = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # by Linux's names, of x86 and Arm
-KEPT: Final = 1 << 30  # bytes
+INSTRUCTIONS: Final = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # of bf16, by Linux's names, on x86 and Arm
+LIMIT: Final = "ONEDNN_MAX_CPU_ISA"  # an environment variable: the most that torch's products may use
+LIMITED: Final = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")  # its values without bf16
+KEPT: Final = 1 << 30  # bytes of widened weights
 
 
-def widening_pays(network: Network) -> bool:
-    """Whether it is bf16 on such a processor, or on one that `EDGE_VLA_TARGET` has us take for such."""
-    target = forced()
-    there = features() if target is None else target.features
-    return network.dtype == torch.bfloat16 and network.device.type == "cpu" and not there & BF16_INSTRUCTIONS
+def widening_pays(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether products are in bf16 on a processor that has none, or whose instructions torch must not use."""
+    none = not features() & INSTRUCTIONS or os.environ.get(LIMIT, "").upper() in LIMITED
+    return none and dtype == torch.bfloat16 and device.type == "cpu"
 
 
 @contextmanager
-def widened(network: Network) -> Iterator[None]:
-    """While open, every linear layer and convolution of `network` that is torch's own computes so.
+def widened(*modules: nn.Module) -> Iterator[None]:
+    """While open, every linear layer and convolution of `modules` computes so. What is no module of torch's own stays.
 
     Their weights are kept in float32 meanwhile if all of them fit `KEPT` bytes; else each is widened at each use.
     """
-    modules = [part for part in (network.vision, network.decoder) if isinstance(part, nn.Module)]
     found = [one for part in modules for one in part.modules() if isinstance(one, (nn.Linear, nn.Conv2d))]
     keep = sum(4 * one.weight.numel() for one in found) <= KEPT
     for one in found:
