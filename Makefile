@@ -44,7 +44,7 @@ test-laws: .venv/ready
 test-clients: .venv/ready
 	$(BIN)/python -m tests.clients --environments .venv-clients $(CLIENTS)
 
-# The C engine under address and undefined-behaviour sanitizers, random shapes on every target that runs here (minutes).
+# The C engine under address and undefined-behaviour sanitizers and in valgrind, random shapes on every target (minutes).
 .PHONY: test-sanitizers
 test-sanitizers: .venv/ready
 	$(BIN)/python -m pytest -m slow tests/runtime/cpu/test_random_shapes.py

@@ -21,6 +21,7 @@ DRIVER = Path(__file__).parent / "c" / "random_shapes.c"
 SOURCES = [str(path) for path in (DRIVER, HERE / "decoder.c", HERE / "vision.c", HERE / "int4.c")]
 CASES = 60
 EMULATED = {"neon": "cortex-a53", "neon-dotprod": "cortex-a76"}  # the least processors that have their instructions
+IN_VALGRIND = ("avx2", "scalar")
 SANITIZERS = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 ARMS = [target for target in TARGETS if target.machine == ARM and target.name in WRITTEN]
 NEEDS_GCC = pytest.mark.skipif(machine() != X86 or gcc(X86) is None, reason="no x86 gcc here")
@@ -69,3 +70,15 @@ def test_sanitizers_find_nothing(target: Target, tmp_path: Path) -> None:
     """Address and undefined behaviour, 400 shapes: groups, odd heads, widths that fill no vector, one row and many."""
     text = printed(str(built(tmp_path, target, *SANITIZERS)), cases=400)
     assert len(text.splitlines()) >= 400
+
+
+@pytest.mark.slow
+@NEEDS_GCC
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs apt-get install valgrind")
+@pytest.mark.parametrize(
+    "target", [one for one in runnable() if one.name in IN_VALGRIND], ids=lambda target: target.name
+)
+def test_valgrind_finds_nothing(target: Target, plain: str, tmp_path: Path) -> None:
+    """What sanitizers do not see: no number is made of memory that was never written. It knows no more than AVX2."""
+    program = built(tmp_path, target, "-g")
+    assert printed(shutil.which("valgrind") or "", "-q", "--error-exitcode=9", str(program)) == plain
