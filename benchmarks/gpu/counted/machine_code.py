@@ -71,14 +71,19 @@ class MachineCode:
             if one.jumps_to is not None and one.jumps_to < at
         ]
         products = {span: sum(one.multiplies for one in self._body(*span)) for span in spans}
-        most = max(products.values(), default=0)
-        best = [span for span in spans if products[span] == most]
-        if most:
-            best = [one for one in best if not any(one != other and _within(other, one) for other in best)]
-        return max((self._body(*span) for span in best), key=len, default=())
+        inner = [
+            one
+            for one in spans
+            if products[one] and not any(products[other] and one != other and _within(other, one) for other in spans)
+        ]
+        return max((self._body(*span) for span in inner or spans), key=_size, default=())
 
     def _body(self, first: int, last: int) -> tuple[Instruction, ...]:
         return self.instructions[first : last + 1]
+
+
+def _size(body: Sequence[Instruction]) -> tuple[int, int]:
+    return sum(one.multiplies for one in body), len(body)
 
 
 def _within(one: tuple[int, int], other: tuple[int, int]) -> bool:
