@@ -71,12 +71,12 @@ class MachineCode:
             if one.jumps_to is not None and one.jumps_to < at
         ]
         products = {span: sum(one.multiplies for one in self._body(*span)) for span in spans}
-        inner = [
+        innermost = [
             one
             for one in spans
             if products[one] and not any(products[other] and one != other and _within(other, one) for other in spans)
         ]
-        return max((self._body(*span) for span in inner or spans), key=_size, default=())
+        return max((self._body(*span) for span in innermost or spans), key=_size, default=())
 
     def _body(self, first: int, last: int) -> tuple[Instruction, ...]:
         return self.instructions[first : last + 1]
