@@ -43,3 +43,11 @@ def test_without_a_product_the_longest_loop() -> None:
 def test_a_jump_forward_or_to_itself_is_no_loop() -> None:
     straight = [line for line in LISTING if "L_x_1" not in line and "L_x_2" not in line]
     assert MachineCode(32, 0, parse(straight)).loop() == ()
+
+
+def test_a_jump_back_over_two_loops_is_no_inner_loop() -> None:
+    """As a B200's wait for its tensor memory has it, behind the loops of both kinds of row tiles."""
+    again = [line.replace("L_x_2", "L_x_5") for line in LISTING[7:11]]
+    lines = [*LISTING[:11], *again, "        /*0068*/                   @P4 BRA `(.L_x_1) ;", *LISTING[13:]]
+    loop = MachineCode(32, 0, parse(lines)).loop()
+    assert [one.operation for one in loop] == ["LDG", "HMMA", "BRA"]
