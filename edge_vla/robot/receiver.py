@@ -15,6 +15,7 @@ import json
 import math
 import os
 import select
+import signal
 import socket
 import struct
 import sys
@@ -293,6 +294,7 @@ def main() -> None:
     parser.add_argument("--dims", type=int, required=True, help="values of an action")
     parser.add_argument("--json", action="store_true", help="for tcp+json:")
     given = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script that starts it behind `&` has it ignored else
 
     def show(what: str) -> None:
         sys.stdout.write(what + "\n")

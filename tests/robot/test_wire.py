@@ -340,7 +340,10 @@ def test_the_robot_s_end_ends_at_ctrl_c_and_says_who_has_its_port() -> None:
             assert time.monotonic() < end
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        try:
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()  # or leaving the block waits for ever
     assert (process.returncode, err) == (130, "")
 
 
