@@ -6,7 +6,7 @@ number of episodes are fixed before the run. Knows rows of episodes; knows nothi
 
 from __future__ import annotations
 
-import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,29 +33,42 @@ def run_all(
     episodes: int,
     frames: Path,
     delays_ms: Mapping[str, Sequence[float]] | None,
+    parallel: int,
     on_progress: Callable[[str], None],
 ) -> dict[str, list[EpisodeRow] | EdgeVLAError]:
     """Every system's episodes, kind by kind in the order of starts; what stopped a system, in its place.
 
-    As many systems run at a time as there are cores: nothing here is timed.
+    `parallel` processes at a time, one for a system and a kind of task, the first systems first: nothing here is timed.
     """
+    done = Counter[str]()
 
-    def run(name: str) -> list[EpisodeRow] | EdgeVLAError:
+    def run(name: str, kind: str) -> list[EpisodeRow] | EdgeVLAError:
         rows, delays = list[EpisodeRow](), None if delays_ms is None else delays_ms[name]
         try:
             with WorkerProcess(systems[name]) as process:
                 process.load(frames, 1)
-                for kind in kinds:
-                    for first in range(0, episodes, BLOCK):
-                        rows += process.episodes(environment, kind, first, min(BLOCK, episodes - first), delays)
-                        on_progress(f"{name}: {len(rows)} of {len(kinds) * episodes} episodes")
+                for first in range(0, episodes, BLOCK):
+                    rows += process.episodes(environment, kind, first, min(BLOCK, episodes - first), delays)
+                    done[name] += min(BLOCK, episodes - first)
+                    on_progress(f"{name}: {done[name]} of {len(kinds) * episodes} episodes")
         except EdgeVLAError as error:
             on_progress(f"{name}: {error}")
             return error
         return rows
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return dict(zip(systems, pool.map(run, systems), strict=True))
+    with ThreadPoolExecutor(max_workers=parallel) as pool:
+        asked = {name: [pool.submit(run, name, kind) for kind in kinds] for name in systems}
+        return {name: _joined([one.result() for one in parts]) for name, parts in asked.items()}
+
+
+def _joined(parts: Sequence[list[EpisodeRow] | EdgeVLAError]) -> list[EpisodeRow] | EdgeVLAError:
+    """The rows of all parts, or the first error."""
+    rows = list[EpisodeRow]()
+    for part in parts:
+        if isinstance(part, EdgeVLAError):
+            return part
+        rows += part
+    return rows
 
 
 def regime(name: str, reference: Rows, candidate: Rows, margin: float, episodes: Samples) -> Regime:

@@ -30,6 +30,7 @@ class Place(Protocol):
         episodes: int,
         frames: Path,
         delays_ms: Mapping[str, Sequence[float]] | None,
+        parallel: int,
         on_progress: Callable[[str], None],
     ) -> dict[str, list[EpisodeRow] | EdgeVLAError]:
         """Every system's episodes, kind by kind in the order of starts; what stopped a system, in its place."""
@@ -37,7 +38,7 @@ class Place(Protocol):
 
 
 class Here:
-    """This machine: a process for each system."""
+    """This machine: a process for each system, and for each kind of episode."""
 
     def predict_all(
         self, jobs: Sequence[Job], frames: Path, limit: int | None, forced: Path | None, parallel: int
@@ -52,6 +53,7 @@ class Here:
         episodes: int,
         frames: Path,
         delays_ms: Mapping[str, Sequence[float]] | None,
+        parallel: int,
         on_progress: Callable[[str], None],
     ) -> dict[str, list[EpisodeRow] | EdgeVLAError]:
-        return closed_loop.run_all(systems, environment, kinds, episodes, frames, delays_ms, on_progress)
+        return closed_loop.run_all(systems, environment, kinds, episodes, frames, delays_ms, parallel, on_progress)

@@ -79,6 +79,7 @@ class RayPlace:
         episodes: int,
         frames: Path,
         delays_ms: Mapping[str, Sequence[float]] | None,
+        parallel: int,  # noqa: ARG002
         on_progress: Callable[[str], None],
     ) -> dict[str, list[EpisodeRow] | EdgeVLAError]:
         all_blocks = shards.blocks(kinds, episodes, BLOCK)

@@ -322,9 +322,13 @@ def _episodes(run: Run, out: Path) -> None:
     elif plan.live:
         delays = {name: [ms for block in run.measured[name].times() for ms in block] for name in systems}
         regimes[f"live {environment.control_hz:g} Hz"] = delays
+    kinds = environment.kinds
+    on_gpu = torch.cuda.is_available() and run.reference.device != "cpu"  # whose memory holds one system for sure
+    processes = {f"{name}, {kind}": system for name, system in systems.items() for kind in kinds}
+    parallel = 1 if on_gpu else speed.parallel(processes, run.config.spec)
     for regime, delays_ms in regimes.items():
         found = run.place.run_all(
-            systems, plan.environment, environment.kinds, plan.episodes, run.directory, delays_ms, run.on_progress
+            systems, plan.environment, kinds, plan.episodes, run.directory, delays_ms, parallel, run.on_progress
         )
         reference = found.pop(REFERENCE)
         if isinstance(reference, EdgeVLAError):
