@@ -45,9 +45,9 @@ def test_a_result_comes_back_as_it_was_written(path: Path, tmp_path: Path) -> No
 def test_figures_pass_unchanged() -> None:
     """One figure of each converter, against the old key."""
     raw = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in FILES}
-    engine = read_result(RESULTS / "7b-int4-engine.json").body
+    engine = read_result(RESULTS / "7b-int4-decoder.json").body
     assert isinstance(engine, EngineResult)
-    ours, old = engine.system(PACKED), raw["7b-int4-engine"]
+    ours, old = engine.system(PACKED), raw["7b-int4-decoder"]
     assert ours is not None
     assert ours.median.step_ms == old["milliseconds, median"]["step"]
     assert [t.measured for t in engine.targets] == [claim["value"] for claim in old["claims"]]
