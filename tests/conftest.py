@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,14 @@ settings.load_profile("same")
 def _one_thread() -> None:
     # The shapes are tiny: a second thread costs more in waiting than it computes.
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def heeded_ctrl_c() -> Iterator[None]:
+    """Children end at SIGINT, though a shell that runs the tests in the background has them inherit that none does."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -173,6 +173,7 @@ def test_a_pipe_gets_plain_text(bench_out: Path, environment: dict[str, str]) ->
     assert b"\x1b" not in done.stdout + done.stderr
 
 
+@pytest.mark.usefixtures("heeded_ctrl_c")
 def test_ctrl_c_says_what_is_kept(tiny_artifacts: Mapping[int, Path], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "edge_vla", "bench", str(tiny_artifacts[8]), "--reference", TINY, "--limit", "512"]
     with subprocess.Popen(
