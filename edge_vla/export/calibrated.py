@@ -142,7 +142,7 @@ class CalibratedDecoder:
         return measure(layer, rows, at_output, weights, self.recipe.group) if self.recipe.mixed else {}
 
     def _products(self, layer: DecoderLayer) -> AbstractContextManager[None]:
-        """The layer's in float32, where torch would emulate those of bf16: on AVX2 its way back is 17 times slower."""
+        """The layer's in float32, where torch would emulate those of bf16, which takes many times as long."""
         return widened(layer) if widening_pays(DTYPE, self._store.device) else nullcontext()
 
     def _measure_vision(self) -> None:
