@@ -10,12 +10,14 @@ import torch
 
 from edge_vla.runtime.gpu.kernels.tiles import Chip, ahead_of
 
-OnKernel = Callable[[Any, Any], None]  # Triton's source and metadata of a kernel that was compiled
+Launcher = Callable[..., None]  # is called at a launch with its grid (x, y, z), a stream, what `loaded` made, and more
+OnKernel = Callable[[Any, Any], Launcher | None]  # Triton's source and metadata of a kernel that was compiled
+Loaded = Callable[[str, bytes, int], object]  # its name, binary and bytes of shared memory
 
 
 @contextmanager
-def dry_driver(chip: Chip, on_kernel: OnKernel) -> Iterator[None]:
-    """Within, launching a kernel compiles it for `chip`; `on_kernel` is called with each, once."""
+def dry_driver(chip: Chip, on_kernel: OnKernel, loaded: Loaded = lambda *_: None) -> Iterator[None]:
+    """Within, launching a kernel compiles it for `chip`; `on_kernel`, then `loaded` are called with each, once."""
     from triton.backends.compiler import GPUTarget
     from triton.backends.driver import DriverBase
     from triton.runtime.driver import driver
@@ -26,20 +28,12 @@ def dry_driver(chip: Chip, on_kernel: OnKernel) -> Iterator[None]:
         def get_device_properties(self, _: int) -> dict[str, int]:
             return {"max_shared_mem": chip.shared_bytes}
 
-        def load_binary(self, *_: object) -> tuple[object, object, int, int, int]:
-            return object(), None, 0, 0, 1024  # module, function, registers, spills, threads
-
-    class Launcher:
-        """What Triton makes of a compiled kernel, and calls with its grid."""
-
-        def __init__(self, source: Any, metadata: Any) -> None:
-            on_kernel(source, metadata)
-
-        def __call__(self, *_: object) -> None: ...
+        def load_binary(self, name: str, binary: bytes, shared: int, _: int) -> tuple[object, object, int, int, int]:
+            return object(), loaded(name, binary, shared), 0, 0, 1024  # module, function, registers, spills, threads
 
     class Dry(DriverBase):  # type: ignore[misc]
         utils = Utils()
-        launcher_cls = Launcher
+        launcher_cls = staticmethod(lambda source, metadata: on_kernel(source, metadata) or (lambda *_: None))
         is_active = staticmethod(lambda: True)
 
         def map_python_to_cpp_type(self, kind: str) -> str:
