@@ -20,7 +20,6 @@ from benchmarks.gpu.kernel_checks.rows import (
     swiglu,
     tower_gelu,
     tower_norm,
-    turn,
 )
 from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS
 from edge_vla.runtime.gpu.kernels.weights import RowFormat
@@ -64,17 +63,18 @@ def _decoder(spec: PolicySpec, prefill: int) -> list[Case]:
     decoder = spec.decoder
     length = prefill + 2 * GEMV_ROWS
     cases = list[Case]()
-    for rows, start, parts in ((1, prefill, PARTS), (GEMV_ROWS, prefill, PARTS), (prefill, 0, 0)):
+    for rows, parts in ((1, PARTS), (GEMV_ROWS, PARTS), (prefill, 0)):
         made = {
             "rms_norm": partial(norm, rows=rows, width=decoder.width, parts=parts),
             "swiglu": partial(swiglu, rows=rows, width=decoder.mlp_width, parts=parts),
-            "rotary": partial(turn, spec=decoder, rows=rows, start=start, length=length, parts=parts),
-            "attention": partial(attend, spec=decoder, rows=rows, start=start, length=length),
         }
         cases += [Case(f"{name}, {rows} rows", name, make) for name, make in made.items()]
     for rows in (1, GEMV_ROWS):
         make = partial(attend_pass, spec=decoder, rows=rows, start=prefill, length=length, parts=PARTS)
         cases.append(Case(f"pass_attention, {rows} rows", "pass_attention", make))
+    for name, parts in (("prefill_attention", 0), (f"prefill_attention of {PARTS} parts", PARTS)):
+        make = partial(attend, spec=decoder, rows=prefill, start=0, length=length, parts=parts)
+        cases.append(Case(f"{name}, {prefill} rows", "prefill_attention", make))
     for row_format in INT8_FORMATS:
         made = {
             "rms_norm": partial(norm, rows=prefill, width=decoder.width, parts=0, row_format=row_format),

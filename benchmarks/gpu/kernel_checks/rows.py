@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,14 +14,13 @@ from benchmarks.gpu.kernel_checks.check import KernelCheck, RandomInputs
 from edge_vla.model.decoder import rotary_tables, rotate
 from edge_vla.runtime.gpu.kernels import (
     activations,
-    attention,
     feed,
     head,
     layer_norm,
     pass_attention,
+    prefill_attention,
     quantise_rows,
     rms_norm,
-    rotary,
 )
 from edge_vla.runtime.gpu.kernels.weights import PLAIN, Int8Rows, RowFormat, Rows, in_input_order
 from edge_vla.spec import DecoderSpec
@@ -142,100 +142,83 @@ def _row_bytes(x: Tensor, row_format: RowFormat) -> int:
     return x.nbytes if row_format == PLAIN else x.numel()
 
 
-def turn(inputs: RandomInputs, spec: DecoderSpec, rows: int, start: int, length: int, parts: int) -> KernelCheck:
-    """Queries rotated, keys and values in their slots, all other slots unchanged."""
-    qkv_features = (spec.heads + 2 * spec.kv_heads) * spec.head_width
-    qkv = inputs.partial_sums(parts, rows, qkv_features)
-    cos, sin = (
-        table[0, 0] for table in rotary_tables(spec, torch.arange(length, device=inputs.device)[None], inputs.dtype)
-    )
-    keys, values = (inputs.rows(spec.kv_heads, length, spec.head_width) for _ in range(2))
-    position = torch.tensor([start], dtype=torch.int32, device=inputs.device)
+@dataclass(frozen=True)
+class Pass:
+    """Rows of a product from position `start` on, and a cache that holds NaN and infinity from there on."""
 
-    def run(function: Callable[..., Tensor]) -> list[Tensor]:
-        cache = keys.clone(), values.clone()
-        return [function(qkv, cos, sin, position, *cache), *cache]
+    qkv: Tensor
+    cos: Tensor
+    sin: Tensor
+    position: Tensor
+    keys: Tensor
+    values: Tensor
+    start: int
 
-    def truth() -> list[Tensor]:
-        x = (qkv.double().sum(0) if parts else qkv.double()).view(rows, -1, spec.head_width)
-        here = slice(start, start + rows)
-        rotated = rotate(x[:, : -spec.kv_heads], cos[here, None].double(), sin[here, None].double())
-        all_keys, all_values = keys.double(), values.double()
-        all_keys[:, here] = rotated[:, spec.heads :].transpose(0, 1)
-        all_values[:, here] = x[:, -spec.kv_heads :].transpose(0, 1)
-        return [rotated[:, : spec.heads], all_keys, all_values]
+    @staticmethod
+    def made(inputs: RandomInputs, spec: DecoderSpec, rows: int, start: int, length: int, parts: int) -> Pass:
+        qkv = inputs.partial_sums(parts, rows, (spec.heads + 2 * spec.kv_heads) * spec.head_width)
+        tables = rotary_tables(spec, torch.arange(length, device=inputs.device)[None], inputs.dtype)
+        keys, values = (inputs.rows(spec.kv_heads, length, spec.head_width) for _ in range(2))
+        keys[:, start:], values[:, start:] = torch.nan, torch.inf
+        position = torch.tensor([start], dtype=torch.int32, device=inputs.device)
+        return Pass(qkv, tables[0][0, 0], tables[1][0, 0], position, keys, values, start)
 
-    return KernelCheck(
-        partial(run, rotary.kernel),
-        partial(run, rotary.reference),
-        truth,
-        qkv.nbytes + rows * qkv_features * 2,
-        exact=True,
-        launch=lambda: rotary.kernel(qkv, cos, sin, position, keys, values),  # `run` overwrites the same slots
-    )
+    def check(self, spec: DecoderSpec, attend: Callable[..., Tensor], wanted: range) -> KernelCheck:
+        """Of `attend`, which takes the tensors in order: what the wanted rows attend to, and what is in the cache."""
+        end = self.start + self.qkv.shape[-2]
+        given = self.qkv, self.cos, self.sin, self.position
 
+        def run() -> list[Tensor]:
+            cache = self.keys.clone(), self.values.clone()
+            mixed = attend(*given, *cache)
+            assert all(bool(one[:, end:].isfinite().logical_not().all()) for one in cache), "slots behind the pass"
+            return [mixed, *(one[:, :end] for one in cache)]
 
-def attend(inputs: RandomInputs, spec: DecoderSpec, rows: int, start: int, length: int) -> KernelCheck:
-    """Slots after the last row's hold NaN and infinity, which must not be read."""
-    query = inputs.rows(rows, spec.heads, spec.head_width)
-    keys, values = (inputs.rows(spec.kv_heads, length, spec.head_width) for _ in range(2))
-    end = start + rows
-    keys[:, end:], values[:, end:] = torch.nan, torch.inf
-    position = torch.tensor([start], dtype=torch.int32, device=inputs.device)
-    mask = torch.arange(end, device=inputs.device) <= torch.arange(start, end, device=inputs.device)[:, None]
+        return KernelCheck(
+            run,
+            lambda: self.by_torch(spec, self.keys.dtype, wanted),
+            lambda: self.by_torch(spec, torch.float64, wanted),
+            self.qkv.nbytes + 4 * spec.kv_width * end + 2 * len(wanted) * spec.width,
+            4 * spec.width * sum(range(self.start + wanted.start + 1, self.start + wanted.stop + 1)),
+            launch=lambda: attend(*given, self.keys, self.values),  # `run` overwrites the same slots
+        )
 
-    def by_torch(dtype: torch.dtype) -> list[Tensor]:
-        q, k, v = (x.to(dtype)[None] for x in (query.transpose(0, 1), keys[:, :end], values[:, :end]))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=spec.heads != spec.kv_heads)
-        return [out[0].transpose(0, 1).flatten(1)]
-
-    return KernelCheck(
-        lambda: [attention.kernel(query, keys, values, position)],
-        partial(by_torch, inputs.dtype),
-        partial(by_torch, torch.float64),
-        2 * query.nbytes + 4 * spec.kv_width * end,
-        4 * spec.width * sum(range(start + 1, end + 1)),
-    )
-
-
-def attend_pass(inputs: RandomInputs, spec: DecoderSpec, rows: int, start: int, length: int, parts: int) -> KernelCheck:
-    """The mixed values, and what is in the cache; its slots from the pass on hold NaN and infinity before."""
-    qkv_features = (spec.heads + 2 * spec.kv_heads) * spec.head_width
-    qkv = inputs.partial_sums(parts, rows, qkv_features)
-    cos, sin = (
-        table[0, 0] for table in rotary_tables(spec, torch.arange(length, device=inputs.device)[None], inputs.dtype)
-    )
-    keys, values = (inputs.rows(spec.kv_heads, length, spec.head_width) for _ in range(2))
-    keys[:, start:], values[:, start:] = torch.nan, torch.inf
-    position = torch.tensor([start], dtype=torch.int32, device=inputs.device)
-    scratch = pass_attention.Scratch.allocate(spec.heads, spec.head_width, inputs.device)
-    end = start + rows
-    mask = torch.arange(end, device=inputs.device) <= torch.arange(start, end, device=inputs.device)[:, None]
-
-    def run() -> list[Tensor]:
-        cache = keys.clone(), values.clone()
-        mixed = pass_attention.kernel(qkv, cos, sin, position, *cache, scratch)
-        assert all(bool(one[:, end:].isfinite().logical_not().all()) for one in cache), "slots behind the pass"
-        return [mixed, *(one[:, :end] for one in cache)]
-
-    def by_torch(dtype: torch.dtype) -> list[Tensor]:
-        x = (qkv.sum(0) if parts else qkv).to(dtype).view(rows, -1, spec.head_width)
-        here = slice(start, end)
-        rotated = rotate(x[:, : -spec.kv_heads], cos[here, None].to(dtype), sin[here, None].to(dtype))
-        k = torch.cat([keys[:, :start].to(dtype), rotated[:, spec.heads :].transpose(0, 1)], dim=1)
-        v = torch.cat([values[:, :start].to(dtype), x[:, -spec.kv_heads :].transpose(0, 1)], dim=1)
-        q, gqa = rotated[:, : spec.heads].transpose(0, 1), spec.heads != spec.kv_heads
+    def by_torch(self, spec: DecoderSpec, dtype: torch.dtype, wanted: range) -> list[Tensor]:
+        rows, parts = self.qkv.shape[-2], self.qkv.dim() == 3
+        end, device = self.start + rows, self.qkv.device
+        x = (self.qkv.sum(0) if parts else self.qkv).to(dtype).view(rows, -1, spec.head_width)
+        cos, sin = (table[self.start : end, None].to(dtype) for table in (self.cos, self.sin))
+        rotated = rotate(x[:, : -spec.kv_heads], cos, sin)
+        k = torch.cat([self.keys[:, : self.start].to(dtype), rotated[:, spec.heads :].transpose(0, 1)], dim=1)
+        v = torch.cat([self.values[:, : self.start].to(dtype), x[:, -spec.kv_heads :].transpose(0, 1)], dim=1)
+        q, gqa = rotated[wanted.start : wanted.stop, : spec.heads].transpose(0, 1), spec.heads != spec.kv_heads
+        last = self.start + torch.arange(wanted.start, wanted.stop, device=device)
+        mask = torch.arange(end, device=device) <= last[:, None]
         out = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask, enable_gqa=gqa)
         return [out[0].transpose(0, 1).flatten(1), k, v]
 
-    return KernelCheck(
-        run,
-        partial(by_torch, inputs.dtype),
-        partial(by_torch, torch.float64),
-        qkv.nbytes + 4 * spec.kv_width * end + 2 * rows * spec.width,
-        4 * spec.width * sum(range(start + 1, end + 1)),
-        launch=lambda: pass_attention.kernel(qkv, cos, sin, position, keys, values, scratch),
-    )
+
+def attend(
+    inputs: RandomInputs,
+    spec: DecoderSpec,
+    rows: int,
+    start: int,
+    length: int,
+    parts: int,
+    wanted: range | None = None,
+) -> KernelCheck:
+    """A pass of many rows, of which all are wanted or some."""
+    wanted = wanted or range(rows)
+    begin = torch.tensor([wanted.start], dtype=torch.int32, device=inputs.device)
+    kernel: Callable[..., Tensor] = partial(prefill_attention.kernel, begin=begin, count=len(wanted))
+    return Pass.made(inputs, spec, rows, start, length, parts).check(spec, kernel, wanted)
+
+
+def attend_pass(inputs: RandomInputs, spec: DecoderSpec, rows: int, start: int, length: int, parts: int) -> KernelCheck:
+    """A pass of few rows."""
+    scratch = pass_attention.Scratch.allocate(spec.heads, spec.head_width, inputs.device)
+    kernel: Callable[..., Tensor] = partial(pass_attention.kernel, scratch=scratch)
+    return Pass.made(inputs, spec, rows, start, length, parts).check(spec, kernel, range(rows))
 
 
 def choose(inputs: RandomInputs, rows: int, width: int, bins: int) -> KernelCheck:

@@ -19,10 +19,12 @@ from benchmarks.gpu.counted.chips import WARP
 from benchmarks.gpu.counted.result import KernelRow
 from benchmarks.gpu.model.devices import Device
 from edge_vla.runtime.gpu.kernels.tiles import BITS
+from edge_vla.spec import OPENVLA_7B
 
 SCHEDULERS: Final = 4  # of an SM, on every chip since Volta
 WAIT: Final = 4.0  # cycles from an instruction to one that needs its result, on every chip since Volta
 TURNS: Final = 3.0  # of a loop that reads no weights: of attention, whose cache is a few tiles long
+PREFILL_ATTENTION: Final = "prefill_attention"
 FEW_ROWS: Final = 8  # a product of so few rows is one tensor-core instruction wide, and its loop counts that
 
 
@@ -64,6 +66,8 @@ def turns(row: KernelRow, rows: int) -> float:
     """Of the inner loop, by one program. `rows`: of the product."""
     if not row.loop:
         return 0.0
+    if row.kernel == PREFILL_ATTENTION:  # as many as tiles of rows lie before a program's own, half of all but one
+        return (row.programs / OPENVLA_7B.decoder.heads - 1) / 2
     if row.per_weight is None or not row.per_weight or not rows:
         return TURNS
     weights = row.operations / (2 * rows) * row.passes

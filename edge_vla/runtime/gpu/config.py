@@ -18,15 +18,14 @@ from edge_vla.runtime.gpu import CHAIN, PERSISTENT, ROUNDED
 from edge_vla.runtime.gpu.device import Backend
 from edge_vla.runtime.gpu.kernels import (
     activations,
-    attention,
     decode_pass,
     feed,
     head,
     layer_norm,
     pass_attention,
+    prefill_attention,
     quantise_rows,
     rms_norm,
-    rotary,
     w4a8,
     w4a16,
     w8,
@@ -50,7 +49,6 @@ def named(kernel: str) -> tuple[Activations, Steps]:
 class Kernels:
     """Each as its module describes it. A `gemv` takes at most GEMV_ROWS rows."""
 
-    attention: Callable[..., Tensor]
     biased: Callable[..., Tensor]
     choose: Callable[..., Choice]
     decode_pass: Callable[..., Tensor]
@@ -58,9 +56,9 @@ class Kernels:
     gelu: Callable[..., Rows]
     layer_norm: Callable[..., tuple[Tensor, Rows]]
     pass_attention: Callable[..., Tensor]
+    prefill_attention: Callable[..., Tensor]
     quantise_rows: Callable[..., Rows]
     rms_norm: Callable[..., tuple[Tensor, Rows]]
-    rotary: Callable[..., Tensor]
     swiglu: Callable[..., Rows]
     w16_gemv: Callable[..., Tensor]
     w4a16_gemv: Callable[..., Tensor]
@@ -79,7 +77,6 @@ def kernels(backend: Backend) -> Kernels:
         return found
 
     return Kernels(
-        attention=of(attention),
         biased=of(activations, "_biased"),
         choose=of(head),
         decode_pass=of(decode_pass),
@@ -87,9 +84,9 @@ def kernels(backend: Backend) -> Kernels:
         gelu=of(activations, "_gelu"),
         layer_norm=of(layer_norm),
         pass_attention=of(pass_attention),
+        prefill_attention=of(prefill_attention),
         quantise_rows=of(quantise_rows),
         rms_norm=of(rms_norm),
-        rotary=of(rotary),
         swiglu=of(activations, "_swiglu"),
         w16_gemv=of(w16, "_gemv"),
         w4a16_gemv=of(w4a16, "_gemv"),

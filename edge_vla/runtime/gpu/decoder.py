@@ -1,6 +1,6 @@
 """The decoder as a chain of kernel calls, the residual stream handed from norm to norm.
 
-Nine launches per layer, eight in a pass of up to GEMV_ROWS rows; or one launch for all layers of such a pass.
+Eight launches per layer; or one launch for all layers of a pass of up to GEMV_ROWS rows.
 A product's partial sums go to the kernel that reads them next, which adds them, and the stream, on the way. Arithmetic
 otherwise follows `edge_vla.model.decoder`. Knows shapes and kernels; knows nothing of graphs, tokens or files.
 """
@@ -161,11 +161,10 @@ class KernelDecoder:
 
     def _mixed(self, qkv: Tensor, start: int, keys: Tensor, values: Tensor, wanted: range | None) -> Tensor:
         """What the `wanted` rows attend to (M, H d); the keys and values of all rows go to the cache."""
-        use, rows = self.kernels, slice(None) if wanted is None else slice(wanted.start, wanted.stop)
+        use, wanted, given = self.kernels, wanted or range(qkv.shape[-2]), (qkv, self.cos, self.sin, self._at(start))
         if qkv.shape[-2] <= GEMV_ROWS:
-            return use.pass_attention(qkv, self.cos, self.sin, self._at(start), keys, values, self.scratch)[rows]
-        query = use.rotary(qkv, self.cos, self.sin, self._at(start), keys, values)
-        return use.attention(query[rows], keys, values, self._at(start + (rows.start or 0)))
+            return use.pass_attention(*given, keys, values, self.scratch)[wanted.start : wanted.stop]
+        return use.prefill_attention(*given, keys, values, self._at(wanted.start), len(wanted))
 
     def _at(self, position: int) -> Tensor:
         return self.positions[position, :1]

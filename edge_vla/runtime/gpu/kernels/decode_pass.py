@@ -16,11 +16,12 @@ from torch import Tensor
 
 from edge_vla.errors import BackendError
 from edge_vla.runtime.gpu.kernels import activations, pass_attention, rms_norm, w4a16, w8, w16
+from edge_vla.runtime.gpu.kernels.attention import LEAST
 from edge_vla.runtime.gpu.kernels.decode_phases import PHASES, POINTERS, _decode_pass
 from edge_vla.runtime.gpu.kernels.grid import BARRIERS, POLLS
 from edge_vla.runtime.gpu.kernels.language import check_rows, cooperative
 from edge_vla.runtime.gpu.kernels.nibbles import MAGIC, assembly, scale_k
-from edge_vla.runtime.gpu.kernels.pass_attention import LEAST, SLOTS, SPLITS, Scratch
+from edge_vla.runtime.gpu.kernels.pass_attention import SLOTS, SPLITS, Scratch
 from edge_vla.runtime.gpu.kernels.row_kernel import block_of
 from edge_vla.runtime.gpu.kernels.tiles import (
     GEMV_ROWS,
@@ -166,7 +167,7 @@ FIXED: Final[Mapping[str, Any]] = {
     "BARRIERS": BARRIERS,
     "num_warps": PASS_WARPS,
     "maxnreg": PASS_REGISTERS,
-    "enable_fp_fusion": False,  # as in `rotary`
+    "enable_fp_fusion": False,  # as `attention.turned` asks
 }
 
 

@@ -81,7 +81,7 @@ def kernel(
         **layout(normed),
         BLOCK=block,
         num_warps=warps_of(block),
-        enable_fp_fusion=False,  # as in `rotary`
+        enable_fp_fusion=False,  # as `attention.turned` asks
         **overlap(x.device),
     )
     return total, normed

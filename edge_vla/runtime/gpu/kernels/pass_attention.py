@@ -14,15 +14,13 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from edge_vla.runtime.gpu.kernels import attention, rotary
+from edge_vla.runtime.gpu.kernels.attention import LEAST, attended, in_cache, summed_halves, turned
 from edge_vla.runtime.gpu.kernels.language import check_rows, jit, overlap, tl, wait_for_inputs
-from edge_vla.runtime.gpu.kernels.rotary import turned
-from edge_vla.runtime.gpu.kernels.row_kernel import block_of, parts_of, rounded, sum_of
+from edge_vla.runtime.gpu.kernels.row_kernel import block_of, parts_of
 from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS
 
 SPLITS: Final = 8  # programs per head; seven tiles hold the image and a prompt of 192 tokens
 SLOTS: Final = 64  # of a tile
-LEAST: Final = 16  # a side of a product
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +49,9 @@ def reference(
     values: Tensor,
     scratch: Scratch,  # noqa: ARG001  the kernel's
 ) -> Tensor:
-    """`rotary.reference`, then `attention.reference`, with their arguments -> (M, H d). M <= GEMV_ROWS."""
-    query = rotary.reference(qkv, cos, sin, start, keys, values)
-    return attention.reference(query, keys, values, start)
+    """Arguments as `attention.in_cache` -> what each row attends to (M, H d). M <= GEMV_ROWS."""
+    query = in_cache(qkv, cos, sin, start, keys, values)
+    return attended(query, keys, values, start.long() + torch.arange(query.shape[0], device=query.device))
 
 
 def kernel(
@@ -91,7 +89,7 @@ def kernel(
         ROWS=GEMV_ROWS,
         num_warps=4,
         num_stages=1,
-        enable_fp_fusion=False,  # as in `rotary`
+        enable_fp_fusion=False,  # as `turned` asks
         **overlap(qkv.device),
     )
     return out
@@ -225,9 +223,9 @@ def _split(
     wait_for_inputs(EARLY)
     stride, own, place = rows * ALL * WIDTH, in_rows & is_new, row * ALL * WIDTH + head * WIDTH + column
     kv_place = row * ALL * WIDTH + (HEADS + head // (HEADS // KV_HEADS)) * WIDTH + column
-    new_left, new_right = _summed(qkv, kv_place, own, stride, half, PARTS, TYPE)
-    new_value_left, new_value_right = _summed(qkv, kv_place + KV_HEADS * WIDTH, own, stride, half, PARTS, TYPE)
-    query_left, query_right = _summed(qkv, place, in_rows, stride, half, PARTS, TYPE)
+    new_left, new_right = summed_halves(qkv, kv_place, own, stride, half, PARTS, TYPE)
+    new_value_left, new_value_right = summed_halves(qkv, kv_place + KV_HEADS * WIDTH, own, stride, half, PARTS, TYPE)
+    query_left, query_right = summed_halves(qkv, place, in_rows, stride, half, PARTS, TYPE)
     new_left, new_right = turned(new_left, new_right, c, s, TYPE)
     query_left, query_right = turned(query_left, query_right, c, s, TYPE)
     _store_halves(keys + new, new_left, new_right, own, half)
@@ -302,21 +300,6 @@ def _halves(tensor: tl.tensor, place: tl.tensor, mask: tl.tensor, half: tl.const
 def _store_halves(to: tl.tensor, left: tl.tensor, right: tl.tensor, mask: tl.tensor, half: tl.constexpr) -> None:
     tl.store(to, left, mask=mask)
     tl.store(to + half, right, mask=mask)
-
-
-@jit
-def _summed(
-    qkv: tl.tensor,
-    place: tl.tensor,
-    mask: tl.tensor,
-    stride: tl.tensor,
-    half: tl.constexpr,
-    PARTS: tl.constexpr,
-    TYPE: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
-    """Both halves of a product's rows, rounded to its type."""
-    left = rounded(sum_of(qkv, place, mask, stride, PARTS), TYPE)
-    return left, rounded(sum_of(qkv, place + half, mask, stride, PARTS), TYPE)
 
 
 @jit

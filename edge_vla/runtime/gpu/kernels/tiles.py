@@ -309,14 +309,17 @@ def cost(chip: Chip, tile: Tile, kind: str, n: int, k: int) -> float:
     return waves * (START_CYCLES + k / splits * (max(multiply, load) + convert)) + parts
 
 
-def attention_tile(chip: Chip, rows: int, width: int) -> Tile:
-    """`block_n` cache slots by `block_m` queries. A pass of few rows has few programs: each loads more at a time."""
-    skinny = Tile(128, 16, width, 8, 2)
-    if rows <= GEMV_ROWS and skinny.fitted(chip, 32, 16).stages == skinny.stages:  # keys and values: 16 bits each
-        return skinny
-    if rows <= GEMV_ROWS:
-        return Tile(64, 16, width, 4, 2)
-    return Tile(64, 64, width, 4 if chip.capability[0] == 9 else 8, 2)  # on 9.0 four warps are one warp group
+def attention_tile(chip: Chip, width: int, parts: int) -> Tile:
+    """`block_m` rows, against `block_n` slots at a time, of a product of so many `parts`.
+
+    Where warps multiply by themselves small tiles leave registers for four programs on an SM, which hide what each
+    waits for. On 9.0 four warps multiply together, 64 rows at least; on 10.0 into a memory of their own. Summands, which
+    are loaded all at once, take registers, and a pipeline of them more shared memory than there is.
+    """
+    halved = 1 if parts <= 2 else 2
+    if chip.capability[0] not in (9, 10):
+        return Tile(32 // halved, 32, width, 4, 1)
+    return Tile(64 // halved, 64, width, 4 if chip.capability[0] == 9 else 8, 2 if parts == 1 else 1)
 
 
 def split_k(chip: Chip, tile: Tile, n: int, blocks: int) -> tuple[int, int]:

@@ -22,18 +22,17 @@ from benchmarks.gpu.kernel_checks.rows import (
     swiglu,
     tower_gelu,
     tower_norm,
-    turn,
 )
 from edge_vla.runtime.gpu.kernels import (
     activations,
-    attention,
     head,
     layer_norm,
     pass_attention,
+    prefill_attention,
     quantise_rows,
     rms_norm,
-    rotary,
 )
+from edge_vla.runtime.gpu.kernels.attention import in_cache
 from edge_vla.runtime.gpu.kernels.pass_attention import SLOTS, SPLITS, Scratch
 from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS
 from edge_vla.runtime.gpu.kernels.weights import Int8Rows, RowFormat, Rows
@@ -81,17 +80,19 @@ def test_norms_and_gates(
     kv_heads=st.integers(1, 3),
     share=st.integers(1, 3),
     head_width=st.sampled_from((16, 20, 72, 128)),
-    rows=st.sampled_from((1, 7, 17, 66)),
-    start=st.integers(0, 90),
+    rows=st.sampled_from((9, 17, 32, 66)),
+    chosen=st.tuples(st.integers(0, 65), st.integers(0, 65)),
+    start=st.sampled_from((0, 1, 31, 32, 64)) | st.integers(0, 90),
     parts=parts_,
     seed=seeds,
 )
-def test_turning_and_attending(
+def test_a_prefill_in_one_launch(
     dtype: torch.dtype,
     kv_heads: int,
     share: int,
     head_width: int,
     rows: int,
+    chosen: tuple[int, int],
     start: int,
     parts: int,
     seed: int,
@@ -100,8 +101,9 @@ def test_turning_and_attending(
     heads = kv_heads * share
     spec = DecoderSpec(width=heads * head_width, heads=heads, kv_heads=kv_heads)
     inputs = RandomInputs.seeded(seed, device, dtype)
-    assert_passes(turn(inputs, spec, rows, start, start + rows + 3, parts))
-    assert_passes(attend(inputs, spec, rows, start, start + rows + 3))
+    first, last = sorted(one % rows for one in chosen)
+    assert_passes(attend(inputs, spec, rows, start, start + rows + 3, parts))
+    assert_passes(attend(inputs, spec, rows, start, start + rows + 3, parts, range(first, last + 1)))
 
 
 TILE_BORDERS = (0, 1, SLOTS - 1, SLOTS, 2 * SLOTS - 3, (SPLITS - 1) * SLOTS, (SPLITS - 1) * SLOTS + 1)
@@ -147,7 +149,7 @@ def test_a_pass_leaves_the_rotations_bits_and_its_scratch_as_it_was(
     position = torch.tensor([start], dtype=torch.int32, device=device)
     keys, values = inputs.rows(2, 600, 32), inputs.rows(2, 600, 32)
     expected = keys.clone(), values.clone()
-    rotary.reference(qkv, cos, sin, position, *expected)
+    in_cache(qkv, cos, sin, position, *expected)
     scratch = Scratch.allocate(4, 32, device)
     once = pass_attention.kernel(qkv, cos, sin, position, keys, values, scratch)
     assert torch.equal(keys, expected[0])
@@ -239,16 +241,40 @@ def test_fused_quantisation_is_that_of_the_rounded_rows(
         assert torch.equal(expected.scales, fused.scales)
 
 
-def test_attention_of_a_row_depends_on_no_other_row(device: torch.device) -> None:
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("start", [0, 45])
+def test_a_prefill_leaves_the_rotations_bits_and_reads_no_slot_that_it_writes(
+    dtype: torch.dtype, start: int, device: torch.device
+) -> None:
+    """Keys of every tile are rotated more than once, always to the same bits; slots are poisoned before."""
+    inputs = RandomInputs.seeded(6, device, dtype)
+    qkv, begin = inputs.float32(2, 70, 8 * 32), torch.zeros(1, dtype=torch.int32, device=device)
+    cos, sin = (inputs.rows(120, 16).repeat(1, 2) for _ in range(2))
+    position = torch.tensor([start], dtype=torch.int32, device=device)
+    keys, values = inputs.rows(2, 120, 32), inputs.rows(2, 120, 32)
+    keys[:, start:], values[:, start:] = torch.nan, torch.nan
+    expected = keys.clone(), values.clone()
+    in_cache(qkv, cos, sin, position, *expected)
+    assert prefill_attention.kernel(qkv, cos, sin, position, keys, values, begin, 70).isfinite().all()
+    assert torch.equal(keys[:, : start + 70], expected[0][:, : start + 70])
+    assert torch.equal(values[:, : start + 70], expected[1][:, : start + 70])
+
+
+@pytest.mark.parametrize("start", [0, 45])
+def test_a_row_of_a_prefill_depends_on_no_later_row(start: int, device: torch.device) -> None:
+    """Nor on which rows are wanted beside it."""
     inputs = RandomInputs.seeded(6, device, torch.bfloat16)
-    query, keys, values = inputs.rows(GEMV_ROWS, 4, 32), inputs.rows(2, 150, 32), inputs.rows(2, 150, 32)
+    qkv, cos, sin = inputs.float32(2, 70, 8 * 32), inputs.rows(200, 32), inputs.rows(200, 32)
+    keys, values = inputs.rows(2, 200, 32), inputs.rows(2, 200, 32)
 
-    def at(start: int, rows: Tensor) -> Tensor:
-        return attention.kernel(rows, keys, values, torch.tensor([start], dtype=torch.int32, device=device))
+    def of(rows: int, first: int) -> Tensor:
+        front = qkv[:, :rows].contiguous()
+        at, begin = (torch.tensor([one], dtype=torch.int32, device=device) for one in (start, first))
+        return prefill_attention.kernel(front, cos, sin, at, keys.clone(), values.clone(), begin, rows - first)
 
-    whole = at(120, query)
-    for row in range(GEMV_ROWS):
-        assert torch.equal(at(120 + row, query[row : row + 1]), whole[row : row + 1])
+    whole = of(70, 0)
+    for rows, first in ((70, 69), (70, 40), (64, 0), (33, 31), (9, 8)):
+        assert torch.equal(of(rows, first), whole[first:rows])
 
 
 def test_a_cache_longer_than_the_pass_is_read_by_its_strides(device: torch.device) -> None:
@@ -256,13 +282,12 @@ def test_a_cache_longer_than_the_pass_is_read_by_its_strides(device: torch.devic
     inputs = RandomInputs.seeded(7, device, torch.bfloat16)
     whole = inputs.rows(2, 3, 90, 32)
     keys, values = whole[0, :, :64], whole[1, :, :64]
-    start = torch.tensor([20], dtype=torch.int32, device=device)
-    query = inputs.rows(5, 6, 32)
-    same = attention.kernel(query, keys.contiguous(), values.contiguous(), start)
-    assert torch.equal(attention.kernel(query, keys, values, start), same)
-    run: Callable[..., Tensor] = rotary.kernel
-    qkv, cos, sin = inputs.rows(5, 12 * 32), inputs.rows(64, 32), inputs.rows(64, 32)
+    start, begin = (torch.tensor([one], dtype=torch.int32, device=device) for one in (20, 0))
+    qkv, cos, sin = inputs.rows(9, 12 * 32), inputs.rows(64, 32), inputs.rows(64, 32)
     untouched = whole[:, :, 64:].clone()
-    run(qkv, cos, sin, start, keys, values)
+    alone = keys.contiguous(), values.contiguous()
+    same = prefill_attention.kernel(qkv, cos, sin, start, *alone, begin, 9)
+    assert torch.equal(prefill_attention.kernel(qkv, cos, sin, start, keys, values, begin, 9), same)
     assert torch.equal(whole[:, :, 64:], untouched)
-    assert torch.equal(values[:, 20:25], qkv.view(5, 12, 32)[:, 9:].transpose(0, 1))
+    assert torch.equal(keys, alone[0])
+    assert torch.equal(values[:, 20:29], qkv.view(9, 12, 32)[:, 9:].transpose(0, 1))

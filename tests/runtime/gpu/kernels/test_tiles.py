@@ -22,7 +22,6 @@ from edge_vla.runtime.gpu.kernels.tiles import (
     Chip,
     Reader,
     Tile,
-    attention_tile,
     cost,
     gemm_candidates,
     gemm_tile,
@@ -99,12 +98,6 @@ def test_the_cheapest_candidate_is_taken_unless_one_was_measured(kind: str, monk
     monkeypatch.setattr(tiles, "TUNED", {(f"{kind}_gemm", chip.capability): {size_class(n, k): measured}})
     assert gemm_tile(chip, kind, n, k, "decoder") == measured
     assert gemm_tile(chip, kind, 2 * n, k, "decoder") != measured
-
-
-def test_attention_of_few_rows_asks_for_more_at_once_where_there_is_room() -> None:
-    slots = {name: attention_tile(chip, 8, 128).block_n for name, chip in CHIPS.items()}
-    assert (slots["H200"], slots["4090"]) == (128, 64)
-    assert attention_tile(CHIPS["H200"], 1, 128) == attention_tile(CHIPS["H200"], 8, 128), "bits depend on the tile"
 
 
 def test_a_chip_with_little_memory_gets_fewer_stages() -> None:
