@@ -313,8 +313,8 @@ def attention_tile(chip: Chip, width: int, parts: int) -> Tile:
     """`block_m` rows, against `block_n` slots at a time, of a product of so many `parts`.
 
     Where warps multiply by themselves small tiles leave registers for four programs on an SM, which hide what each
-    waits for. On 9.0 four warps multiply together, 64 rows at least; on 10.0 into a memory of their own. Summands, which
-    are loaded all at once, take registers, and a pipeline of them more shared memory than there is.
+    waits for. On 9.0 four warps multiply together, 64 rows at least; on 10.0 into a memory of their own. Summands are
+    loaded all at once and take registers, and a pipeline of them more shared memory than there is.
     """
     halved = 1 if parts <= 2 else 2
     if chip.capability[0] not in (9, 10):
