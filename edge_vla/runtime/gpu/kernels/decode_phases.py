@@ -183,6 +183,7 @@ def _product(
     SPLITS: tl.constexpr = SHAPE[7]
     COLUMNS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     BLOCKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    EVEN_N: tl.constexpr = N % BLOCK_N == 0
     EVEN_K: tl.constexpr = K % BLOCK_K == 0
     for item in range(tl.program_id(0), COLUMNS * SPLITS, tl.num_programs(0)):
         column, split = item % COLUMNS, item // COLUMNS
@@ -190,7 +191,7 @@ def _product(
             w4a16_part(
                 x, _pointer(table + place, tl.int32), _pointer(table + place + 1, tl.float16), out, column, split,
                 rows, N, K, BLOCKS, blocks_each,
-                SHAPE[3], SHAPE[4], EVEN_K, ROWS, BLOCK_N, BLOCK_K, 32, 16, MAGIC, OFFSET, ASSEMBLY, False,
+                SHAPE[3], SHAPE[4], EVEN_N, EVEN_K, ROWS, BLOCK_N, BLOCK_K, 32, 16, MAGIC, OFFSET, ASSEMBLY, False,
             )  # fmt: skip
         elif KIND == "w8a16":
             w8a16_part(

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edge_vla.quant import dequantise
+from edge_vla.runtime.gpu.kernels.lanes import inputs_of, outputs_of, quads_of, scale_pairs, scale_sums, words_of
 from edge_vla.runtime.gpu.kernels.language import check_rows, jit, overlap, tl, wait_for_inputs
 from edge_vla.runtime.gpu.kernels.nibbles import MAGIC, assembly, block_of_weights, scale_k, weights_of
 from edge_vla.runtime.gpu.kernels.row_tiles import load_rows, store_rows
@@ -38,7 +39,8 @@ def kernel_gemv(x: Tensor, weight: Int4Weight, tile: Tile | None = None) -> Tens
     splits, blocks_each = split_k(chip, tile, n, blocks)
     out = torch.empty(splits, m, n, dtype=torch.float32, device=x.device)
     grid = (-(-n // tile.block_n), splits)
-    _launch(_w4a16_gemv[grid], x, weight, out, tile, blocks, blocks_each, BLOCK_M=GEMV_ROWS, SHIFT_K=SHIFT_K)
+    sizes = {"BLOCK_M": GEMV_ROWS, "SHIFT_K": SHIFT_K, "EVEN_N": n % tile.block_n == 0}
+    _launch(_w4a16_gemv[grid], x, weight, out, tile, blocks, blocks_each, **sizes)
     return out
 
 
@@ -101,6 +103,7 @@ def _w4a16_gemv(
     blocks_each: tl.tensor,
     GROUP: tl.constexpr,
     SCALE_K: tl.constexpr,
+    EVEN_N: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -114,7 +117,7 @@ def _w4a16_gemv(
 ) -> None:
     w4a16_part(
         x, codes, scales, out, tl.program_id(0), tl.program_id(1), m, n, k, blocks, blocks_each,
-        GROUP, SCALE_K, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, SHIFT_K, WORDS, MAGIC, OFFSET, ASSEMBLY, EARLY,
+        GROUP, SCALE_K, EVEN_N, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, SHIFT_K, WORDS, MAGIC, OFFSET, ASSEMBLY, EARLY,
     )  # fmt: skip
 
 
@@ -133,6 +136,7 @@ def w4a16_part(
     blocks_each: tl.tensor,
     GROUP: tl.constexpr,
     SCALE_K: tl.constexpr,
+    EVEN_N: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -144,37 +148,44 @@ def w4a16_part(
     ASSEMBLY: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
-    """One program's share of a gemv: outputs of tile `column`, inputs of split `split`."""
-    output = column * BLOCK_N + tl.arange(0, BLOCK_N)
-    row = tl.arange(0, BLOCK_M)
-    word = tl.arange(0, WORDS)
+    """One program's share of a gemv: outputs of tile `column`, inputs of split `split`. Operands as `lanes` says."""
+    TYPE: tl.constexpr = x.dtype.element_ty
     first = split * blocks_each
     last = tl.minimum(first + blocks_each, blocks)
-    n_mask = output < n
-    m_mask = (row < m)[None, :]
+    line = tl.arange(0, BLOCK_N)[:, None] * WORDS + tl.arange(0, WORDS)[None, :]
+    n_mask = None if EVEN_N else (column * BLOCK_N + tl.arange(0, BLOCK_N) < n)[:, None]
+    codes += (first * n + column * BLOCK_N) * WORDS
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    scale = tl.load(scales + first * BLOCK_K // GROUP * n + output, mask=n_mask, other=0.0)
+    scale = scale_pairs(scales, group_of(first, 0, GROUP, BLOCK_K) * n, column, n, BLOCK_N, EVEN_N)
     wait_for_inputs(EARLY)
+    quads = quads_of(x, first, m, k, BLOCK_M, EVEN_K)
     for block in range(first, last):
-        # The next block's scales are loaded now: the compiler does not pipeline loads this narrow.
-        later = tl.minimum(block + 1, last - 1) * BLOCK_K // GROUP
-        next_scale = tl.load(scales + later * n + output, mask=n_mask, other=0.0)
-        words = tl.load(codes + (block * n + output)[:, None] * WORDS + word[None, :], mask=n_mask[:, None], other=0)
+        # The next block's scales and rows are loaded a turn ahead, straight to the registers that need them.
+        later = tl.minimum(block + 1, last - 1)
+        next_scale = scale_pairs(scales, group_of(later, 0, GROUP, BLOCK_K) * n, column, n, BLOCK_N, EVEN_N)
+        words = words_of(tl.load(codes + line, mask=n_mask))
         for start in tl.static_range(0, BLOCK_K, SCALE_K):
             if start > 0:
-                group = (block * BLOCK_K + start) // GROUP
-                scale = tl.load(scales + group * n + output, mask=n_mask, other=0.0)
+                place = group_of(block, start, GROUP, BLOCK_K) * n
+                scale = scale_pairs(scales, place, column, n, BLOCK_N, EVEN_N)
             part = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
             for shift in tl.static_range(start // SHIFT_K, (start + SCALE_K) // SHIFT_K):
-                place = block * BLOCK_K + shift * SHIFT_K + tl.arange(0, SHIFT_K)
-                row_mask = m_mask if EVEN_K else m_mask & (place < k)[:, None]
-                values = tl.load(x + row[None, :] * k + place[:, None], mask=row_mask, other=0.0)
-                weight = weights_of(words, 4 * shift, x.dtype.element_ty, MAGIC, OFFSET, ASSEMBLY)
-                part = tl.dot(weight, values, part)
-            acc += part * scale.to(tl.float32)[:, None]
+                weight = weights_of(words, 4 * shift, TYPE, MAGIC, OFFSET, ASSEMBLY)
+                part = tl.dot(weight, inputs_of(quads[shift], TYPE, ASSEMBLY), part)
+            acc = scale_sums(acc, part, scale)
+        quads = quads_of(x, later, m, k, BLOCK_M, EVEN_K)
+        codes += n * WORDS
         scale = next_scale
-    place = (split * m + row[None, :]) * n + output[:, None]
-    tl.store(out + place, acc, mask=n_mask[:, None] & m_mask)
+    output, row = column * BLOCK_N + outputs_of(BLOCK_N)[:, None], tl.arange(0, BLOCK_M)[None, :]
+    tl.store(out + (split * m + row) * n + output, acc, mask=(output < n) & (row < m))
+
+
+@jit
+def group_of(block: tl.tensor, start: tl.constexpr, GROUP: tl.constexpr, BLOCK_K: tl.constexpr) -> tl.tensor:
+    """The group of a block's input `start`."""
+    if GROUP % BLOCK_K == 0:  # without a product to divide, which takes more instructions
+        return block // (GROUP // BLOCK_K)
+    return (block * BLOCK_K + start) // GROUP
 
 
 @jit
