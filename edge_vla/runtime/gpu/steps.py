@@ -46,7 +46,9 @@ def settle(decoder: KernelDecoder, wanted: Steps, rows: Tensor, cuda: CudaDevice
     try:
         whole = decoder.network()
         if cuda.device.type == "cuda":
-            try_on_device(decoder, whole, rows, cuda, recorder(cuda.device), device_ms if wanted == "auto" else None)
+            clock = device_ms if wanted == "auto" else None
+            for some in (rows, rows[:1]):  # programs wait otherwise with one row, and it is a kernel of its own
+                try_on_device(decoder, whole, some, cuda, recorder(cuda.device), clock)
     except DeviceLostError as error:
         raise DeviceLostError(
             f"{error}. If it fails while a policy is loaded, load with --kernel triton/chain"

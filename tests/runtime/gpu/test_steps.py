@@ -114,6 +114,22 @@ def test_who_names_it_gets_it_or_an_error(decoder: KernelDecoder, monkeypatch: p
     assert steps.settle(decoder, "chain", rows, cuda) == "a chain of kernels"
 
 
+def test_one_row_is_tried_as_well(decoder: KernelDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernel is another, and no draft's pass would show what it does."""
+    tried = list[int]()
+
+    def try_on_device(_: object, __: object, rows: Tensor, *___: object) -> None:
+        tried.append(rows.shape[0])
+        if rows.shape[0] == 1:
+            raise BackendError("its programs waited in vain for each other")
+
+    monkeypatch.setattr(steps, "try_on_device", try_on_device)
+    monkeypatch.setattr(steps, "recorder", lambda _: Direct())
+    said = steps.settle(decoder, "auto", torch.zeros(ROWS, 1), CudaDevice(torch.device("cuda")))
+    assert (said, tried) == ("a chain of kernels: its programs waited in vain for each other", [ROWS, 1])
+    assert decoder.whole is None
+
+
 def test_layers_in_several_formats_are_a_chain(tiny_artifacts: Mapping[int, Path]) -> None:
     made = from_artifact(Artifact(tiny_artifacts[4]), torch.bfloat16, CPU, "reference", steps="chain").decoder
     other = from_artifact(Artifact(tiny_artifacts[8]), torch.bfloat16, CPU, "reference", steps="chain").decoder

@@ -18,7 +18,7 @@ from edge_vla.errors import BackendError
 from edge_vla.runtime.gpu.kernels import activations, pass_attention, rms_norm, w4a16, w8, w16
 from edge_vla.runtime.gpu.kernels.attention import LEAST
 from edge_vla.runtime.gpu.kernels.decode_phases import PHASES, POINTERS, _decode_pass
-from edge_vla.runtime.gpu.kernels.grid import BARRIERS, POLLS
+from edge_vla.runtime.gpu.kernels.grid import OPEN, POLLS
 from edge_vla.runtime.gpu.kernels.language import check_rows, cooperative
 from edge_vla.runtime.gpu.kernels.nibbles import MAGIC, assembly, scale_k
 from edge_vla.runtime.gpu.kernels.pass_attention import SLOTS, SPLITS, Scratch
@@ -77,7 +77,7 @@ class PassNetwork:
         """Whether programs waited in vain for each other since this was last asked. Waits for the device."""
         if not bool(self.barrier[1]):
             return False
-        self.barrier[1] = 0
+        self.barrier.zero_()
         return True
 
     @property
@@ -164,7 +164,7 @@ FIXED: Final[Mapping[str, Any]] = {
     "PHASES": PHASES,
     "POINTERS": POINTERS,
     "POLLS": POLLS,
-    "BARRIERS": BARRIERS,
+    "OPEN": OPEN,
     "num_warps": PASS_WARPS,
     "maxnreg": PASS_REGISTERS,
     "enable_fp_fusion": False,  # as `attention.turned` asks

@@ -1,14 +1,15 @@
 """All layers of a pass of few rows in one launch: each phase is a stand-alone kernel's work, shared by all programs.
 
 Phases of a layer, in order: norm, qkv, attention, o_proj, norm, gate_up, SwiGLU, down_proj; the last phase of all is
-the final norm. Between two lies a barrier among the programs. A launch does the phases `first` .. `last`, so that where
-programs run one after another, each phase can be a launch of its own.
+the final norm. Between two lies a barrier among the programs; with one row there is none before a layer's norms, which
+the last program to end the product in front does. A launch does the phases `first` .. `last`, so that where programs run
+one after another, each phase can be a launch of its own.
 """
 
 from __future__ import annotations
 
 from edge_vla.runtime.gpu.kernels.activations import swiglu_chunk
-from edge_vla.runtime.gpu.kernels.grid import grid_barrier
+from edge_vla.runtime.gpu.kernels.grid import arrive, grid_barrier, is_last, open_barrier, wait_for_opening
 from edge_vla.runtime.gpu.kernels.language import called, jit, tl
 from edge_vla.runtime.gpu.kernels.pass_attention import attend_part
 from edge_vla.runtime.gpu.kernels.rms_norm import norm_row
@@ -17,6 +18,7 @@ from edge_vla.runtime.gpu.kernels.w8 import w8a16_part
 from edge_vla.runtime.gpu.kernels.w16 import w16_part
 
 PHASES = 8  # of a layer
+TASKS = 2  # of a layer: its norms, which with one row are no phases between barriers, but a task of the last program
 POINTERS = 10  # of a layer: codes and scales of four products, then two norms; the final norm is where a layer's first
 # Of a product's constants, in order: "w4a16", "w8a16" or "w16"; N and K; inputs that share a scale, in the weight and
 # in a block; a program's outputs, a block's inputs, splits of K.
@@ -35,16 +37,20 @@ def _decode_pass(
     ATTENTION_SPLITS: tl.constexpr, WIDTH: tl.constexpr, NORM_BLOCK: tl.constexpr, CHUNK: tl.constexpr,
     ROWS: tl.constexpr, PHASES: tl.constexpr, POINTERS: tl.constexpr, MAGIC: tl.constexpr, OFFSET: tl.constexpr,
     ASSEMBLY: tl.constexpr, PROGRAMS: tl.constexpr, TOGETHER: tl.constexpr, POLLS: tl.constexpr,
-    BARRIERS: tl.constexpr,
+    OPEN: tl.constexpr,
 ) -> None:
     """TOGETHER: all programs are resident. `barrier`: a counter, and 1 if one gave up: then hidden rows are NaN."""
+    me, from_first = tl.program_id(0), tl.cast(0, tl.int32)  # a constant would make another function
     for phase in range(first, last):
         layer, step = phase // PHASES, phase % PHASES
         place = layer * POINTERS
+        # The final norm is a phase for any number of rows: what spoils its row must come after it.
+        alone = TOGETHER and (rows == 1)
+        done = alone & (phase > 0) & (phase + 1 < last)
         if phase == 0:
-            _norms(x, stream, normed, parts, table, place + 8, rows, eps, False, 1, WIDTH, NORM_BLOCK)
-        elif step == 0:
-            _norms(stream, stream, normed, parts, table, place + 8, rows, eps, True, DOWN[7], WIDTH, NORM_BLOCK)
+            _norms(x, stream, normed, parts, table, place + 8, me, rows, eps, False, 1, WIDTH, NORM_BLOCK)
+        elif (step == 0) & (not done):
+            _norms(stream, stream, normed, parts, table, place + 8, me, rows, eps, True, DOWN[7], WIDTH, NORM_BLOCK)
         if step == 1:
             _product(normed, table, place, parts, rows, qkv_blocks, QKV, ROWS, MAGIC, OFFSET, ASSEMBLY)
         if step == 2:
@@ -55,18 +61,35 @@ def _decode_pass(
             )  # fmt: skip
         if step == 3:
             _product(mixed, table, place + 2, parts, rows, o_blocks, O_PROJ, ROWS, MAGIC, OFFSET, ASSEMBLY)
-        if step == 4:
-            before = tl.where(layer == 0, x, stream)
-            _norms(before, stream, normed, parts, table, place + 9, rows, eps, True, O_PROJ[7], WIDTH, NORM_BLOCK)
+        before = tl.where(layer == 0, x, stream)
+        if (step == 4) & (not done):
+            _norms(before, stream, normed, parts, table, place + 9, me, rows, eps, True, O_PROJ[7], WIDTH, NORM_BLOCK)
         if step == 5:
             _product(normed, table, place + 4, parts, rows, up_blocks, GATE_UP, ROWS, MAGIC, OFFSET, ASSEMBLY)
         if step == 6:
             _gates(parts, gated, rows, GATE_UP[7], GATE_UP[1] // 2, CHUNK)
         if step == 7:
             _product(gated, table, place + 6, parts, rows, down_blocks, DOWN, ROWS, MAGIC, OFFSET, ASSEMBLY)
-        if TOGETHER:  # noqa: SIM102  decided when this is compiled, the other as it runs
-            if phase + 1 < last:
-                grid_barrier(barrier, PROGRAMS, POLLS, BARRIERS)
+        if TOGETHER:  # noqa: SIM102  decided when this is compiled, the others as it runs
+            if (phase + 1 < last) & (not (done & (step % 4 == 0))):
+                if alone & (step % 4 == 3) & (phase + 2 < last):
+                    count = arrive(barrier)
+                    if is_last(count, PROGRAMS):
+                        if step == 3:
+                            _norms(
+                                before, stream, normed, parts, table, place + 9, from_first, rows, eps,
+                                True, O_PROJ[7], WIDTH, NORM_BLOCK,
+                            )  # fmt: skip
+                        else:
+                            _norms(
+                                stream, stream, normed, parts, table, place + POINTERS + 8, from_first, rows, eps,
+                                True, DOWN[7], WIDTH, NORM_BLOCK,
+                            )  # fmt: skip
+                        open_barrier(barrier)
+                    else:
+                        wait_for_opening(barrier, count, PROGRAMS, POLLS, OPEN)
+                else:
+                    grid_barrier(barrier, PROGRAMS, POLLS, OPEN)
     if TOGETHER:
         _spoil(barrier, normed, rows, WIDTH)
 # fmt: on
@@ -89,6 +112,7 @@ def _norms(
     parts: tl.tensor,
     table: tl.tensor,
     place: tl.tensor,
+    first: tl.tensor,
     rows: tl.tensor,
     eps: tl.tensor,
     ADDED: tl.constexpr,
@@ -96,9 +120,9 @@ def _norms(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """The stream, which was `before`, plus what is ADDED, and its norm by the weight in the table; a row a program."""
+    """Rows from `first` on of the stream, which was `before`, plus what is ADDED, and their norms by the table."""
     gain = _pointer(table + place, before.dtype.element_ty)
-    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
+    for row in range(first, rows, tl.num_programs(0)):
         norm_row(
             before, parts, gain, stream, normed, normed, eps, row, rows,
             ADDED, PARTS, WIDTH, WIDTH, False, False, BLOCK, False,
