@@ -2,8 +2,8 @@
 
 Phases of a layer, in order: norm, qkv, attention, o_proj, norm, gate_up, SwiGLU, down_proj; the last phase of all is
 the final norm. Between two lies a barrier among the programs; with one row there is none before a layer's norms, which
-the last program to end the product in front does. A launch does the phases `first` .. `last`, so that where programs run
-one after another, each phase can be a launch of its own.
+the last program to end the product in front does. A launch does the phases `first` .. `last`: where programs run one
+after another, each phase is a launch of its own.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _decode_pass(
     OPEN: tl.constexpr,
 ) -> None:
     """TOGETHER: all programs are resident. `barrier`: a counter, and 1 if one gave up: then hidden rows are NaN."""
-    me, from_first = tl.program_id(0), tl.cast(0, tl.int32)  # a constant would make another function
+    me = tl.program_id(0)
     for phase in range(first, last):
         layer, step = phase // PHASES, phase % PHASES
         place = layer * POINTERS
@@ -73,26 +73,50 @@ def _decode_pass(
         if TOGETHER:  # noqa: SIM102  decided when this is compiled, the others as it runs
             if (phase + 1 < last) & (not (done & (step % 4 == 0))):
                 if alone & (step % 4 == 3) & (phase + 2 < last):
-                    count = arrive(barrier)
-                    if is_last(count, PROGRAMS):
-                        if step == 3:
-                            _norms(
-                                before, stream, normed, parts, table, place + 9, from_first, rows, eps,
-                                True, O_PROJ[7], WIDTH, NORM_BLOCK,
-                            )  # fmt: skip
-                        else:
-                            _norms(
-                                stream, stream, normed, parts, table, place + POINTERS + 8, from_first, rows, eps,
-                                True, DOWN[7], WIDTH, NORM_BLOCK,
-                            )  # fmt: skip
-                        open_barrier(barrier)
-                    else:
-                        wait_for_opening(barrier, count, PROGRAMS, POLLS, OPEN)
+                    _norm_for_all(
+                        before, stream, normed, parts, table, place, step, rows, eps, barrier,
+                        POINTERS, O_PROJ[7], DOWN[7], WIDTH, NORM_BLOCK, PROGRAMS, POLLS, OPEN,
+                    )  # fmt: skip
                 else:
                     grid_barrier(barrier, PROGRAMS, POLLS, OPEN)
     if TOGETHER:
         _spoil(barrier, normed, rows, WIDTH)
 # fmt: on
+
+
+@jit
+def _norm_for_all(
+    before: tl.tensor,
+    stream: tl.tensor,
+    normed: tl.tensor,
+    parts: tl.tensor,
+    table: tl.tensor,
+    place: tl.tensor,
+    step: tl.tensor,
+    rows: tl.tensor,
+    eps: tl.tensor,
+    barrier: tl.tensor,
+    POINTERS: tl.constexpr,
+    O_PARTS: tl.constexpr,
+    DOWN_PARTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    POLLS: tl.constexpr,
+    OPEN: tl.constexpr,
+) -> None:
+    """A barrier behind a product, whose last program does the norm of the next phase."""
+    count = arrive(barrier)
+    if is_last(count, PROGRAMS):
+        first = tl.cast(0, tl.int32)  # a constant would make another function of the norm
+        if step == 3:
+            _norms(before, stream, normed, parts, table, place + 9, first, rows, eps, True, O_PARTS, WIDTH, BLOCK)
+        else:
+            place += POINTERS + 8
+            _norms(stream, stream, normed, parts, table, place, first, rows, eps, True, DOWN_PARTS, WIDTH, BLOCK)
+        open_barrier(barrier)
+    else:
+        wait_for_opening(barrier, count, PROGRAMS, POLLS, OPEN)
 
 
 @jit

@@ -161,6 +161,7 @@ def _best_first(rows: int) -> int:
 
 # For up to GEMV_ROWS rows, by the lowest capability that a line applies to.
 _GEMV: Final = {(8, 0): Tile(64, GEMV_ROWS, 128, 4, 4), (9, 0): Tile(128, GEMV_ROWS, 128, 4, 4)}
+_GEMV_4: Final = _GEMV[(9, 0)]  # on every chip: half of the narrower one's other instructions for each weight
 _GEMV_16: Final = Tile(64, GEMV_ROWS, 128, 4, 4)  # four times the bytes of int4: narrower for as many programs
 
 # For more rows. On 9.0 a program holds up to 384 rows, because its tensor cores leave the registers for the sums.
@@ -267,7 +268,7 @@ def gemv_tile(chip: Chip, kind: str, n: int, k: int) -> Tile:
     """For at most GEMV_ROWS rows; narrower where `n` outputs would leave half of the SMs without a program."""
     tile = TUNED.get((f"{kind}_gemv", chip.capability), {}).get(size_class(n, k))
     if tile is None:
-        tile = _GEMV_16 if kind == "w16" else _of(_GEMV, chip)
+        tile = {"w4a16": _GEMV_4, "w16": _GEMV_16}.get(kind) or _of(_GEMV, chip)
         if n < tile.block_n * chip.sm_count // 2:
             tile = replace(tile, block_n=_GEMV[(8, 0)].block_n)
     return tile.fitted(chip, *BITS[kind])
