@@ -161,7 +161,8 @@ def repack(packed: PackedWeight) -> Int4Weight:
         if whole is None:
             blocks, groups = chunk.codes.shape[0], chunk.scales.shape[0]
             codes = chunk.codes.new_empty(blocks, n, chunk.codes.shape[2])
-            whole = Int4Weight(codes, chunk.scales.new_empty(groups, n), packed.shape, chunk.group)
-        whole.codes[:, rows], whole.scales[:, rows] = chunk.codes, chunk.scales
+            levels = chunk.levels.new_empty(n)
+            whole = Int4Weight(codes, chunk.scales.new_empty(groups, n), levels, packed.shape, chunk.group)
+        whole.codes[:, rows], whole.scales[:, rows], whole.levels[rows] = chunk.codes, chunk.scales, chunk.levels
     assert whole is not None, "a weight has outputs"
     return whole

@@ -38,6 +38,28 @@ def _assembly(dtype: torch.dtype) -> str:
     )
 
 
+def byte_assembly(shift: int, device: torch.device) -> str | None:
+    """What `bytes_of` does with four bytes, five instructions for two; None where Triton interprets.
+
+    Two nibbles are multiplied at a time, in halves of a register; the upper byte of each half is the result. A half
+    below zero borrows one from the half above: that is odd, so its upper byte stays.
+    """
+    return _byte_assembly(shift) if compiles(device) else None
+
+
+@cache
+def _byte_assembly(shift: int) -> str:
+    less, half = -8 * 0x10001, 0x00810081  # (code - 8) * step + 129
+    return (
+        "{ .reg .b32 even, odd, more; "
+        f"shr.u32 even, $1, {shift}; shr.u32 odd, $1, {shift + 8}; "
+        "and.b32 even, even, 0x000F000F; and.b32 odd, odd, 0x000F000F; "
+        f"mad.lo.s32 more, $2, {less}, {half}; mad.lo.s32 even, even, $2, more; "
+        f"mad.lo.s32 more, $3, {less}, {half}; mad.lo.s32 odd, odd, $3, more; "
+        "prmt.b32 $0, even, odd, 0x7351; }"
+    )
+
+
 def scale_k(group: int) -> int:
     """Neighbouring inputs of a block that share a scale for this group size."""
     return next(inputs for inputs in (BLOCK_K, BLOCK_K // 2, SHIFT_K) if group % inputs == 0)
@@ -103,17 +125,22 @@ def scale_of(
 
 
 @jit
-def bytes_of(words: tl.tensor) -> tl.tensor:
-    """words (N, 16) -> levels -8..7 of 128 inputs (N, 128) int8, in the order of `weights.in_byte_order`."""
-    low, high = half_of_bytes(words), half_of_bytes(words >> 4)
-    return tl.reshape(tl.permute(tl.join(low, high), (0, 2, 1)), (words.shape[0], 8 * words.shape[1]))
+def bytes_of(
+    codes: tl.tensor, even: tl.tensor, odd: tl.tensor, SHIFT: tl.constexpr, ASSEMBLY: tl.constexpr
+) -> tl.tensor:
+    """codes (N, 64) int8 -> the nibbles at SHIFT of each byte, less 8, times their steps, in int8 levels (N, 64).
+
+    `even` and `odd`: steps (N, 1) of such bytes. Rounded, halves up. ASSEMBLY: `byte_assembly` of SHIFT.
+    """
+    step = tl.where((tl.arange(0, codes.shape[1]) % 2 == 0)[None, :], even, odd)
+    if ASSEMBLY is not None:
+        return tl.inline_asm_elementwise(ASSEMBLY, "=r,r,r,r,r,r", [codes, step], dtype=tl.int8, is_pure=True, pack=4)
+    return (((codes.to(tl.int32) >> SHIFT & 15) - 8) * step + 128 >> 8).to(tl.int8)
 
 
 @jit
-def half_of_bytes(words: tl.tensor) -> tl.tensor:
-    """The lower nibble of every byte of words (N, 16) -> levels (N, 64) int8, lowest byte first."""
-    # In every byte: 128 + code - 8, whose highest bit is then flipped; no byte borrows from its neighbour.
-    codes = (((words & 0x0F0F0F0F) | -0x7F7F7F80) - 0x08080808) ^ -0x7F7F7F80
-    even = tl.join(codes.to(tl.int8), (codes >> 16).to(tl.int8))
-    odd = tl.join((codes >> 8).to(tl.int8), (codes >> 24).to(tl.int8))
-    return tl.join(even, odd).reshape(words.shape[0], 4 * words.shape[1])
+def steps_of(scale: tl.tensor, levels: tl.tensor) -> tl.tensor:
+    """scale, levels (N,) -> (N, 1) int32: int8 levels of one int4 level of each output, in halves of a step, even."""
+    steps = tl.minimum(scale.to(tl.float32) * levels, 2048.0)
+    # A sum with 1.5 * 2**23 is rounded to an integer, in its last bits; the product before it is exact.
+    return (((steps + 12582912.0).to(tl.int32, bitcast=True) & 0xFFF) << 1)[:, None]

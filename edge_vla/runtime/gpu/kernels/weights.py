@@ -23,6 +23,8 @@ WORDS: Final = 16  # in a line
 SHIFT_K: Final = 2 * WORDS  # neighbouring inputs that one shift of a line yields
 BLOCK_K: Final = SHIFTS * SHIFT_K  # inputs in a line
 ZERO_CODE: Final = 8  # the int4 code of a zero weight
+STEPS: Final = 128  # of an int8 level, in which an int4 level is counted
+MOST_STEPS: Final = 16 * STEPS  # of an int4 level: -8 of them are the lowest int8 level
 
 RowFormat = Literal["16 bits", "int8", "int8 for int4"]  # the last: int8 in the byte order of an int4 weight
 PLAIN: Final[RowFormat] = "16 bits"
@@ -34,12 +36,13 @@ class Int4Weight:
 
     codes: Tensor  # (blocks, N, WORDS) int32
     scales: Tensor  # (groups, N) float16; groups cover all blocks
+    levels: Tensor  # (N,) float32: STEPS int8 levels of a unit of weight, see `as_int8`
     shape: tuple[int, int]
     group: int
 
     @property
     def bytes(self) -> int:
-        return self.codes.nbytes + self.scales.nbytes
+        return self.codes.nbytes + self.scales.nbytes + self.levels.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,33 @@ def repack_int4(packed: PackedWeight) -> Int4Weight:
     words = halves.to(torch.int16).contiguous().view(torch.int32)  # little-endian: the even input is the low half
     groups = -(-blocks * BLOCK_K // packed.group)
     scales = F.pad(packed.scales, (0, groups - packed.scales.shape[1]), value=1.0)
-    return Int4Weight(words, scales.T.contiguous(), packed.shape, packed.group)
+    levels = _levels(codes[:, :k].unflatten(1, (-1, packed.group)), packed.scales)
+    return Int4Weight(words, scales.T.contiguous(), levels, packed.shape, packed.group)
+
+
+def _levels(codes: Tensor, scales: Tensor) -> Tensor:
+    """codes (N, groups, group), scales (N, groups) -> (N,) float32, by which the widest group just fits int8.
+
+    Cut to as many bits as float16 has, so that float32 holds its product with any scale.
+    """
+    used = torch.where((codes != ZERO_CODE).any(dim=2), scales.float(), 0.0)
+    widest = used.amax(dim=1)
+    levels = torch.where(widest > 0, MOST_STEPS / widest, 1.0)
+    return (levels.view(torch.int32) & ~0x1FFF).view(torch.float32)
+
+
+def as_int8(weight: Int4Weight) -> tuple[Tensor, Tensor]:
+    """(codes (N, K) int8, scales (N,) float32): an int4 weight as an int8 GEMM multiplies by it.
+
+    One scale an output, so that nothing happens to the integer sums before their end. A weight moves by at most half
+    of a 1/127th, or so, of the largest that its output's scales allow; int4's own steps are some sixteen times wider.
+    """
+    packed = restore_int4(weight)
+    levels = unpack_nibbles(packed.codes).to(torch.int32).unflatten(1, (-1, weight.group)) - ZERO_CODE
+    exact = packed.scales.double() * weight.levels.double()[:, None]
+    steps = exact.round().clamp(max=MOST_STEPS).to(torch.int32)
+    codes = (levels * steps[:, :, None] + STEPS // 2).div(STEPS, rounding_mode="floor")
+    return codes.flatten(1).to(torch.int8), STEPS / weight.levels
 
 
 def restore_int4(weight: Int4Weight) -> PackedWeight:
