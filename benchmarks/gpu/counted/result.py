@@ -89,8 +89,6 @@ ONE_WAVE: Final = "128 programs of one an SM, all at once; more of smaller tiles
 ACCEPTED_GRIDS: Final[Mapping[str, str]] = {  # fewer programs than the H200, and the H100, have multiprocessors
     "H200 w4a16_gemm o_proj": ONE_WAVE.format("8 %"),
     "H200 w4a16_gemm down_proj": ONE_WAVE.format("17 %"),
-    "H200 w4a8_gemm o_proj 4096x4096, 288 rows w4a8_gemm": ONE_WAVE.format("4 %"),
-    "H200 w4a8_gemm down_proj 4096x11008, 288 rows w4a8_gemm": ONE_WAVE.format("5 %"),
 }
 FILLED: Final = "H200"  # whose products have at least a program for each SM; an H100 has as many SMs
 MOST_PADDING: Final = 1.06  # rows computed for each that is needed, on any chip

@@ -1,6 +1,7 @@
 """Checks of the product kernels, at any shape.
 
-The truth is the float64 product of the same 16-bit or int8 rows and the weight that the codes stand for.
+The truth is the float64 product of the same 16-bit or int8 rows and the weight that the codes stand for; beside int8
+rows an int4 weight's codes are those of `weights.as_int8`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ from torch import Tensor
 from benchmarks.gpu.kernel_checks.check import KernelCheck, RandomInputs
 from edge_vla.quant import PackedWeight, Scheme, dequantise
 from edge_vla.runtime.gpu.kernels import w4a8, w4a16, w8, w16
-from edge_vla.runtime.gpu.kernels.weights import in_input_order, quantised, repack_int4, repack_int8, summed
+from edge_vla.runtime.gpu.kernels.weights import (
+    Int8Rows,
+    as_int8,
+    in_input_order,
+    quantised,
+    repack_int4,
+    repack_int8,
+    summed,
+)
 
 MakeCheck: TypeAlias = Callable[[RandomInputs, int, int, int, int], KernelCheck]  # m, n, k, group
 
@@ -59,12 +68,12 @@ def _w8a8_gemm(inputs: RandomInputs, m: int, n: int, k: int, _: int) -> KernelCh
     x, packed = quantised(inputs.rows(m, k)), inputs.packed(Scheme.INT8, n, k)
     weight = repack_int8(packed)
     check = _of_integers(
+        x,
         x.codes,
-        x.scales,
-        packed,
+        (weight.codes, weight.scales),
+        packed.bytes,
         lambda: w8.kernel_a8_gemm(x, weight, inputs.dtype),
         lambda: w8.reference_a8_gemm(x, weight, inputs.dtype),
-        exact=True,
     )
     return replace(check, launch=lambda: w8.kernel_a8_gemm(x, weight, inputs.dtype, reader="decoder"))
 
@@ -73,12 +82,12 @@ def _w4a8_gemm(inputs: RandomInputs, m: int, n: int, k: int, group: int) -> Kern
     x, packed = quantised(inputs.rows(m, k), for_int4=True), inputs.packed(Scheme.INT4, n, k, group)
     weight = repack_int4(packed)
     check = _of_integers(
+        x,
         in_input_order(x.codes, k),
-        x.scales,
-        packed,
-        lambda: summed(w4a8.kernel(x, weight, inputs.dtype, reader="decoder"), inputs.dtype),
+        as_int8(weight),
+        packed.bytes,
+        lambda: w4a8.kernel(x, weight, inputs.dtype),
         lambda: w4a8.reference(x, weight, inputs.dtype),
-        exact=False,  # a chip adds a group's sum with one rounding (fma) where PyTorch has two
     )
     return replace(check, launch=lambda: w4a8.kernel(x, weight, inputs.dtype, reader="decoder"))
 
@@ -100,22 +109,26 @@ def _of_rows(x: Tensor, packed: PackedWeight, kernel: Callable[[], Tensor]) -> K
 
 
 def _of_integers(
+    x: Int8Rows,
     codes: Tensor,
-    scales: Tensor,
-    packed: PackedWeight,
+    weight: tuple[Tensor, Tensor],
+    weight_bytes: int,
     kernel: Callable[[], Tensor],
     reference: Callable[[], Tensor],
-    *,
-    exact: bool,
 ) -> KernelCheck:
-    (m, k), n = codes.shape, packed.shape[0]
+    """`codes` of the rows in input order; `weight`: codes (N, K) int8 and scales (N,). Sums are exact on both sides."""
+    (m, k), n = codes.shape, weight[0].shape[0]
+
+    def truth() -> Tensor:
+        return (codes.double() @ weight[0].double().T) * x.scales.double()[:, None] * weight[1].double()
+
     return KernelCheck(
         lambda: [kernel()],
         lambda: [reference()],
-        lambda: [codes.double() * scales.double()[:, None] @ dequantise(packed).double().T],
-        packed.bytes + codes.nbytes + m * n * 2,
+        lambda: [truth()],
+        weight_bytes + codes.nbytes + m * n * 2,
         2 * m * n * k,
-        exact,
+        exact=True,
     )
 
 

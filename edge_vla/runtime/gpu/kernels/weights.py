@@ -109,7 +109,7 @@ def repack_int4(packed: PackedWeight) -> Int4Weight:
     words = halves.to(torch.int16).contiguous().view(torch.int32)  # little-endian: the even input is the low half
     groups = -(-blocks * BLOCK_K // packed.group)
     scales = F.pad(packed.scales, (0, groups - packed.scales.shape[1]), value=1.0)
-    levels = _levels(codes[:, :k].unflatten(1, (-1, packed.group)), packed.scales)
+    levels = _levels(codes[:, :k].reshape(n, -1, packed.group), packed.scales)
     return Int4Weight(words, scales.T.contiguous(), levels, packed.shape, packed.group)
 
 
@@ -131,7 +131,8 @@ def as_int8(weight: Int4Weight) -> tuple[Tensor, Tensor]:
     of a 1/127th, or so, of the largest that its output's scales allow; int4's own steps are some sixteen times wider.
     """
     packed = restore_int4(weight)
-    levels = unpack_nibbles(packed.codes).to(torch.int32).unflatten(1, (-1, weight.group)) - ZERO_CODE
+    assert packed.scales is not None, "int4 has scales"
+    levels = unpack_nibbles(packed.codes).to(torch.int32).view(weight.shape[0], -1, weight.group) - ZERO_CODE
     exact = packed.scales.double() * weight.levels.double()[:, None]
     steps = exact.round().clamp(max=MOST_STEPS).to(torch.int32)
     codes = (levels * steps[:, :, None] + STEPS // 2).div(STEPS, rounding_mode="floor")

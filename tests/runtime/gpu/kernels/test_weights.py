@@ -12,6 +12,8 @@ from edge_vla.errors import BackendError
 from edge_vla.quant import PackedWeight, Scheme, as_int4, dequantise, quantise
 from edge_vla.runtime.gpu.kernels.weights import (
     BLOCK_K,
+    STEPS,
+    as_int8,
     in_byte_order,
     in_input_order,
     quantised,
@@ -110,3 +112,36 @@ def test_formats_without_a_kernel_are_refused() -> None:
     assert same(restore_int4(repack_int4(as_int4(narrow))), as_int4(narrow))
     with pytest.raises(BackendError, match="expected an int8 weight, got int3"):
         repack_int8(narrow)
+
+
+@given(
+    n=st.integers(1, 9),
+    group=st.sampled_from((32, 96, 128)),
+    groups=st.integers(1, 5),
+    spread=st.integers(0, 8),
+    seed=st.integers(0, 99),
+)
+def test_an_int4_weight_as_int8(n: int, group: int, groups: int, spread: int, seed: int) -> None:
+    """Each weight within half a level of itself, and half a step for each of its own levels; the range is used."""
+    inputs = RandomInputs.seeded(seed, CPU, torch.bfloat16)
+    packed = inputs.packed(Scheme.INT4, n, group * groups, group)
+    assert packed.scales is not None
+    packed.scales.mul_(2.0 ** -torch.randint(0, spread + 1, packed.scales.shape, generator=inputs.generator))
+    codes, scales = as_int8(repack_int4(packed))
+    exact = dequantise(packed).double()
+    level = scales.double()[:, None]
+    own = exact.abs() / packed.scales.double().repeat_interleave(group, dim=1)
+    assert bool(((codes.double() * level - exact).abs() <= level * (0.5 + own * 0.5 / STEPS) * (1 + 1e-6)).all())
+    assert bool(((codes == 0) | (codes.sign() == exact.sign())).all())
+    widest = packed.scales.double().amax(dim=1, keepdim=True)
+    assert bool((widest / level >= 15.98).all()), "16 of 127 levels an int4 level, but for the bits that are cut"
+
+
+def test_a_group_without_weights_has_no_say() -> None:
+    """Its scale is of nothing, however large; an output without any weight is zero."""
+    codes = torch.full((2, 32), 0x88, dtype=torch.uint8)  # zeros
+    codes[0, :16] = 0x1F  # levels 7 and -7 in the first group
+    scales = torch.tensor([[0.01, 900.0], [1.0, 1.0]], dtype=torch.half)
+    weight = PackedWeight(Scheme.INT4, (2, 64), 32, codes, scales)
+    int8, scale = as_int8(repack_int4(weight))
+    torch.testing.assert_close(int8.float() * scale[:, None], dequantise(weight), rtol=2e-3, atol=0)
