@@ -19,7 +19,6 @@ from edge_vla.runtime.gpu.kernels.w8 import store_int8_rows
 from edge_vla.runtime.gpu.kernels.weights import (
     BLOCK_K,
     SHIFT_K,
-    STEPS,
     Int4Weight,
     Int8Rows,
     as_int8,
@@ -66,7 +65,6 @@ def kernel(
         SCALE_K=scale_k(weight.group),
         BLOCK_K=BLOCK_K,
         SHIFT_K=SHIFT_K,
-        STEPS=STEPS,
         LOW=byte_assembly(0, device),
         HIGH=byte_assembly(4, device),
         **tile.launch(rows.launch()),
@@ -99,7 +97,6 @@ def _w4a8_gemm(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SHIFT_K: tl.constexpr,
-    STEPS: tl.constexpr,
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
     EARLY: tl.constexpr,
@@ -108,12 +105,12 @@ def _w4a8_gemm(
     if L0 == 0 or tl.program_id(0) + 1 < tl.num_programs(0):
         w4a8_tiles(
             x, row_scales, codes, scales, levels, out, row, m, n, stride, blocks, blocks_each,
-            GROUP, SCALE_K, M0, M1, M2, BLOCK_N, BLOCK_K, SHIFT_K, STEPS, LOW, HIGH, EARLY,
+            GROUP, SCALE_K, M0, M1, M2, BLOCK_N, BLOCK_K, SHIFT_K, LOW, HIGH, EARLY,
         )  # fmt: skip
     else:
         w4a8_tiles(
             x, row_scales, codes, scales, levels, out, row, m, n, stride, blocks, blocks_each,
-            GROUP, SCALE_K, L0, L1, L2, BLOCK_N, BLOCK_K, SHIFT_K, STEPS, LOW, HIGH, EARLY,
+            GROUP, SCALE_K, L0, L1, L2, BLOCK_N, BLOCK_K, SHIFT_K, LOW, HIGH, EARLY,
         )  # fmt: skip
 
 
@@ -139,15 +136,13 @@ def w4a8_tiles(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SHIFT_K: tl.constexpr,
-    STEPS: tl.constexpr,
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     """A program's outputs of up to three tiles of rows, from `row` on."""
-    HALF: tl.constexpr = BLOCK_K // 2
     output = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    n_mask, line = (output < n)[:, None], output[:, None] * HALF + tl.arange(0, HALF)[None, :]
+    n_mask, line = (output < n)[:, None], output[:, None] * (BLOCK_K // 2) + tl.arange(0, BLOCK_K // 2)[None, :]
     first = tl.program_id(2) * blocks_each
     last = tl.minimum(first + blocks_each, blocks)
     row0, acc0 = row + tl.arange(0, M0), tl.zeros([BLOCK_N, M0], tl.int32)
@@ -162,15 +157,11 @@ def w4a8_tiles(
         # The next block's scales are loaded now: the compiler does not pipeline loads this narrow.
         later = tl.minimum(block + 1, last - 1) * BLOCK_K // GROUP
         next_scale = tl.load(scales + later * n + output, mask=output < n, other=0.0)
-        raw = tl.load(codes + block * n * HALF + line, mask=n_mask, other=0)
+        raw = tl.load(codes + block * n * (BLOCK_K // 2) + line, mask=n_mask, other=0)
         for half in tl.static_range(2):
-            even = steps_of(scale, level)
-            odd = even
-            if SCALE_K < BLOCK_K:
-                even = _steps_at(scales, level, block * BLOCK_K + half * SHIFT_K, output, n, GROUP)
-                odd = _steps_at(scales, level, block * BLOCK_K + (half + 2) * SHIFT_K, output, n, GROUP)
+            even, odd = _steps(scale, level, scales, block * 4 + half, output, n, GROUP, SCALE_K, SHIFT_K)
             weight = bytes_of(raw, even, odd, 4 * half, HIGH if half else LOW)
-            place = block * BLOCK_K + half * HALF + tl.arange(0, HALF)
+            place = block * BLOCK_K + half * (BLOCK_K // 2) + tl.arange(0, BLOCK_K // 2)
             acc0 = tl.dot(weight, load_rows(x, row0, place, m, stride, True), acc0, out_dtype=tl.int32)
             if M1 > 0:
                 acc1 = tl.dot(weight, load_rows(x, row1, place, m, stride, True), acc1, out_dtype=tl.int32)
@@ -178,7 +169,7 @@ def w4a8_tiles(
                 acc2 = tl.dot(weight, load_rows(x, row2, place, m, stride, True), acc2, out_dtype=tl.int32)
         scale = next_scale
     out += tl.program_id(2) * m * n
-    scale = tl.div_rn(STEPS * 1.0, level)[:, None]
+    scale = tl.div_rn(128.0, level)[:, None]  # STEPS
     store_int8_rows(out, acc0, scale, row0, output, m, n, row_scales)
     if M1 > 0:
         store_int8_rows(out, acc1, scale, row1, output, m, n, row_scales)
@@ -187,8 +178,22 @@ def w4a8_tiles(
 
 
 @jit
-def _steps_at(
-    scales: tl.tensor, level: tl.tensor, place: tl.tensor, output: tl.tensor, n: tl.tensor, GROUP: tl.constexpr
-) -> tl.tensor:
-    """`steps_of` each output's scale at input `place`."""
-    return steps_of(tl.load(scales + place // GROUP * n + output, mask=output < n, other=0.0), level)
+def _steps(
+    scale: tl.tensor,
+    level: tl.tensor,
+    scales: tl.tensor,
+    shift: tl.tensor,
+    output: tl.tensor,
+    n: tl.tensor,
+    GROUP: tl.constexpr,
+    SCALE_K: tl.constexpr,
+    SHIFT_K: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """`steps_of` the nibbles of even bytes and of odd ones, which are two shifts further; `scale` if all share it."""
+    even = steps_of(scale, level)
+    odd = even
+    if SCALE_K < 4 * SHIFT_K:
+        mask = output < n
+        even = steps_of(tl.load(scales + shift * SHIFT_K // GROUP * n + output, mask=mask, other=0.0), level)
+        odd = steps_of(tl.load(scales + (shift + 2) * SHIFT_K // GROUP * n + output, mask=mask, other=0.0), level)
+    return even, odd
