@@ -14,7 +14,6 @@ from benchmarks.gpu.kernel_checks.rows import (
     attend_pass,
     biased,
     choose,
-    feed_rows,
     int8_rows,
     norm,
     swiglu,
@@ -81,11 +80,10 @@ def _decoder(spec: PolicySpec, prefill: int) -> list[Case]:
             "swiglu": partial(swiglu, rows=prefill, width=decoder.mlp_width, parts=0, row_format=row_format),
         }
         cases += [Case(f"{name} to {row_format}, {prefill} rows", name, make) for name, make in made.items()]
-    for rows in (1, GEMV_ROWS):
-        make = partial(choose, rows=rows, width=decoder.width, bins=spec.action.bins)
+    fed = GEMV_ROWS - 2  # of an action's seven dimensions
+    for rows, first in ((1, 0), (fed, 1)):
+        make = partial(choose, rows=rows, width=decoder.width, bins=spec.action.bins, first=first, fed=fed)
         cases.append(Case(f"head, {rows} rows", "head", make))
-    make = partial(feed_rows, rows=6, width=decoder.width, bins=spec.action.bins, first=1, fed=6)
-    cases.append(Case("feed, 6 rows", "feed", make))
     for width in (decoder.width, decoder.mlp_width):
         make = partial(int8_rows, rows=prefill, width=width, row_format="int8 for int4")
         cases.append(Case(f"quantise_rows {width}, {prefill} rows", "quantise_rows", make))

@@ -14,7 +14,6 @@ from benchmarks.gpu.kernel_checks.check import KernelCheck, RandomInputs
 from edge_vla.model.decoder import rotary_tables, rotate
 from edge_vla.runtime.gpu.kernels import (
     activations,
-    feed,
     head,
     layer_norm,
     pass_attention,
@@ -221,15 +220,26 @@ def attend_pass(inputs: RandomInputs, spec: DecoderSpec, rows: int, start: int, 
     return Pass.made(inputs, spec, rows, start, length, parts).check(spec, kernel, range(rows))
 
 
-def choose(inputs: RandomInputs, rows: int, width: int, bins: int) -> KernelCheck:
+def choose(inputs: RandomInputs, rows: int, width: int, bins: int, first: int = 0, fed: int = 0) -> KernelCheck:
     """The chosen bin's true logit against the best, and what its margin says of the second."""
     hidden, weight = inputs.rows(rows, width), inputs.rows(bins, width)
+    embeddings, to = inputs.rows(bins, width), inputs.rows(fed + 2, width)
+    given = torch.zeros(fed + 2, dtype=torch.int32, device=inputs.device)
     logits = hidden.double() @ weight.double().T
+    outputs = inputs.float32(2, first + rows + 2)
 
-    def run(function: Callable[..., head.Choice]) -> list[Tensor]:
-        choice = function(hidden, weight)
-        logit = logits.gather(1, choice.bins.long().clamp(0, bins - 1)[:, None])[:, 0]
-        return [logit.to(inputs.dtype), (logit - choice.margins).to(inputs.dtype)]
+    def run(function: Callable[..., None]) -> list[Tensor]:
+        written = [one.clone() for one in (given, to, outputs)]
+        function(hidden, weight, first, fed, embeddings, *written)
+        fed_bins, fed_rows, out = written
+        here, dims = slice(first, first + rows), slice(first, max(first, min(fed, first + rows)))
+        assert torch.equal(fed_bins[dims], out[0, dims].int()), "what the next pass is given"
+        assert torch.equal(fed_rows[dims], embeddings[fed_bins[dims]])
+        assert torch.equal(fed_bins[dims.stop :], given[dims.stop :]), "what it is not given"
+        assert torch.equal(fed_rows[dims.stop :], to[dims.stop :])
+        assert torch.equal(out[:, here.stop :], outputs[:, here.stop :])
+        logit = logits.gather(1, out[0, here].long().clamp(0, bins - 1)[:, None])[:, 0]
+        return [logit.to(inputs.dtype), (logit - out[1, here]).to(inputs.dtype)]
 
     def truth() -> list[Tensor]:
         best = logits.topk(2, dim=1).values
@@ -241,28 +251,5 @@ def choose(inputs: RandomInputs, rows: int, width: int, bins: int) -> KernelChec
         truth,
         weight.nbytes + hidden.nbytes,
         2 * rows * weight.numel(),
-        launch=lambda: head.kernel(hidden, weight),
-    )
-
-
-def feed_rows(inputs: RandomInputs, rows: int, width: int, bins: int, first: int, fed: int) -> KernelCheck:
-    """What was chosen, where the next pass and the host find it; nothing else there changes."""
-    chosen = torch.randint(bins, (rows,), generator=inputs.generator, device=inputs.device, dtype=torch.int32)
-    margins, embeddings = inputs.float32(rows), inputs.rows(bins, width)
-    given, out = torch.zeros(fed + 2, dtype=torch.int32, device=inputs.device), inputs.float32(2, first + rows + 2)
-    to = given, inputs.rows(fed + 2, width), out
-
-    def run(function: Callable[..., None]) -> list[Tensor]:
-        written = [one.clone() for one in to]
-        function(chosen, margins, first, fed, embeddings, *written)
-        return written
-
-    reference = partial(run, feed.reference)
-    return KernelCheck(
-        partial(run, feed.kernel),
-        reference,
-        reference,
-        2 * rows * width * embeddings.element_size(),
-        exact=True,
-        launch=lambda: feed.kernel(chosen, margins, first, fed, embeddings, *to),
+        launch=lambda: head.kernel(hidden, weight, first, fed, embeddings, given, to, outputs),
     )

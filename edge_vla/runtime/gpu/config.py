@@ -19,7 +19,6 @@ from edge_vla.runtime.gpu.device import Backend
 from edge_vla.runtime.gpu.kernels import (
     activations,
     decode_pass,
-    feed,
     head,
     layer_norm,
     pass_attention,
@@ -31,7 +30,6 @@ from edge_vla.runtime.gpu.kernels import (
     w8,
     w16,
 )
-from edge_vla.runtime.gpu.kernels.head import Choice
 from edge_vla.runtime.gpu.kernels.weights import Rows
 
 Activations = Literal["16", "8"]  # bits of the rows that a gemm multiplies by 4- and 8-bit weights
@@ -50,9 +48,8 @@ class Kernels:
     """Each as its module describes it. A `gemv` takes at most GEMV_ROWS rows."""
 
     biased: Callable[..., Tensor]
-    choose: Callable[..., Choice]
+    choose: Callable[..., None]
     decode_pass: Callable[..., Tensor]
-    feed: Callable[..., None]
     gelu: Callable[..., Rows]
     layer_norm: Callable[..., tuple[Tensor, Rows]]
     pass_attention: Callable[..., Tensor]
@@ -80,7 +77,6 @@ def kernels(backend: Backend) -> Kernels:
         biased=of(activations, "_biased"),
         choose=of(head),
         decode_pass=of(decode_pass),
-        feed=of(feed),
         gelu=of(activations, "_gelu"),
         layer_norm=of(layer_norm),
         pass_attention=of(pass_attention),

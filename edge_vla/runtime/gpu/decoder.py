@@ -125,13 +125,10 @@ class KernelDecoder:
         assert isinstance(hidden, Tensor), "16-bit rows were asked for"
         return hidden
 
-    def choose(self, hidden: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, width) -> best bins (n,) int32 and margins (n,) float32, NaN where a logit is not finite."""
-        parts = [hidden[first : first + GEMV_ROWS] for first in range(0, hidden.shape[0], GEMV_ROWS)]
-        chosen = [self.kernels.choose(part, head) for part in parts]
-        if len(chosen) == 1:
-            return chosen[0].bins, chosen[0].margins
-        return torch.cat([one.bins for one in chosen]), torch.cat([one.margins for one in chosen])
+    def choose(self, hidden: Tensor, head: Tensor, first: int, fed: int, *to: Tensor) -> None:
+        """As the kernel, of any number of rows (n, width)."""
+        for at in range(0, hidden.shape[0], GEMV_ROWS):
+            self.kernels.choose(hidden[at : at + GEMV_ROWS], head, first + at, fed, *to)
 
     def _layer(
         self,

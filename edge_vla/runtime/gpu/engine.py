@@ -151,10 +151,8 @@ class GpuEngine:
 
     def _choose(self, buffers: GpuBuffers, hidden: Tensor, first: int, shape: Shape) -> None:
         """The best bins from dimension `first` on: out, and as what the next pass is given."""
-        bins, margins = self.decoder.choose(hidden, self.network.head.actions)
-        embeddings, given = self.network.embeddings.actions, shape.dims - 1
-        to = buffers.given, buffers.given_rows, buffers.chosen
-        self.decoder.kernels.feed(bins, margins, first, given, embeddings, *to)
+        to = self.network.embeddings.actions, buffers.given, buffers.given_rows, buffers.chosen
+        self.decoder.choose(hidden, self.network.head.actions, first, shape.dims - 1, *to)
 
     def _start(self, shape: Shape) -> int:
         """The position after image and prompt."""

@@ -16,7 +16,6 @@ from benchmarks.gpu.kernel_checks.rows import (
     attend_pass,
     biased,
     choose,
-    feed_rows,
     int8_rows,
     norm,
     swiglu,
@@ -172,18 +171,25 @@ def test_a_row_of_a_pass_depends_on_no_later_row(device: torch.device) -> None:
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @few_examples
-@given(rows=st.integers(1, GEMV_ROWS), width=widths, bins=st.integers(2, 70), seed=seeds)
-def test_choosing(dtype: torch.dtype, rows: int, width: int, bins: int, seed: int, device: torch.device) -> None:
-    assert_passes(choose(RandomInputs.seeded(seed, device, dtype), rows, width, bins))
-
-
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@few_examples
-@given(rows=st.integers(1, 9), width=widths, first=st.integers(0, 1), fed=st.integers(0, 10), seed=seeds)
-def test_feeding(
-    dtype: torch.dtype, rows: int, width: int, first: int, fed: int, seed: int, device: torch.device
+@given(
+    rows=st.integers(1, GEMV_ROWS),
+    width=widths,
+    bins=st.integers(2, 70),
+    first=st.integers(0, 9),
+    fed=st.integers(0, 10),
+    seed=seeds,
+)
+def test_choosing(
+    dtype: torch.dtype, rows: int, width: int, bins: int, first: int, fed: int, seed: int, device: torch.device
 ) -> None:
-    assert_passes(feed_rows(RandomInputs.seeded(seed, device, dtype), rows, width, 50, first, fed))
+    assert_passes(choose(RandomInputs.seeded(seed, device, dtype), rows, width, bins, first, fed))
+
+
+def chosen(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Best bins and margins (2, M)."""
+    out, none = torch.empty(2, hidden.shape[0], device=hidden.device), hidden.new_empty(0)
+    head.kernel(hidden, weight, 0, 0, weight, none.int(), none, out)
+    return out
 
 
 def test_the_lowest_of_equal_logits_wins(device: torch.device) -> None:
@@ -191,8 +197,7 @@ def test_the_lowest_of_equal_logits_wins(device: torch.device) -> None:
     hidden = inputs.rows(1, 64)
     weight = hidden.expand(33, 64).contiguous()
     weight[:7] *= -1
-    choice = head.kernel(hidden, weight)
-    assert (int(choice.bins), float(choice.margins)) == (7, 0.0)
+    assert chosen(hidden, weight).tolist() == [[7.0], [0.0]]
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
@@ -200,9 +205,9 @@ def test_a_row_that_is_not_finite_is_flagged(wrong: float, device: torch.device)
     inputs = RandomInputs.seeded(1, device, torch.bfloat16)
     hidden = inputs.rows(3, 64)
     hidden[1, 5] = wrong
-    choice = head.kernel(hidden, inputs.rows(20, 64))
-    assert choice.margins.isfinite().tolist() == [True, False, True]
-    assert 0 <= int(choice.bins.min()) <= int(choice.bins.max()) < 20
+    bins, margins = chosen(hidden, inputs.rows(20, 64))
+    assert margins.isfinite().tolist() == [True, False, True]
+    assert 0 <= int(bins.min()) <= int(bins.max()) < 20
     rows = int8(quantise_rows.kernel(hidden, "int8"))
     assert rows.scales.isfinite().tolist() == [True, False, True]
     normed = rms_norm.kernel(hidden, None, inputs.rows(64), 1e-6)[1]
