@@ -19,14 +19,27 @@ OPEN: Final = 1 << 52  # no count comes so far in years of actions; that many pr
 
 
 @jit
-def grid_barrier(counter: tl.tensor, PROGRAMS: tl.constexpr, POLLS: tl.constexpr, OPEN: tl.constexpr) -> None:
-    """Until every program has come here, and sees what the others wrote. `counter` (2,) int64: the second, 1 if not.
+def come(counter: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """The first half of a barrier where all only wait: what `wait_for_all` asks for. `counter` (2,) int64.
 
     A program's first thread counts and waits for all of its threads; to them, nothing is missing.
     """
     tl.debug_barrier()  # every thread's writes before the arrival, whose release covers them all
     own = tl.where(tl.program_id(0) == 0, 2, 1).to(tl.int64)
-    _wait(counter, _arrive(counter, own), own, PROGRAMS, POLLS, OPEN)
+    return _arrive(counter, own), own
+
+
+@jit
+def wait_for_all(
+    counter: tl.tensor,
+    before: tl.tensor,
+    own: tl.tensor,
+    PROGRAMS: tl.constexpr,
+    POLLS: tl.constexpr,
+    OPEN: tl.constexpr,
+) -> None:
+    """Until every program has come, and this one sees what the others wrote; the second of `counter` is 1 if not."""
+    _wait(counter, before, own, PROGRAMS, POLLS, OPEN)
 
 
 @jit
