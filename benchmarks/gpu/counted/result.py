@@ -75,7 +75,7 @@ class CountedResult:
     kernels: list[KernelRow]
 
 
-IN_A_PASS: Final = "8 or 16 bytes of stack at 128 registers: a phase's number, where a norm returns to, in no inner loop"
+IN_A_PASS: Final = "8 or 16 bytes of stack at 128 registers: a phase, where a norm returns to, in no inner loop"
 # Rows that break a rule, by how their name begins, and why they may.
 ACCEPTED: Final[Mapping[str, str]] = {
     "3090 decode_pass": IN_A_PASS,
