@@ -34,6 +34,7 @@ from edge_vla.runtime.gpu.kernels.tiles import (
     split_k,
 )
 from edge_vla.runtime.gpu.kernels.weights import Int4Weight, Int8Weight, Weight
+from edge_vla.runtime.gpu.kernels.widen import widening
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,7 @@ def kernel(
             MAGIC=MAGIC[x.dtype][0],
             OFFSET=MAGIC[x.dtype][1],
             ASSEMBLY=assembly(x.dtype, x.device),
+            WIDENING=widening(x.dtype, x.device),
             PROGRAMS=programs,
             TOGETHER=together,
             num_stages=min(tile.stages for tile in tiles),

@@ -36,7 +36,7 @@ def _decode_pass(
     KV_HEADS: tl.constexpr, HEAD_WIDTH: tl.constexpr, HALF: tl.constexpr, SLOTS: tl.constexpr,
     ATTENTION_SPLITS: tl.constexpr, WIDTH: tl.constexpr, NORM_BLOCK: tl.constexpr, CHUNK: tl.constexpr,
     ROWS: tl.constexpr, PHASES: tl.constexpr, POINTERS: tl.constexpr, MAGIC: tl.constexpr, OFFSET: tl.constexpr,
-    ASSEMBLY: tl.constexpr, PROGRAMS: tl.constexpr, TOGETHER: tl.constexpr, POLLS: tl.constexpr,
+    ASSEMBLY: tl.constexpr, WIDENING: tl.constexpr, PROGRAMS: tl.constexpr, TOGETHER: tl.constexpr, POLLS: tl.constexpr,
     OPEN: tl.constexpr,
 ) -> None:
     """TOGETHER: all programs are resident. `barrier`: a counter, and 1 if one gave up: then hidden rows are NaN."""
@@ -52,7 +52,7 @@ def _decode_pass(
         elif (step == 0) & (not done):
             _norms(stream, stream, normed, parts, table, place + 8, me, rows, eps, True, DOWN[7], WIDTH, NORM_BLOCK)
         if step == 1:
-            _product(normed, table, place, parts, rows, qkv_blocks, QKV, ROWS, MAGIC, OFFSET, ASSEMBLY)
+            _product(normed, table, place, parts, rows, qkv_blocks, QKV, ROWS, MAGIC, OFFSET, ASSEMBLY, WIDENING)
         if step == 2:
             _attention(
                 parts, cos, sin, start, keys, values, layer, layer_stride,
@@ -60,16 +60,16 @@ def _decode_pass(
                 QKV[7], HEADS, KV_HEADS, HEAD_WIDTH, HALF, SLOTS, ATTENTION_SPLITS, ROWS,
             )  # fmt: skip
         if step == 3:
-            _product(mixed, table, place + 2, parts, rows, o_blocks, O_PROJ, ROWS, MAGIC, OFFSET, ASSEMBLY)
+            _product(mixed, table, place + 2, parts, rows, o_blocks, O_PROJ, ROWS, MAGIC, OFFSET, ASSEMBLY, WIDENING)
         before = tl.where(layer == 0, x, stream)
         if (step == 4) & (not done):
             _norms(before, stream, normed, parts, table, place + 9, me, rows, eps, True, O_PROJ[7], WIDTH, NORM_BLOCK)
         if step == 5:
-            _product(normed, table, place + 4, parts, rows, up_blocks, GATE_UP, ROWS, MAGIC, OFFSET, ASSEMBLY)
+            _product(normed, table, place + 4, parts, rows, up_blocks, GATE_UP, ROWS, MAGIC, OFFSET, ASSEMBLY, WIDENING)
         if step == 6:
             _gates(parts, gated, rows, GATE_UP[7], GATE_UP[1] // 2, CHUNK)
         if step == 7:
-            _product(gated, table, place + 6, parts, rows, down_blocks, DOWN, ROWS, MAGIC, OFFSET, ASSEMBLY)
+            _product(gated, table, place + 6, parts, rows, down_blocks, DOWN, ROWS, MAGIC, OFFSET, ASSEMBLY, WIDENING)
         if TOGETHER:  # noqa: SIM102  decided when this is compiled, the others as it runs
             if (phase + 1 < last) & (not (done & (step % 4 == 0))):
                 _between(
@@ -219,6 +219,7 @@ def _product(
     MAGIC: tl.constexpr,
     OFFSET: tl.constexpr,
     ASSEMBLY: tl.constexpr,
+    WIDENING: tl.constexpr,
 ) -> None:
     """A gemv of the weight whose codes and scales `at` points to; its programs in the order of a launch."""
     TYPE: tl.constexpr = x.dtype.element_ty
@@ -243,7 +244,7 @@ def _product(
         elif KIND == "w8a16":
             w8a16_part(
                 x, _pointer(table + place, tl.int8), _pointer(table + place + 1, tl.float16), out, column, split,
-                rows, N, K, BLOCKS, blocks_each, EVEN_K, ROWS, BLOCK_N, BLOCK_K, False,
+                rows, N, K, BLOCKS, blocks_each, EVEN_K, ROWS, BLOCK_N, BLOCK_K, WIDENING, False,
             )  # fmt: skip
         else:
             w16_part(

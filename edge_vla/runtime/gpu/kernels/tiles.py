@@ -28,9 +28,7 @@ ROW_TILES: Final = 3  # that a GEMM kernel has code for
 LEAST_ROWS: Final = 16  # of a row tile
 # Tiles are chosen for the rows of a usual prefill, whatever the rows are, so that no bit depends on their number.
 TYPICAL_ROWS: Final = 288
-MULTIPLIES: Final = 2048.0  # of 16 bits, of an SM in a cycle; these three are rough, and of 9.0
-LOADED_BYTES: Final = 32.0  # of an SM in a cycle, from the L2
-START_CYCLES: Final = 3000.0  # of a program
+START_CYCLES: Final = 3000.0  # of a program, roughly
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,13 +163,15 @@ _GEMV_4: Final = _GEMV[(9, 0)]  # on every chip: half of the narrower one's othe
 _GEMV_16: Final = Tile(64, GEMV_ROWS, 128, 4, 4)  # four times the bytes of int4: narrower for as many programs
 
 # For more rows. On 9.0 a program holds up to 384 rows, because its tensor cores leave the registers for the sums.
-# The tensor memory of 10.0 does not hold both operands of a tall tile; 12.0 has half the shared memory.
+# The tensor memory of 10.0 does not hold both operands of a tall tile. Elsewhere operands come through registers: three
+# or four small programs on an SM, whose loads and conversions hide behind each other's products.
 _SMALL: Final = {
     "w4a16": (Tile(128, 64, 128, 8, 3),),
-    "w8a16": (Tile(128, 64, 64, 8, 3),),
-    "w8a8": (Tile(128, 64, 128, 4, 3), Tile(64, 64, 128, 4, 3)),
+    "w8a16": (Tile(64, 32, 64, 4, 3, 2),),
+    "w8a8": (Tile(128, 64, 64, 4, 3), Tile(64, 64, 64, 4, 3)),
     "w4a8": (Tile(64, 64, 128, 4, 2, 2),),  # a third stage takes the registers of a fourth program
 }
+_TENSOR_MEMORY: Final = {**_SMALL, "w8a16": (Tile(128, 64, 64, 8, 3),)}
 _WARP_GROUPS: Final = {
     "w4a16": (Tile(128, 128, 128, 8, 2, 3), Tile(128, 128, 128, 8, 3, 2), Tile(64, 128, 128, 4, 3, 1)),
     "w8a16": (
@@ -188,7 +188,29 @@ _WARP_GROUPS: Final = {
     ),
     "w4a8": (Tile(64, 64, 128, 4, 3, 2), Tile(64, 128, 128, 4, 2, 2)),
 }
-_GEMM: Final = {(8, 0): _SMALL, (9, 0): _WARP_GROUPS, (10, 0): _SMALL}
+_GEMM: Final = {(8, 0): _SMALL, (9, 0): _WARP_GROUPS, (10, 0): _TENSOR_MEMORY, (12, 0): _SMALL}
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What an SM does in a cycle: rough, but enough to choose among tiles."""
+
+    multiplies: Mapping[int, float]  # by the bits of a row
+    loaded_bytes: float  # from the L2
+    parts_bytes: float  # of partial sums, written and read again
+    together: int  # programs of four warps, which hide each other's waits: fewer take as long
+
+
+_WORKSTATION: Final = Rates({16: 1024, 8: 2048}, 32, 8, 4)
+_CONSUMER: Final = Rates({16: 256, 8: 1024}, 16, 4, 4)
+_RATES: Final = {
+    (8, 0): _WORKSTATION,
+    (8, 6): _CONSUMER,
+    (8, 7): _WORKSTATION,
+    (8, 9): _CONSUMER,
+    (9, 0): Rates({16: 2048, 8: 4096}, 32, 32, 1),  # a program there waits for no other
+    (12, 0): _CONSUMER,
+}
 BITS: Final = {"w4a16": (4, 16), "w8a16": (8, 16), "w8a8": (8, 8), "w4a8": (4, 8), "w16": (16, 16)}
 GEMMS: Final = ("w4a16", "w8a16", "w8a8", "w4a8")  # 16-bit weights are multiplied by a library
 
@@ -304,16 +326,17 @@ def gemm_candidates(chip: Chip, kind: str) -> tuple[Tile, ...]:
 
 
 def cost(chip: Chip, tile: Tile, kind: str, n: int, k: int) -> float:
-    """Cycles, on paper, of TYPICAL_ROWS rows: waves of programs, each bound by tensor cores or by its loads."""
-    (weight_bits, row_bits), splits = BITS[kind], max(1, tile.splits)
+    """Cycles, on paper, of TYPICAL_ROWS rows: rounds of programs, each bound by tensor cores or by its loads."""
+    (weight_bits, row_bits), splits, rates = BITS[kind], max(1, tile.splits), _of(_RATES, chip)
     shared = tile.rows(TYPICAL_ROWS)
-    rows = sum(shared.sizes)
+    rows, together = sum(shared.sizes), rates.together if tile.warps <= 4 else 1
     waves = -(-shared.programs * -(-n // tile.block_n) * splits // chip.sm_count)
-    multiply = tile.block_n * rows / (MULTIPLIES if row_bits == 16 else 2 * MULTIPLIES)
-    load = (tile.block_n * weight_bits + rows * row_bits) / 8 / LOADED_BYTES
+    multiply = tile.block_n * rows / rates.multiplies[row_bits]
+    load = (tile.block_n * weight_bits + rows * row_bits) / 8 / rates.loaded_bytes
     convert = tile.block_n / 32 if weight_bits != row_bits else 0.0
-    parts = TYPICAL_ROWS * n * 8 * splits / chip.sm_count / LOADED_BYTES if splits > 1 else 0.0
-    return waves * (START_CYCLES + k / splits * (max(multiply, load) + convert)) + parts
+    parts = TYPICAL_ROWS * n * 8 * splits / chip.sm_count / rates.parts_bytes if splits > 1 else 0.0
+    whole = -(-waves // together) * together
+    return whole * (START_CYCLES / together + k / splits * (max(multiply, load) + convert)) + parts
 
 
 def attention_tile(chip: Chip, width: int, parts: int) -> Tile:

@@ -2,11 +2,13 @@
 
 A gemv of up to eight rows splits K, so that enough programs read the weight, and leaves the partial sums for the next
 kernel to add in order. Its tile always has eight rows and its splits do not depend on their number: a row's bits
-depend on neither its neighbours nor their number. The GEMM of 16-bit rows converts codes a step ahead (see `w4a16`).
+depend on neither its neighbours nor their number. 16-bit rows meet codes that `widen` made 16-bit numbers of: a GEMM
+converts a step ahead where its tensor cores read shared memory (see `w4a16`), elsewhere as it multiplies.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from edge_vla.runtime.gpu.kernels.language import check_rows, jit, overlap, tl, 
 from edge_vla.runtime.gpu.kernels.row_tiles import load_rows, store_rows
 from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS, Chip, Reader, Tile, gemm_tile, gemv_tile, split_k
 from edge_vla.runtime.gpu.kernels.weights import Int8Rows, Int8Weight, restore_int8, sums_of
+from edge_vla.runtime.gpu.kernels.widen import converts_ahead, load_codes, load_words, widened, widened_words, widening
 
 
 def reference_a16_gemv(x: Tensor, weight: Int8Weight) -> Tensor:
@@ -34,7 +37,8 @@ def kernel_a16_gemv(x: Tensor, weight: Int8Weight, tile: Tile | None = None) -> 
     splits, blocks_each = split_k(chip, tile, n, -(-k // tile.block_k))
     out = torch.empty(splits, m, n, dtype=torch.float32, device=x.device)
     grid = (-(-n // tile.block_n), splits)
-    return _launch(_w8a16_gemv[grid], x, weight.scales, weight, out, tile, blocks_each, BLOCK_M=GEMV_ROWS)
+    constants = {"BLOCK_M": GEMV_ROWS, "WIDENING": widening(x.dtype, x.device)}
+    return _launch(_w8a16_gemv[grid], x, weight.scales, weight, out, tile, blocks_each, **constants)
 
 
 def reference_a16_gemm(x: Tensor, weight: Int8Weight, reader: Reader = "torch") -> Tensor:  # noqa: ARG001
@@ -45,7 +49,9 @@ def reference_a16_gemm(x: Tensor, weight: Int8Weight, reader: Reader = "torch") 
 def kernel_a16_gemm(x: Tensor, weight: Int8Weight, tile: Tile | None = None, reader: Reader = "torch") -> Tensor:
     """What `reference_a16_gemm` computes; for a `reader` that adds them, perhaps partial sums (S, M, N) float32."""
     tile = tile or gemm_tile(Chip.of(x.device), "w8a16", *weight.shape, reader)
-    return _gemm(_w8a16_gemm, x, weight.scales, weight, x.dtype, tile)
+    ahead = converts_ahead(Chip.of(x.device), weight.shape[1])
+    constants = {"AHEAD": ahead, "WIDENING": widening(x.dtype, x.device)}
+    return _gemm(_w8a16_gemm, x, weight.scales, weight, x.dtype, tile, constants)
 
 
 def reference_a8_gemm(x: Int8Rows, weight: Int8Weight, dtype: torch.dtype, reader: Reader = "torch") -> Tensor:  # noqa: ARG001
@@ -61,16 +67,24 @@ def kernel_a8_gemm(
     """What `reference_a8_gemm` computes; for a `reader` that adds them, perhaps as partial sums (S, M, N) float32."""
     assert not x.for_int4, "rows are in the byte order of an int4 weight"
     tile = tile or gemm_tile(Chip.of(x.codes.device), "w8a8", *weight.shape, reader)
-    return _gemm(_w8a8_gemm, x.codes, x.scales, weight, dtype, tile)
+    return _gemm(_w8a8_gemm, x.codes, x.scales, weight, dtype, tile, {})
 
 
-def _gemm(kernel: Any, x: Tensor, row_scales: Tensor, weight: Int8Weight, dtype: torch.dtype, tile: Tile) -> Tensor:
+def _gemm(
+    kernel: Any,
+    x: Tensor,
+    row_scales: Tensor,
+    weight: Int8Weight,
+    dtype: torch.dtype,
+    tile: Tile,
+    constants: Mapping[str, Any],
+) -> Tensor:
     m, (n, k) = x.shape[0], weight.shape
     rows = tile.rows(m)
     splits, blocks_each = split_k(Chip.of(x.device), tile, n, -(-k // tile.block_k))
     out = sums_of(splits, m, n, dtype, x.device)
     grid = (rows.programs, -(-n // tile.block_n), splits)
-    return _launch(kernel[grid], x, row_scales, weight, out, tile, blocks_each, **rows.launch())
+    return _launch(kernel[grid], x, row_scales, weight, out, tile, blocks_each, **rows.launch(), **constants)
 
 
 def _launch(
@@ -81,7 +95,7 @@ def _launch(
     out: Tensor,
     tile: Tile,
     blocks_each: int,
-    **sizes: int,
+    **constants: Any,
 ) -> Tensor:
     (m, k), n = x.shape, weight.shape[0]
     check_rows(x)
@@ -99,7 +113,7 @@ def _launch(
         blocks_each,
         EVEN_K=k % tile.block_k == 0,
         BLOCK_K=tile.block_k,
-        **tile.launch(sizes),
+        **tile.launch(constants),
         **overlap(x.device),
     )
     return out
@@ -121,11 +135,12 @@ def _w8a16_gemv(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    WIDENING: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     w8a16_part(
         x, codes, scales, out, tl.program_id(0), tl.program_id(1), m, n, k, blocks, blocks_each,
-        EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, EARLY,
+        EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, WIDENING, EARLY,
     )  # fmt: skip
 
 
@@ -146,6 +161,7 @@ def w8a16_part(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    WIDENING: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     """One program's share of a gemv: outputs of tile `column`, inputs of split `split`."""
@@ -154,11 +170,11 @@ def w8a16_part(
     first = split * blocks_each
     last = tl.minimum(first + blocks_each, blocks)
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    scale = tl.load(scales + output, mask=output < n, other=0.0).to(tl.float32)
+    scale = tl.load(scales + output, mask=output < n, other=0.0).to(tl.float32) * WIDENING[0]
     wait_for_inputs(EARLY)
     for block in range(first, last):
         place = block * BLOCK_K + tl.arange(0, BLOCK_K)
-        weight = load_codes(codes, output, place, n, k, EVEN_K).to(x.dtype.element_ty)
+        weight = widened(load_codes(codes, output, place, n, k, EVEN_K), x.dtype.element_ty, WIDENING)
         acc = tl.dot(weight, load_rows(x, row, place, m, k, EVEN_K), acc)
     store_rows(out + split * m * n, acc * scale[:, None], row, output, m, n, False, scales)
 
@@ -184,18 +200,20 @@ def _w8a16_gemm(
     L2: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    AHEAD: tl.constexpr,
+    WIDENING: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     row = tl.program_id(0) * (M0 + M1 + M2)
     if L0 == 0 or tl.program_id(0) + 1 < tl.num_programs(0):
         w8a16_tiles(
             x, row_scales, codes, scales, out, row, m, n, k, blocks, blocks_each,
-            EVEN_K, M0, M1, M2, BLOCK_N, BLOCK_K, EARLY,
+            EVEN_K, M0, M1, M2, BLOCK_N, BLOCK_K, AHEAD, WIDENING, EARLY,
         )  # fmt: skip
     else:
         w8a16_tiles(
             x, row_scales, codes, scales, out, row, m, n, k, blocks, blocks_each,
-            EVEN_K, L0, L1, L2, BLOCK_N, BLOCK_K, EARLY,
+            EVEN_K, L0, L1, L2, BLOCK_N, BLOCK_K, AHEAD, WIDENING, EARLY,
         )  # fmt: skip
 
 
@@ -218,6 +236,8 @@ def w8a16_tiles(
     M2: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    AHEAD: tl.constexpr,
+    WIDENING: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     """A program's outputs of up to three tiles of rows, from `row` on."""
@@ -234,20 +254,25 @@ def w8a16_tiles(
     if M2 > 0:
         row2 = row + M0 + M1 + tl.arange(0, M2)
         acc2 = tl.zeros([BLOCK_N, M2], tl.float32)
-    scale = tl.load(scales + output, mask=output < n, other=0.0).to(tl.float32)[:, None]
-    weight = load_codes(codes, output, first * BLOCK_K + step, n, k, EVEN_K).to(TYPE)
-    raw = load_codes(codes, output, tl.minimum(first + 1, last - 1) * BLOCK_K + step, n, k, EVEN_K)
+    scale = tl.load(scales + output, mask=output < n, other=0.0).to(tl.float32)[:, None] * WIDENING[0]
+    if AHEAD:
+        weight = widened_words(load_words(codes, output, first, last, n, k, BLOCK_K, EVEN_K), TYPE, WIDENING)
+        raw = load_words(codes, output, first + 1, last, n, k, BLOCK_K, EVEN_K)
     wait_for_inputs(EARLY)
     for block in range(first, last):
-        after = load_codes(codes, output, tl.minimum(block + 2, last - 1) * BLOCK_K + step, n, k, EVEN_K)
         place = block * BLOCK_K + step
+        if AHEAD:
+            after = load_words(codes, output, block + 2, last, n, k, BLOCK_K, EVEN_K)
+        else:
+            weight = widened(load_codes(codes, output, place, n, k, EVEN_K), TYPE, WIDENING)
         acc0 = tl.dot(weight, load_rows(x, row0, place, m, k, EVEN_K), acc0)
         if M1 > 0:
             acc1 = tl.dot(weight, load_rows(x, row1, place, m, k, EVEN_K), acc1)
         if M2 > 0:
             acc2 = tl.dot(weight, load_rows(x, row2, place, m, k, EVEN_K), acc2)
-        weight = raw.to(TYPE)
-        raw = after
+        if AHEAD:
+            weight = widened_words(raw, TYPE, WIDENING)
+            raw = after
     out += tl.program_id(2) * m * n
     store_rows(out, acc0 * scale, row0, output, m, n, False, row_scales)
     if M1 > 0:
@@ -341,15 +366,6 @@ def w8a8_tiles(
         store_int8_rows(out, acc1, scale, row1, output, m, n, row_scales)
     if M2 > 0:
         store_int8_rows(out, acc2, scale, row2, output, m, n, row_scales)
-
-
-@jit
-def load_codes(
-    codes: tl.tensor, output: tl.tensor, place: tl.tensor, n: tl.tensor, k: tl.tensor, EVEN_K: tl.constexpr
-) -> tl.tensor:
-    """Codes (N, K) of these outputs and inputs, zero where there is none."""
-    mask = (output < n)[:, None] if EVEN_K else (output < n)[:, None] & (place < k)[None, :]
-    return tl.load(codes + output[:, None] * k + place[None, :], mask=mask, other=0)
 
 
 @jit
