@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from edge_vla.runtime.gpu.kernels.tiles import Chip
 
 @dataclass(slots=True)
 class Compiled:
-    """A kernel as the compiler made it, and the programs that its last launch asked for."""
+    """A kernel as the compiler made it, and the programs that a launch asked for."""
 
     kernel: str
     shared_bytes: int
@@ -27,26 +27,24 @@ class Compiled:
 
 @contextmanager
 def compiling_for(chip: Chip) -> Iterator[list[Compiled]]:
-    """Within, launching a kernel compiles it for `chip`; what the compiler made is added to the list."""
+    """Within, launching a kernel compiles it for `chip`; what was launched is added to the list, each time."""
     import triton
 
-    compiled = list[Compiled]()
+    launched = list[Compiled]()
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
     def loaded(name: str, binary: bytes, shared: int) -> Compiled:
-        compiled.append(Compiled(name, shared, read(tools, binary)))
-        return compiled[-1]
+        return Compiled(name, shared, read(tools, binary))
 
-    with dry_driver(chip, _launcher, loaded):
-        yield compiled
+    def launcher(source: Any, metadata: Any) -> Launcher:
+        names = source.fn.arg_names
+        places = {at[0] if isinstance(at, tuple) else at: value for at, value in source.constants.items()}
+        constants = {at if isinstance(at, str) else names[at]: value for at, value in places.items()}
 
+        def launch(x: int, y: int, z: int, _: object, kernel: Compiled, *__: object) -> None:
+            launched.append(replace(kernel, warps=metadata.num_warps, constants=constants, grid=(x, y, z)))
 
-def _launcher(source: Any, metadata: Any) -> Launcher:
-    names = source.fn.arg_names
-    places = {at[0] if isinstance(at, tuple) else at: value for at, value in source.constants.items()}
-    constants = {at if isinstance(at, str) else names[at]: value for at, value in places.items()}
+        return launch
 
-    def launch(x: int, y: int, z: int, _: object, kernel: Compiled, *__: object) -> None:
-        kernel.warps, kernel.constants, kernel.grid = metadata.num_warps, constants, (x, y, z)
-
-    return launch
+    with dry_driver(chip, launcher, loaded):
+        yield launched

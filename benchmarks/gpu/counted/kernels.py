@@ -66,7 +66,7 @@ def launches(spec: PolicySpec, inputs: RandomInputs) -> Iterator[Launch]:
 
 
 def rows(spec: PolicySpec, chip: str) -> Iterator[KernelRow]:
-    """One row a compiled kernel; kernels that differ in nothing that is compiled come once."""
+    """One row a launch, also where an earlier one has the same binary: shapes of it differ."""
     inputs = RandomInputs.seeded(0, torch.device("cpu"), torch.bfloat16)
     with compiling_for(CHIPS[chip]) as compiled:
         for one in launches(spec, inputs):
