@@ -12,7 +12,12 @@ WORD: Final = 0xFFFFFFFF
 
 def run(assembly: str, *arguments: int) -> int:
     """What `{ .reg ..; op a, b, c; .. }` leaves in $0; $1, $2 .. are `arguments`."""
-    registers = {f"${place}": value & WORD for place, value in enumerate(arguments, 1)}
+    return results(1, assembly, *arguments)[0]
+
+
+def results(count: int, assembly: str, *arguments: int) -> list[int]:
+    """What it leaves in so many registers from $0 on; behind them come `arguments`."""
+    registers = {f"${place}": value & WORD for place, value in enumerate(arguments, count)}
     body = assembly.strip().removeprefix("{").removesuffix("}")
     for line in filter(None, map(str.strip, body.split(";"))):
         name, *operands = re.split(r"[\s,]+", line)
@@ -20,7 +25,7 @@ def run(assembly: str, *arguments: int) -> int:
             target, *sources = operands
             values = [registers[one] if one in registers else int(one, 0) & WORD for one in sources]
             registers[target] = OPERATIONS[name](values) & WORD
-    return registers["$0"]
+    return [registers[f"${place}"] for place in range(count)]
 
 
 def _prmt(values: Sequence[int]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
+import struct
 
 import pytest
 import torch
@@ -12,46 +12,10 @@ from edge_vla.runtime.gpu.kernels import tiles, w8
 from edge_vla.runtime.gpu.kernels.tiles import Chip, Tile
 from edge_vla.runtime.gpu.kernels.weights import Int8Weight, summed
 from edge_vla.runtime.gpu.kernels.widen import UNIT, converts_ahead, widening
+from tests.runtime.gpu.kernels.ptx import results
 
 TYPES = (torch.bfloat16, torch.float16)
-MANTISSA = {"bf16x2": 7, "f16x2": 10}
 ALL_CODES = range(-128, 128)
-
-
-def number(bits: int, mantissa: int) -> Fraction:
-    """A 16-bit float by IEEE 754: sign, exponent, mantissa; subnormal where the exponent is 0."""
-    bias = (1 << 14 - mantissa) - 1
-    exponent, rest = bits >> mantissa & 2 * bias + 1, bits & (1 << mantissa) - 1
-    assert exponent <= 2 * bias, "not finite"
-    whole = rest if exponent == 0 else rest + (1 << mantissa)
-    size = whole * Fraction(2) ** (max(exponent, 1) - bias - mantissa)
-    return -size if bits >> 15 else size
-
-
-def executed(assembly: str, codes: int) -> list[Fraction]:
-    """The numbers in both output registers, lowest half first, of a word of four codes in $2."""
-    registers, mantissa = {"$2": codes}, 0
-    exact: dict[str, list[Fraction]] = {}
-    for line in assembly.strip("{} ").split(";"):
-        name, _, rest = line.strip().partition(" ")
-        if not name or name == ".reg":
-            continue
-        to, *of = rest.replace(" ", "").split(",")
-        values = [registers[one] if one in registers else int(one, 0) for one in of]
-        if name == "mov.b32":
-            registers[to] = values[0]
-        elif name == "xor.b32":
-            registers[to] = values[0] ^ values[1]
-        elif name == "prmt.b32":
-            bytes_ = (values[0] | values[1] << 32).to_bytes(8, "little")
-            registers[to] = int.from_bytes(bytes([bytes_[values[2] >> 4 * i & 7] for i in range(4)]), "little")
-        else:
-            rounding, kind = name.removeprefix("fma.").split(".")
-            assert rounding == "rn"
-            mantissa = MANTISSA[kind]
-            halves = [[number(value >> shift & 0xFFFF, mantissa) for value in values] for shift in (0, 16)]
-            exact[to] = [a * b + c for a, b, c in halves]
-    return [*exact["$0"], *exact["$1"]]
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
@@ -59,10 +23,9 @@ def test_the_assembly_is_exact_for_every_code_in_every_place(dtype: torch.dtype)
     unit, assembly = widening(dtype, torch.device("cuda"))
     for code in ALL_CODES:
         four = [code, -1 - code, code // 2, (7 * code + 3) % 256 - 128]
-        word = int.from_bytes(bytes(one & 0xFF for one in four), "little")
-        made = executed(assembly, word)
-        assert made == [Fraction(one, unit) for one in four]
-        assert [float(torch.tensor(float(one), dtype=dtype)) for one in made] == [float(one) for one in made]
+        (word,) = struct.unpack("<I", struct.pack("<4b", *four))
+        made = torch.tensor(results(2, assembly, word)).to(torch.int32).view(dtype)
+        assert made.tolist() == [one / unit for one in four]
 
 
 def test_what_triton_interprets_has_no_assembly() -> None:
