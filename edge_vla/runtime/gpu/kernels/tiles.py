@@ -195,20 +195,21 @@ _GEMM: Final = {(8, 0): _SMALL, (9, 0): _WARP_GROUPS, (10, 0): _TENSOR_MEMORY, (
 class Rates:
     """What an SM does in a cycle: rough, but enough to choose among tiles."""
 
-    multiplies: Mapping[int, float]  # by the bits of a row
+    multiplies: float  # of 16 bits
+    of_bytes: float  # times as many of 8 bits
     loaded_bytes: float  # from the L2
     parts_bytes: float  # of partial sums, written and read again
     together: int  # programs of four warps, which hide each other's waits: fewer take as long
 
 
-_WORKSTATION: Final = Rates({16: 1024, 8: 2048}, 32, 8, 4)
-_CONSUMER: Final = Rates({16: 256, 8: 1024}, 16, 4, 4)
+_WORKSTATION: Final = Rates(1024, 2, 32, 8, 4)
+_CONSUMER: Final = Rates(256, 4, 16, 4, 4)
 _RATES: Final = {
     (8, 0): _WORKSTATION,
     (8, 6): _CONSUMER,
     (8, 7): _WORKSTATION,
     (8, 9): _CONSUMER,
-    (9, 0): Rates({16: 2048, 8: 4096}, 32, 32, 1),  # a program there waits for no other
+    (9, 0): Rates(2048, 2, 32, 32, 1),  # a program there waits for no other
     (12, 0): _CONSUMER,
 }
 BITS: Final = {"w4a16": (4, 16), "w8a16": (8, 16), "w8a8": (8, 8), "w4a8": (4, 8), "w16": (16, 16)}
@@ -331,7 +332,7 @@ def cost(chip: Chip, tile: Tile, kind: str, n: int, k: int) -> float:
     shared = tile.rows(TYPICAL_ROWS)
     rows, together = sum(shared.sizes), rates.together if tile.warps <= 4 else 1
     waves = -(-shared.programs * -(-n // tile.block_n) * splits // chip.sm_count)
-    multiply = tile.block_n * rows / rates.multiplies[row_bits]
+    multiply = tile.block_n * rows / rates.multiplies / (1 if row_bits == 16 else rates.of_bytes)
     load = (tile.block_n * weight_bits + rows * row_bits) / 8 / rates.loaded_bytes
     convert = tile.block_n / 32 if weight_bits != row_bits else 0.0
     parts = TYPICAL_ROWS * n * 8 * splits / chip.sm_count / rates.parts_bytes if splits > 1 else 0.0

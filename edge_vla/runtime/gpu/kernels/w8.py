@@ -8,7 +8,6 @@ converts a step ahead where its tensor cores read shared memory (see `w4a16`), e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -37,8 +36,9 @@ def kernel_a16_gemv(x: Tensor, weight: Int8Weight, tile: Tile | None = None) -> 
     splits, blocks_each = split_k(chip, tile, n, -(-k // tile.block_k))
     out = torch.empty(splits, m, n, dtype=torch.float32, device=x.device)
     grid = (-(-n // tile.block_n), splits)
-    constants = {"BLOCK_M": GEMV_ROWS, "WIDENING": widening(x.dtype, x.device)}
-    return _launch(_w8a16_gemv[grid], x, weight.scales, weight, out, tile, blocks_each, **constants)
+    how = widening(x.dtype, x.device)
+    launcher = _w8a16_gemv[grid]
+    return _launch(launcher, x, weight.scales, weight, out, tile, blocks_each, BLOCK_M=GEMV_ROWS, WIDENING=how)
 
 
 def reference_a16_gemm(x: Tensor, weight: Int8Weight, reader: Reader = "torch") -> Tensor:  # noqa: ARG001
@@ -49,9 +49,8 @@ def reference_a16_gemm(x: Tensor, weight: Int8Weight, reader: Reader = "torch") 
 def kernel_a16_gemm(x: Tensor, weight: Int8Weight, tile: Tile | None = None, reader: Reader = "torch") -> Tensor:
     """What `reference_a16_gemm` computes; for a `reader` that adds them, perhaps partial sums (S, M, N) float32."""
     tile = tile or gemm_tile(Chip.of(x.device), "w8a16", *weight.shape, reader)
-    ahead = converts_ahead(Chip.of(x.device), weight.shape[1])
-    constants = {"AHEAD": ahead, "WIDENING": widening(x.dtype, x.device)}
-    return _gemm(_w8a16_gemm, x, weight.scales, weight, x.dtype, tile, constants)
+    ahead, how = converts_ahead(Chip.of(x.device), weight.shape[1]), widening(x.dtype, x.device)
+    return _gemm(_w8a16_gemm, x, weight.scales, weight, x.dtype, tile, AHEAD=ahead, WIDENING=how)
 
 
 def reference_a8_gemm(x: Int8Rows, weight: Int8Weight, dtype: torch.dtype, reader: Reader = "torch") -> Tensor:  # noqa: ARG001
@@ -67,7 +66,7 @@ def kernel_a8_gemm(
     """What `reference_a8_gemm` computes; for a `reader` that adds them, perhaps as partial sums (S, M, N) float32."""
     assert not x.for_int4, "rows are in the byte order of an int4 weight"
     tile = tile or gemm_tile(Chip.of(x.codes.device), "w8a8", *weight.shape, reader)
-    return _gemm(_w8a8_gemm, x.codes, x.scales, weight, dtype, tile, {})
+    return _gemm(_w8a8_gemm, x.codes, x.scales, weight, dtype, tile)
 
 
 def _gemm(
@@ -77,7 +76,7 @@ def _gemm(
     weight: Int8Weight,
     dtype: torch.dtype,
     tile: Tile,
-    constants: Mapping[str, Any],
+    **constants: Any,
 ) -> Tensor:
     m, (n, k) = x.shape[0], weight.shape
     rows = tile.rows(m)
@@ -271,8 +270,7 @@ def w8a16_tiles(
         if M2 > 0:
             acc2 = tl.dot(weight, load_rows(x, row2, place, m, k, EVEN_K), acc2)
         if AHEAD:
-            weight = widened_words(raw, TYPE, WIDENING)
-            raw = after
+            weight, raw = widened_words(raw, TYPE, WIDENING), after
     out += tl.program_id(2) * m * n
     store_rows(out, acc0 * scale, row0, output, m, n, False, row_scales)
     if M1 > 0:
