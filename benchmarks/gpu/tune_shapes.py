@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.gpu.kernel_checks.check import RandomInputs
 from edge_vla.quant import Scheme
-from edge_vla.runtime.gpu.kernels import w4a8, w4a16, w8, w16
+from edge_vla.runtime.gpu.kernels import w4a8, w4a16, w8, w8a8, w16
 from edge_vla.runtime.gpu.kernels.tiles import BITS, GEMV_ROWS, Chip, Reader, Tile
 from edge_vla.runtime.gpu.kernels.weights import quantised, repack_int4, repack_int8
 from edge_vla.spec import PolicySpec
@@ -34,18 +34,19 @@ PROGRAMS_PER_SM: Final = (1, 2, 3, 4, 6)
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """`kind` is one of KINDS."""
+    """`kind` is one of KINDS. `biased`: a tower's product that is read with its bias, whole."""
 
     kind: str
     name: str
     m: int
     n: int
     k: int
+    biased: bool = False
 
     @property
     def reader(self) -> Reader:
         """Of a GEMM's product."""
-        return "tower" if self.kind.endswith("tower") else "decoder"
+        return "torch" if self.biased else "tower" if self.kind.endswith("tower") else "decoder"
 
     @property
     def format(self) -> str:
@@ -87,10 +88,10 @@ def _towers(spec: PolicySpec, kind: str) -> Iterator[Shape]:
         rows, width, mlp = tower.patches + tower.prefix, tower.width, tower.mlp_width
         linears = {"qkv": (3 * width, width), "fc1": (mlp, width), "fc2": (width, mlp), "proj": (width, width)}
         for name, (n, k) in linears.items():
-            yield Shape(kind, f"{tower.name} {name}", rows, n, k)
+            yield Shape(kind, f"{tower.name} {name}", rows, n, k, biased=name == "qkv")
     widths = spec.projector_widths
     for index, (k, n) in enumerate(pairwise(widths), 1):
-        yield Shape(kind, f"projector fc{index}", spec.patches, n, k)
+        yield Shape(kind, f"projector fc{index}", spec.patches, n, k, biased=index == len(widths) - 1)
 
 
 def work(shape: Shape, inputs: RandomInputs, group: int) -> Work:
@@ -113,15 +114,15 @@ def work(shape: Shape, inputs: RandomInputs, group: int) -> Work:
         moved = dense.nbytes + out_bytes
         return Work(lambda t: w16.kernel_gemv(x, dense, t), lambda: w16.reference_gemv(x, dense)[0], moved, 0)
     weight8 = repack_int8(inputs.packed(Scheme.INT8, n, k))
-    moved = weight8.bytes + out_bytes
+    moved, bias = weight8.bytes + out_bytes, inputs.rows(n) if shape.biased else None
     if shape.kernel == "w8a16_gemv":
         return Work(lambda t: w8.kernel_a16_gemv(x, weight8, t), lambda: w8.reference_a16_gemv(x, weight8)[0], moved, 0)
     if shape.format == "w8a16":
-        launch = lambda t: w8.kernel_a16_gemm(x, weight8, t, reader=shape.reader)  # noqa: E731
-        return Work(launch, lambda: w8.reference_a16_gemm(x, weight8), moved, operations)
+        launch = lambda t: w8.kernel_a16_gemm(x, weight8, t, shape.reader, bias)  # noqa: E731
+        return Work(launch, lambda: w8.reference_a16_gemm(x, weight8, bias=bias), moved, operations)
     rows8 = quantised(x)
-    launch = lambda t: w8.kernel_a8_gemm(rows8, weight8, dtype, t, reader=shape.reader)  # noqa: E731
-    return Work(launch, lambda: w8.reference_a8_gemm(rows8, weight8, dtype), moved, operations)
+    launch = lambda t: w8a8.kernel(rows8, weight8, dtype, t, shape.reader, bias)  # noqa: E731
+    return Work(launch, lambda: w8a8.reference(rows8, weight8, dtype, bias=bias), moved, operations)
 
 
 def candidates(shape: Shape, chip: Chip) -> list[Tile]:
@@ -154,7 +155,7 @@ def _gemm(shape: Shape, chip: Chip) -> Iterator[Tile]:
         converted = block_n * block_k // 2 // (32 * warps) if shape.format.endswith("a16") else 0
         if converted and sums + converted > (MOST_SUMS + 16 if warps == 8 else MOST_SUMS - 16):
             continue
-        for splits in (1, 2, 3, 4) if shape.reader == "tower" else (1, 2, 4):
+        for splits in {"torch": (1,), "tower": (1, 2, 3, 4), "decoder": (1, 2, 4)}[shape.reader]:
             programs = shared.programs * -(-shape.n // block_n)
             if splits == 1 or programs * splits <= 6 * chip.sm_count:
                 yield from _fitting(replace(tile, splits=splits), chip, shape)

@@ -12,7 +12,6 @@ from benchmarks.gpu.kernel_checks.products import PRODUCTS, product
 from benchmarks.gpu.kernel_checks.rows import (
     attend,
     attend_pass,
-    biased,
     choose,
     int8_rows,
     norm,
@@ -109,7 +108,5 @@ def _towers(spec: PolicySpec) -> list[Case]:
             Case(f"{name}, {rows} rows", kernel, partial(make, rows=rows)) for name, (kernel, make) in made.items()
         ]
     rows, width = spec.patches, spec.projector_widths[-1]
-    for name, make in (("gelu", tower_gelu), ("biased", biased)):
-        of_parts = partial(make, rows=rows, width=width, parts=2)
-        cases.append(Case(f"{name} {width} of 2 parts, {rows} rows", name, of_parts))
-    return cases
+    of_parts = partial(tower_gelu, rows=rows, width=width, parts=2)
+    return [*cases, Case(f"gelu {width} of 2 parts, {rows} rows", "gelu", of_parts)]

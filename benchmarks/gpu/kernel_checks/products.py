@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.gpu.kernel_checks.check import KernelCheck, RandomInputs
 from edge_vla.quant import PackedWeight, Scheme, dequantise
-from edge_vla.runtime.gpu.kernels import w4a8, w4a16, w8, w16
+from edge_vla.runtime.gpu.kernels import w4a8, w4a16, w8, w8a8, w16
 from edge_vla.runtime.gpu.kernels.weights import (
     Int8Rows,
     as_int8,
@@ -72,10 +72,10 @@ def _w8a8_gemm(inputs: RandomInputs, m: int, n: int, k: int, _: int) -> KernelCh
         x.codes,
         (weight.codes, weight.scales),
         packed.bytes,
-        lambda: w8.kernel_a8_gemm(x, weight, inputs.dtype),
-        lambda: w8.reference_a8_gemm(x, weight, inputs.dtype),
+        lambda: w8a8.kernel(x, weight, inputs.dtype),
+        lambda: w8a8.reference(x, weight, inputs.dtype),
     )
-    return replace(check, launch=lambda: w8.kernel_a8_gemm(x, weight, inputs.dtype, reader="decoder"))
+    return replace(check, launch=lambda: w8a8.kernel(x, weight, inputs.dtype, reader="decoder"))
 
 
 def _w4a8_gemm(inputs: RandomInputs, m: int, n: int, k: int, group: int) -> KernelCheck:

@@ -103,18 +103,6 @@ def tower_gelu(inputs: RandomInputs, rows: int, width: int, parts: int, row_form
     )
 
 
-def biased(inputs: RandomInputs, rows: int, width: int, parts: int) -> KernelCheck:
-    """A bias alone; `parts` as in `norm`."""
-    x, bias = inputs.partial_sums(parts, rows, width), inputs.rows(width)
-    return KernelCheck(
-        lambda: [activations.kernel_biased(x, bias)],
-        lambda: [activations.reference_biased(x, bias)],
-        lambda: [(x.double().sum(0) if parts else x.double()) + bias.double()],
-        x.nbytes + rows * width * 2,
-        launch=lambda: activations.kernel_biased(x, bias),
-    )
-
-
 def int8_rows(inputs: RandomInputs, rows: int, width: int, row_format: RowFormat) -> KernelCheck:
     """Rows to int8: codes and scales, exactly."""
     x = inputs.rows(rows, width)

@@ -28,6 +28,7 @@ from edge_vla.runtime.gpu.kernels import (
     w4a8,
     w4a16,
     w8,
+    w8a8,
     w16,
 )
 from edge_vla.runtime.gpu.kernels.weights import Rows
@@ -47,7 +48,6 @@ def named(kernel: str) -> tuple[Activations, Steps]:
 class Kernels:
     """Each as its module describes it. A `gemv` takes at most GEMV_ROWS rows."""
 
-    biased: Callable[..., Tensor]
     choose: Callable[..., None]
     decode_pass: Callable[..., Tensor]
     gelu: Callable[..., Rows]
@@ -74,7 +74,6 @@ def kernels(backend: Backend) -> Kernels:
         return found
 
     return Kernels(
-        biased=of(activations, "_biased"),
         choose=of(head),
         decode_pass=of(decode_pass),
         gelu=of(activations, "_gelu"),
@@ -90,7 +89,7 @@ def kernels(backend: Backend) -> Kernels:
         w4a16_gemm=of(w4a16, "_gemm"),
         w8a16_gemm=of(w8, "_a16_gemm"),
         w4a8_gemm=of(w4a8),
-        w8a8_gemm=of(w8, "_a8_gemm"),
+        w8a8_gemm=of(w8a8),
     )
 
 

@@ -140,11 +140,13 @@ def _w8a8(packed: PackedWeight, config: GpuConfig) -> Product:
     )
 
 
-def int8_gemm(weight: Int8Weight, config: GpuConfig, reader: Reader) -> tuple[RowFormat, Callable[[Any], Tensor]]:
-    """The rows that the gemm of an int8 weight reads, and the gemm; for its `reader`."""
+def int8_gemm(
+    weight: Int8Weight, config: GpuConfig, reader: Reader, bias: Tensor | None = None
+) -> tuple[RowFormat, Callable[[Any], Tensor]]:
+    """The rows that the gemm of an int8 weight reads, and the gemm; for its `reader`, "torch" where it adds a bias."""
     if config.activations == "8":
-        return "int8", lambda x: config.kernels.w8a8_gemm(x, weight, config.dtype, reader=reader)
-    return PLAIN, lambda x: config.kernels.w8a16_gemm(x, weight, reader=reader)
+        return "int8", lambda x: config.kernels.w8a8_gemm(x, weight, config.dtype, reader=reader, bias=bias)
+    return PLAIN, lambda x: config.kernels.w8a16_gemm(x, weight, reader=reader, bias=bias)
 
 
 def repack(packed: PackedWeight) -> Int4Weight:

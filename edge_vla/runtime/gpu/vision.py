@@ -25,7 +25,7 @@ from edge_vla.spec import PolicySpec, TowerSpec
 
 
 class Linear:
-    """A weight and its bias. `times` leaves the bias to the kernel that reads its output; a call adds it.
+    """A weight and its bias. `times` leaves the bias to the kernel that reads its output; a call is the whole product.
 
     Both take rows in `row_format`, which `prepare` makes of rows (M, K) of the working type. `times` may leave partial
     sums (S, M, N) float32.
@@ -38,11 +38,12 @@ class Linear:
         self.row_format: RowFormat = PLAIN
         self.times: Callable[[Any], Tensor]
         self._dense = weight.dtype != torch.int8
-        self._biased: Callable[[Any], Tensor] = lambda x: use.biased(self.times(x), self.bias)
+        self._biased: Callable[[Any], Tensor]
         if weight.dtype == torch.int8:
             scales, shape = weights[f"{name}.weight{VISION_SCALES}"], (weight.shape[0], weight.shape[1])
             int8 = repack_int8(PackedWeight(Scheme.INT8, shape, None, weight, scales).check(name))
             self.row_format, self.times = int8_gemm(int8, config, "tower")
+            self._biased = int8_gemm(int8, config, "torch", self.bias)[1]
             size = int8.bytes
         else:
             dense = weight.to(config.dtype)

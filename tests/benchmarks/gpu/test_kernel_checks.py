@@ -55,6 +55,6 @@ def test_every_kernel_of_the_engine_is_checked_once_per_shape() -> None:
         assert max(Counter(case.name for case in cases).values()) == 1
         assert {case.kernel for case in cases} == {
             "w4a16_gemv", "w8a16_gemv", "w16_gemv", "w4a16_gemm", "w8a16_gemm", "w8a8_gemm", "w4a8_gemm",
-            "biased", "decode_pass", "gelu", "head", "layer_norm", "quantise_rows", "pass_attention",
+            "decode_pass", "gelu", "head", "layer_norm", "quantise_rows", "pass_attention",
             "prefill_attention", "rms_norm", "swiglu",
         }  # fmt: skip

@@ -54,39 +54,25 @@ def kernel_swiglu(gate_up: Tensor, dtype: torch.dtype, row_format: RowFormat = P
     return out
 
 
-def reference_biased(x: Tensor, bias: Tensor) -> Tensor:
-    """x (M, F) or parts (S, M, F) float32, bias (F,) -> x, rounded to the bias's type, + bias (M, F)."""
-    return summed(x, bias.dtype) + bias
-
-
-def kernel_biased(x: Tensor, bias: Tensor) -> Tensor:
-    """What `reference_biased` computes, in one launch."""
-    out = _with_bias(x, bias, PLAIN, gelu=False)
-    assert isinstance(out, Tensor), "16-bit rows were asked for"
-    return out
-
-
 def reference_gelu(x: Tensor, bias: Tensor, row_format: RowFormat = PLAIN) -> Rows:
-    """The exact GELU of `reference_biased`'s rounded rows (M, F), in `row_format`."""
-    return in_format(F.gelu(reference_biased(x, bias).float()).to(bias.dtype), row_format)
+    """x (M, F) or parts (S, M, F) float32, bias (F,) -> the exact GELU of x + bias (M, F), in `row_format`.
+
+    Rounds to the bias's type after the product, the bias, the GELU.
+    """
+    return in_format(F.gelu((summed(x, bias.dtype) + bias).float()).to(bias.dtype), row_format)
 
 
 def kernel_gelu(x: Tensor, bias: Tensor, row_format: RowFormat = PLAIN) -> Rows:
     """What `reference_gelu` computes, in one launch."""
-    return _with_bias(x, bias, row_format, gelu=True)
-
-
-def _with_bias(x: Tensor, bias: Tensor, row_format: RowFormat, *, gelu: bool) -> Rows:
     check_rows(x)
     m, width = x.shape[-2:]
     out = empty_rows(m, width, bias.dtype, x.device, row_format)
     block = _block(out, row_format)
-    _biased[(m, -(-width // block))](
+    _gelu[(m, -(-width // block))](
         x,
         bias,
         *pointers(out),
         m,
-        GELU=gelu,
         PARTS=parts_of(x),
         WIDTH=width,
         **layout(out),
@@ -155,13 +141,12 @@ def swiglu_chunk(
 
 
 @jit
-def _biased(
+def _gelu(
     x: tl.tensor,
     bias: tl.tensor,
     out: tl.tensor,
     scales: tl.tensor,
     rows: tl.tensor,
-    GELU: tl.constexpr,
     PARTS: tl.constexpr,
     WIDTH: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -178,6 +163,5 @@ def _biased(
     wait_for_inputs(EARLY)
     values = rounded(sum_of(x, row * WIDTH + column, mask, rows * WIDTH, PARTS), TYPE)
     values = rounded(values + shift, TYPE)
-    if GELU:
-        values = rounded(0.5 * values * (1.0 + tl.math.erf(values * 0.7071067811865476)), TYPE)
+    values = rounded(0.5 * values * (1.0 + tl.math.erf(values * 0.7071067811865476)), TYPE)
     store_row(out, scales, values, row, column, WIDTH, STRIDE, INT8, FOR_INT4)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from edge_vla.runtime.gpu.kernels.language import jit, tl
+from edge_vla.runtime.gpu.kernels.row_kernel import rounded
 
 
 @jit
@@ -33,3 +34,30 @@ def store_rows(
         total *= tl.load(row_scales + row, mask=row < m, other=0.0)[None, :]
     mask = (output < n)[:, None] & (row < m)[None, :]
     tl.store(out + row[None, :] * n + output[:, None], total.to(out.dtype.element_ty), mask=mask)
+
+
+@jit
+def with_bias(total: tl.tensor, bias: tl.tensor, output: tl.tensor, n: tl.tensor) -> tl.tensor:
+    """Sums (N, M) as they are, or rounded to the bias's type with the bias (N,) added."""
+    if bias is not None:
+        added = tl.load(bias + output, mask=output < n, other=0.0).to(tl.float32)
+        total = rounded(total, bias.dtype.element_ty) + added[:, None]
+    return total
+
+
+@jit
+def store_int8_rows(
+    out: tl.tensor,
+    sums: tl.tensor,
+    scale: tl.tensor,
+    row: tl.tensor,
+    output: tl.tensor,
+    m: tl.tensor,
+    n: tl.tensor,
+    row_scales: tl.tensor,
+    bias: tl.tensor,
+) -> None:
+    """Integer sums (N, M), times the row's scale, then times the output's, as the reference rounds."""
+    row_scale = tl.load(row_scales + row, mask=row < m, other=0.0)[None, :]
+    total = with_bias(sums.to(tl.float32) * row_scale * scale, bias, output, n)
+    store_rows(out, total, row, output, m, n, False, row_scales)

@@ -195,21 +195,20 @@ _GEMM: Final = {(8, 0): _SMALL, (9, 0): _WARP_GROUPS, (10, 0): _TENSOR_MEMORY, (
 class Rates:
     """What an SM does in a cycle: rough, but enough to choose among tiles."""
 
-    multiplies: float  # of 16 bits
-    of_bytes: float  # times as many of 8 bits
+    multiplies: Mapping[int, float]  # by the bits of a row
     loaded_bytes: float  # from the L2
     parts_bytes: float  # of partial sums, written and read again
     together: int  # programs of four warps, which hide each other's waits: fewer take as long
 
 
-_WORKSTATION: Final = Rates(1024, 2, 32, 8, 4)
-_CONSUMER: Final = Rates(256, 4, 16, 4, 4)
+_WORKSTATION: Final = Rates({16: 1024, 8: 2048}, 32, 8, 4)
+_CONSUMER: Final = Rates({16: 256, 8: 1024}, 16, 4, 4)
 _RATES: Final = {
     (8, 0): _WORKSTATION,
     (8, 6): _CONSUMER,
     (8, 7): _WORKSTATION,
     (8, 9): _CONSUMER,
-    (9, 0): Rates(2048, 2, 32, 32, 1),  # a program there waits for no other
+    (9, 0): Rates({16: 2048, 8: 4096}, 32, 32, 1),  # a program there waits for no other
     (12, 0): _CONSUMER,
 }
 BITS: Final = {"w4a16": (4, 16), "w8a16": (8, 16), "w8a8": (8, 8), "w4a8": (4, 8), "w16": (16, 16)}
@@ -270,8 +269,8 @@ TUNED: Final[Mapping[tuple[str, tuple[int, int]], Mapping[tuple[int, int], Tile]
         (11, 13): Tile(64, 64, 128, 4, 4, 1, 3),
         (12, 11): Tile(64, 64, 128, 4, 4, 1, 1),
         (13, 11): Tile(64, 64, 128, 4, 3, 2, 1),
-        (13, 13): Tile(64, 128, 128, 4, 3, 1, 2),  # three stages, so that an SM holds two
-        (13, 14): Tile(64, 128, 128, 4, 3, 1, 2),
+        (13, 13): Tile(64, 64, 128, 4, 4, 1, 1),
+        (13, 14): Tile(64, 128, 128, 4, 3, 1, 2),  # three stages, so that an SM holds two
         (14, 12): Tile(64, 64, 64, 4, 4, 2, 1),
     },
     ("w8a8_gemm", (9, 0)): {
@@ -332,7 +331,7 @@ def cost(chip: Chip, tile: Tile, kind: str, n: int, k: int) -> float:
     shared = tile.rows(TYPICAL_ROWS)
     rows, together = sum(shared.sizes), rates.together if tile.warps <= 4 else 1
     waves = -(-shared.programs * -(-n // tile.block_n) * splits // chip.sm_count)
-    multiply = tile.block_n * rows / rates.multiplies / (1 if row_bits == 16 else rates.of_bytes)
+    multiply = tile.block_n * rows / rates.multiplies[row_bits]
     load = (tile.block_n * weight_bits + rows * row_bits) / 8 / rates.loaded_bytes
     convert = tile.block_n / 32 if weight_bits != row_bits else 0.0
     parts = TYPICAL_ROWS * n * 8 * splits / chip.sm_count / rates.parts_bytes if splits > 1 else 0.0

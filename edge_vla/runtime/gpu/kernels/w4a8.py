@@ -13,9 +13,8 @@ from torch import Tensor
 
 from edge_vla.runtime.gpu.kernels.language import check_rows, jit, overlap, tl, wait_for_inputs
 from edge_vla.runtime.gpu.kernels.nibbles import byte_assembly, bytes_of, scale_k, steps_of
-from edge_vla.runtime.gpu.kernels.row_tiles import load_rows
+from edge_vla.runtime.gpu.kernels.row_tiles import load_rows, store_int8_rows
 from edge_vla.runtime.gpu.kernels.tiles import Chip, Reader, Tile, gemm_tile, split_k
-from edge_vla.runtime.gpu.kernels.w8 import store_int8_rows
 from edge_vla.runtime.gpu.kernels.weights import (
     BLOCK_K,
     SHIFT_K,
@@ -170,11 +169,11 @@ def w4a8_tiles(
         scale = next_scale
     out += tl.program_id(2) * m * n
     scale = tl.div_rn(128.0, level)[:, None]  # STEPS
-    store_int8_rows(out, acc0, scale, row0, output, m, n, row_scales)
+    store_int8_rows(out, acc0, scale, row0, output, m, n, row_scales, None)
     if M1 > 0:
-        store_int8_rows(out, acc1, scale, row1, output, m, n, row_scales)
+        store_int8_rows(out, acc1, scale, row1, output, m, n, row_scales, None)
     if M2 > 0:
-        store_int8_rows(out, acc2, scale, row2, output, m, n, row_scales)
+        store_int8_rows(out, acc2, scale, row2, output, m, n, row_scales, None)
 
 
 @jit

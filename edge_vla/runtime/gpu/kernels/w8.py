@@ -1,4 +1,4 @@
-"""Rows times an int8 weight: a gemv for up to eight rows of 16 bits, a GEMM for more, one for int8 rows.
+"""Rows of 16 bits times an int8 weight: a gemv for up to eight, a GEMM for more.
 
 A gemv of up to eight rows splits K, so that enough programs read the weight, and leaves the partial sums for the next
 kernel to add in order. Its tile always has eight rows and its splits do not depend on their number: a row's bits
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from edge_vla.quant import dequantise
 from edge_vla.runtime.gpu.kernels.language import check_rows, jit, overlap, tl, wait_for_inputs
-from edge_vla.runtime.gpu.kernels.row_tiles import load_rows, store_rows
+from edge_vla.runtime.gpu.kernels.row_tiles import load_rows, store_rows, with_bias
 from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS, Chip, Reader, Tile, gemm_tile, gemv_tile, split_k
-from edge_vla.runtime.gpu.kernels.weights import Int8Rows, Int8Weight, restore_int8, sums_of
+from edge_vla.runtime.gpu.kernels.weights import Int8Weight, restore_int8, sums_of
 from edge_vla.runtime.gpu.kernels.widen import converts_ahead, load_codes, load_words, widened, widened_words, widening
 
 
@@ -36,54 +36,52 @@ def kernel_a16_gemv(x: Tensor, weight: Int8Weight, tile: Tile | None = None) -> 
     splits, blocks_each = split_k(chip, tile, n, -(-k // tile.block_k))
     out = torch.empty(splits, m, n, dtype=torch.float32, device=x.device)
     grid = (-(-n // tile.block_n), splits)
-    how = widening(x.dtype, x.device)
-    launcher = _w8a16_gemv[grid]
-    return _launch(launcher, x, weight.scales, weight, out, tile, blocks_each, BLOCK_M=GEMV_ROWS, WIDENING=how)
+    constants = {"BLOCK_M": GEMV_ROWS, "WIDENING": widening(x.dtype, x.device)}
+    return _launch(_w8a16_gemv[grid], x, weight.scales, weight, out, tile, blocks_each, **constants)
 
 
-def reference_a16_gemm(x: Tensor, weight: Int8Weight, reader: Reader = "torch") -> Tensor:  # noqa: ARG001
-    """x (M, K) 16-bit -> (M, N) of its type."""
-    return F.linear(x.float(), dequantise(restore_int8(weight))).to(x.dtype)
+def reference_a16_gemm(
+    x: Tensor,
+    weight: Int8Weight,
+    reader: Reader = "torch",  # noqa: ARG001
+    bias: Tensor | None = None,
+) -> Tensor:
+    """x (M, K) 16-bit -> (M, N) of its type, rounded once more where a bias (N,) of that type is added."""
+    return biased(F.linear(x.float(), dequantise(restore_int8(weight))).to(x.dtype), bias)
 
 
-def kernel_a16_gemm(x: Tensor, weight: Int8Weight, tile: Tile | None = None, reader: Reader = "torch") -> Tensor:
+def kernel_a16_gemm(
+    x: Tensor, weight: Int8Weight, tile: Tile | None = None, reader: Reader = "torch", bias: Tensor | None = None
+) -> Tensor:
     """What `reference_a16_gemm` computes; for a `reader` that adds them, perhaps partial sums (S, M, N) float32."""
     tile = tile or gemm_tile(Chip.of(x.device), "w8a16", *weight.shape, reader)
-    ahead, how = converts_ahead(Chip.of(x.device), weight.shape[1]), widening(x.dtype, x.device)
-    return _gemm(_w8a16_gemm, x, weight.scales, weight, x.dtype, tile, AHEAD=ahead, WIDENING=how)
+    ahead = converts_ahead(Chip.of(x.device), weight.shape[1])
+    constants = {"AHEAD": ahead, "WIDENING": widening(x.dtype, x.device)}
+    return gemm(_w8a16_gemm, x, weight.scales, weight, x.dtype, tile, bias, **constants)
 
 
-def reference_a8_gemm(x: Int8Rows, weight: Int8Weight, dtype: torch.dtype, reader: Reader = "torch") -> Tensor:  # noqa: ARG001
-    """x (M, K) int8 -> (M, N) in `dtype`: exact integer sums, times the row's scale, times the output's."""
-    # float64 holds every sum of int8 products exactly, and torch multiplies no integers on a GPU.
-    sums = (x.codes.double() @ weight.codes.double().T).float()
-    return (sums * x.scales[:, None] * weight.scales.float()).to(dtype)
+def biased(product: Tensor, bias: Tensor | None) -> Tensor:
+    """As `row_tiles.with_bias`."""
+    return product if bias is None else product + bias
 
 
-def kernel_a8_gemm(
-    x: Int8Rows, weight: Int8Weight, dtype: torch.dtype, tile: Tile | None = None, reader: Reader = "torch"
-) -> Tensor:
-    """What `reference_a8_gemm` computes; for a `reader` that adds them, perhaps as partial sums (S, M, N) float32."""
-    assert not x.for_int4, "rows are in the byte order of an int4 weight"
-    tile = tile or gemm_tile(Chip.of(x.codes.device), "w8a8", *weight.shape, reader)
-    return _gemm(_w8a8_gemm, x.codes, x.scales, weight, dtype, tile)
-
-
-def _gemm(
+def gemm(
     kernel: Any,
     x: Tensor,
     row_scales: Tensor,
     weight: Int8Weight,
     dtype: torch.dtype,
     tile: Tile,
+    bias: Tensor | None,
     **constants: Any,
 ) -> Tensor:
     m, (n, k) = x.shape[0], weight.shape
     rows = tile.rows(m)
     splits, blocks_each = split_k(Chip.of(x.device), tile, n, -(-k // tile.block_k))
+    assert splits == 1 or bias is None, "a bias is added to a whole product"
     out = sums_of(splits, m, n, dtype, x.device)
     grid = (rows.programs, -(-n // tile.block_n), splits)
-    return _launch(kernel[grid], x, row_scales, weight, out, tile, blocks_each, **rows.launch(), **constants)
+    return _launch(kernel[grid], x, row_scales, weight, out, tile, blocks_each, bias=bias, **rows.launch(), **constants)
 
 
 def _launch(
@@ -181,7 +179,7 @@ def w8a16_part(
 @jit
 def _w8a16_gemm(
     x: tl.tensor,
-    row_scales: tl.tensor,
+    row_scales: tl.tensor,  # noqa: ARG001  as that of int8 rows has it
     codes: tl.tensor,
     scales: tl.tensor,
     out: tl.tensor,
@@ -190,6 +188,7 @@ def _w8a16_gemm(
     k: tl.tensor,
     blocks: tl.tensor,
     blocks_each: tl.tensor,
+    bias: tl.tensor,
     EVEN_K: tl.constexpr,
     M0: tl.constexpr,
     M1: tl.constexpr,
@@ -206,12 +205,12 @@ def _w8a16_gemm(
     row = tl.program_id(0) * (M0 + M1 + M2)
     if L0 == 0 or tl.program_id(0) + 1 < tl.num_programs(0):
         w8a16_tiles(
-            x, row_scales, codes, scales, out, row, m, n, k, blocks, blocks_each,
+            x, codes, scales, bias, out, row, m, n, k, blocks, blocks_each,
             EVEN_K, M0, M1, M2, BLOCK_N, BLOCK_K, AHEAD, WIDENING, EARLY,
         )  # fmt: skip
     else:
         w8a16_tiles(
-            x, row_scales, codes, scales, out, row, m, n, k, blocks, blocks_each,
+            x, codes, scales, bias, out, row, m, n, k, blocks, blocks_each,
             EVEN_K, L0, L1, L2, BLOCK_N, BLOCK_K, AHEAD, WIDENING, EARLY,
         )  # fmt: skip
 
@@ -219,9 +218,9 @@ def _w8a16_gemm(
 @jit
 def w8a16_tiles(
     x: tl.tensor,
-    row_scales: tl.tensor,
     codes: tl.tensor,
     scales: tl.tensor,
+    bias: tl.tensor,
     out: tl.tensor,
     row: tl.tensor,
     m: tl.tensor,
@@ -272,111 +271,8 @@ def w8a16_tiles(
         if AHEAD:
             weight, raw = widened_words(raw, TYPE, WIDENING), after
     out += tl.program_id(2) * m * n
-    store_rows(out, acc0 * scale, row0, output, m, n, False, row_scales)
+    store_rows(out, with_bias(acc0 * scale, bias, output, n), row0, output, m, n, False, scales)
     if M1 > 0:
-        store_rows(out, acc1 * scale, row1, output, m, n, False, row_scales)
+        store_rows(out, with_bias(acc1 * scale, bias, output, n), row1, output, m, n, False, scales)
     if M2 > 0:
-        store_rows(out, acc2 * scale, row2, output, m, n, False, row_scales)
-
-
-@jit
-def _w8a8_gemm(
-    x: tl.tensor,
-    row_scales: tl.tensor,
-    codes: tl.tensor,
-    scales: tl.tensor,
-    out: tl.tensor,
-    m: tl.tensor,
-    n: tl.tensor,
-    k: tl.tensor,
-    blocks: tl.tensor,
-    blocks_each: tl.tensor,
-    EVEN_K: tl.constexpr,
-    M0: tl.constexpr,
-    M1: tl.constexpr,
-    M2: tl.constexpr,
-    L0: tl.constexpr,
-    L1: tl.constexpr,
-    L2: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    EARLY: tl.constexpr,
-) -> None:
-    row = tl.program_id(0) * (M0 + M1 + M2)
-    if L0 == 0 or tl.program_id(0) + 1 < tl.num_programs(0):
-        w8a8_tiles(
-            x, row_scales, codes, scales, out, row, m, n, k, blocks, blocks_each,
-            EVEN_K, M0, M1, M2, BLOCK_N, BLOCK_K, EARLY,
-        )  # fmt: skip
-    else:
-        w8a8_tiles(
-            x, row_scales, codes, scales, out, row, m, n, k, blocks, blocks_each,
-            EVEN_K, L0, L1, L2, BLOCK_N, BLOCK_K, EARLY,
-        )  # fmt: skip
-
-
-@jit
-def w8a8_tiles(
-    x: tl.tensor,
-    row_scales: tl.tensor,
-    codes: tl.tensor,
-    scales: tl.tensor,
-    out: tl.tensor,
-    row: tl.tensor,
-    m: tl.tensor,
-    n: tl.tensor,
-    k: tl.tensor,
-    blocks: tl.tensor,
-    blocks_each: tl.tensor,
-    EVEN_K: tl.constexpr,
-    M0: tl.constexpr,
-    M1: tl.constexpr,
-    M2: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    EARLY: tl.constexpr,
-) -> None:
-    """A program's outputs of up to three tiles of rows, from `row` on."""
-    output = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    first = tl.program_id(2) * blocks_each
-    last = tl.minimum(first + blocks_each, blocks)
-    row0 = row + tl.arange(0, M0)
-    acc0 = tl.zeros([BLOCK_N, M0], tl.int32)
-    if M1 > 0:
-        row1 = row + M0 + tl.arange(0, M1)
-        acc1 = tl.zeros([BLOCK_N, M1], tl.int32)
-    if M2 > 0:
-        row2 = row + M0 + M1 + tl.arange(0, M2)
-        acc2 = tl.zeros([BLOCK_N, M2], tl.int32)
-    scale = tl.load(scales + output, mask=output < n, other=0.0).to(tl.float32)[:, None]
-    wait_for_inputs(EARLY)
-    for block in range(first, last):
-        place = block * BLOCK_K + tl.arange(0, BLOCK_K)
-        weight = load_codes(codes, output, place, n, k, EVEN_K)
-        acc0 = tl.dot(weight, load_rows(x, row0, place, m, k, EVEN_K), acc0, out_dtype=tl.int32)
-        if M1 > 0:
-            acc1 = tl.dot(weight, load_rows(x, row1, place, m, k, EVEN_K), acc1, out_dtype=tl.int32)
-        if M2 > 0:
-            acc2 = tl.dot(weight, load_rows(x, row2, place, m, k, EVEN_K), acc2, out_dtype=tl.int32)
-    out += tl.program_id(2) * m * n
-    store_int8_rows(out, acc0, scale, row0, output, m, n, row_scales)
-    if M1 > 0:
-        store_int8_rows(out, acc1, scale, row1, output, m, n, row_scales)
-    if M2 > 0:
-        store_int8_rows(out, acc2, scale, row2, output, m, n, row_scales)
-
-
-@jit
-def store_int8_rows(
-    out: tl.tensor,
-    sums: tl.tensor,
-    scale: tl.tensor,
-    row: tl.tensor,
-    output: tl.tensor,
-    m: tl.tensor,
-    n: tl.tensor,
-    row_scales: tl.tensor,
-) -> None:
-    """Integer sums (N, M), times the row's scale, then times the output's, as the reference rounds."""
-    row_scale = tl.load(row_scales + row, mask=row < m, other=0.0)[None, :]
-    store_rows(out, sums.to(tl.float32) * row_scale * scale, row, output, m, n, False, row_scales)
+        store_rows(out, with_bias(acc2 * scale, bias, output, n), row2, output, m, n, False, scales)

@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.gpu.kernel_checks.check import RandomInputs, evaluate
 from benchmarks.gpu.kernel_checks.products import PRODUCTS, product
 from edge_vla.quant import Scheme
-from edge_vla.runtime.gpu.kernels import w4a8, w4a16, w8
+from edge_vla.runtime.gpu.kernels import w4a8, w4a16, w8, w8a8
 from edge_vla.runtime.gpu.kernels.tiles import GEMV_ROWS, Tile
 from edge_vla.runtime.gpu.kernels.weights import quantised, repack_int4, repack_int8, summed
 
@@ -60,7 +60,7 @@ def test_every_tile_gives_the_product(tile: Tile, group: int, rows: int, device:
     made = [
         (w4a16.kernel_gemm(x, weight4, tile), w4a16.reference_gemm(x, weight4)),
         (w8.kernel_a16_gemm(x, weight8, tile), w8.reference_a16_gemm(x, weight8)),
-        (w8.kernel_a8_gemm(bytes8, weight8, x.dtype, tile), w8.reference_a8_gemm(bytes8, weight8, x.dtype)),
+        (w8a8.kernel(bytes8, weight8, x.dtype, tile), w8a8.reference(bytes8, weight8, x.dtype)),
         (w4a8.kernel(bytes4, weight4, x.dtype, tile), w4a8.reference(bytes4, weight4, x.dtype)),
     ]
     for ours, reference in made:
@@ -84,7 +84,7 @@ def test_a_rows_bits_do_not_depend_on_the_number_of_rows(
     kernels: list[Callable[[Tensor], Tensor]] = [
         lambda rows: w4a16.kernel_gemm(rows, weight4, tile),
         lambda rows: w8.kernel_a16_gemm(rows, weight8, tile),
-        lambda rows: w8.kernel_a8_gemm(quantised(rows), weight8, x.dtype, tile),
+        lambda rows: w8a8.kernel(quantised(rows), weight8, x.dtype, tile),
         lambda rows: w4a8.kernel(quantised(rows, for_int4=True), weight4, x.dtype, tile),
     ]
     for gemm in kernels:
@@ -128,6 +128,20 @@ def test_a_rows_bits_depend_on_no_other_row(dtype: torch.dtype, device: torch.de
         assert torch.equal(gemv(x[2:5].contiguous()), whole[:, 2:5])
         assert torch.equal(moved[:, 3], whole[:, 0])
         assert torch.equal(moved[:, 4], whole[:, 4])
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_a_bias_is_added_to_the_rounded_product(dtype: torch.dtype, device: torch.device) -> None:
+    """To the bit what the product's next reader would add."""
+    inputs = RandomInputs.seeded(5, device, dtype)
+    weight, bias, x = repack_int8(inputs.packed(Scheme.INT8, 70, 200)), inputs.rows(70), inputs.rows(21, 200)
+    rows = quantised(x)
+    assert torch.equal(w8.kernel_a16_gemm(x, weight, bias=bias), w8.kernel_a16_gemm(x, weight) + bias)
+    biased = w8a8.kernel(rows, weight, dtype, bias=bias)
+    assert torch.equal(biased, w8a8.kernel(rows, weight, dtype) + bias)
+    assert torch.equal(biased, w8a8.reference(rows, weight, dtype, bias=bias))
+    with pytest.raises(AssertionError, match="whole"):
+        w8.kernel_a16_gemm(x, weight, Tile(64, 32, 64, 4, 2, splits=2), bias=bias)
 
 
 def test_what_does_not_fit_is_refused(device: torch.device) -> None:
