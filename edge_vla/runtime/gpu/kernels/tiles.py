@@ -208,7 +208,7 @@ _RATES: Final = {
     (8, 6): _CONSUMER,
     (8, 7): _WORKSTATION,
     (8, 9): _CONSUMER,
-    (9, 0): Rates({16: 2048, 8: 4096}, 32, 32, 1),  # a program there waits for no other
+    (9, 0): Rates({16: 2048, 8: 2 * 2048}, 32, 32, 1),  # a program there waits for no other
     (12, 0): _CONSUMER,
 }
 BITS: Final = {"w4a16": (4, 16), "w8a16": (8, 16), "w8a8": (8, 8), "w4a8": (4, 8), "w16": (16, 16)}
