@@ -250,8 +250,8 @@ TUNED: Final[Mapping[tuple[str, tuple[int, int]], Mapping[tuple[int, int], Tile]
         (15, 13): Tile(128, 128, 128, 8, 2, 3, 2),  # three splits are 4 % faster and hold 25 MB more
     },
     ("w4a8_gemm", (9, 0)): {  # not measured yet: the least by `benchmarks.gpu.model`
-        (13, 13): Tile(64, 64, 128, 4, 3, 2, 2),
-        (13, 14): Tile(64, 64, 128, 4, 3, 2, 2),
+        (13, 13): Tile(64, 128, 128, 4, 2, 2, 3),
+        (13, 14): Tile(64, 128, 128, 4, 2, 2, 3),
         (14, 13): Tile(64, 128, 128, 4, 2, 2, 1),
         (15, 13): Tile(64, 64, 128, 4, 3, 2, 1),
     },
