@@ -79,6 +79,7 @@ class PassNetwork:
         if not bool(self.barrier[1]):
             return False
         self.barrier.zero_()
+        self.scratch.tickets.zero_()  # the chain's too, which would add up parts that are not there yet
         return True
 
     @property

@@ -91,3 +91,13 @@ def test_the_chains_bits(bits: int, dtype: torch.dtype, device: torch.device) ->
 def test_layers_that_differ_are_refused(device: torch.device) -> None:
     with pytest.raises(BackendError, match="layer 1's products are"):
         network(RandomInputs.seeded(0, device, torch.bfloat16), (4, 8))
+
+
+def test_after_waits_in_vain_the_chain_has_its_tickets(device: torch.device) -> None:
+    """Phases that overlapped may leave some; nothing else clears them."""
+    made = network(RandomInputs.seeded(0, device, torch.bfloat16), (8,))
+    made.barrier.fill_(1)
+    made.scratch.tickets.fill_(2)
+    assert made.gave_up()
+    assert not made.gave_up()
+    assert not made.scratch.tickets.any()
