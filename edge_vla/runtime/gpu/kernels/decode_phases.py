@@ -78,7 +78,7 @@ def _decode_pass(
                     WIDTH, NORM_BLOCK, POINTERS, PROGRAMS, POLLS, OPEN,
                 )  # fmt: skip
     if TOGETHER:
-        _spoil(barrier, normed, rows, WIDTH)
+        _spoil(barrier, normed, rows, WIDTH, ROWS)
 # fmt: on
 
 
@@ -119,12 +119,15 @@ def _between(
 
 
 @jit
-def _spoil(barrier: tl.tensor, normed: tl.tensor, rows: tl.tensor, WIDTH: tl.constexpr) -> None:
-    """No number may come of a pass whose programs did not wait for each other."""
+def _spoil(barrier: tl.tensor, normed: tl.tensor, rows: tl.tensor, WIDTH: tl.constexpr, ROWS: tl.constexpr) -> None:
+    """No number may come of a pass whose programs did not wait for each other.
+
+    Every program spoils all rows: one that comes late may still do a norm for all when others have ended.
+    """
     if tl.load(barrier + 1) != 0:
         tl.debug_barrier()  # after what other threads have written there
-        for row in range(tl.program_id(0), rows, tl.num_programs(0)):
-            tl.store(normed + row * WIDTH, float("nan"))
+        row = tl.arange(0, ROWS)
+        tl.store(normed + row * WIDTH, float("nan"), mask=row < rows)
 
 
 @called

@@ -12,6 +12,8 @@ from edge_vla.model.decoder import rotary_tables
 from edge_vla.quant import Scheme
 from edge_vla.runtime.gpu.kernels import activations, decode_pass, pass_attention, rms_norm, w4a16, w8, w16
 from edge_vla.runtime.gpu.kernels.decode_pass import PassLayer, PassNetwork
+from edge_vla.runtime.gpu.kernels.decode_phases import _spoil
+from edge_vla.runtime.gpu.kernels.language import jit, tl
 from edge_vla.runtime.gpu.kernels.tiles import Tile
 from edge_vla.runtime.gpu.kernels.weights import Int4Weight, Int8Weight, Rows, Weight, repack_int4, repack_int8
 from edge_vla.spec import TINY
@@ -101,3 +103,23 @@ def test_after_waits_in_vain_the_chain_has_its_tickets(device: torch.device) -> 
     assert made.gave_up()
     assert not made.gave_up()
     assert not made.scratch.tickets.any()
+
+
+@jit
+def _one_after_another(barrier: tl.tensor, normed: tl.tensor, ended: tl.tensor, rows: tl.tensor) -> None:
+    """Each program but the first writes the row once those before it have ended, as a late norm for all does."""
+    me, column = tl.program_id(0), tl.arange(0, 16)
+    while tl.atomic_add(ended, 0) < me:
+        pass
+    tl.store(normed + column, tl.zeros([16], tl.float32), mask=column < me * 16)
+    _spoil(barrier, normed, rows, 16, 8)
+    tl.debug_barrier()
+    tl.atomic_add(ended, 1)
+
+
+def test_a_late_norm_leaves_no_number(device: torch.device) -> None:
+    for gave_up in (0, 1):
+        barrier, ended = torch.tensor([0, gave_up], device=device), torch.zeros(1, dtype=torch.int32, device=device)
+        normed = torch.ones(1, 16, device=device)
+        _one_after_another[(3,)](barrier, normed, ended, 1)
+        assert bool(normed.isnan().any()) == bool(gave_up)
