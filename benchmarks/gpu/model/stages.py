@@ -110,7 +110,7 @@ def _decoder(launched: LaunchRow, configuration: Configuration, known: Sequence[
         made = [(shape, row) for shape in _shapes(kernel) if (row := _of_shape(known, shape))]
         found += [Launched(row, calls / len(made), shape.m) for shape, row in made]
         if kernel == PASS:
-            found += [Launched(row, calls, GEMV_ROWS) for row in _passes(known, configuration)]
+            found += [Launched(row, calls, STEP_ROWS) for row in _passes(known, configuration)]
             barriers += calls * OPENVLA_7B.decoder.layers * (PHASES - TASKS + TASKS * TASK)
         elif not made:
             row = _at_rows(known, kernel, rows, configuration)
@@ -129,7 +129,7 @@ def _passes(known: Sequence[KernelRow], configuration: Configuration) -> Iterato
     layers = OPENVLA_7B.decoder.layers
     more = layers // CHECKED_LAYERS
     for row in known:
-        if row.case == f"{PASS} {kind}, {GEMV_ROWS} rows":
+        if row.case == f"{PASS} {kind}, {STEP_ROWS} rows":
             yield replace(
                 row,
                 instructions=layers * (row.instructions - row.loop) + row.loop,
