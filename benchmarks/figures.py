@@ -29,6 +29,7 @@ from benchmarks.formats import tables as formats
 from benchmarks.formats.results import FormatsResult, InteropResult
 from benchmarks.gpu import tables as gpu
 from benchmarks.gpu.counted.result import CountedResult
+from benchmarks.gpu.int4_as_int8 import Int4AsInt8Result
 from benchmarks.gpu.model.result import ModelResult
 from benchmarks.gpu.result import GpuResult
 from benchmarks.gpu.tune import TuneResult
@@ -313,6 +314,7 @@ TABLES: Final[Mapping[type, Callable[[Any], Iterator[str]]]] = {
     FormatsResult: formats.formats,
     FuzzResult: serve.fuzz,
     GpuResult: gpu.chapter,
+    Int4AsInt8Result: gpu.rounded_weights,
     Int8VisionResult: tensorrt.int8_vision,
     InteropResult: formats.interop,
     LadderResult: demo_policy.ladder,

@@ -19,6 +19,7 @@ from benchmarks.demo_policy.results import LadderResult, PolicyEvaluation, Repro
 from benchmarks.first_run import FirstRunResult
 from benchmarks.formats.results import FormatsResult, InteropResult
 from benchmarks.gpu.counted.result import CountedResult
+from benchmarks.gpu.int4_as_int8 import Int4AsInt8Result
 from benchmarks.gpu.model.result import ModelResult
 from benchmarks.gpu.result import GpuResult
 from benchmarks.gpu.tune import TuneResult
@@ -59,6 +60,7 @@ BODIES: Final[Mapping[str, type[Body]]] = {
         FleetResult,
         FormatsResult,
         FuzzResult,
+        Int4AsInt8Result,
         Int8VisionResult,
         InteropResult,
         LadderResult,

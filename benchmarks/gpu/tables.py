@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.gpu.configurations import BF16, DRAFTED, W4A8, W8A8
 from benchmarks.gpu.counted.result import CountedResult, KernelRow
+from benchmarks.gpu.int4_as_int8 import Int4AsInt8Result
 from benchmarks.gpu.model.result import Expected, ModelResult
 from benchmarks.gpu.peers import EAGER, NF4
 from benchmarks.gpu.result import (
@@ -246,3 +247,14 @@ def _range(one: Expected) -> str:
 
 def _signed(share: float) -> str:
     return f"{share:+.0%}"
+
+
+def rounded_weights(result: Int4AsInt8Result) -> Iterator[str]:
+    """Errors of drawn weights, as shares of the weights."""
+    yield f"Weights {result.outputs} x {result.inputs}, int4 to nearest in groups of {result.group}; root mean squares."
+    yield ""
+    rows = [
+        (name, *(f"{share:.1%}" for share in (one.int4, one.int8_of_int4, one.both, one.worst_output)))
+        for name, one in result.losses.items()
+    ]
+    yield from table(["weights", "int4", "int8 of int4", "both", "int8 of int4, worst output"], rows)

@@ -18,6 +18,7 @@ from edge_vla.quant import PackedWeight, Scheme, dequantise
 from edge_vla.runtime.gpu.kernels import w4a8, w4a16, w8, w8a8, w16
 from edge_vla.runtime.gpu.kernels.weights import (
     Int8Rows,
+    Int8Weight,
     as_int8,
     in_input_order,
     quantised,
@@ -70,7 +71,7 @@ def _w8a8_gemm(inputs: RandomInputs, m: int, n: int, k: int, _: int) -> KernelCh
     check = _of_integers(
         x,
         x.codes,
-        (weight.codes, weight.scales),
+        weight,
         packed.bytes,
         lambda: w8a8.kernel(x, weight, inputs.dtype),
         lambda: w8a8.reference(x, weight, inputs.dtype),
@@ -111,16 +112,16 @@ def _of_rows(x: Tensor, packed: PackedWeight, kernel: Callable[[], Tensor]) -> K
 def _of_integers(
     x: Int8Rows,
     codes: Tensor,
-    weight: tuple[Tensor, Tensor],
+    weight: Int8Weight,
     weight_bytes: int,
     kernel: Callable[[], Tensor],
     reference: Callable[[], Tensor],
 ) -> KernelCheck:
-    """`codes` of the rows in input order; `weight`: codes (N, K) int8 and scales (N,). Sums are exact on both sides."""
-    (m, k), n = codes.shape, weight[0].shape[0]
+    """`codes` of the rows in input order. Sums are exact on both sides."""
+    (m, k), n = codes.shape, weight.shape[0]
 
     def truth() -> Tensor:
-        return (codes.double() @ weight[0].double().T) * x.scales.double()[:, None] * weight[1].double()
+        return (codes.double() @ weight.codes.double().T) * x.scales.double()[:, None] * weight.scales.double()
 
     return KernelCheck(
         lambda: [kernel()],

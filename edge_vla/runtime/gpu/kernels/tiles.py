@@ -1,7 +1,7 @@
 """How a chip's kernels tile their work: tables by compute capability, fitted to the device's shared memory.
 
 Pure functions of numbers read off the device; importing this makes no CUDA call. `TUNED` holds what
-`python -m benchmarks.gpu.tune` measured; any other chip or shape gets the candidate that costs least on paper.
+`python -m benchmarks.gpu.tune` measured, but where a line says otherwise; any other chip or shape gets the candidate that costs least on paper.
 """
 
 from __future__ import annotations
@@ -269,7 +269,7 @@ TUNED: Final[Mapping[tuple[str, tuple[int, int]], Mapping[tuple[int, int], Tile]
         (11, 13): Tile(64, 64, 128, 4, 4, 1, 3),
         (12, 11): Tile(64, 64, 128, 4, 4, 1, 1),
         (13, 11): Tile(64, 64, 128, 4, 3, 2, 1),
-        (13, 13): Tile(64, 64, 128, 4, 4, 1, 1),
+        (13, 13): Tile(64, 64, 128, 4, 4, 1, 1),  # whole, for a bias: by arithmetic, as other splits of towers
         (13, 14): Tile(64, 128, 128, 4, 3, 1, 2),  # three stages, so that an SM holds two
         (14, 12): Tile(64, 64, 64, 4, 4, 2, 1),
     },

@@ -1,7 +1,7 @@
 """Many int8 rows times an int4 weight on int8 tensor cores: int8 arithmetic on weights stored in 4 bits.
 
-The weight is widened to int8 with one scale an output (`weights.as_int8`), four nibbles at a time, a block ahead of the
-product (see `w4a16`): sums stay integers to the end, as those of an int8 weight do. Scales of groups within the sums
+The weight is widened to int8 with one scale an output (`weights.as_int8`), four nibbles at a time, right before its
+product: sums stay integers to the end, as those of an int8 weight do. Scales of groups within the sums
 would be a conversion and a product on slow pipes for every row and group, twice the time of the whole product. The
 rows come in the byte order of the weight, so that nibbles are widened in place.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from edge_vla.runtime.gpu.kernels import w8a8
 from edge_vla.runtime.gpu.kernels.language import check_rows, jit, overlap, tl, wait_for_inputs
 from edge_vla.runtime.gpu.kernels.nibbles import byte_assembly, bytes_of, scale_k, steps_of
 from edge_vla.runtime.gpu.kernels.row_tiles import load_rows, store_int8_rows
@@ -27,12 +28,9 @@ from edge_vla.runtime.gpu.kernels.weights import (
 
 
 def reference(x: Int8Rows, weight: Int4Weight, dtype: torch.dtype, reader: Reader = "torch") -> Tensor:  # noqa: ARG001
-    """x (M, K) for int4 -> (M, N) in `dtype`: exact integer sums, times the row's scale, times the output's."""
+    """x (M, K) for int4 -> (M, N) in `dtype`: the product of `w8a8` by the weight as int8."""
     assert x.for_int4, "rows are in input order, not in the byte order of an int4 weight"
-    codes, scales = as_int8(weight)
-    # float64 holds every sum of int8 products exactly, and torch multiplies no integers on a GPU.
-    sums = (in_input_order(x.codes, weight.shape[1]).double() @ codes.double().T).float()
-    return (sums * x.scales[:, None] * scales).to(dtype)
+    return w8a8.reference(Int8Rows(in_input_order(x.codes, weight.shape[1]), x.scales), as_int8(weight), dtype)
 
 
 def kernel(

@@ -50,7 +50,7 @@ class Int8Weight:
     """A weight with one scale per output, for 16-bit rows and for int8 rows alike."""
 
     codes: Tensor  # (N, K) int8, at an aligned address
-    scales: Tensor  # (N,) float16
+    scales: Tensor  # (N,) float16; float32 in `as_int8`
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -124,8 +124,8 @@ def _levels(codes: Tensor, scales: Tensor) -> Tensor:
     return (levels.view(torch.int32) & ~0x1FFF).view(torch.float32)
 
 
-def as_int8(weight: Int4Weight) -> tuple[Tensor, Tensor]:
-    """(codes (N, K) int8, scales (N,) float32): an int4 weight as an int8 GEMM multiplies by it.
+def as_int8(weight: Int4Weight) -> Int8Weight:
+    """An int4 weight as an int8 GEMM multiplies by it.
 
     One scale an output, so that nothing happens to the integer sums before their end. A weight moves by at most half
     of a 1/127th, or so, of the largest that its output's scales allow; int4's own steps are some sixteen times wider.
@@ -136,7 +136,7 @@ def as_int8(weight: Int4Weight) -> tuple[Tensor, Tensor]:
     exact = packed.scales.double() * weight.levels.double()[:, None]
     steps = exact.round().clamp(max=MOST_STEPS).to(torch.int32)
     codes = (levels * steps[:, :, None] + STEPS // 2).div(STEPS, rounding_mode="floor")
-    return codes.flatten(1).to(torch.int8), STEPS / weight.levels
+    return Int8Weight(codes.flatten(1).to(torch.int8), STEPS / weight.levels)
 
 
 def restore_int4(weight: Int4Weight) -> PackedWeight:

@@ -127,9 +127,9 @@ def test_an_int4_weight_as_int8(n: int, group: int, groups: int, spread: int, se
     packed = inputs.packed(Scheme.INT4, n, group * groups, group)
     assert packed.scales is not None
     packed.scales.mul_(2.0 ** -torch.randint(0, spread + 1, packed.scales.shape, generator=inputs.generator))
-    codes, scales = as_int8(repack_int4(packed))
+    int8 = as_int8(repack_int4(packed))
     exact = dequantise(packed).double()
-    level = scales.double()[:, None]
+    codes, level = int8.codes, int8.scales.double()[:, None]
     own = exact.abs() / packed.scales.double().repeat_interleave(group, dim=1)
     assert bool(((codes.double() * level - exact).abs() <= level * (0.5 + own * 0.5 / STEPS) * (1 + 1e-6)).all())
     assert bool(((codes == 0) | (codes.sign() == exact.sign())).all())
@@ -143,5 +143,5 @@ def test_a_group_without_weights_has_no_say() -> None:
     codes[0, :16] = 0x1F  # levels 7 and -7 in the first group
     scales = torch.tensor([[0.01, 900.0], [1.0, 1.0]], dtype=torch.half)
     weight = PackedWeight(Scheme.INT4, (2, 64), 32, codes, scales)
-    int8, scale = as_int8(repack_int4(weight))
-    torch.testing.assert_close(int8.float() * scale[:, None], dequantise(weight), rtol=2e-3, atol=0)
+    int8 = as_int8(repack_int4(weight))
+    torch.testing.assert_close(int8.codes.float() * int8.scales[:, None], dequantise(weight), rtol=2e-3, atol=0)
