@@ -1,7 +1,8 @@
 """How a chip's kernels tile their work: tables by compute capability, fitted to the device's shared memory.
 
 Pure functions of numbers read off the device; importing this makes no CUDA call. `TUNED` holds what
-`python -m benchmarks.gpu.tune` measured, but where a line says otherwise; any other chip or shape gets the candidate that costs least on paper.
+`python -m benchmarks.gpu.tune` measured, but where a line says otherwise; any other chip or shape gets the candidate
+that costs least on paper.
 """
 
 from __future__ import annotations
